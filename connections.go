@@ -1,0 +1,359 @@
+package caddytarget
+
+import (
+	"cmp"
+	"errors"
+	"hash/maphash"
+	"math"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// registry knows the connections that a transport has dialled, by what they may
+// be used for, and the requests that use them. http.Transport pools them; but
+// its bound on idle connections does not see those of HTTP/2, and it cannot be
+// told to close those of one backend. The registry can: it bounds all idle
+// connections together and closes the ones whose backend has moved away.
+//
+// A closing must never meet a new request. So what http.Transport sees as the
+// host is not the key but one generation of it, which the registry retires, as
+// a whole, only when no request uses it. The next request gets a new one.
+type registry struct {
+	max    int64 // open connections over which idle keys are closed
+	open   atomic.Int64
+	serial atomic.Uint64 // numbers generations, and moments for idle
+
+	seed   maphash.Seed
+	shards [16]shard
+
+	life   sync.Mutex // guards closed against sweeping
+	closed atomic.Bool
+	stop   chan struct{} // ends the sweeper; nil while there is none
+	wg     sync.WaitGroup
+}
+
+// poolKey is what a connection may be used for.
+type poolKey struct {
+	address string // as it is dialled
+	name    string // TLS server name; empty: no TLS
+	kind    poolKind
+	client  netip.AddrPort // announced by the PROXY protocol
+}
+
+type poolKind uint8
+
+const (
+	plain   poolKind = iota // HTTP/1.1
+	h2c                     // HTTP/2 without TLS
+	secure                  // HTTP/1.1 or HTTP/2 over TLS, as negotiated
+	upgrade                 // HTTP/1.1 over TLS, for requests that change the protocol
+)
+
+// shard is a part of the keys, with a lock of its own.
+type shard struct {
+	mu    sync.Mutex
+	pools map[poolKey]*pool
+	// idle pools with connections, the one longest idle first
+	oldest, newest *pool
+}
+
+// pool is one generation of a key.
+type pool struct {
+	key   poolKey
+	host  string // stands for this generation in the URL that http.Transport sees
+	shard *shard
+
+	// who may tell whether the address is still that of the target
+	target   string
+	resolver *resolver
+
+	// under shard.mu
+	requests   int
+	conns      map[*trackedConn]struct{}
+	retired    bool
+	listed     bool
+	idleSince  time.Time
+	idleMoment uint64
+	prev, next *pool
+}
+
+// trackedConn is a connection that the registry knows of.
+type trackedConn struct {
+	net.Conn
+	registry *registry
+	pool     *pool
+}
+
+var errRetired = errors.New("connection is not wanted any more")
+
+const (
+	// sweepInterval is how often idle connections are held against the answers
+	// of the resolver, and sweepIdle how long they must have been idle then.
+	sweepInterval = 5 * time.Second
+	sweepIdle     = 10 * time.Second
+)
+
+func newRegistry(limit int) *registry {
+	g := &registry{max: int64(limit), seed: maphash.MakeSeed()}
+	for i := range g.shards {
+		g.shards[i].pools = make(map[poolKey]*pool)
+	}
+	return g
+}
+
+// acquire returns the pool for a request, which has to release it.
+func (g *registry) acquire(key poolKey, c *call) *pool {
+	s := &g.shards[maphash.String(g.seed, key.address)%uint64(len(g.shards))]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.pools[key]
+	if p == nil {
+		p = &pool{key: key, host: g.hostFor(&key), shard: s, conns: make(map[*trackedConn]struct{})}
+		if c != nil {
+			p.target, p.resolver = c.host, c.resolver
+		}
+		s.pools[key] = p
+	}
+	if p.requests++; p.listed {
+		s.unlist(p)
+	}
+	return p
+}
+
+// hostFor names a new generation. What it looks like matters to nobody but
+// those who read traces, as long as it is unique and has a port.
+func (g *registry) hostFor(key *poolKey) string {
+	host, port, err := net.SplitHostPort(key.address)
+	if err != nil {
+		host, port = "socket", "0"
+	}
+	return key.name + "~" + strings.ReplaceAll(host, ":", "-") + "~" + strconv.FormatUint(g.serial.Add(1), 36) + ":" + port
+}
+
+// release ends a request's use of a pool.
+func (g *registry) release(p *pool) {
+	s := p.shard
+	s.mu.Lock()
+	var surplus []*trackedConn
+	if p.requests--; p.requests == 0 {
+		switch {
+		case g.closed.Load():
+			surplus = s.retire(p)
+		case len(p.conns) == 0:
+			s.retire(p)
+		default:
+			s.list(p, g.serial.Add(1))
+		}
+	}
+	s.mu.Unlock()
+	closeAll(surplus)
+	g.closeSurplus()
+}
+
+// track adds a new connection to a pool, unless that was retired meanwhile;
+// then it closes the connection.
+func (g *registry) track(p *pool, conn net.Conn) (net.Conn, error) {
+	t := &trackedConn{Conn: conn, registry: g, pool: p}
+	p.shard.mu.Lock()
+	if p.retired {
+		p.shard.mu.Unlock()
+		_ = conn.Close()
+		return nil, errRetired
+	}
+	p.conns[t] = struct{}{}
+	if p.requests == 0 && !p.listed {
+		p.shard.list(p, g.serial.Add(1)) // the request did not wait for it
+	}
+	p.shard.mu.Unlock()
+	g.open.Add(1)
+	g.sweepFromNowOn()
+	g.closeSurplus()
+	return t, nil
+}
+
+// Close closes the connection.
+func (t *trackedConn) Close() error {
+	s := t.pool.shard
+	s.mu.Lock()
+	_, known := t.pool.conns[t]
+	if known {
+		delete(t.pool.conns, t)
+		if len(t.pool.conns) == 0 && t.pool.requests == 0 {
+			s.retire(t.pool)
+		}
+	}
+	s.mu.Unlock()
+	if known {
+		t.registry.open.Add(-1)
+	}
+	return t.Conn.Close()
+}
+
+// retire ends a generation that no request uses and returns its connections,
+// to be closed without the lock.
+func (s *shard) retire(p *pool) []*trackedConn {
+	if p.retired {
+		return nil
+	}
+	p.retired = true
+	s.unlist(p)
+	delete(s.pools, p.key)
+	conns := make([]*trackedConn, 0, len(p.conns))
+	for t := range p.conns {
+		conns = append(conns, t)
+	}
+	return conns
+}
+
+func closeAll(conns []*trackedConn) {
+	for _, t := range conns {
+		_ = t.Close()
+	}
+}
+
+// list puts a pool at the end of the idle ones.
+func (s *shard) list(p *pool, moment uint64) {
+	p.listed, p.idleSince, p.idleMoment = true, time.Now(), moment
+	p.prev, p.next = s.newest, nil
+	if s.newest != nil {
+		s.newest.next = p
+	} else {
+		s.oldest = p
+	}
+	s.newest = p
+}
+
+func (s *shard) unlist(p *pool) {
+	if !p.listed {
+		return
+	}
+	if p.prev != nil {
+		p.prev.next = p.next
+	} else {
+		s.oldest = p.next
+	}
+	if p.next != nil {
+		p.next.prev = p.prev
+	} else {
+		s.newest = p.prev
+	}
+	p.listed, p.prev, p.next = false, nil, nil
+}
+
+// closeSurplus closes idle keys, the one longest idle first, while there are
+// more connections than there should be.
+func (g *registry) closeSurplus() {
+	for g.open.Load() > g.max {
+		var from *shard
+		least := uint64(math.MaxUint64)
+		for i := range g.shards {
+			s := &g.shards[i]
+			s.mu.Lock()
+			if s.oldest != nil && s.oldest.idleMoment < least {
+				from, least = s, s.oldest.idleMoment
+			}
+			s.mu.Unlock()
+		}
+		if from == nil {
+			return // all are in use
+		}
+		var conns []*trackedConn
+		from.mu.Lock()
+		if p := from.oldest; p != nil && p.idleMoment == least {
+			conns = from.retire(p)
+		}
+		from.mu.Unlock()
+		closeAll(conns)
+	}
+}
+
+// sweepFromNowOn starts the sweeper if it does not run.
+func (g *registry) sweepFromNowOn() {
+	g.life.Lock()
+	defer g.life.Unlock()
+	if g.stop != nil || g.closed.Load() {
+		return
+	}
+	stop := make(chan struct{})
+	g.stop = stop
+	g.wg.Go(func() {
+		ticker := time.NewTicker(sweepInterval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case now := <-ticker.C:
+				g.sweep(now)
+			}
+		}
+	})
+}
+
+// sweep closes idle connections to addresses that have left the answer.
+func (g *registry) sweep(now time.Time) {
+	for i := range g.shards {
+		s := &g.shards[i]
+		var conns []*trackedConn
+		s.mu.Lock()
+		for p, next := s.oldest, (*pool)(nil); p != nil && now.Sub(p.idleSince) >= sweepIdle; p = next {
+			next = p.next
+			if p.moved() {
+				conns = append(conns, s.retire(p)...)
+			}
+		}
+		s.mu.Unlock()
+		closeAll(conns)
+	}
+}
+
+// moved tells whether the target has other addresses now. Connections without
+// TLS are shared; if another target uses them, it is enough that they are never
+// closed while in use.
+func (p *pool) moved() bool {
+	if p.resolver == nil {
+		return false
+	}
+	ap, err := netip.ParseAddrPort(p.key.address)
+	if err != nil || ap.Addr().String() == p.target {
+		return false
+	}
+	addrs, known := p.resolver.peek(p.target)
+	return known && len(addrs) > 0 && !slices.Contains(addrs, ap.Addr())
+}
+
+// close closes what is idle now, and what is in use as soon as it no longer is.
+func (g *registry) close() {
+	g.life.Lock()
+	g.closed.Store(true)
+	if g.stop != nil {
+		close(g.stop)
+	}
+	g.life.Unlock()
+	g.wg.Wait()
+	for i := range g.shards {
+		s := &g.shards[i]
+		var conns []*trackedConn
+		s.mu.Lock()
+		for _, p := range s.pools {
+			if p.requests == 0 {
+				conns = append(conns, s.retire(p)...)
+			}
+		}
+		s.mu.Unlock()
+		closeAll(conns)
+	}
+}
+
+// defaultMaxConns returns how many connections may be open before idle ones are
+// closed: half of the descriptors that this process may have.
+func defaultMaxConns() int {
+	const least, most = 64, 1 << 16
+	return min(max(cmp.Or(descriptorLimit(), 2048)/2, least), most)
+}

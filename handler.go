@@ -1,0 +1,486 @@
+package caddytarget
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"golang.org/x/net/http/httpguts"
+
+	"caddytarget/internal/dnscache"
+	"caddytarget/internal/guard"
+)
+
+// Guard says which targets may be called. The address that is judged is the
+// address that is dialled.
+type Guard struct {
+	// Names that may be called: `example.com`, `*.example.com` (at any depth,
+	// without example.com itself), `*`. IP addresses in targets are names,
+	// too. Default: every name.
+	Allow []string `json:"allow,omitempty"`
+
+	// Names that may not be called. They win over `allow`.
+	Deny []string `json:"deny,omitempty"`
+
+	// Addresses that may be called beside the globally routable ones: CIDR
+	// ranges, single addresses, `private_ranges`, `any`.
+	AllowIPs []string `json:"allow_ips,omitempty"`
+
+	// Addresses that may not be called: CIDR ranges, single addresses,
+	// `private_ranges`. They win over `allow_ips`.
+	DenyIPs []string `json:"deny_ips,omitempty"`
+
+	// Ports that may be called: `443`, `8000-8999`. Default: any.
+	Ports []string `json:"ports,omitempty"`
+
+	// Schemes that may be called, of `http`, `https`, `h2c`. Default: `http`
+	// and `https`.
+	Schemes []string `json:"schemes,omitempty"`
+}
+
+func (g Guard) compile() (*guard.Rules, error) {
+	return guard.Config(g).Compile()
+}
+
+// Handler takes the target of a request from a template, judges it, resolves
+// its name, and sets path and query to those of the target. A `reverse_proxy`
+// after it with `dynamic target` and `transport target` calls the target.
+//
+// It sets these placeholders:
+//
+// Placeholder | Description
+// ------------|-------------
+// `{http.target.url}` | The target with the path and the query that are called
+// `{http.target.scheme}` | `http`, `https` or `h2c`
+// `{http.target.host}` | The name or the IP address, without brackets
+// `{http.target.port}` | The port, also where it is the scheme's default
+// `{http.target.hostport}` | The Host header: the port only if it is not the scheme's default
+// `{http.target.addresses}` | The addresses that may be called, separated by commas
+// `{http.target.lookup}` | Where they came from: `hit`, `stale`, `miss`, `literal` or `hosts`
+// `{http.target.lookup_ms}` | How long that took, in milliseconds
+// `{http.target.error}` | Why the target was refused, could not be resolved, or did not answer
+//
+// A request that fails here is an error that `handle_errors` can route on:
+// status 400 if there is no target or it cannot be read, 403 if it may not be
+// called, 502 if it has no address, 503 if too many lookups are waiting or too
+// many requests to it are in flight, 504 if there was no answer in time, 508 if
+// the request has come through this server before.
+type Handler struct {
+	// The target: `scheme://host[:port][/path][?query]`, or `host[:port]`,
+	// which means http, or https on port 443. A target with a path replaces
+	// path and query of the request. Placeholders are expected here.
+	URL string `json:"url,omitempty"`
+
+	// Path and query to use, instead of the target's and the request's.
+	// Placeholders are expected here.
+	Path string `json:"path,omitempty"`
+
+	// The Host header, if it has to differ from the target's. Placeholders are
+	// supported.
+	Host string `json:"host,omitempty"`
+
+	Guard
+
+	// How long the whole exchange with the target may take, the lookup
+	// included, as a [duration](/docs/conventions#durations). Placeholders are
+	// supported; an empty value means no limit. Default: no limit.
+	Timeout string `json:"timeout,omitempty"`
+
+	// How many requests may be in flight to one target, which is scheme, host
+	// and port; beyond that there is status 503. Default: no limit.
+	MaxRequests int `json:"max_requests,omitempty"`
+
+	// The resolver. Default: that of the app.
+	Resolver *Resolver `json:"resolver,omitempty"`
+
+	rules    *guard.Rules
+	resolver *resolver
+	inFlight inFlight
+	log      *zap.Logger
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.target",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision sets up the handler.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.log = ctx.Logger()
+	app, err := appOf(ctx)
+	if err != nil {
+		return err
+	}
+	if h.resolver, err = app.acquire(h.Resolver); err != nil {
+		return err
+	}
+	h.rules, err = h.Guard.compile()
+	return err
+}
+
+// Validate checks the configuration.
+func (h *Handler) Validate() error {
+	if h.URL == "" {
+		return errors.New("no url")
+	}
+	if h.MaxRequests < 0 {
+		return fmt.Errorf("max_requests %d is negative", h.MaxRequests)
+	}
+	// what holds no placeholder can be checked now
+	if !strings.Contains(h.URL, "{") {
+		if _, err := parseTarget(h.URL); err != nil {
+			return err
+		}
+	}
+	if h.Timeout != "" && !strings.Contains(h.Timeout, "{") {
+		if _, err := parseTimeout(h.Timeout); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// call is what is to be called, and how far that has come. All but tried and
+// what state points to is set once, before anybody else sees it; those two
+// belong to the goroutine of the request.
+type call struct {
+	scheme   string
+	host     string // the name: it is resolved, judged, verified and, with the port, sent
+	port     uint16
+	hostport string // the Host header
+	path     string // for the placeholder {http.target.url}
+
+	answer
+	lookupMS float64
+
+	rules    *guard.Rules // nil: not judged, the operator wrote the name
+	resolver *resolver
+
+	tried []netip.AddrPort
+	state *requestState
+}
+
+// callContext is the context of a request that has a target.
+type callContext struct {
+	context.Context
+	call call
+}
+
+type callKey struct{}
+
+// Value implements context.Context.
+func (c *callContext) Value(key any) any {
+	if _, ok := key.(callKey); ok {
+		return &c.call
+	}
+	return c.Context.Value(key)
+}
+
+// requestState is what the handler leaves for those after it that do not see
+// its context: it stands behind the placeholders. It stays in the request's
+// variables, since there may be several handlers on the way, or one that is
+// entered again by handle_errors.
+type requestState struct {
+	call *call  // the last one that was parsed
+	err  error // why there is no going on
+
+	named []*namedCall // of sources that have a name of their own
+}
+
+const stateVar = "target"
+
+// stateOf returns the state of a request; it is made when it is first asked for.
+func stateOf(ctx context.Context, repl *caddy.Replacer) *requestState {
+	if st, ok := caddyhttp.GetVar(ctx, stateVar).(*requestState); ok {
+		return st
+	}
+	st := new(requestState)
+	caddyhttp.SetVar(ctx, stateVar, st)
+	repl.Map(st.placeholder)
+	return st
+}
+
+// placeholder gives the values of the placeholders of Handler.
+func (st *requestState) placeholder(key string) (any, bool) {
+	name, ok := strings.CutPrefix(key, "http.target.")
+	if !ok {
+		return nil, false
+	}
+	if name == "error" {
+		if st.err == nil {
+			return "", true
+		}
+		return st.err.Error(), true
+	}
+	c := st.call
+	if c == nil {
+		return nil, false
+	}
+	switch name {
+	case "url":
+		return c.scheme + "://" + c.hostport + c.path, true
+	case "scheme":
+		return c.scheme, true
+	case "host":
+		return c.host, true
+	case "port":
+		return c.port, true
+	case "hostport":
+		return c.hostport, true
+	case "addresses":
+		list := make([]string, len(c.addrs))
+		for i, a := range c.addrs {
+			list[i] = a.String()
+		}
+		return strings.Join(list, ","), true
+	case "lookup":
+		return c.lookup, true
+	case "lookup_ms":
+		return c.lookupMS, true
+	}
+	return nil, false
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	st := stateOf(r.Context(), repl)
+	st.call, st.err = nil, nil
+
+	if hasLoopID(r.Header) {
+		return h.refuse(w, st, http.StatusLoopDetected, errors.New("the request has already come through this server"))
+	}
+	c := &callContext{Context: r.Context()}
+	u, err := h.parse(repl, &c.call)
+	if err != nil {
+		return h.refuse(w, st, http.StatusBadRequest, err)
+	}
+	st.call, c.call.state = &c.call, st
+	if err := judge(h.rules, &u); err != nil {
+		return h.refuse(w, st, http.StatusForbidden, err)
+	}
+
+	if h.Timeout != "" {
+		timeout, err := parseTimeout(repl.ReplaceAll(h.Timeout, ""))
+		if err != nil {
+			return h.refuse(w, st, http.StatusBadRequest, err)
+		}
+		if timeout > 0 {
+			var cancel context.CancelFunc
+			c.Context, cancel = context.WithTimeout(c.Context, timeout)
+			defer cancel()
+		}
+	}
+	if h.MaxRequests > 0 {
+		done, ok := h.inFlight.enter(&c.call, h.MaxRequests)
+		if !ok {
+			return h.refuse(w, st, http.StatusServiceUnavailable,
+				fmt.Errorf("%d requests to %s are in flight", h.MaxRequests, c.call.host))
+		}
+		defer done()
+	}
+
+	if err := c.call.resolve(c.Context, u.addr); err != nil {
+		return h.refuse(w, st, statusOf(err), err)
+	}
+
+	u.apply(r.URL)
+	r.RequestURI = r.URL.RequestURI()
+	c.call.path = r.RequestURI
+	return next.ServeHTTP(w, r.WithContext(c))
+}
+
+// parse makes the call of a request from the templates.
+func (h *Handler) parse(repl *caddy.Replacer, c *call) (targetURL, error) {
+	u, err := parseTarget(repl.ReplaceAll(h.URL, ""))
+	if err != nil {
+		return u, err
+	}
+	if h.Path != "" {
+		path := repl.ReplaceAll(h.Path, "")
+		if err := checkBytes(path); err != nil {
+			return u, fmt.Errorf("path %q: %w", path, err)
+		}
+		if !strings.HasPrefix(path, "/") {
+			path = "/" + path
+		}
+		path, _, _ = strings.Cut(path, "#")
+		u.setPathAndQuery(path)
+	}
+	c.scheme, c.host, c.port, c.hostport = u.scheme, u.host, u.port, hostport(u.scheme, u.host, u.port)
+	c.path = u.path
+	c.rules, c.resolver = h.rules, h.resolver
+	if h.Host != "" {
+		c.hostport = repl.ReplaceAll(h.Host, "")
+		if c.hostport == "" || !httpguts.ValidHostHeader(c.hostport) {
+			return u, fmt.Errorf("host %q is not a valid Host header", c.hostport)
+		}
+	}
+	return u, nil
+}
+
+// judge tells whether scheme, name and port may be called.
+func judge(rules *guard.Rules, u *targetURL) error {
+	if err := rules.CheckScheme(u.scheme); err != nil {
+		return err
+	}
+	if err := rules.CheckName(u.host); err != nil {
+		return err
+	}
+	return rules.CheckPort(u.port)
+}
+
+// resolve sets the addresses of c to those that may be called.
+func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
+	if literal.IsValid() {
+		c.answer = answer{addrs: []netip.Addr{literal.Unmap()}, preferred: 1, lookup: "literal"}
+	} else {
+		start := time.Now()
+		var err error
+		c.answer, err = c.resolver.lookup(ctx, c.host)
+		c.lookupMS = time.Since(start).Seconds() * 1e3
+		if err != nil {
+			return err
+		}
+	}
+	if c.rules == nil {
+		return nil
+	}
+	for i, a := range c.addrs {
+		if !c.rules.AllowsAddr(a) {
+			return c.leaveOut(i)
+		}
+	}
+	return nil
+}
+
+// leaveOut takes out the addresses that may not be called, of which the i-th is
+// the first.
+func (c *call) leaveOut(i int) error {
+	refused := c.rules.CheckAddr(c.addrs[i])
+	all, preferred := c.addrs, c.preferred
+	c.addrs = slices.Clone(all[:i])
+	c.preferred = min(i, preferred)
+	for j := i + 1; j < len(all); j++ {
+		if c.rules.AllowsAddr(all[j]) {
+			c.addrs = append(c.addrs, all[j])
+			if j < preferred {
+				c.preferred++
+			}
+		}
+	}
+	if len(c.addrs) == 0 {
+		return fmt.Errorf("%s: %w", c.host, refused)
+	}
+	if c.preferred == 0 {
+		c.preferred = len(c.addrs)
+	}
+	return nil
+}
+
+// refuse ends a request with a status and a reason.
+func (h *Handler) refuse(w http.ResponseWriter, st *requestState, status int, err error) error {
+	st.err = err
+	if status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
+	if c := h.log.Check(zap.DebugLevel, "target refused or not resolved"); c != nil {
+		c.Write(zap.Int("status", status), zap.Error(err))
+	}
+	return caddyhttp.Error(status, err)
+}
+
+// statusClientGone is what Caddy reports of a request whose client has left.
+const statusClientGone = 499
+
+// statusOf returns the status of a lookup that failed.
+func statusOf(err error) int {
+	var refusal *guard.Refusal
+	var timeout interface{ Timeout() bool }
+	switch {
+	case errors.As(err, &refusal):
+		return http.StatusForbidden
+	case errors.Is(err, dnscache.ErrOverloaded):
+		return http.StatusServiceUnavailable
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return http.StatusGatewayTimeout
+	case errors.Is(err, context.Canceled):
+		return statusClientGone
+	}
+	return http.StatusBadGateway
+}
+
+func parseTimeout(s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	d, err := caddy.ParseDuration(s)
+	if err != nil {
+		return 0, fmt.Errorf("timeout: %w", err)
+	}
+	if d <= 0 {
+		return 0, fmt.Errorf("timeout %s is not positive", s)
+	}
+	return d, nil
+}
+
+// hasLoopID tells whether a request has come through this process before.
+func hasLoopID(header http.Header) bool {
+	for _, value := range header[loopHeader] {
+		if strings.Contains(value, loopID) {
+			return true
+		}
+	}
+	return false
+}
+
+// inFlight counts the requests in flight to each target.
+type inFlight struct {
+	mu     sync.Mutex
+	counts map[inFlightKey]int
+}
+
+type inFlightKey struct {
+	scheme, host string
+	port         uint16
+}
+
+// enter counts a request, unless there are limit already.
+func (f *inFlight) enter(c *call, limit int) (done func(), ok bool) {
+	key := inFlightKey{c.scheme, c.host, c.port}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.counts == nil {
+		f.counts = make(map[inFlightKey]int)
+	}
+	if f.counts[key] >= limit {
+		return nil, false
+	}
+	f.counts[key]++
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.counts[key]--; f.counts[key] == 0 {
+			delete(f.counts, key)
+		}
+	}, true
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.Validator             = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+)

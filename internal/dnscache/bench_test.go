@@ -1,0 +1,151 @@
+package dnscache
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// steady answers everything at once, with n A records and no AAAA record.
+type steady struct{ n int }
+
+func (steady) Outage() <-chan struct{} { return nil }
+
+func (s steady) Lookup(_ context.Context, _ string, qtype uint16) ([]netip.Addr, time.Duration, error) {
+	if qtype == TypeAAAA {
+		return nil, 0, nil
+	}
+	addrs := make([]netip.Addr, s.n)
+	for i := range addrs {
+		addrs[i] = netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})
+	}
+	return addrs, time.Hour, nil
+}
+
+func filled(b testing.TB, list []string, addrs int) *Cache {
+	c := New(steady{addrs}, Config{})
+	for _, name := range list {
+		if _, err := c.Lookup(b.Context(), name); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return c
+}
+
+// accesses returns names in random order, each a string of its own, as they
+// come from requests.
+func accesses(list []string) []string {
+	order := make([]string, 1<<17)
+	for i := range order {
+		order[i] = list[rand.N(len(list))]
+	}
+	// their bytes stand one after the other, so that reading them is not what is measured
+	all := strings.Join(order, "")
+	for i, name := range order {
+		order[i], all = all[:len(name)], all[len(name):]
+	}
+	return order
+}
+
+func BenchmarkHit(b *testing.B) {
+	for _, n := range []int{1, 1000, 100_000} {
+		list := names(n)
+		order := accesses(list)
+		mask := len(order) - 1
+		c := filled(b, list, 1)
+		bare := make(map[string]*state, n)
+		for n := range c.nodes() {
+			s := *n.state.Load()
+			bare[strings.Clone(n.name)] = &s
+		}
+		hit := func(i int) bool {
+			answer, _ := c.Lookup(context.Background(), order[i&mask])
+			return answer.State == Hit && len(answer.Addrs) == 1
+		}
+		bareHit := func(i int) bool { return len(bare[order[i&mask]].addrs) == 1 }
+		for _, what := range []struct {
+			name string
+			hit  func(int) bool
+		}{{"cache", hit}, {"map", bareHit}} {
+			b.Run(fmt.Sprintf("%s/names=%d/serial", what.name, n), func(b *testing.B) {
+				b.ReportAllocs()
+				i := 0
+				for b.Loop() {
+					if !what.hit(i) {
+						b.Fatal("no hit")
+					}
+					i++
+				}
+			})
+			b.Run(fmt.Sprintf("%s/names=%d/parallel", what.name, n), func(b *testing.B) {
+				b.ReportAllocs()
+				b.RunParallel(func(pb *testing.PB) {
+					for i := rand.N(len(order)); pb.Next(); i++ {
+						if !what.hit(i) {
+							b.Error("no hit")
+							return
+						}
+					}
+				})
+			})
+		}
+		c.Close()
+	}
+}
+
+// BenchmarkInsert is a flood of new names in a full cache.
+func BenchmarkInsert(b *testing.B) {
+	c := filled(b, names(100_000), 1)
+	defer c.Close()
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		c.insert(uint64(i)*0x9e3779b97f4a7c15, "name.example.com")
+		i++
+	}
+}
+
+// TestMemory measures what a name costs, everything counted, and what a full
+// cache that has been scanned costs.
+func TestMemory(t *testing.T) {
+	const n, most = 100_000, 500
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	for addrs := 1; addrs <= 2; addrs++ {
+		before := heap()
+		c := filled(t, names(n), addrs)
+		perName := float64(heap()-before) / n
+		for i := range n {
+			if _, err := c.Lookup(t.Context(), fmt.Sprintf("scan-%06d.example.com", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		scanned := float64(heap()-before) / n
+		t.Logf("%d A: %.0f B a name, %.0f after a scan", addrs, perName, scanned)
+		if perName > most || scanned > most {
+			t.Errorf("%d A: %.0f B a name, %.0f after a scan, want at most %d", addrs, perName, scanned, most)
+		}
+		if got := c.Len(); got != n {
+			t.Errorf("%d names", got)
+		}
+		c.Close()
+	}
+}
+
+func TestHitAllocatesNothing(t *testing.T) {
+	c := filled(t, []string{"x"}, 2)
+	defer c.Close()
+	if n := testing.AllocsPerRun(1000, func() { c.Lookup(context.Background(), "x") }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

@@ -1,0 +1,562 @@
+package dnscache
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const a, b, c6, d6 = "192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"
+
+func TestTTL(t *testing.T) {
+	cfg := Config{MinTTL: 2 * time.Second, MaxTTL: time.Minute, Stale: -1}
+	for _, tc := range []struct {
+		name  string
+		ttl   time.Duration
+		holds time.Duration
+	}{
+		{"zero", 0, 2 * time.Second},
+		{"below the least", time.Second, 2 * time.Second},
+		{"between", 30 * time.Second, 30 * time.Second},
+		{"above the longest", time.Hour, time.Minute},
+		{"longer than a clock can hold", 1<<63 - 1, time.Minute},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			run(t, cfg, func(w world) {
+				w.fake.a("x", tc.ttl, a)
+				w.want("x", "miss "+a)
+				w.sleep(tc.holds - 1)
+				w.want("x", "hit "+a)
+				w.wantAsked("x", 1, 1)
+				w.sleep(1)
+				w.want("x", "miss "+a)
+				w.wantAsked("x", 1, 1)
+			})
+		})
+	}
+}
+
+func TestTTLCountsFromTheReply(t *testing.T) {
+	run(t, Config{Stale: -1, Refresh: -1}, func(w world) {
+		w.fake.set("x A", script{addrs: ips(a), ttl: 10 * time.Second})
+		w.fake.set("x AAAA", script{delay: 3 * time.Second, err: nodata(-1)})
+		w.wantAfter("x", familyGrace, "miss "+a)
+		w.sleep(10*time.Second - familyGrace - 1)
+		w.want("x", "hit "+a)
+		w.sleep(1)
+		if got := w.get("x"); got != "miss "+a {
+			t.Errorf("after its time: %s", got)
+		}
+	})
+}
+
+func TestStale(t *testing.T) {
+	const ttl = 10 * time.Second
+	ms := time.Millisecond
+	good := func(delay time.Duration) script { return script{addrs: ips(b), ttl: ttl, delay: delay} }
+	for _, tc := range []struct {
+		name  string
+		after time.Duration // how long after its end it is read
+		then  script        // what the refresh gets for A
+		wait  time.Duration // how long the first reader waits
+		got   string        // what it gets
+		next  string        // what a reader gets 700 ms later
+	}{
+		{"just expired", 0, good(500 * ms), 0, "stale " + a, "hit " + b},
+		{"within the minute", time.Minute, good(500 * ms), 0, "stale " + a, "hit " + b},
+		{"within the minute, failing", time.Minute, script{err: errServfail}, 0, "stale " + a, "stale " + a},
+		{"later", time.Minute + 1, good(400 * ms), 400 * ms, "miss " + b, "hit " + b},
+		{"later, slow", time.Minute + 1, good(600 * ms), 500 * ms, "stale " + a, "hit " + b},
+		{"later, silent", time.Minute + 1, script{hang: true}, 500 * ms, "stale " + a, "stale " + a},
+		{"later, failing", time.Minute + 1, script{err: errServfail, delay: 100 * ms}, 100 * ms, "stale " + a, "stale " + a},
+		{"later, not existing", time.Minute + 1, script{err: nxdomain(-1), delay: 100 * ms}, 100 * ms, "miss nxdomain", "hit nxdomain"},
+		{"not existing", 0, script{err: nxdomain(-1), delay: ms}, 0, "stale " + a, "hit nxdomain"},
+		{"empty", 0, script{err: nodata(-1), delay: ms}, 0, "stale " + a, "hit nodata"},
+		{"silent", 0, script{hang: true}, 0, "stale " + a, "stale " + a},
+		{"malformed", 0, script{err: errors.New("malformed")}, 0, "stale " + a, "stale " + a},
+		{"too late", time.Hour, script{err: errServfail}, 0, "miss servfail", "hit servfail"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			run(t, Config{Stale: time.Hour, Refresh: -1}, func(w world) {
+				w.fake.a("x", ttl, a)
+				w.want("x", "miss "+a)
+				w.sleep(ttl + tc.after)
+				w.fake.forget()
+				w.fake.set("x A", tc.then)
+				w.wantAfter("x", tc.wait, tc.got)
+				w.sleep(700 * ms)
+				w.wantAfter("x", 0, tc.next)
+				w.wantAsked("x", 1, 1)
+			})
+		})
+	}
+}
+
+func TestStaleEnds(t *testing.T) {
+	run(t, Config{Stale: time.Hour, Refresh: -1}, func(w world) {
+		w.fake.a("x", time.Second, a)
+		w.want("x", "miss "+a)
+		w.sleep(time.Second)
+		w.fake.fail("x", errServfail)
+		for range 3599 {
+			if got := w.get("x"); got != "stale "+a {
+				t.Fatalf("%v: %s", time.Since(w.fake.start), got)
+			}
+			w.sleep(time.Second)
+		}
+		w.sleep(time.Second)
+		if got := w.get("x"); !strings.HasSuffix(got, "servfail") {
+			t.Errorf("after an hour: %s", got)
+		}
+	})
+}
+
+func TestStaleOff(t *testing.T) {
+	run(t, Config{Stale: -1, Refresh: -1}, func(w world) {
+		w.fake.a("x", time.Second, a)
+		w.want("x", "miss "+a)
+		w.sleep(time.Second)
+		w.fake.fail("x", errServfail)
+		w.want("x", "miss servfail")
+	})
+}
+
+// One refresh, however many read a stale name meanwhile; and none while the
+// last failure is remembered.
+func TestStaleRefreshesOnce(t *testing.T) {
+	for _, after := range []time.Duration{0, 2 * time.Minute} {
+		run(t, Config{Refresh: -1}, func(w world) {
+			w.fake.a("x", time.Second, a)
+			w.want("x", "miss "+a)
+			w.sleep(time.Second + after)
+			w.fake.forget()
+			w.fake.set("x A", script{hang: true})
+			w.fake.set("x AAAA", script{hang: true})
+			for range 3 {
+				for range 100 {
+					go w.get("x")
+				}
+				w.sleep(time.Second)
+			}
+			w.sleep(2 * time.Second) // the deadline
+			for range 100 {
+				w.want("x", "stale "+a)
+			}
+			w.wantAsked("x", 1, 1)
+			w.sleep(1250 * time.Millisecond)
+			w.get("x")
+			w.sleep(0)
+			w.wantAsked("x", 1, 1)
+		})
+	}
+}
+
+func TestNegative(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		a, aaaa error
+		holds   time.Duration
+		want    string
+	}{
+		{"with SOA", nxdomain(20 * time.Second), nxdomain(20 * time.Second), 20 * time.Second, "nxdomain"},
+		{"without SOA", nxdomain(-1), nxdomain(-1), 5 * time.Second, "nxdomain"},
+		{"capped", nxdomain(time.Hour), nxdomain(time.Hour), 30 * time.Second, "nxdomain"},
+		{"TTL 0", nxdomain(0), nxdomain(0), time.Second, "nxdomain"},
+		{"the shorter one", nodata(20 * time.Second), nodata(10 * time.Second), 10 * time.Second, "nodata"},
+		{"NXDOMAIN says more", nodata(20 * time.Second), nxdomain(20 * time.Second), 20 * time.Second, "nxdomain"},
+		{"NXDOMAIN is for both", nxdomain(20 * time.Second), errServfail, 20 * time.Second, "nxdomain"},
+		{"NODATA is for one", nodata(20 * time.Second), errServfail, 0, "servfail"},
+		{"neither address nor error", nil, nil, 5 * time.Second, "no addresses"},
+		{"wrapped", errors.Join(errors.New("more:"), nodata(-1)), nodata(-1), 5 * time.Second, "nodata"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			run(t, Config{}, func(w world) {
+				w.fake.set("x A", script{err: tc.a})
+				w.fake.set("x AAAA", script{err: tc.aaaa})
+				w.want("x", "miss "+tc.want)
+				w.want("x", "hit "+tc.want)
+				w.wantAsked("x", 1, 1)
+				if tc.holds == 0 { // the backoff
+					w.sleep(time.Second - 1)
+					w.want("x", "hit "+tc.want)
+					w.sleep(250*time.Millisecond + 1)
+				} else {
+					w.sleep(tc.holds - 1)
+					w.want("x", "hit "+tc.want)
+					w.sleep(1)
+				}
+				w.wantAsked("x", 0, 0)
+				w.want("x", "miss "+tc.want)
+				w.wantAsked("x", 1, 1)
+			})
+		})
+	}
+}
+
+// An empty reply without error must not end the wait for the other family.
+func TestEmptyFirst(t *testing.T) {
+	for _, first := range []error{nil, nodata(-1), errServfail} {
+		run(t, Config{}, func(w world) {
+			w.fake.set("x AAAA", script{err: first})
+			w.fake.set("x A", script{addrs: ips(a), ttl: time.Minute, delay: time.Second})
+			w.wantAfter("x", time.Second, "miss "+a)
+		})
+	}
+}
+
+func TestOneFamilyFails(t *testing.T) {
+	const ttl = 100 * time.Second
+	run(t, Config{Refresh: -1}, func(w world) {
+		w.fake.set("x A", script{addrs: ips(a), ttl: ttl})
+		w.fake.set("x AAAA", script{addrs: ips(c6), ttl: ttl})
+		w.want("x", "miss "+c6+" "+a)
+		w.sleep(ttl)
+		w.fake.set("x A", script{addrs: ips(b), ttl: ttl})
+		w.fake.set("x AAAA", script{err: errServfail})
+		w.want("x", "stale "+c6+" "+a)
+		w.want("x", "hit "+c6+" "+b) // and the failed one keeps what it had
+		w.wantAsked("x", 2, 2)
+		w.sleep(ttl - 1)
+		w.want("x", "hit "+c6+" "+b)
+		w.fake.set("x AAAA", script{err: nodata(-1)})
+		w.sleep(1)
+		w.want("x", "stale "+c6+" "+b)
+		w.want("x", "hit "+b) // until it is known to have none
+	})
+}
+
+// The family that failed is asked for again by itself, while names are
+// refreshed; the other one's time is not cut short.
+func TestFailedFamilyIsRetriedAlone(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.Start()
+		w.fake.set("x A", script{addrs: ips(a), ttl: time.Hour})
+		w.fake.set("x AAAA", script{err: errServfail})
+		w.want("x", "miss "+a)
+		w.sleep(10 * time.Second)
+		w.wantAsked("x", 1, 4) // at 0, 1, 3, 7 seconds and a little
+		w.fake.set("x AAAA", script{addrs: ips(c6), ttl: time.Hour})
+		w.sleep(20 * time.Second)
+		w.want("x", "hit "+c6+" "+a)
+		w.wantAsked("x", 0, 1)
+	})
+}
+
+// A family that never answers does not keep the other one from being refreshed
+// in its time.
+func TestDeadFamily(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.Start()
+		w.fake.set("x A", script{addrs: ips(a), ttl: time.Second})
+		w.fake.set("x AAAA", script{hang: true})
+		w.wantAfter("x", familyGrace, "miss "+a)
+		for range 600 {
+			w.want("x", "hit "+a)
+			w.sleep(100 * time.Millisecond)
+		}
+		if w.fake.worst != 1 {
+			t.Errorf("%d lookups of one family at once", w.fake.worst)
+		}
+		if n := len(w.fake.questions("x", TypeAAAA)); n > 10 {
+			t.Errorf("asked a dead family %d times in a minute", n)
+		}
+	})
+}
+
+// What is not asked for, since it failed just now, is not taken to be empty.
+func TestBackoffIsNotEmpty(t *testing.T) {
+	run(t, Config{Refresh: -1, Stale: -1}, func(w world) {
+		w.fake.set("x A", script{addrs: ips(a), ttl: time.Second})
+		w.fake.set("x AAAA", script{err: errServfail})
+		w.want("x", "miss "+a)
+		w.sleep(time.Second)
+		w.fake.set("x A", script{err: nodata(time.Minute)})
+		w.fake.set("x AAAA", script{addrs: ips(c6), ttl: time.Minute})
+		w.want("x", "miss servfail")
+		w.sleep(250 * time.Millisecond)
+		w.want("x", "miss "+c6)
+	})
+}
+
+func TestLateFamily(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		late  script
+		wait  time.Duration
+		got   string
+		later string
+	}{
+		{"in time", script{addrs: ips(c6), ttl: time.Minute, delay: 49 * time.Millisecond}, 49 * time.Millisecond, c6 + " " + a, c6 + " " + a},
+		{"late", script{addrs: ips(c6), ttl: time.Minute, delay: time.Second}, familyGrace, a, c6 + " " + a},
+		{"late and empty", script{err: nodata(-1), delay: time.Second}, familyGrace, a, a},
+		{"late and failing", script{err: errServfail, delay: time.Second}, familyGrace, a, a},
+		{"never", script{hang: true}, familyGrace, a, a},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			run(t, Config{}, func(w world) {
+				w.fake.set("x A", script{addrs: ips(a), ttl: time.Minute})
+				w.fake.set("x AAAA", tc.late)
+				w.wantAfter("x", tc.wait, "miss "+tc.got)
+				w.want("x", "hit "+tc.got)
+				w.sleep(6 * time.Second)
+				w.want("x", "hit "+tc.later)
+				w.wantAsked("x", 1, 1)
+			})
+		})
+	}
+}
+
+func TestFamilies(t *testing.T) {
+	for _, tc := range []struct {
+		family    Family
+		a, aaaa   []string
+		want      []string
+		preferred int
+	}{
+		{Interleaved, []string{a, b}, []string{c6, d6}, []string{"6", "4", "6", "4"}, 4},
+		{Interleaved, []string{a, b}, []string{c6}, []string{"6", "4", "4"}, 3},
+		{Interleaved, []string{a}, []string{c6, d6}, []string{"6", "4", "6"}, 3},
+		{PreferIPv4, []string{a, b}, []string{c6, d6}, []string{"4", "4", "6", "6"}, 2},
+		{PreferIPv6, []string{a, b}, []string{c6}, []string{"6", "4", "4"}, 1},
+		{PreferIPv6, []string{a, b}, nil, []string{"4", "4"}, 2},
+		{IPv4, []string{a}, []string{c6}, []string{"4"}, 1},
+		{IPv6, []string{a}, []string{c6}, []string{"6"}, 1},
+	} {
+		run(t, Config{Family: func() Family { return tc.family }}, func(w world) {
+			w.fake.set("x A", script{addrs: ips(tc.a...), ttl: time.Minute})
+			w.fake.set("x AAAA", script{addrs: ips(tc.aaaa...), ttl: time.Minute})
+			for _, state := range []State{Miss, Hit} {
+				answer, err := w.Lookup(w.Context(), "x")
+				var got []string
+				for _, addr := range answer.Addrs {
+					got = append(got, map[bool]string{true: "4", false: "6"}[addr.Is4()])
+				}
+				if err != nil || !slices.Equal(got, tc.want) || answer.Preferred != tc.preferred || answer.State != state {
+					t.Errorf("%d: got %v, %d preferred, state %v, error %v; want %v, %d", tc.family, got, answer.Preferred, answer.State, err, tc.want, tc.preferred)
+				}
+			}
+			asked := map[Family][2]int{IPv4: {1, 0}, IPv6: {0, 1}}[tc.family]
+			if asked == [2]int{} {
+				asked = [2]int{1, 1}
+			}
+			w.wantAsked("x", asked[0], asked[1])
+		})
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.fake.set("x A", script{hang: true})
+		w.fake.set("x AAAA", script{hang: true})
+		for range 2000 { // 200 s of a client each tenth of a second
+			go w.get("x")
+			w.sleep(100 * time.Millisecond)
+		}
+		if w.fake.worst != 1 {
+			t.Errorf("%d lookups at once", w.fake.worst)
+		}
+		at := w.fake.questions("x", TypeA)
+		for i, pause := range []float64{1, 2, 4, 8, 16, 22.5, 22.5} {
+			got := (at[i+1] - at[i] - 5*time.Second).Seconds()
+			if most := min(pause*1.25, 30); got < pause || got > most+0.1 {
+				t.Errorf("pause %d: %.2f s, want %g to %g", i, got, pause, most)
+			}
+		}
+	})
+}
+
+func TestBackoffJitter(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		retry := make(map[time.Duration]bool)
+		for _, name := range names(100) {
+			w.fake.fail(name, errServfail)
+			w.get(name)
+			synctest.Wait()
+			for n := range w.nodes() {
+				retry[n.state.Load().expires] = true
+			}
+		}
+		if len(retry) < 90 {
+			t.Errorf("100 names are tried again at only %d times", len(retry))
+		}
+	})
+}
+
+func TestCoalescing(t *testing.T) {
+	run(t, Config{MaxLookups: 1}, func(w world) {
+		w.fake.set("x A", script{addrs: ips(a), ttl: time.Minute, delay: time.Second})
+		ctx, cancel := context.WithCancelCause(w.Context())
+		gone := errors.New("gone")
+		var served, left atomic.Int32
+		for i := range 10_000 {
+			go func() {
+				ctx := ctx
+				if i%2 == 1 {
+					ctx = w.Context()
+				}
+				switch _, err := w.Lookup(ctx, "x"); err {
+				case nil:
+					served.Add(1)
+				case gone:
+					left.Add(1)
+				default:
+					t.Error(err)
+				}
+			}()
+		}
+		w.sleep(500 * time.Millisecond)
+		cancel(gone)
+		w.sleep(0)
+		if served.Load() != 0 || left.Load() != 5000 {
+			t.Errorf("%d served, %d left too early", served.Load(), left.Load())
+		}
+		w.sleep(500 * time.Millisecond)
+		if served.Load() != 5000 {
+			t.Errorf("%d served, %d left", served.Load(), left.Load())
+		}
+		w.wantAsked("x", 1, 1)
+	})
+}
+
+func TestAllClientsLeave(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.fake.set("x A", script{addrs: ips(a), ttl: time.Minute, delay: time.Second})
+		ctx, cancel := context.WithTimeout(w.Context(), time.Millisecond)
+		defer cancel()
+		if _, err := w.Lookup(ctx, "x"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		w.sleep(time.Second)
+		w.want("x", "hit "+a)
+		w.wantAsked("x", 1, 1)
+	})
+}
+
+func TestDeadline(t *testing.T) {
+	run(t, Config{Deadline: 3 * time.Second, MaxLookups: 1}, func(w world) {
+		w.fake.set("A", script{hang: true})
+		w.fake.set("AAAA", script{hang: true})
+		go w.get("first")
+		w.sleep(0)
+		w.wantAfter("second", 3*time.Second, "miss "+ErrOverloaded.Error()) // it got no slot, and that is not held against it
+		w.fake.a("second", time.Minute, a)
+		w.want("second", "miss "+a)
+	})
+}
+
+func TestOverload(t *testing.T) {
+	run(t, Config{MaxLookups: 10, Refresh: -1}, func(w world) {
+		w.fake.a("known", time.Second, a)
+		w.want("known", "miss "+a)
+		w.sleep(time.Second)
+		w.fake.set("A", script{addrs: ips(b), ttl: time.Minute, delay: time.Second})
+		list := names(30)
+		for _, name := range list[:20] {
+			go w.wantLater(name, "miss "+b)
+		}
+		w.sleep(0)
+		w.want(list[20], "miss "+ErrOverloaded.Error())
+		if n := w.Len(); n != 21 {
+			t.Errorf("%d names; what was refused must not be remembered", n)
+		}
+		for range 1000 { // they wait for what is in flight
+			go w.wantLater(list[0], "miss "+b)
+		}
+		w.fake.a("known", time.Minute, b)
+		w.want("known", "stale "+a) // has slots of its own
+		w.want("known", "hit "+b)
+		w.sleep(time.Second)
+		w.wantAfter(list[20], 2*time.Second, "miss "+b) // a second of it for a slot
+		w.sleep(2 * time.Second)
+		if n := w.pending.Load(); n != 0 || len(w.slots) != 0 {
+			t.Errorf("%d lookups pending, %d slots taken at the end", n, len(w.slots))
+		}
+	})
+}
+
+// Names that failed before do not keep the slots from others.
+func TestSlowNamesGiveSlotsBack(t *testing.T) {
+	run(t, Config{MaxLookups: 10}, func(w world) {
+		list := names(10)
+		for _, name := range list {
+			w.fake.fail(name, errServfail)
+			w.get(name)
+			w.fake.set(name+" A", script{hang: true})
+			w.fake.set(name+" AAAA", script{hang: true})
+		}
+		w.sleep(2 * time.Second)
+		for _, name := range list {
+			go w.get(name)
+		}
+		w.sleep(0)
+		w.fake.a("new", time.Minute, a)
+		w.wantAfter("new", slotTime, "miss "+a)
+		w.sleep(5 * time.Second)
+		if n := w.pending.Load(); n != 0 || len(w.slots) != 0 || len(w.slow) != 0 {
+			t.Errorf("%d lookups pending, %d slots taken, %d slow ones at the end", n, len(w.slots), len(w.slow))
+		}
+	})
+}
+
+func TestClose(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.Start()
+		w.fake.a("known", time.Minute, a)
+		w.want("known", "miss "+a)
+		w.fake.set("A", script{hang: true})
+		w.fake.set("late AAAA", script{addrs: ips(c6), ttl: time.Minute})
+		go w.wantLater("cold", "miss "+ErrClosed.Error())
+		go w.wantLater("late", "miss "+c6)
+		w.sleep(time.Second)
+		w.Close()
+		w.want("known", "hit "+a)
+		w.want("cold", "miss "+ErrClosed.Error())
+		w.want("new", "miss "+ErrClosed.Error())
+		w.sleep(2 * time.Minute)
+		w.want("known", "stale "+a)
+		w.Close()
+	})
+}
+
+func TestPeek(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		if _, known := w.Peek("x"); known {
+			t.Error("a new name is known")
+		}
+		w.fake.a("x", time.Minute, a)
+		w.get("x")
+		used := func() (u uint32) {
+			for n := range w.nodes() {
+				u = n.used.Load()
+			}
+			return u
+		}
+		before := used()
+		w.sleep(10 * time.Second)
+		if addrs, known := w.Peek("x"); !known || !slices.Equal(addrs, ips(a)) {
+			t.Error(addrs, known)
+		}
+		if used() != before {
+			t.Error("Peek counts as a use")
+		}
+	})
+}
+
+// A name may be a part of something large, which the cache must not keep.
+func TestNameIsCopied(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		large := []byte("x.example.com and more")
+		name := string(large)[:13]
+		w.get(name)
+		for n := range w.nodes() {
+			if n.name != name || &[]byte(n.name)[0] == &large[0] {
+				t.Error(n.name)
+			}
+		}
+	})
+}

@@ -1,0 +1,352 @@
+package dnscache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// failure is an error with the methods that Exchanger speaks of.
+type failure struct {
+	text     string
+	ttl      time.Duration
+	negative bool
+	notFound bool
+	outage   bool
+}
+
+func (e *failure) Error() string                   { return e.text }
+func (e *failure) Negative() (time.Duration, bool) { return e.ttl, e.negative }
+func (e *failure) NotFound() bool                  { return e.notFound }
+func (e *failure) Outage() bool                    { return e.outage }
+
+var (
+	errServfail = &failure{text: "servfail"}
+	errOutage   = &failure{text: "outage", outage: true}
+)
+
+func nxdomain(ttl time.Duration) error {
+	return &failure{text: "nxdomain", ttl: ttl, negative: true, notFound: true}
+}
+
+func nodata(ttl time.Duration) error {
+	return &failure{text: "nodata", ttl: ttl, negative: true}
+}
+
+// script is what the fake replies to a question.
+type script struct {
+	addrs []netip.Addr
+	ttl   time.Duration
+	err   error
+	delay time.Duration // before the reply
+	hang  bool          // until the question is given up
+}
+
+type question struct {
+	name  string
+	qtype uint16
+	at    time.Duration // since the fake was made
+}
+
+// fake is an Exchanger that follows a script.
+type fake struct {
+	mu      sync.Mutex
+	start   time.Time
+	scripts map[string]script // by "name A", "name AAAA"; else by "A", "AAAA"; else NODATA
+	asked   []question
+	flight  map[string]int // questions in flight, by name and type
+	worst   int            // most questions in flight for one name and type
+	down    chan struct{}
+}
+
+func newFake() *fake {
+	return &fake{start: time.Now(), scripts: make(map[string]script), flight: make(map[string]int)}
+}
+
+func (f *fake) set(key string, s script) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.scripts[key] = s
+}
+
+// a sets the A records, and NODATA for AAAA.
+func (f *fake) a(name string, ttl time.Duration, addrs ...string) {
+	f.set(name+" A", script{addrs: ips(addrs...), ttl: ttl})
+	f.set(name+" AAAA", script{err: nodata(-1)})
+}
+
+// fail sets an error for both families.
+func (f *fake) fail(name string, err error) {
+	f.set(name+" A", script{err: err})
+	f.set(name+" AAAA", script{err: err})
+}
+
+func (f *fake) setOutage(down bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !down {
+		close(f.down)
+		f.down = nil
+	} else {
+		f.down = make(chan struct{})
+	}
+}
+
+func (f *fake) Outage() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.down
+}
+
+func (f *fake) Lookup(ctx context.Context, name string, qtype uint16) ([]netip.Addr, time.Duration, error) {
+	kind := map[uint16]string{TypeA: "A", TypeAAAA: "AAAA"}[qtype]
+	key := name + " " + kind
+	f.mu.Lock()
+	if f.down != nil {
+		f.mu.Unlock()
+		return nil, 0, errOutage
+	}
+	s, ok := f.scripts[key]
+	if !ok {
+		s, ok = f.scripts[kind]
+	}
+	if !ok {
+		s = script{err: nodata(-1)}
+	}
+	f.asked = append(f.asked, question{name, qtype, time.Since(f.start)})
+	f.flight[key]++
+	f.worst = max(f.worst, f.flight[key])
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		f.flight[key]--
+		f.mu.Unlock()
+	}()
+	switch {
+	case s.hang:
+		<-ctx.Done()
+		return nil, 0, ctx.Err()
+	case s.delay > 0:
+		select {
+		case <-time.After(s.delay):
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		}
+	}
+	return s.addrs, s.ttl, s.err
+}
+
+// questions returns when questions of one type were asked since the last call
+// of forget.
+func (f *fake) questions(name string, qtype uint16) []time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var at []time.Duration
+	for _, q := range f.asked {
+		if q.name == name && q.qtype == qtype {
+			at = append(at, q.at)
+		}
+	}
+	return at
+}
+
+func (f *fake) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked = nil
+}
+
+func ips(s ...string) []netip.Addr {
+	var addrs []netip.Addr
+	for _, a := range s {
+		addrs = append(addrs, netip.MustParseAddr(a))
+	}
+	return addrs
+}
+
+// world is a cache and its nameservers in a bubble where time only passes when
+// everybody waits; a goroutine that outlives the test fails it.
+type world struct {
+	*testing.T
+	*Cache
+	fake *fake
+}
+
+func run(t *testing.T, cfg Config, f func(w world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		fake := newFake()
+		c := New(fake, cfg)
+		t.Cleanup(c.Close)
+		f(world{t, c, fake})
+	})
+}
+
+// want looks a name up and compares what comes back, at once, with a text such
+// as "hit 192.0.2.1 192.0.2.2" or "hit servfail".
+func (w world) want(name, want string) {
+	w.Helper()
+	w.wantAfter(name, 0, want)
+}
+
+// wantAfter is want where the reader has to wait for so long.
+func (w world) wantAfter(name string, wait time.Duration, want string) {
+	w.Helper()
+	start := time.Now()
+	got := w.get(name)
+	if got != want {
+		w.Errorf("%s: got %q, want %q", name, got, want)
+	}
+	if took := time.Since(start); took != wait {
+		w.Errorf("%s: took %v, want %v", name, took, wait)
+	}
+	synctest.Wait()
+}
+
+// wantLater is want for a reader on a goroutine of its own, who may have to wait.
+func (w world) wantLater(name, want string) {
+	if got := w.get(name); got != want {
+		w.Errorf("%s: got %q, want %q", name, got, want)
+	}
+}
+
+// nodes returns all nodes.
+func (c *Cache) nodes() iter.Seq[*node] {
+	return func(yield func(*node) bool) {
+		for i := range c.table {
+			for n := c.table[i].Load(); n != nil; n = n.chain.Load() {
+				if !yield(n) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (w world) get(name string) string {
+	return text(w.Lookup(w.Context(), name))
+}
+
+func text(a Answer, err error) string {
+	s := [...]string{Miss: "miss", Hit: "hit", Stale: "stale"}[a.State]
+	for _, addr := range a.Addrs {
+		s += " " + addr.String()
+	}
+	if err != nil {
+		s += " " + err.Error()
+	}
+	return s
+}
+
+func (w world) sleep(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// wantAsked compares how often a name was asked for since the last time.
+func (w world) wantAsked(name string, a, aaaa int) {
+	w.Helper()
+	if got := len(w.fake.questions(name, TypeA)); got != a {
+		w.Errorf("%s: asked %d times for A, want %d", name, got, a)
+	}
+	if got := len(w.fake.questions(name, TypeAAAA)); got != aaaa {
+		w.Errorf("%s: asked %d times for AAAA, want %d", name, got, aaaa)
+	}
+	w.fake.asked = slices.DeleteFunc(w.fake.asked, func(q question) bool { return q.name == name })
+}
+
+func names(n int) []string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf("name-%06d.example.com", i)
+	}
+	return list
+}
+
+// check reports where the table and the lists of c disagree.
+func (c *Cache) check() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sched.mu.Lock()
+	defer c.sched.mu.Unlock()
+	seen := make(map[*node]bool)
+	byName := make(map[string]bool)
+	for i := range c.table {
+		for n := c.table[i].Load(); n != nil; n = n.chain.Load() {
+			switch {
+			case seen[n]:
+				return errors.New("a node is twice in the table")
+			case byName[n.name]:
+				return fmt.Errorf("%s is twice in the table", n.name)
+			case n.hash&uint64(len(c.table)-1) != uint64(i):
+				return fmt.Errorf("%s is in a wrong chain", n.name)
+			case n.gone:
+				return fmt.Errorf("%s is gone, but in the table", n.name)
+			}
+			seen[n], byName[n.name] = true, true
+		}
+	}
+	walk := func(l *list) (int, error) {
+		count := 0
+		var prev *node
+		for n := l.head; n != nil; n = n.links[l.kind].next {
+			if !seen[n] {
+				return 0, fmt.Errorf("%s is in a list of kind %d, but not in the table", n.name, l.kind)
+			}
+			if at := n.links[l.kind]; at.in != l || at.prev != prev {
+				return 0, fmt.Errorf("%s: broken links of kind %d", n.name, l.kind)
+			}
+			prev = n
+			count++
+		}
+		if prev != l.tail || count != l.len {
+			return 0, fmt.Errorf("a list of kind %d says it has %d nodes, and has %d", l.kind, l.len, count)
+		}
+		return count, nil
+	}
+	small, err := walk(&c.queues.small)
+	if err != nil {
+		return err
+	}
+	main, err := walk(&c.queues.main)
+	if err != nil {
+		return err
+	}
+	if small+main != len(seen) || len(seen) > c.cfg.Size {
+		return fmt.Errorf("%d nodes in the table, %d in the queues, at most %d allowed", len(seen), small+main, c.cfg.Size)
+	}
+	inWheel := 0
+	for i := range c.sched.wheel {
+		n, err := walk(&c.sched.wheel[i])
+		if err != nil {
+			return err
+		}
+		inWheel += n
+	}
+	if inWheel != c.sched.plan.total {
+		return fmt.Errorf("%d nodes in the wheel, %d in the forecast", inWheel, c.sched.plan.total)
+	}
+	var sum int
+	for _, n := range c.sched.plan.seconds {
+		if n < 0 {
+			return errors.New("a second of the forecast is negative")
+		}
+		sum += int(n)
+	}
+	if sum != inWheel {
+		return fmt.Errorf("%d nodes in the wheel, %d in the forecast's seconds", inWheel, sum)
+	}
+	for _, l := range []*list{&c.sched.due[0], &c.sched.due[1], &c.sched.parked} {
+		if _, err := walk(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,312 @@
+package dnscache
+
+import (
+	"cmp"
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	wheelTick  = 100 * time.Millisecond
+	wheelSlots = 1024
+
+	// refreshSlots bounds the refreshes in flight. They have slots of their
+	// own, so that a flood of new names cannot starve the known ones. Names
+	// that failed last time get half of them at most, so that dead ones, which
+	// take long, cannot starve the living.
+	refreshSlots = 256
+
+	// recoveryRate is how many parked refreshes a second are let go after an
+	// outage.
+	recoveryRate = 1000
+)
+
+// scheduler refreshes names when they are due: one coarse wheel, not a timer a
+// name. A node stands in one slot of it, by its time modulo a turn of the
+// wheel; one whose time is turns away is passed over until then.
+type scheduler struct {
+	cache *Cache
+
+	mu    sync.Mutex
+	wheel [wheelSlots]list
+	last  time.Duration // the last tick
+	plan  forecast      // how many nodes of the wheel are due in which second
+
+	due    [2]list // to be refreshed as soon as there is a slot; by class
+	parked list    // due, but there is an outage, or was one until just now
+	sorted bool    // parked is in the order in which it is let go
+	credit float64 // how many parked ones may be let go now
+	paced  time.Duration
+
+	busy [2]int // refreshes in flight, by class
+}
+
+// The classes of refreshes.
+const (
+	living  = iota // the last lookup answered
+	failing        // it did not
+)
+
+func (n *node) class() int {
+	if n.state.Load().failing() {
+		return failing
+	}
+	return living
+}
+
+func (s *scheduler) init(c *Cache) {
+	s.cache = c
+	s.last = c.cfg.Now()
+	for i := range s.wheel {
+		s.wheel[i].kind = refreshList
+	}
+	s.due[living].kind, s.due[failing].kind, s.parked.kind = refreshList, refreshList, refreshList
+}
+
+// forecast counts what is due in each second (modulo its length).
+type forecast struct {
+	seconds [4096]int32
+	total   int
+}
+
+func (f *forecast) at(due time.Duration) *int32 {
+	return &f.seconds[uint64(due/time.Second)%uint64(len(f.seconds))]
+}
+
+// pick chooses when to refresh an answer that has just come and holds for ttl:
+// at a random 75 to 90 % of it, so that names that were learned together are
+// not asked for together for ever. Where a crowd is due then already, because
+// very many names were learned together, it may be any earlier time.
+func (f *forecast) pick(now, ttl time.Duration) time.Duration {
+	due := now + ttl*3/4 + rand.N(ttl*15/100+1)
+	even := float64(f.total) / (0.8 * ttl.Seconds()) // names a second if spread evenly
+	if n := *f.at(due); float64(n) > 1.5*even+64 {
+		if early := now + ttl/10 + rand.N(ttl*8/10+1); *f.at(early) < n {
+			return early
+		}
+	}
+	return due
+}
+
+// schedule sets when a node is due: at the best time before ttl has passed, but
+// not later than latest.
+func (s *scheduler) schedule(n *node, now, ttl, latest time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n.gone || s.waits(n) {
+		return
+	}
+	s.unschedule(n)
+	due := latest
+	if ttl > 0 {
+		due = min(s.plan.pick(now, ttl), latest)
+	}
+	n.due = due
+	*s.plan.at(due)++
+	s.plan.total++
+	// the first tick at which it is due
+	s.wheel[(max(due, s.last)/wheelTick+1)%wheelSlots].push(n)
+}
+
+// cancel takes a node out of the wheel.
+func (s *scheduler) cancel(n *node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.waits(n) {
+		s.unschedule(n)
+	}
+}
+
+// evict takes a node out for good.
+func (s *scheduler) evict(n *node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n.gone = true
+	if s.waits(n) {
+		n.links[refreshList].in.remove(n)
+	} else {
+		s.unschedule(n)
+	}
+}
+
+// unschedule takes a node out of the wheel, if it is there; s.mu is held.
+func (s *scheduler) unschedule(n *node) {
+	if in := n.links[refreshList].in; in != nil {
+		in.remove(n)
+		*s.plan.at(n.due)--
+		s.plan.total--
+	}
+}
+
+// waits says whether a node is due already; s.mu is held.
+func (s *scheduler) waits(n *node) bool {
+	in := n.links[refreshList].in
+	return in == &s.parked || in == &s.due[living] || in == &s.due[failing]
+}
+
+// request makes a node due now, unless a lookup of it is planned or in flight,
+// and returns that lookup.
+func (s *scheduler) request(n *node, now time.Duration) *call {
+	if cl := n.call.Load(); cl != nil {
+		return cl
+	}
+	cl := newCall(now)
+	if !n.call.CompareAndSwap(nil, cl) {
+		return n.call.Load() // which may be over by now
+	}
+	s.mu.Lock()
+	if !n.gone && !s.waits(n) {
+		s.unschedule(n)
+		s.due[n.class()].push(n)
+	}
+	s.mu.Unlock()
+	s.dispatch(now)
+	return cl
+}
+
+// run refreshes what is due until the cache is closed.
+func (s *scheduler) run() {
+	ticker := time.NewTicker(wheelTick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-s.cache.ctx.Done():
+			return
+		case <-ticker.C:
+			s.tick(s.cache.cfg.Now())
+		}
+	}
+}
+
+// tick turns the wheel to now and starts the refreshes that are due.
+func (s *scheduler) tick(now time.Duration) {
+	s.mu.Lock()
+	s.turn(now)
+	s.mu.Unlock()
+	s.dispatch(now)
+}
+
+// turn makes due what the wheel says; names that nobody used for a while are
+// left to expire.
+func (s *scheduler) turn(now time.Duration) {
+	first, end := s.last/wheelTick+1, now/wheelTick
+	first = max(first, end-wheelSlots+1) // one turn meets all
+	for t := first; t <= end; t++ {
+		var next *node
+		for n := s.wheel[t%wheelSlots].head; n != nil; n = next {
+			next = n.links[refreshList].next
+			if n.due > now {
+				continue
+			}
+			s.unschedule(n)
+			// a lookup that is in flight already will schedule it again
+			if now-n.lastUsed()-usedUnit <= s.cache.cfg.Refresh && n.call.CompareAndSwap(nil, newCall(now)) {
+				s.due[n.class()].push(n)
+			}
+		}
+	}
+	s.last = max(s.last, end*wheelTick)
+}
+
+// dispatch starts as many of the refreshes that are due as it may.
+func (s *scheduler) dispatch(now time.Duration) {
+	outage := s.cache.ex.Outage() != nil
+	s.mu.Lock()
+	s.park(now, outage)
+	var start [2][]*node
+	for class := range s.due {
+		for s.due[class].len > 0 && s.free(class) {
+			s.busy[class]++
+			start[class] = append(start[class], s.due[class].pop())
+		}
+	}
+	s.mu.Unlock()
+	for class, nodes := range start {
+		for _, n := range nodes {
+			s.start(n, class)
+		}
+	}
+}
+
+// free says whether a refresh may start; s.mu is held.
+func (s *scheduler) free(class int) bool {
+	return s.busy[living]+s.busy[failing] < refreshSlots &&
+		(class == living || s.busy[failing] < refreshSlots/2)
+}
+
+// park holds back what is due while there is an outage. Afterwards it is let go
+// at a steady rate, the most recently used first; s.mu is held.
+func (s *scheduler) park(now time.Duration, outage bool) {
+	if outage {
+		for class := range s.due {
+			for s.due[class].len > 0 {
+				s.parked.push(s.due[class].pop())
+				s.sorted = false
+			}
+		}
+		s.credit, s.paced = 0, now
+		return
+	}
+	if s.parked.len == 0 {
+		return
+	}
+	if !s.sorted {
+		s.sort()
+	}
+	s.credit = min(s.credit+recoveryRate*(now-s.paced).Seconds(), recoveryRate/4)
+	s.paced = now
+	for ; s.parked.len > 0 && s.credit >= 1; s.credit-- {
+		n := s.parked.pop()
+		s.due[n.class()].push(n)
+	}
+}
+
+// sort puts the parked nodes in the order in which they are let go.
+func (s *scheduler) sort() {
+	type parked struct {
+		used uint32
+		n    *node
+	}
+	all := make([]parked, 0, s.parked.len)
+	for s.parked.len > 0 {
+		n := s.parked.pop()
+		all = append(all, parked{n.used.Load(), n})
+	}
+	slices.SortStableFunc(all, func(a, b parked) int { return cmp.Compare(b.used, a.used) })
+	for _, p := range all {
+		s.parked.push(p.n)
+	}
+	s.sorted = true
+}
+
+// start looks a node up in one of the slots of its class, unless a reader took
+// that over.
+func (s *scheduler) start(n *node, class int) {
+	cl := n.call.Load()
+	if cl == nil || !cl.started.CompareAndSwap(false, true) {
+		s.done(class)
+		return
+	}
+	if !s.cache.spawn(func() { s.refresh(n, cl, class) }) {
+		s.cache.end(n, cl, ErrClosed)
+		s.done(class)
+	}
+}
+
+func (s *scheduler) refresh(n *node, cl *call, class int) {
+	ctx, cancel := context.WithTimeout(s.cache.ctx, s.cache.cfg.Deadline)
+	defer cancel()
+	s.cache.lookup(ctx, n, cl, nil)
+	s.done(class)
+	s.dispatch(s.cache.cfg.Now())
+}
+
+// done gives a slot back.
+func (s *scheduler) done(class int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy[class]--
+}

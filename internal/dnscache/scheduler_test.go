@@ -1,0 +1,393 @@
+package dnscache
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestRefreshAhead(t *testing.T) {
+	const ttl = 1000 * time.Second
+	run(t, Config{Refresh: 5 * time.Minute, Size: 10_000}, func(w world) {
+		w.Start()
+		w.fake.set("A", script{addrs: ips(a), ttl: ttl})
+		list := names(1000)
+		for _, name := range list {
+			w.get(name)
+		}
+		w.sleep(500 * time.Second)
+		for _, name := range list[:500] {
+			w.get(name) // more than 5 minutes before 90 %, less before 75 %: nobody knows
+		}
+		w.sleep(100 * time.Second)
+		for _, name := range list[:250] {
+			w.get(name)
+		}
+		w.sleep(100 * time.Second)
+		w.fake.forget()
+		w.sleep(200*time.Second + wheelTick)
+		var first, last time.Duration = math.MaxInt64, 0
+		asked := 0
+		for i, name := range list {
+			at := w.fake.questions(name, TypeA)
+			switch {
+			case i < 250 && len(at) != 1, i >= 500 && len(at) != 0:
+				t.Errorf("%s: asked %d times", name, len(at))
+			case i < 250:
+				first, last = min(first, at[0]), max(last, at[0])
+				asked++
+			}
+		}
+		if first < 750*time.Second || first > 770*time.Second || last < 880*time.Second || last > 900*time.Second+wheelTick {
+			t.Errorf("refreshed from %v to %v", first, last)
+		}
+		w.sleep(99 * time.Second)
+		w.want(list[0], "hit "+a)
+		if err := w.check(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Names in use never wait and are never stale, even with the shortest TTL.
+func TestUsedNamesStayFresh(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.Start()
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Second})
+		list := names(1000)
+		for _, name := range list {
+			go w.get(name)
+		}
+		w.sleep(200 * time.Millisecond)
+		for range 100 {
+			for _, name := range list {
+				if got := w.get(name); got != "hit "+a {
+					t.Fatalf("%v: %s: %s", time.Since(w.fake.start), name, got)
+				}
+			}
+			w.sleep(99 * time.Millisecond)
+		}
+	})
+}
+
+func TestRefreshAlwaysAndNever(t *testing.T) {
+	for refresh, asked := range map[time.Duration]int{math.MaxInt64: 5, time.Minute: 0, -1: 0} {
+		run(t, Config{Refresh: refresh}, func(w world) {
+			w.Start()
+			w.fake.a("x", 1000*time.Second, a)
+			w.get("x")
+			w.fake.forget()
+			w.sleep(5000 * time.Second)
+			if n := len(w.fake.questions("x", TypeA)); n < asked || asked == 0 && n > 0 {
+				t.Errorf("refresh %v: asked %d times, want %d", refresh, n, asked)
+			}
+		})
+	}
+}
+
+func TestNegativeIsNotRefreshed(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.Start()
+		w.fake.a("x", 10*time.Second, a)
+		w.get("x")
+		w.sleep(5 * time.Second)
+		w.get("x")
+		w.fake.fail("x", nxdomain(30*time.Second))
+		w.sleep(5 * time.Second)
+		w.want("x", "hit nxdomain")
+		w.fake.forget()
+		w.sleep(time.Hour)
+		w.wantAsked("x", 0, 0)
+	})
+}
+
+// The evicted are not refreshed any more, whether they stand in the wheel or in
+// a queue.
+func TestEvictedAreNotRefreshed(t *testing.T) {
+	run(t, Config{Size: 10}, func(w world) {
+		w.Start()
+		w.fake.set("A", script{addrs: ips(a), ttl: 10 * time.Second})
+		list := names(1000)
+		for _, name := range list {
+			w.get(name)
+		}
+		synctest.Wait()
+		if w.Len() != 10 || w.sched.plan.total != 10 {
+			t.Errorf("%d names, %d in the wheel", w.Len(), w.sched.plan.total)
+		}
+		w.fake.forget()
+		w.sleep(10 * time.Second)
+		for _, name := range list[:990] {
+			w.wantAsked(name, 0, 0)
+		}
+		w.fake.setOutage(true)
+		w.sleep(20 * time.Second)
+		if n := w.sched.parked.len; n != 10 {
+			t.Errorf("%d parked", n)
+		}
+		for _, name := range names(1500)[1000:] {
+			w.get(name)
+		}
+		if w.sched.parked.len != 0 {
+			t.Errorf("%d parked after they were evicted", w.sched.parked.len)
+		}
+		if err := w.check(); err != nil {
+			t.Error(err)
+		}
+		w.fake.forget()
+		w.fake.setOutage(false)
+		w.sleep(10 * time.Second)
+		if len(w.fake.asked) != 0 {
+			t.Error(w.fake.asked)
+		}
+	})
+}
+
+func TestOutage(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.Start()
+		w.fake.set("A", script{addrs: ips(a), ttl: 10 * time.Second})
+		const n = 5000
+		list := names(n)
+		for _, name := range list {
+			w.get(name)
+		}
+		w.sleep(time.Second)
+		w.fake.setOutage(true)
+		w.fake.forget()
+		order := rand.Perm(n)
+		for i, k := range order {
+			w.get(list[k]) // the later, the more recently used
+			if i%100 == 0 {
+				w.sleep(time.Second)
+			}
+		}
+		w.sleep(10 * time.Minute)
+		for range 2 { // cold ones fail at once, and that is not remembered
+			w.want("cold", "miss outage")
+		}
+		for _, name := range list[:10] {
+			w.want(name, "stale "+a) // at once, though long expired
+			order = append(order, slices.Index(names(n), name))
+		}
+		if len(w.fake.asked) != 0 || w.sched.parked.len != n {
+			t.Errorf("%d questions in an outage, %d parked", len(w.fake.asked), w.sched.parked.len)
+		}
+
+		start := time.Since(w.fake.start)
+		w.fake.setOutage(false)
+		w.want("cold", "miss "+a)
+		w.sleep(n*time.Second/recoveryRate + 2*wheelTick)
+		if w.sched.parked.len != 0 {
+			t.Errorf("%d parked at the end", w.sched.parked.len)
+		}
+		at := make(map[string]time.Duration)
+		var perSecond [10]int
+		for _, q := range w.fake.asked {
+			if _, again := at[q.name]; q.qtype == TypeA && !again {
+				at[q.name] = q.at - start
+				perSecond[(q.at-start)/time.Second]++
+			}
+		}
+		if len(at) != n+1 {
+			t.Errorf("%d names refreshed, want %d", len(at), n+1)
+		}
+		for i, count := range perSecond[:5] {
+			if count < recoveryRate*8/10 || count > recoveryRate*5/4+1 {
+				t.Errorf("second %d: %d refreshes", i, count)
+			}
+		}
+		// from the most recently used to the others, but for those used in the same second
+		last := make(map[int]int)
+		for i, k := range order {
+			last[k] = i
+		}
+		slices.SortFunc(list, func(a, b string) int { return cmp.Compare(at[a], at[b]) })
+		byUse := make([]int, 0, n)
+		for _, name := range list {
+			var k int
+			fmt.Sscanf(name, "name-%d", &k)
+			byUse = append(byUse, last[k])
+		}
+		for i := 1; i < n; i++ {
+			if at[list[i]] > at[list[i-1]] && byUse[i] > byUse[i-1]+200 {
+				t.Fatalf("%s, used as number %d, came after %s, used as number %d", list[i], byUse[i], list[i-1], byUse[i-1])
+			}
+		}
+	})
+}
+
+// While what is parked is let go, what becomes due in the normal course is not
+// held up by it.
+func TestRecoveryHoldsNothingUp(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.Start()
+		w.fake.set("A", script{addrs: ips(a), ttl: 10 * time.Second})
+		for _, name := range names(5000) {
+			w.get(name)
+		}
+		w.fake.setOutage(true)
+		w.sleep(10 * time.Second)
+		w.fake.setOutage(false)
+		w.fake.a("new", time.Second, b)
+		w.get("new")
+		w.sleep(1100 * time.Millisecond)
+		if w.sched.parked.len == 0 {
+			t.Fatal("nothing is parked")
+		}
+		w.want("new", "hit "+b)
+	})
+}
+
+// Refreshes of dead names take half of the slots at most.
+func TestDeadNamesLeaveSlots(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Second})
+		list := names(2 * refreshSlots)
+		for _, name := range list {
+			w.get(name)
+		}
+		synctest.Wait()
+		w.fake.set("A", script{err: errServfail})
+		w.sleep(time.Second)
+		for _, name := range list { // all fail once
+			w.get(name)
+		}
+		w.fake.a("good", time.Second, a)
+		w.get("good")
+		w.sleep(2 * time.Second)
+		w.fake.set("A", script{hang: true})
+		for _, name := range list {
+			w.get(name)
+		}
+		synctest.Wait()
+		if w.sched.busy != [2]int{0, refreshSlots / 2} {
+			t.Errorf("slots in use: %v", w.sched.busy)
+		}
+		w.want("good", "stale "+a)
+		w.want("good", "hit "+a)
+		w.sleep(time.Minute)
+		if w.sched.busy != [2]int{} || w.sched.due[failing].len != 0 {
+			t.Errorf("at the end %v slots in use, %d due", w.sched.busy, w.sched.due[failing].len)
+		}
+	})
+}
+
+// The wheel by itself: each node is due once, at the first tick after its time.
+func TestWheel(t *testing.T) {
+	const turn = wheelSlots * wheelTick
+	for _, tc := range []struct {
+		name string
+		due  time.Duration
+		at   time.Duration // the tick
+	}{
+		{"past", -time.Second, wheelTick},
+		{"now", 0, wheelTick},
+		{"within a tick", wheelTick / 2, wheelTick},
+		{"the same tick", wheelTick/2 + 1, wheelTick},
+		{"a tick", wheelTick, 2 * wheelTick},
+		{"just before a turn", turn - 1, turn},
+		{"a turn", turn, turn + wheelTick},
+		{"turns", 35*turn + wheelTick/3, 35*turn + wheelTick},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			now := time.Hour
+			c := New(newFake(), Config{Now: func() time.Duration { return now }})
+			defer c.Close()
+			n := c.insert(1, "x")
+			c.sched.schedule(n, now, 0, now+tc.due)
+			n.used.Store(math.MaxInt32)
+			for step := wheelTick; ; step += wheelTick {
+				c.sched.turn(now + step)
+				if err := c.check(); err != nil {
+					t.Fatal(err)
+				}
+				if c.sched.due[living].len == 1 {
+					if step != tc.at {
+						t.Errorf("due after %v, want %v", step, tc.at)
+					}
+					break
+				}
+				if step > tc.at {
+					t.Fatal("not due in time")
+				}
+			}
+		})
+	}
+}
+
+// The clock may jump ahead (a machine that slept): nothing is lost.
+func TestWheelJumps(t *testing.T) {
+	now := time.Duration(0)
+	c := New(newFake(), Config{Now: func() time.Duration { return now }, Refresh: math.MaxInt64})
+	defer c.Close()
+	due := make(map[string]time.Duration)
+	for i, name := range names(2000) {
+		at := rand.N(4 * time.Hour)
+		due[name] = at
+		c.sched.schedule(c.insert(uint64(i), name), now, 0, at)
+	}
+	for range 20 {
+		now += rand.N([]time.Duration{time.Second, time.Minute, time.Hour}[rand.N(3)])
+		c.sched.turn(now)
+		for c.sched.due[living].len > 0 {
+			n := c.sched.due[living].pop()
+			if due[n.name] > now {
+				t.Errorf("%s is due at %v, came at %v", n.name, due[n.name], now)
+			}
+			delete(due, n.name)
+		}
+		for name, at := range due {
+			if at < now-wheelTick {
+				t.Errorf("%s was due at %v, has not come at %v", name, at, now)
+			}
+		}
+		if err := c.check(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Very many names that were learned together are spread over time at once: the
+// worst second has no more than twice the mean.
+func TestRefreshesAreEven(t *testing.T) {
+	const n, ttl, end = 100_000, 300 * time.Second, 1800 * time.Second
+	for _, learned := range []time.Duration{0, 10 * time.Second, 100 * time.Second} {
+		var now time.Duration
+		c := New(newFake(), Config{Now: func() time.Duration { return now }, Refresh: math.MaxInt64})
+		defer c.Close()
+		nodes := make([]*node, n)
+		for i := range nodes {
+			nodes[i] = &node{}
+		}
+		perSecond := make([]int, end/time.Second+1)
+		known := 0
+		for ; now <= end; now += wheelTick {
+			for ; known < n && (learned == 0 || time.Duration(known)*learned/n <= now); known++ {
+				c.sched.schedule(nodes[known], now, ttl, now+ttl)
+			}
+			c.sched.turn(now)
+			for c.sched.due[living].len > 0 {
+				n := c.sched.due[living].pop()
+				n.call.Store(nil)
+				perSecond[now/time.Second]++
+				c.sched.schedule(n, now, ttl, now+ttl)
+			}
+		}
+		sum := 0
+		for _, n := range perSecond {
+			sum += n
+		}
+		mean := sum / len(perSecond)
+		worst := slices.Max(perSecond)
+		t.Logf("learned in %v: mean %d a second, worst second %d", learned, mean, worst)
+		if worst > 2*mean || mean > n*100/75/int(ttl.Seconds()) {
+			t.Errorf("learned in %v: mean %d a second, worst second %d", learned, mean, worst)
+		}
+	}
+}

@@ -1,0 +1,228 @@
+package dnsclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// ErrClosed is what lookups return after Close.
+var ErrClosed = errors.New("DNS client closed")
+
+// Kind says why a lookup gave no addresses.
+type Kind int
+
+// The kinds of failure. Where the tries of one lookup failed in different ways,
+// the one that comes later in the list from Timeout to ServerFailure stands for
+// all of them, since it says most.
+const (
+	// Invalid is a question that cannot be asked; nothing was sent.
+	Invalid Kind = iota + 1
+	// Canceled means that the caller left.
+	Canceled
+	// Closed means that the client was closed.
+	Closed
+	// Outage means that all nameservers are known to be down.
+	Outage
+	// Timeout means that no nameserver replied in time.
+	Timeout
+	// Network means that nameservers could not be reached: the system refused
+	// to send, or the other side to take.
+	Network
+	// Malformed is a reply that makes no sense.
+	Malformed
+	// ServerFailure is a reply by which the server does not answer: an rcode such
+	// as SERVFAIL or REFUSED, or a referral to other servers.
+	ServerFailure
+	// NoData means that the name exists, but has no address of this type.
+	NoData
+	// NotFound means that the name does not exist (NXDOMAIN).
+	NotFound
+)
+
+// Error is why a lookup gave no addresses.
+type Error struct {
+	// Name and Type are the question of the lookup, as it was asked.
+	Name string
+	Type uint16
+
+	Kind Kind
+
+	// Rcode is the response code of the reply that decided, extended by EDNS
+	// where it was (RFC 6895), or -1 if no reply did.
+	Rcode int
+
+	// Server is the nameserver of the try that decided; the zero value if none
+	// did.
+	Server Nameserver
+
+	// TTL is for how long NotFound and NoData may be cached: the lesser of TTL
+	// and MINIMUM of the SOA record (RFC 2308, section 5), and of the TTLs of
+	// the CNAME records that led there. It means nothing without HasSOA.
+	TTL    time.Duration
+	HasSOA bool
+
+	// Tries is all that was sent, in order.
+	Tries []Try
+
+	err  error        // what went wrong, if something did besides the rcode
+	down []Nameserver // for Outage
+}
+
+// Try is one query to one nameserver.
+type Try struct {
+	// Name is the name in the question: that of the lookup, or the one at the
+	// end of its CNAME records.
+	Name string
+
+	Server    Nameserver
+	Transport string // "udp" or "tcp"
+	Duration  time.Duration
+
+	// Ignored is how many datagrams came that were no reply to the query.
+	Ignored int
+
+	// Outcome is the rcode of the reply ("SERVFAIL"), or a few words about what
+	// came instead ("no reply").
+	Outcome string
+}
+
+// Error reads like
+//
+//	looking up a.example (A): 10.0.0.53:53 replied SERVFAIL
+func (e *Error) Error() string {
+	return fmt.Sprintf("looking up %s (%s): %s", e.Name, dns.Type(e.Type), e.reason())
+}
+
+func (e *Error) reason() string {
+	switch e.Kind {
+	case NotFound, ServerFailure:
+		if e.err != nil {
+			return fmt.Sprintf("%s replied %v", e.Server, e.err)
+		}
+		return fmt.Sprintf("%s replied %s", e.Server, rcodeString(e.Rcode))
+	case NoData:
+		return fmt.Sprintf("%s replied that there is none", e.Server)
+	case Malformed, Network:
+		return fmt.Sprintf("%s: %v", e.Server, e.err)
+	case Timeout:
+		var asked []Nameserver
+		for _, try := range e.Tries {
+			if !slices.Contains(asked, try.Server) {
+				asked = append(asked, try.Server)
+			}
+		}
+		return "no nameserver replied in time" + list(asked)
+	case Outage:
+		return "all nameservers are down" + list(e.down)
+	default:
+		return e.err.Error()
+	}
+}
+
+// list writes servers as " (A, B)".
+func list(servers []Nameserver) string {
+	if len(servers) == 0 {
+		return ""
+	}
+	names := make([]string, len(servers))
+	for i, server := range servers {
+		names[i] = server.String()
+	}
+	return " (" + strings.Join(names, ", ") + ")"
+}
+
+// Unwrap returns the cause: the error of the context or of the network. It is
+// nil where a reply says all.
+func (e *Error) Unwrap() error { return e.err }
+
+// Negative reports whether the failure is an answer: that the name does not
+// exist or has no address of this type. It may be cached for ttl, which is
+// negative if the reply did not say (it had no SOA record).
+func (e *Error) Negative() (ttl time.Duration, ok bool) {
+	switch {
+	case e.Kind != NotFound && e.Kind != NoData:
+		return 0, false
+	case !e.HasSOA:
+		return -1, true
+	default:
+		return e.TTL, true
+	}
+}
+
+// NotFound reports whether the name does not exist.
+func (e *Error) NotFound() bool { return e.Kind == NotFound }
+
+// Timeout reports whether time ran out.
+func (e *Error) Timeout() bool { return e.Kind == Timeout }
+
+// Outage reports whether nothing was learned about the name because all
+// nameservers are down.
+func (e *Error) Outage() bool { return e.Kind == Outage }
+
+// rcodeString returns the name of an rcode, or RCODE and its number.
+func rcodeString(rcode int) string {
+	if s, ok := dns.RcodeToString[rcode]; ok {
+		return s
+	}
+	return fmt.Sprintf("RCODE%d", rcode)
+}
+
+// failure is why one try, or a lookup, gave no addresses.
+type failure struct {
+	kind   Kind
+	server Nameserver
+	rcode  int
+	err    error
+}
+
+// String is the outcome in a Try.
+func (f failure) String() string {
+	switch {
+	case f.kind == NoData:
+		return "no data"
+	case f.kind == Timeout:
+		return "no reply"
+	case f.err != nil:
+		return f.err.Error()
+	default:
+		return rcodeString(f.rcode)
+	}
+}
+
+// exchangeFailure makes a failure of the error of an exchange.
+func exchangeFailure(server Nameserver, err error) failure {
+	f := failure{kind: Network, server: server, rcode: -1, err: err}
+	var (
+		timeout net.Error
+		syscall *os.SyscallError
+	)
+	switch {
+	case errors.As(err, new(malformed)):
+		f.kind = Malformed
+	case errors.As(err, &timeout) && timeout.Timeout():
+		f.kind = Timeout
+	case errors.As(err, &syscall):
+		f.err = syscall.Err // the rest of the text are addresses, which are known
+	}
+	return f
+}
+
+// contextFailure makes a failure of the end of ctx.
+func contextFailure(ctx context.Context) failure {
+	f := failure{kind: Canceled, rcode: -1, err: ctx.Err()}
+	switch {
+	case context.Cause(ctx) == ErrClosed:
+		f.kind, f.err = Closed, ErrClosed
+	case errors.Is(f.err, context.DeadlineExceeded):
+		f.kind = Timeout
+	}
+	return f
+}

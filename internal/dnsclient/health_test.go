@@ -1,0 +1,358 @@
+package dnsclient
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+const never = time.Hour
+
+func answering(q *query) {
+	q.reply(q.answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
+}
+
+// answeringAll but names that begin with "dead".
+func answeringMost(q *query) {
+	if !strings.HasPrefix(q.Question[0].Name, "dead") {
+		answering(q)
+	}
+}
+
+// lookUp asks for the addresses of name, and if a queries runs out of patience,
+// cuts it short without giving the probes less time.
+func lookUp(t *testing.T, c *Client, name string) error {
+	ctx, cancel := t.Context(), context.CancelFunc(func() {})
+	if strings.HasPrefix(name, "dead") {
+		ctx, cancel = context.WithTimeout(ctx, brief)
+	}
+	defer cancel()
+	_, _, err := c.Lookup(ctx, name, dns.TypeA)
+	return err
+}
+
+// closedPort returns an address on loopback where nobody listens.
+func closedPort(t *testing.T) netip.AddrPort {
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+func TestDeadFirstServer(t *testing.T) {
+	t.Run("silent", func(t *testing.T) {
+		dead, live := newScript(t, nil, nil), newScript(t, answering, nil)
+		c := newClient(t, Config{Tries: 3, Timeout: time.Second}, dead, live)
+		for i := range 5 {
+			if err := lookUp(t, c, "a.example"); err != nil {
+				t.Fatal(err)
+			}
+			if d, l := dead.queries("udp"), live.queries("udp"); d != 1 || l != i+1 {
+				t.Fatalf("after %d lookups the dead server got %d queries and the other %d", i+1, d, l)
+			}
+		}
+	})
+	t.Run("refusing", func(t *testing.T) {
+		dead := &script{Nameserver: Nameserver{"udp", closedPort(t)}}
+		live := newScript(t, answering, nil)
+		c := newClient(t, Config{Tries: 3}, dead, live)
+		for range 5 {
+			if err := lookUp(t, c, "a.example"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if failures := c.servers[0].failures; failures != 1 {
+			t.Errorf("the dead server was asked %d times, want once", failures)
+		}
+	})
+}
+
+// A server that was passed over for a failure is used again when it is back.
+func TestFirstServerReturns(t *testing.T) {
+	first, second := newScript(t, nil, nil), newScript(t, answering, nil)
+	c := newClient(t, Config{Tries: 3, Timeout: time.Second}, first, second)
+	c.intervals.recheck, c.intervals.probe = time.Millisecond, time.Millisecond
+	if err := lookUp(t, c, "a.example"); err != nil {
+		t.Fatal(err)
+	}
+	first.play(answering)
+	for used := false; !used; {
+		before := second.queries("udp")
+		if err := lookUp(t, c, "a.example"); err != nil {
+			t.Fatal(err)
+		}
+		used = second.queries("udp") == before
+	}
+}
+
+func TestDownServerIsLastResort(t *testing.T) {
+	fail := func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) }
+	down, a, b := newScript(t, answering, nil), newScript(t, fail, nil), newScript(t, fail, nil)
+	for tries, want := range map[int][]Nameserver{
+		1: {a.Nameserver},
+		2: {a.Nameserver, b.Nameserver},
+		3: {a.Nameserver, b.Nameserver, down.Nameserver},
+		4: {a.Nameserver, b.Nameserver, a.Nameserver, down.Nameserver},
+	} {
+		c := newClient(t, Config{Tries: tries}, down, a, b)
+		c.intervals.recheck = never
+		c.servers[0].down, c.servers[0].failures, c.servers[0].failed = true, 3, time.Now()
+		l := lookup{c: c}
+		_, f := l.run(t.Context(), "a.example", dns.TypeA)
+		var asked []Nameserver
+		for _, try := range l.tries {
+			asked = append(asked, try.Server)
+		}
+		if f.kind == 0 { // an answer leaves no trace
+			asked = append(asked, down.Nameserver)
+		}
+		if !slices.Equal(asked, want) {
+			t.Errorf("%d tries went to %v, want %v", tries, asked, want)
+		}
+		if up := !c.servers[0].down; up != (f.kind == 0) {
+			t.Errorf("%d tries: the server is up: %v", tries, up)
+		}
+	}
+}
+
+// waitForOutage looks a name up until all servers are down.
+func waitForOutage(t *testing.T, c *Client) <-chan struct{} {
+	t.Helper()
+	for {
+		if outage := c.Outage(); outage != nil {
+			return outage
+		}
+		if lookUp(t, c, "a.example") == nil {
+			t.Fatal("a lookup succeeded")
+		}
+	}
+}
+
+func TestOutage(t *testing.T) {
+	t.Run("lookups send nothing", func(t *testing.T) {
+		a, b := newScript(t, nil, nil), newScript(t, nil, nil)
+		c := newClient(t, Config{Timeout: brief}, a, b)
+		c.intervals.probe = never
+		outage := waitForOutage(t, c)
+		time.Sleep(brief) // for what was sent to arrive
+		before := a.queries("udp") + b.queries("udp")
+		for range 100 {
+			_, _, err := c.Lookup(t.Context(), "b.example", dns.TypeA)
+			e := wantError(t, err, Outage)
+			if !e.Outage() || e.Timeout() || len(e.Tries) != 0 || e.Rcode != -1 || !strings.Contains(err.Error(), a.String()+", "+b.String()) {
+				t.Fatalf("got %v, %+v", err, e)
+			}
+		}
+		if sent := a.queries("udp") + b.queries("udp") - before; sent != 0 {
+			t.Errorf("%d queries were sent", sent)
+		}
+
+		// The servers may change in an outage.
+		c.SetNameservers([]Nameserver{a.Nameserver})
+		select {
+		case <-outage:
+			t.Error("the outage ended with the removal of a server that is down")
+		default:
+		}
+		good := newScript(t, answering, nil)
+		c.SetNameservers([]Nameserver{a.Nameserver, good.Nameserver})
+		<-outage
+	})
+
+	t.Run("probes go out until one is answered", func(t *testing.T) {
+		s := newScript(t, nil, nil)
+		c := newClient(t, Config{Timeout: brief}, s)
+		c.intervals.probe = 10 * time.Millisecond
+		outage := waitForOutage(t, c)
+		s.play(answering)
+		<-outage
+		for lookUp(t, c, "a.example") != nil { // may take longer than brief
+		}
+		if c.Outage() != nil {
+			t.Error("still an outage")
+		}
+	})
+
+	t.Run("no more probes than one an interval", func(t *testing.T) {
+		s := newScript(t, nil, nil)
+		c := newClient(t, Config{Timeout: brief}, s)
+		c.intervals.probe = 20 * time.Millisecond
+		waitForOutage(t, c)
+		time.Sleep(brief)
+		before, start := s.queries("udp"), time.Now()
+		for range 100 {
+			c.Lookup(t.Context(), "b.example", dns.TypeA)
+			time.Sleep(time.Millisecond)
+		}
+		sent := s.queries("udp") - before
+		if most := int(time.Since(start)/c.intervals.probe) + 2; sent == 0 || sent > most {
+			t.Errorf("%d probes, want 1 to %d", sent, most)
+		}
+	})
+
+	t.Run("port closed, then open", func(t *testing.T) {
+		addr := closedPort(t)
+		c := newClient(t, Config{Tries: 3}, &script{Nameserver: Nameserver{"udp", addr}})
+		c.intervals.probe = 10 * time.Millisecond
+		_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
+		if e := err.(*Error); e.Kind != Network && e.Kind != Outage {
+			t.Errorf("got %v", err)
+		}
+		outage := waitForOutage(t, c)
+
+		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
+		if err != nil {
+			t.Fatalf("the port was taken meanwhile: %v", err)
+		}
+		defer conn.Close()
+		buf := make([]byte, maxMessage)
+		n, from, err := conn.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		buf[2] |= 0x80
+		buf[3] |= dns.RcodeRefused // any reply will do
+		conn.WriteToUDPAddrPort(buf[:n], from)
+		<-outage
+	})
+
+	t.Run("a lookup under way ends", func(t *testing.T) {
+		s := newScript(t, nil, nil)
+		c := newClient(t, Config{Timeout: brief, Tries: 1000}, s)
+		c.intervals.probe = never
+		_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
+		if e := wantError(t, err, Outage); len(e.Tries) < suspectAfter {
+			t.Errorf("after %d tries", len(e.Tries))
+		}
+	})
+}
+
+// After an outage a server may not be able to answer what it answered before,
+// or the root, but only what is asked for now.
+func TestProbesTakeTurns(t *testing.T) {
+	for _, answered := range []string{"a.example.", ".", "new.example."} {
+		t.Run(answered, func(t *testing.T) {
+			s := newScript(t, answering, nil)
+			c := newClient(t, Config{Timeout: brief}, s)
+			c.intervals.probe = 10 * time.Millisecond
+			for lookUp(t, c, "a.example") != nil {
+			}
+			s.play(nil)
+			outage := waitForOutage(t, c)
+			s.play(func(q *query) {
+				if q.Question[0].Name == answered {
+					q.reply(q.fail(dns.RcodeServerFailure))
+				}
+			})
+			c.Lookup(t.Context(), "new.example", dns.TypeA)
+			<-outage
+		})
+	}
+}
+
+func TestDeadNameIsNoOutage(t *testing.T) {
+	tests := []struct {
+		name   string
+		before func(*testing.T, *Client, *script)
+	}{
+		{"nothing was answered before", func(*testing.T, *Client, *script) {}},
+		{"another name was answered before", func(t *testing.T, c *Client, _ *script) {
+			if err := lookUp(t, c, "a.example"); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"the name itself was answered before", func(t *testing.T, c *Client, s *script) {
+			s.play(answering)
+			if _, _, err := c.Lookup(t.Context(), "dead.example", dns.TypeA); err != nil {
+				t.Fatal(err)
+			}
+			s.play(answeringMost)
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := newScript(t, answeringMost, nil)
+			c := newClient(t, Config{}, s) // probes have all the time
+			c.intervals.evidence = 0
+			test.before(t, c, s)
+			for range 4 * suspectAfter {
+				wantError(t, lookUp(t, c, "dead.example"), Timeout)
+				if c.Outage() != nil {
+					t.Fatal("a dead name caused an outage")
+				}
+			}
+			if s.queries("udp") <= 4*suspectAfter {
+				t.Error("no probe was sent")
+			}
+			if err := lookUp(t, c, "b.example"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestCutShort(t *testing.T) {
+	s := newScript(t, nil, nil)
+	c := newClient(t, Config{}, s)
+	c.intervals.evidence = never
+	lookUp(t, c, "dead.example")
+	if c.servers[0].failures != 0 {
+		t.Error("a query that had no time counts as unanswered")
+	}
+	c.intervals.evidence = 0
+	lookUp(t, c, "dead.example")
+	if c.servers[0].failures != 1 {
+		t.Error("a query that had time does not count as unanswered")
+	}
+}
+
+func TestSetNameserversKeepsHealth(t *testing.T) {
+	a, b := newScript(t, nil, nil), newScript(t, answering, nil)
+	c := newClient(t, Config{}, a, b)
+	c.servers[0].failures = 2
+	kept, removed := c.servers[0], c.servers[1]
+	if err := lookUp(t, c, "a.example"); err != nil {
+		t.Fatal(err)
+	}
+	c.SetNameservers([]Nameserver{{"tcp", b.AddrPort}, a.Nameserver})
+	if c.servers[1] != kept || c.servers[0] == removed {
+		t.Error("servers are told apart by something else than their address")
+	}
+	if removed.ctx.Err() == nil || len(removed.first.(*udp).idle) != 0 {
+		t.Error("the removed server was not closed")
+	}
+}
+
+// A probe to a server that was removed says nothing.
+func TestRemovedWhileSuspect(t *testing.T) {
+	probed := make(chan struct{}, 1)
+	s := newScript(t, func(q *query) {
+		if q.Question[0].Qtype == dns.TypeNS {
+			probed <- struct{}{}
+		}
+	}, nil)
+	other := newScript(t, answering, nil)
+	c := newClient(t, Config{}, s)
+	c.intervals.evidence = 0
+	for range suspectAfter {
+		lookUp(t, c, "dead.example")
+	}
+	<-probed
+	c.SetNameservers([]Nameserver{other.Nameserver})
+	c.running.Wait()
+	if c.Outage() != nil {
+		t.Error("an outage without a server that is down")
+	}
+	if err := lookUp(t, c, "a.example"); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,314 @@
+package dnsclient
+
+import (
+	"encoding/binary"
+	"errors"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// This file is all that knows the wire format (RFC 1035, section 4). Of the
+// library it uses names and numbers; records are walked here, because the
+// library rejects a message for any record that it cannot read, asked for or
+// not, and accepts an address without octets.
+
+const (
+	headerLen = 12
+	maxName   = 255 // octets of a name on the wire
+
+	// udpSize is the largest datagram that servers are asked to send, the size
+	// that passes everywhere without fragments (DNS flag day 2020).
+	udpSize = 1232
+
+	// maxLinks is how many CNAME records may lead from a name to its addresses.
+	maxLinks = 11
+)
+
+// malformed is why a reply cannot be used.
+type malformed string
+
+func (m malformed) Error() string { return "malformed reply: " + string(m) }
+
+// question is what is asked, ready to be sent.
+type question struct {
+	name  string // absolute, in the library's canonical text form
+	qtype uint16
+	wire  []byte // the question section
+	links int    // CNAME records that led from the name of the lookup to this one
+}
+
+// rootQuestion asks for the nameservers of the root, which every recursive
+// server knows by heart.
+var rootQuestion = &question{name: ".", qtype: dns.TypeNS, wire: []byte{0, 0, byte(dns.TypeNS), 0, dns.ClassINET}}
+
+// newQuestion makes a question of an absolute name.
+func newQuestion(name string, qtype uint16) (*question, error) {
+	wire := make([]byte, maxName, maxName+4)
+	n, err := dns.PackDomainName(name, wire, 0, nil, false)
+	if err != nil {
+		return nil, errors.New("not a domain name")
+	}
+	canonical, _, err := dns.UnpackDomainName(wire[:n], 0)
+	if err != nil {
+		return nil, errors.New("not a domain name")
+	}
+	wire = binary.BigEndian.AppendUint16(wire[:n], qtype)
+	wire = binary.BigEndian.AppendUint16(wire, dns.ClassINET)
+	return &question{name: canonical, qtype: qtype, wire: wire}, nil
+}
+
+// appendQuery appends the query to b: recursion desired, and with an OPT record
+// if edns is set (RFC 6891).
+func (q *question) appendQuery(b []byte, id uint16, edns bool) []byte {
+	b = binary.BigEndian.AppendUint16(b, id)
+	b = append(b, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0) // RD, QDCOUNT 1
+	arcount := len(b) - 1
+	b = append(b, q.wire...)
+	if edns {
+		b[arcount] = 1
+		b = append(b, 0, 0, byte(dns.TypeOPT), udpSize>>8, udpSize&0xff, 0, 0, 0, 0, 0, 0)
+	}
+	return b
+}
+
+// answeredBy reports whether msg is a reply to the query for q with this ID
+// (RFC 5452, section 9.1). A reply without a question section counts as one,
+// since that is how some servers send errors; parse accepts nothing else of it.
+func (q *question) answeredBy(msg []byte, id uint16) bool {
+	const qrAndOpcode, replyToQuery = 0xf8, 0x80
+	if len(msg) < headerLen || binary.BigEndian.Uint16(msg) != id || msg[2]&qrAndOpcode != replyToQuery {
+		return false
+	}
+	switch binary.BigEndian.Uint16(msg[4:]) {
+	case 0:
+		return true
+	case 1:
+		return q.inQuestionSection(msg[headerLen:])
+	default:
+		return false
+	}
+}
+
+// inQuestionSection reports whether b begins with the question: the same name
+// in any case, the same type and class.
+func (q *question) inQuestionSection(b []byte) bool {
+	if len(b) < len(q.wire) {
+		return false
+	}
+	name := len(q.wire) - 4
+	for i, c := range q.wire[:name] {
+		if lower(b[i]) != lower(c) {
+			return false
+		}
+	}
+	return string(b[name:len(q.wire)]) == string(q.wire[name:])
+}
+
+// lower folds ASCII letters. Length octets of labels are below all letters.
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
+}
+
+// reply is what a nameserver said to a question.
+type reply struct {
+	rcode         int
+	truncated     bool
+	authoritative bool
+	recursive     bool // the server offers recursion
+	empty         bool // no record in the answer section
+
+	addrs []netip.Addr
+	end   string        // the name the CNAME records lead to; the question's without any
+	links int           // CNAME records from the name of the lookup to end
+	ttl   time.Duration // the smallest of all records that lead to addrs, or to end
+
+	soa      bool          // the authority section has the SOA record of end's zone
+	soaOwner string        // that zone, or another one
+	soaTTL   time.Duration // for how long the absence of records may be cached (RFC 2308)
+}
+
+// record is an answer that may matter: an alias or an address.
+type record struct {
+	owner  string
+	target string     // of a CNAME record
+	addr   netip.Addr // of an address record; the zero value if its data was not an address
+	ttl    uint32
+}
+
+// parse reads a reply for which q.answeredBy holds. Of a truncated reply it
+// reads the header only. The error is a malformed.
+func parse(msg []byte, q *question) (reply, error) {
+	r := reply{
+		rcode:         int(msg[3] & 0x0f),
+		truncated:     msg[2]&0x02 != 0,
+		authoritative: msg[2]&0x04 != 0,
+		recursive:     msg[3]&0x80 != 0,
+		empty:         binary.BigEndian.Uint16(msg[6:]) == 0,
+		end:           q.name,
+		links:         q.links,
+	}
+	var (
+		records []record
+		bad     malformed
+	)
+	switch {
+	case binary.BigEndian.Uint16(msg[4:]) == 0:
+		r.truncated, bad = false, "no question"
+	case r.truncated:
+		return r, nil
+	default:
+		records, bad = r.walk(msg, q)
+	}
+	if r.rcode != dns.RcodeSuccess && r.rcode != dns.RcodeNameError {
+		return r, nil // an error is an error, whatever follows it
+	}
+	if bad == "" {
+		bad = r.follow(records)
+	}
+	if bad != "" {
+		return r, bad
+	}
+	return r, nil
+}
+
+// walk reads all records of msg and returns those of the answer section that
+// may matter. What the OPT and SOA records say it puts into r.
+func (r *reply) walk(msg []byte, q *question) (records []record, bad malformed) {
+	const answer, authority, additional = 0, 1, 2
+
+	off := headerLen + len(q.wire)
+	for section := answer; section <= additional; section++ {
+		for range binary.BigEndian.Uint16(msg[6+2*section:]) {
+			owner, data, err := dns.UnpackDomainName(msg, off)
+			if err != nil {
+				return nil, "bad owner name"
+			}
+			if data+10 > len(msg) {
+				return nil, "record cut short"
+			}
+			var (
+				rtype = binary.BigEndian.Uint16(msg[data:])
+				class = binary.BigEndian.Uint16(msg[data+2:])
+				ttl   = binary.BigEndian.Uint32(msg[data+4:])
+				end   = data + 10 + int(binary.BigEndian.Uint16(msg[data+8:]))
+			)
+			data += 10
+			if end > len(msg) {
+				return nil, "record longer than the message"
+			}
+			off = end
+
+			switch {
+			case rtype == dns.TypeOPT && section == additional:
+				r.rcode |= int(ttl>>24) << 4
+			case class != dns.ClassINET:
+			case rtype == dns.TypeSOA && section == authority && r.soaOwner == "":
+				minimum, ok := soaMinimum(msg, data, end)
+				if !ok {
+					return nil, "bad SOA record"
+				}
+				r.soaOwner = owner
+				r.soaTTL = min(seconds(ttl), seconds(minimum))
+			case rtype == dns.TypeCNAME && section == answer:
+				target, n, err := dns.UnpackDomainName(msg[:end], data)
+				if err != nil || n != end {
+					return nil, "bad CNAME record"
+				}
+				records = append(records, record{owner: owner, target: target, ttl: ttl})
+			case rtype == q.qtype && section == answer:
+				records = append(records, record{owner: owner, addr: address(rtype, msg[data:end]), ttl: ttl})
+			}
+		}
+	}
+	return records, ""
+}
+
+// address reads the data of an address record. IPv4 addresses in IPv6 form come
+// out as what they are.
+func address(rtype uint16, data []byte) netip.Addr {
+	switch {
+	case rtype == dns.TypeA && len(data) == 4, rtype == dns.TypeAAAA && len(data) == 16:
+		addr, _ := netip.AddrFromSlice(data)
+		return addr.Unmap()
+	default:
+		return netip.Addr{}
+	}
+}
+
+// soaMinimum returns the last field of the SOA record whose data is
+// msg[off:end].
+func soaMinimum(msg []byte, off, end int) (minimum uint32, ok bool) {
+	for range 2 { // MNAME, RNAME
+		var err error
+		if _, off, err = dns.UnpackDomainName(msg[:end], off); err != nil {
+			return 0, false
+		}
+	}
+	if end-off != 20 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint32(msg[end-4:]), true
+}
+
+// seconds is a TTL as a duration. One with the top bit set is zero (RFC 2181,
+// section 8).
+func seconds(ttl uint32) time.Duration {
+	if ttl > math.MaxInt32 {
+		return 0
+	}
+	return time.Duration(ttl) * time.Second
+}
+
+// follow walks from r.end along CNAME records, in whatever order they are, and
+// collects the addresses of the name where they end. Records of other names are
+// left alone.
+func (r *reply) follow(records []record) malformed {
+	r.ttl = seconds(math.MaxInt32)
+	for {
+		target := ""
+		for i := range records {
+			switch rec := &records[i]; {
+			case rec.target == "" || !strings.EqualFold(rec.owner, r.end):
+			case target != "" && !strings.EqualFold(rec.target, target):
+				return "two CNAME records for one name"
+			default:
+				target = rec.target
+				r.ttl = min(r.ttl, seconds(rec.ttl))
+			}
+		}
+		if target == "" {
+			break
+		}
+		if r.links++; r.links > maxLinks {
+			return "CNAME records lead in a circle or too far"
+		}
+		r.end = target
+	}
+
+	bad := false
+	for i := range records {
+		switch rec := &records[i]; {
+		case rec.target != "" || !strings.EqualFold(rec.owner, r.end):
+		case !rec.addr.IsValid():
+			bad = true
+		default:
+			if !slices.Contains(r.addrs, rec.addr) {
+				r.addrs = append(r.addrs, rec.addr)
+			}
+			r.ttl = min(r.ttl, seconds(rec.ttl))
+		}
+	}
+	if bad && r.addrs == nil {
+		return "bad address record"
+	}
+	r.soa = r.soaOwner != "" && dns.IsSubDomain(r.soaOwner, r.end)
+	return ""
+}

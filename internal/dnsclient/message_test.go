@@ -1,0 +1,171 @@
+package dnsclient
+
+import (
+	"bytes"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/miekg/dns"
+)
+
+// typical is the reply of a recursive server: an alias and two addresses.
+func typical() []byte {
+	m := new(dns.Msg).SetQuestion("www.a.example.", dns.TypeA).SetEdns0(udpSize, false)
+	m.Response, m.RecursionAvailable, m.Compress = true, true, true
+	m.Answer = rrs("www.a.example. 60 IN CNAME a.example.", "a.example. 50 IN A 192.0.2.1", "a.example. 50 IN A 192.0.2.2")
+	return pack(m)
+}
+
+func TestAnsweredByComparesExactly(t *testing.T) {
+	// Type 65 (HTTPS) and type 97 differ by the bit that makes letters lower.
+	q, err := newQuestion("a.example.", dns.TypeHTTPS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg := q.appendQuery(nil, 1, true)
+	msg[2] |= 0x80
+	if !q.answeredBy(msg, 1) || q.answeredBy(msg, 2) {
+		t.Error("a reply is not taken, or another is")
+	}
+	msg[headerLen+len(q.wire)-3] = 97
+	if q.answeredBy(msg, 1) {
+		t.Error("type 97 is taken for type 65")
+	}
+
+	// '@' and '`' differ by the same bit.
+	q, _ = newQuestion("@.example.", dns.TypeA)
+	msg = q.appendQuery(nil, 1, true)
+	msg[2] |= 0x80
+	msg[headerLen+1] = '`'
+	if q.answeredBy(msg, 1) {
+		t.Error("` is taken for @")
+	}
+}
+
+func TestLongestName(t *testing.T) {
+	name := strings.Repeat("a.", 127)
+	q, err := newQuestion(name, dns.TypeA)
+	if err != nil || len(q.wire) != maxName+4 {
+		t.Fatalf("got %v, %v", q, err)
+	}
+	var m dns.Msg
+	if err := m.Unpack(q.appendQuery(nil, 1, true)); err != nil || m.Question[0].Name != name {
+		t.Errorf("got %v, %v", m.Question, err)
+	}
+	if _, err := newQuestion("a."+name, dns.TypeA); err == nil {
+		t.Error("a name of 257 octets can be asked")
+	}
+}
+
+func TestRootQuestion(t *testing.T) {
+	q, err := newQuestion(".", dns.TypeNS)
+	if err != nil || q.name != rootQuestion.name || !bytes.Equal(q.wire, rootQuestion.wire) {
+		t.Errorf("got %+v, %v", q, err)
+	}
+}
+
+// FuzzReply reads any bytes as the reply to a question. Whatever they are, there
+// is no address but of a record whose owner the question leads to, as the
+// library reads the same bytes.
+func FuzzReply(f *testing.F) {
+	q, err := newQuestion("www.a.example.", dns.TypeA)
+	if err != nil {
+		f.Fatal(err)
+	}
+	seed := func(change func(*dns.Msg)) {
+		var m dns.Msg
+		if err := m.Unpack(typical()); err != nil {
+			f.Fatal(err)
+		}
+		m.Id = 1
+		change(&m)
+		f.Add(pack(&m))
+		m.Compress = true
+		f.Add(pack(&m))
+	}
+	seed(func(*dns.Msg) {})
+	seed(func(m *dns.Msg) { m.Answer[0], m.Answer[2] = m.Answer[2], m.Answer[0] })
+	seed(func(m *dns.Msg) { m.Answer = append(m.Answer, rrs("b.example. 1 IN A 203.0.113.66")...) })
+	seed(func(m *dns.Msg) { m.Answer = m.Answer[:1]; m.Ns = rrs(soa) })
+	seed(func(m *dns.Msg) { m.Answer = nil; m.Ns = rrs(soa); m.Rcode = dns.RcodeNameError })
+	seed(func(m *dns.Msg) {
+		m.Answer = rrs("www.a.example. 1 IN CNAME b.example.", "b.example. 1 IN CNAME www.a.example.")
+	})
+	seed(func(m *dns.Msg) { m.Answer = append(m.Answer, rr("a.example.", dns.TypeA, "")) })
+	seed(func(m *dns.Msg) { m.Answer = append(m.Answer, rr("a.example.", dns.TypeA, "c000020101")) })
+	seed(func(m *dns.Msg) {
+		m.Answer = rrs(`www.a.example. 1 IN CNAME \000\.x\ .example.`, `\000\.x\ .example. 1 IN A 192.0.2.1`)
+	})
+	seed(func(m *dns.Msg) { m.Truncated = true })
+	seed(func(m *dns.Msg) { m.Question = nil })
+	seed(func(m *dns.Msg) { m.Rcode = dns.RcodeBadVers })
+
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		if !q.answeredBy(msg, 1) {
+			return
+		}
+		before := bytes.Clone(msg)
+		r, err := parse(msg, q)
+		if !bytes.Equal(msg, before) {
+			t.Fatal("the message has changed")
+		}
+		if f := r.judge(false); err != nil || f.kind != 0 && f.kind != NotFound {
+			return
+		}
+		if r.truncated || r.links > maxLinks || r.ttl < 0 {
+			t.Fatalf("used %+v", r)
+		}
+
+		var m dns.Msg
+		if m.Unpack(msg) != nil {
+			return // for a record that does not matter here
+		}
+		reached := map[string]bool{strings.ToLower(q.name): true}
+		for range m.Answer {
+			for _, rr := range m.Answer {
+				if alias, ok := rr.(*dns.CNAME); ok && reached[strings.ToLower(alias.Hdr.Name)] {
+					reached[strings.ToLower(alias.Target)] = true
+				}
+			}
+		}
+		for _, addr := range r.addrs {
+			found := false
+			for _, rr := range m.Answer {
+				if a, ok := rr.(*dns.A); ok && a.Hdr.Class == dns.ClassINET && reached[strings.ToLower(a.Hdr.Name)] {
+					got, _ := netip.AddrFromSlice(a.A.To4())
+					found = found || got == addr
+				}
+			}
+			if !found {
+				t.Fatalf("%v is not an address of %s in\n%v", addr, q.name, &m)
+			}
+		}
+	})
+}
+
+func BenchmarkParse(b *testing.B) {
+	q, err := newQuestion("www.a.example.", dns.TypeA)
+	if err != nil {
+		b.Fatal(err)
+	}
+	msg := typical()
+	b.ReportAllocs()
+	for b.Loop() {
+		if r, err := parse(msg, q); err != nil || len(r.addrs) != 2 {
+			b.Fatal(r, err)
+		}
+	}
+}
+
+// BenchmarkParseLibrary is what the library takes to read the same reply.
+func BenchmarkParseLibrary(b *testing.B) {
+	msg := typical()
+	b.ReportAllocs()
+	for b.Loop() {
+		var m dns.Msg
+		if err := m.Unpack(msg); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,130 @@
+package dnsclient
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestParseNameserver(t *testing.T) {
+	for in, want := range map[string]string{
+		"10.0.0.53":                "10.0.0.53:53",
+		"10.0.1.53:5353":           "10.0.1.53:5353",
+		"::1":                      "[::1]:53",
+		"[::1]":                    "[::1]:53",
+		"[::1]:5353":               "[::1]:5353",
+		"fe80::1%eth0":             "[fe80::1%eth0]:53",
+		"[fe80::1%eth0]:5353":      "[fe80::1%eth0]:5353",
+		"udp://10.0.0.53":          "10.0.0.53:53",
+		"udp://[2001:db8::1]:5353": "[2001:db8::1]:5353",
+		"tcp://10.0.0.53":          "tcp://10.0.0.53:53",
+		"tcp://::1":                "tcp://[::1]:53",
+		"::ffff:10.0.0.53":         "10.0.0.53:53",
+		"[::ffff:10.0.0.53]:54":    "10.0.0.53:54",
+	} {
+		got, err := ParseNameserver(in)
+		if err != nil || got.String() != want {
+			t.Errorf("%q is %v, %v; want %s", in, got, err, want)
+		}
+	}
+	for in, want := range map[string]string{
+		"":                              "not an IP address",
+		"ns.example":                    "not an IP address",
+		"ns.example:53":                 "not an IP address",
+		"10.0.0.53:":                    "not an IP address",
+		"10.0.0.53:0":                   "port 0",
+		"10.0.0.53:65536":               "not an IP address",
+		"10.0.0.53/24":                  "not an IP address",
+		"[10.0.0.53":                    "not an IP address",
+		"[[::1]]":                       "not an IP address",
+		"10.0.0.53 ":                    "not an IP address",
+		"10.0.0.53%eth0":                "not an IP address",
+		"010.0.0.53":                    "not an IP address",
+		"udp://":                        "not an IP address",
+		"udp://10.0.0.53/":              "not an IP address",
+		"tcp://udp://10.0.0.53":         "not an IP address",
+		"://10.0.0.53":                  `unknown scheme ""`,
+		"tls://9.9.9.9#dns.quad9.net":   `unknown scheme "tls" (known are udp and tcp)`,
+		"https://dns.example/dns-query": `unknown scheme "https" (known are udp and tcp)`,
+	} {
+		got, err := ParseNameserver(in)
+		if err == nil || !strings.Contains(err.Error(), want) || got != (Nameserver{}) {
+			t.Errorf("%q is %v, %v; want an error with %q", in, got, err, want)
+		}
+	}
+}
+
+func FuzzParseNameserver(f *testing.F) {
+	for _, seed := range []string{"10.0.0.53", "10.0.1.53:5353", "[::1]:5353", "fe80::1%eth0", "[fe80::1%eth0]:53",
+		"tcp://::ffff:10.0.0.53", "tls://9.9.9.9#dns.quad9.net", "[[::1]]", "::ffff:1.2.3.4%a", "udp://fe80::%]:1"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		ns, err := ParseNameserver(s)
+		if err != nil {
+			if ns != (Nameserver{}) {
+				t.Errorf("%q is refused, but %#v", s, ns)
+			}
+			return
+		}
+		if ns.Network != "udp" && ns.Network != "tcp" || !ns.AddrPort.IsValid() || ns.AddrPort.Port() == 0 || ns.AddrPort.Addr().Is4In6() {
+			t.Errorf("%q is %#v", s, ns)
+		}
+		if again, err := ParseNameserver(ns.String()); err != nil || again != ns {
+			t.Errorf("%q is %v, but that is %v, %v", s, ns, again, err)
+		}
+	})
+}
+
+func TestSystemNameservers(t *testing.T) {
+	for name, test := range map[string]struct {
+		file string
+		want []string
+	}{
+		"usual": {
+			"# made by hand\nsearch example\nnameserver 10.0.0.53\n  nameserver\tfe80::1%eth0 # second\noptions edns0\n",
+			[]string{"10.0.0.53:53", "[fe80::1%eth0]:53"},
+		},
+		"no newline at the end, CRLF": {"nameserver 10.0.0.1\r\nnameserver 10.0.0.2", []string{"10.0.0.1:53", "10.0.0.2:53"}},
+		"three count": {
+			"nameserver 10.0.0.1\nnameserver 10.0.0.2\nnameserver 10.0.0.3\nnameserver 10.0.0.4\n",
+			[]string{"10.0.0.1:53", "10.0.0.2:53", "10.0.0.3:53"},
+		},
+		"what cannot be read is skipped": {
+			"nameserver\nnameserver ns.example\n#nameserver 10.0.0.1\n;nameserver 10.0.0.1\nnameservers 10.0.0.1\nnameserver 10.0.0.2:53\nnameserver 10.0.0.3\n",
+			[]string{"10.0.0.3:53"},
+		},
+		"none":  {"search example\n", []string{"127.0.0.1:53", "[::1]:53"}},
+		"empty": {"", []string{"127.0.0.1:53", "[::1]:53"}},
+	} {
+		path := filepath.Join(t.TempDir(), "resolv.conf")
+		if err := os.WriteFile(path, []byte(test.file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		servers, err := SystemNameservers(path)
+		var got []string
+		for _, server := range servers {
+			got = append(got, server.String())
+		}
+		if err != nil || !slices.Equal(got, test.want) {
+			t.Errorf("%s: got %v, %v; want %v", name, got, err, test.want)
+		}
+	}
+
+	if servers, err := SystemNameservers(filepath.Join(t.TempDir(), "none")); err != nil || len(servers) != 2 {
+		t.Errorf("no file: got %v, %v", servers, err)
+	}
+	if servers, err := SystemNameservers(t.TempDir()); err == nil {
+		t.Errorf("a directory: got %v", servers)
+	}
+}
+
+func TestZeroNameserver(t *testing.T) {
+	ns := Nameserver{AddrPort: netip.MustParseAddrPort("10.0.0.53:53")}
+	if ns.String() != "10.0.0.53:53" {
+		t.Errorf("got %v", ns)
+	}
+}

@@ -1,0 +1,158 @@
+package dnsclient
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// newTestUDP returns the transport to a script, and a function that asks over
+// it and returns the socket that is idle then, if there is one.
+func newTestUDP(t *testing.T, s *script) (*udp, func() *udpSocket) {
+	u := newUDP(s.AddrPort, new(atomic.Uint64))
+	t.Cleanup(u.close)
+	q, err := newQuestion("a.example.", dns.TypeA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u, func() *udpSocket {
+		u.exchange(t.Context(), time.Now().Add(patience), q, true, make([]byte, maxMessage))
+		if len(u.idle) == 0 {
+			return nil
+		}
+		return u.idle[len(u.idle)-1]
+	}
+}
+
+func TestSocketsAreReused(t *testing.T) {
+	_, ask := newTestUDP(t, newScript(t, answering, nil))
+	first := ask()
+	for range maxSocketQueries - 2 {
+		if ask() != first {
+			t.Fatal("a fresh socket was used too early")
+		}
+	}
+	if ask() != nil {
+		t.Errorf("a socket is kept after %d queries", maxSocketQueries)
+	}
+	if second := ask(); second == nil || second == first {
+		t.Error("no fresh socket was used")
+	}
+}
+
+func TestOldSocketsAreClosed(t *testing.T) {
+	u, ask := newTestUDP(t, newScript(t, answering, nil))
+	first := ask()
+	first.born = first.born.Add(-maxSocketAge)
+	second := ask()
+	if second == first {
+		t.Error("an old socket was used again")
+	}
+	second.born = second.born.Add(-maxSocketAge)
+	if u.closeOld(); len(u.idle) != 0 || u.sweep != nil {
+		t.Errorf("%d old sockets are idle", len(u.idle))
+	}
+	for _, socket := range []*udpSocket{first, second} {
+		if _, err := socket.Write(nil); !errors.Is(err, net.ErrClosed) {
+			t.Error("an old socket is open")
+		}
+	}
+	u.close()
+	if ask() != nil {
+		t.Error("a socket is kept after close")
+	}
+}
+
+func TestDoubtfulSocketsAreClosed(t *testing.T) {
+	t.Run("after a mismatch", func(t *testing.T) {
+		_, ask := newTestUDP(t, newScript(t, func(q *query) {
+			q.raw([]byte("hello"))
+			answering(q)
+		}, nil))
+		if ask() != nil {
+			t.Error("the socket is kept")
+		}
+	})
+	t.Run("after a timeout", func(t *testing.T) {
+		u, _ := newTestUDP(t, newScript(t, nil, nil))
+		_, _, err := u.exchange(t.Context(), time.Now().Add(brief), rootQuestion, true, make([]byte, maxMessage))
+		if err == nil || len(u.idle) != 0 {
+			t.Errorf("%v; %d sockets are kept", err, len(u.idle))
+		}
+	})
+	t.Run("after a cancellation", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		u, _ := newTestUDP(t, newScript(t, func(q *query) { cancel(); answering(q) }, nil))
+		u.exchange(ctx, time.Now().Add(patience), rootQuestion, true, make([]byte, maxMessage))
+		if len(u.idle) != 0 {
+			t.Error("the socket is kept")
+		}
+	})
+}
+
+// Sockets carry one query at a time, and the kernel drops what comes from
+// another address.
+func TestSocketsAreExclusive(t *testing.T) {
+	var held []*query
+	full := make(chan struct{})
+	s := newScript(t, func(q *query) {
+		if held = append(held, q); len(held) == 2*maxIdleSockets {
+			close(full)
+		}
+	}, nil)
+	c := newClient(t, Config{}, s)
+	errs := make(chan error)
+	for range 2 * maxIdleSockets {
+		go func() { errs <- lookUp(t, c, "a.example") }()
+	}
+	<-full
+	for _, q := range held {
+		answering(q)
+	}
+	for range held {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := len(c.servers[0].first.(*udp).idle); n != maxIdleSockets {
+		t.Errorf("%d sockets are kept, want %d", n, maxIdleSockets)
+	}
+	if c.Mismatches() != 0 {
+		t.Error("a socket got the reply of another")
+	}
+}
+
+func TestReplyFromElsewhere(t *testing.T) {
+	elsewhere, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer elsewhere.Close()
+	s := newScript(t, func(q *query) {
+		// The reply of another port, to where the query came from.
+		from := netip.MustParseAddrPort(q.from)
+		elsewhere.WriteToUDPAddrPort(pack(q.answer(evil)), from)
+		q.reply(q.answer(good))
+	}, nil)
+	c := newClient(t, Config{}, s)
+	got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
+	if err != nil || len(got) != 1 || got[0].String() != "192.0.2.1" {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestTCPRefused(t *testing.T) {
+	s := &script{Nameserver: Nameserver{"tcp", closedPort(t)}}
+	c := newClient(t, Config{}, s)
+	err := lookUp(t, c, "a.example")
+	if wantError(t, err, Network); !strings.HasSuffix(err.Error(), s.String()+": connection refused") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,103 @@
+package guard
+
+import (
+	"errors"
+	"strconv"
+	"testing"
+)
+
+func TestCheckPort(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		ports   []string
+		allowed []uint16
+		refused []uint16
+	}{
+		{"any", nil, []uint16{1, 22, 80, 443, 65535}, []uint16{0}},
+		{"one", []string{"443"}, []uint16{443}, []uint16{0, 1, 80, 442, 444, 65535}},
+		{"several", []string{"80", "443", "8000-8999"}, []uint16{80, 443, 8000, 8500, 8999}, []uint16{0, 79, 81, 7999, 9000}},
+		{"overlapping", []string{"100-200", "150-250", "200"}, []uint16{100, 200, 201, 250}, []uint16{99, 251}},
+		{"ends", []string{"1", "65535"}, []uint16{1, 65535}, []uint16{0, 2, 65534}},
+		{"all", []string{"1-65535"}, []uint16{1, 65535}, []uint16{0}},
+		{"range of one", []string{"443-443"}, []uint16{443}, []uint16{442, 444}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := compile(t, Config{Ports: test.ports})
+			for _, p := range test.allowed {
+				if err := r.CheckPort(p); err != nil {
+					t.Error(err)
+				}
+			}
+			for _, p := range test.refused {
+				var refusal *Refusal
+				if err := r.CheckPort(p); !errors.As(err, &refusal) {
+					t.Errorf("port %d: got %v", p, err)
+				} else if want := (Refusal{Kind: KindPort, Value: strconv.Itoa(int(p)), Rule: RulePorts}); *refusal != want {
+					t.Errorf("port %d: got %+v, want %+v", p, *refusal, want)
+				}
+			}
+		})
+	}
+}
+
+func TestCheckScheme(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		schemes []string
+		allowed []string
+		refused []string
+	}{
+		{"default", nil, []string{"http", "https"}, []string{"h2c", "", "HTTP", "ftp", "file", "gopher", "http:", "https "}},
+		{"https only", []string{"https"}, []string{"https"}, []string{"http", "h2c", ""}},
+		{"h2c only", []string{"h2c"}, []string{"h2c"}, []string{"http", "https"}},
+		{"all, some twice", []string{"h2c", "HTTP", "https", "http"}, []string{"http", "https", "h2c"}, []string{"h2", "ws"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := compile(t, Config{Schemes: test.schemes})
+			for _, s := range test.allowed {
+				if err := r.CheckScheme(s); err != nil {
+					t.Error(err)
+				}
+			}
+			for _, s := range test.refused {
+				var refusal *Refusal
+				if err := r.CheckScheme(s); !errors.As(err, &refusal) {
+					t.Errorf("scheme %q: got %v", s, err)
+				} else if want := (Refusal{Kind: KindScheme, Value: s, Rule: RuleSchemes}); *refusal != want {
+					t.Errorf("scheme %q: got %+v, want %+v", s, *refusal, want)
+				}
+			}
+		})
+	}
+}
+
+func TestCompileErrors(t *testing.T) {
+	for entry, want := range map[string]string{
+		"":          `"" is not a port from 1 to 65535`,
+		"0":         `"0" is not a port from 1 to 65535`,
+		"65536":     `"65536" is not a port from 1 to 65535`,
+		"-1":        `"" is not a port from 1 to 65535`,
+		"+80":       `"+80" is not a port from 1 to 65535`,
+		"http":      `"http" is not a port from 1 to 65535`,
+		"80,443":    `"80,443" is not a port from 1 to 65535`,
+		"80-":       `"" is not a port from 1 to 65535`,
+		"0-80":      `"0" is not a port from 1 to 65535`,
+		"80-443-1":  `"443-1" is not a port from 1 to 65535`,
+		"8999-8000": "the range ends before it begins",
+	} {
+		checkCompileError(t, Config{Ports: []string{"443", entry}}, `ports: entry `+strconv.Quote(entry)+`: `+want)
+	}
+	for _, entry := range []string{"", "ftp", "h2", "https://", "*"} {
+		checkCompileError(t, Config{Schemes: []string{"http", entry}}, `schemes: entry `+strconv.Quote(entry)+`: unknown scheme: want http, https or h2c`)
+	}
+}
+
+// TestConfigIsCopied changes the configuration after it was compiled.
+func TestConfigIsCopied(t *testing.T) {
+	c := Config{Allow: []string{"example.com"}, Ports: []string{"443"}}
+	r := compile(t, c)
+	c.Allow[0], c.Ports[0] = "example.org", "80"
+	if r.CheckName("example.com") != nil || r.CheckName("example.org") == nil || r.CheckPort(443) != nil {
+		t.Error("the rules follow the configuration")
+	}
+}

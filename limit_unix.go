@@ -1,0 +1,19 @@
+//go:build unix
+
+package caddytarget
+
+import (
+	"math"
+
+	"golang.org/x/sys/unix"
+)
+
+// descriptorLimit returns how many descriptors this process may have open, or 0
+// if that is not known.
+func descriptorLimit() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	return int(min(uint64(limit.Cur), math.MaxInt32))
+}

@@ -1,0 +1,129 @@
+// Package caddytarget lets Caddy's reverse proxy call backends whose domain is
+// only known per request. It resolves the domain with a DNS resolver of its
+// own, keeps connections in pools by address and TLS name, and sets the Host
+// header and the path of the target.
+//
+// Its modules are the handler `target`, which takes the target from the
+// request, judges and resolves it; the upstream source `dynamic target`, which
+// offers its addresses to reverse_proxy; and the transport `transport target`,
+// which connects to them. The directive `target_proxy` is all three in one.
+package caddytarget
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+func init() {
+	caddy.RegisterModule(new(App))
+	caddy.RegisterModule(new(Handler))
+	caddy.RegisterModule(new(Upstreams))
+	caddy.RegisterModule(new(Transport))
+}
+
+// App holds what the modules of caddytarget share: the default resolver. It
+// need not be configured.
+type App struct {
+	// The resolver of all sites that do not configure their own.
+	Resolver *Resolver `json:"resolver,omitempty"`
+
+	resolver *resolver
+	acquired []*resolver // by this app and by the modules of its configuration
+	health   *health
+}
+
+// CaddyModule returns the Caddy module information.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "target",
+		New: func() caddy.Module { return new(App) },
+	}
+}
+
+// Provision sets up the app.
+func (a *App) Provision(caddy.Context) error {
+	if a.Resolver == nil {
+		a.Resolver = new(Resolver)
+	}
+	value, _ := healths.LoadOrStore(healthKey, newHealth())
+	a.health = value.(*health)
+	var err error
+	a.resolver, err = a.acquire(a.Resolver)
+	return err
+}
+
+// acquire returns the resolver of a module's configuration, or the default one
+// if it has none. The app starts it, and releases it in the end.
+func (a *App) acquire(config *Resolver) (*resolver, error) {
+	if config == nil {
+		return a.resolver, nil
+	}
+	r, err := config.acquire()
+	if err != nil {
+		return nil, err
+	}
+	a.acquired = append(a.acquired, r)
+	return r, nil
+}
+
+// Start starts the resolvers that were acquired.
+func (a *App) Start() error {
+	for _, r := range a.acquired {
+		r.start()
+	}
+	return nil
+}
+
+// Stop does nothing: resolvers may be in use by another configuration, and are
+// released when this one is cleaned up.
+func (a *App) Stop() error { return nil }
+
+// Cleanup releases the resolvers.
+func (a *App) Cleanup() error {
+	if a.health != nil {
+		_, _ = healths.Delete(healthKey)
+		a.health = nil
+	}
+	for _, r := range a.acquired {
+		if err := r.release(); err != nil {
+			return err
+		}
+	}
+	a.acquired = nil
+	return nil
+}
+
+// appOf returns the app of a configuration.
+func appOf(ctx caddy.Context) (*App, error) {
+	app, err := ctx.App("target")
+	if err != nil {
+		return nil, err
+	}
+	return app.(*App), nil
+}
+
+// loopHeader names the header field by which a request that comes back is
+// recognized (RFC 8586). Its value holds an HMAC under a key that only this
+// process has. Whoever sends it on harms only his own request.
+const loopHeader = "Cdn-Loop"
+
+var loopID = newLoopID()
+
+func newLoopID() string {
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // never fails
+	mac := hmac.New(sha256.New, key[:])
+	mac.Write([]byte(loopHeader))
+	return "caddytarget; id=" + hex.EncodeToString(mac.Sum(nil)[:16])
+}
+
+// Interface guards
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+)

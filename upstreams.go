@@ -1,0 +1,307 @@
+package caddytarget
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+
+	"caddytarget/internal/guard"
+)
+
+// Upstreams offers the addresses of a request's target, which the handler
+// `target` has resolved, to `reverse_proxy`; or, with a name and a port, those
+// of this name.
+//
+// Addresses that failed are left out for a while, as long as others remain. A
+// TCP connection that cannot be opened takes the address and port from all
+// targets; a failed TLS handshake, a reset or no response in time takes it from
+// this target only. When the time is over, one request tries it. Within one
+// request, an address that was tried is left out while others remain.
+type Upstreams struct {
+	// The name to resolve, instead of the request's target. Placeholders are
+	// supported, but then at least one of the fields of the guard has to be
+	// set; a name without placeholders is not judged.
+	Name string `json:"name,omitempty"`
+
+	// The port to use with the name. Placeholders are supported. Default: 80.
+	Port string `json:"port,omitempty"`
+
+	Guard
+
+	// The resolver for the name. Default: that of the app.
+	Resolver *Resolver `json:"resolver,omitempty"`
+
+	// How many addresses are offered at most. Default: 4.
+	MaxUpstreams int `json:"max_upstreams,omitempty"`
+
+	// After how many failures in a row an address is left out. Default: 1.
+	MaxFails int `json:"max_fails,omitempty"`
+
+	// For how long an address is left out; 0: never. Default: `10s`.
+	FailDuration *caddy.Duration `json:"fail_duration,omitempty"`
+
+	failDuration time.Duration
+	dynamic      bool // the name has placeholders
+	rules        *guard.Rules
+	resolver     *resolver
+	health       *health
+	log          *zap.Logger
+	lastLog      atomic.Int64 // when a failed lookup was last logged, in Unix seconds
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Upstreams) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.reverse_proxy.upstreams.target",
+		New: func() caddy.Module { return new(Upstreams) },
+	}
+}
+
+// Provision sets up the source.
+func (u *Upstreams) Provision(ctx caddy.Context) error {
+	u.log = ctx.Logger()
+	setDefault(&u.MaxUpstreams, defaultMaxUpstreams)
+	setDefault(&u.MaxFails, 1)
+	u.failDuration = defaultFailDuration
+	if u.FailDuration != nil {
+		u.failDuration = time.Duration(*u.FailDuration)
+	}
+	app, err := appOf(ctx)
+	if err != nil {
+		return err
+	}
+	u.health = app.health
+	if u.resolver, err = app.acquire(u.Resolver); err != nil {
+		return err
+	}
+	if u.Name != "" {
+		setDefault(&u.Port, "80")
+		u.dynamic = strings.Contains(u.Name, "{")
+	}
+	u.rules, err = u.Guard.compile()
+	return err
+}
+
+const (
+	defaultMaxUpstreams = 4
+	defaultFailDuration = 10 * time.Second
+)
+
+// Validate checks the configuration.
+func (u *Upstreams) Validate() error {
+	guarded := len(u.Allow)+len(u.Deny)+len(u.AllowIPs)+len(u.DenyIPs)+len(u.Ports) > 0
+	switch {
+	case len(u.Schemes) > 0:
+		return errors.New("schemes has no meaning here: it is the transport that decides")
+	case u.Name == "" && u.Port != "":
+		return errors.New("a port without a name")
+	case u.Name == "" && (guarded || u.Resolver != nil):
+		return errors.New("without a name, the resolver and what may be called are configured at the target handler")
+	case u.dynamic && !guarded:
+		return fmt.Errorf("the name %s has placeholders: say what may be called by allow, deny, allow_ips, deny_ips or ports", u.Name)
+	case u.Name != "" && !u.dynamic && guarded:
+		return fmt.Errorf("the name %s has no placeholders and is not judged: allow, deny, allow_ips, deny_ips and ports have no meaning", u.Name)
+	case u.MaxUpstreams < 0:
+		return fmt.Errorf("max_upstreams %d is negative", u.MaxUpstreams)
+	case u.MaxFails < 0:
+		return fmt.Errorf("max_fails %d is negative", u.MaxFails)
+	case u.failDuration < 0:
+		return fmt.Errorf("fail_duration %s is negative", u.failDuration)
+	}
+	if u.Name != "" && !u.dynamic {
+		if _, _, err := normalizeHost(u.Name); err != nil {
+			return err
+		}
+	}
+	if u.Name != "" && !strings.Contains(u.Port, "{") {
+		if _, err := parsePort(u.Port); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// namedCall is the call of a source with a name, for the transport, which
+// finds it by the upstream that was selected.
+type namedCall struct {
+	source *Upstreams
+	call   call
+	offers []*reverseproxy.Upstream
+}
+
+// callOf returns what is called by way of an upstream: nil if neither a handler
+// nor a source of this module knows of it.
+func callOf(r *http.Request, upstream *reverseproxy.Upstream) *call {
+	ctx := r.Context()
+	if st, ok := caddyhttp.GetVar(ctx, stateVar).(*requestState); ok {
+		for _, n := range st.named {
+			if slices.Contains(n.offers, upstream) {
+				return &n.call
+			}
+		}
+	}
+	c, _ := ctx.Value(callKey{}).(*call)
+	return c
+}
+
+// GetUpstreams implements reverseproxy.UpstreamSource.
+func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
+	if u.Name != "" {
+		return u.named(r)
+	}
+	c, ok := r.Context().Value(callKey{}).(*call)
+	if !ok {
+		return nil, errors.New("the request has no target: is there a target handler before reverse_proxy?")
+	}
+	return u.offer(c), nil
+}
+
+// named resolves the name of the source.
+func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	st := stateOf(r.Context(), repl)
+	i := slices.IndexFunc(st.named, func(n *namedCall) bool { return n.source == u })
+	if i < 0 {
+		n := &namedCall{source: u}
+		n.call.state = st
+		if err := u.resolveName(r, repl, &n.call); err != nil {
+			u.logFailure(err)
+			return nil, nil
+		}
+		i = len(st.named)
+		st.named = append(st.named, n)
+	}
+	n := st.named[i]
+	n.offers = u.offer(&n.call)
+	return n.offers, nil
+}
+
+// resolveName sets the call that u makes for a request.
+func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, c *call) error {
+	host, literal, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
+	if err != nil {
+		return err
+	}
+	port, err := parsePort(repl.ReplaceAll(u.Port, ""))
+	if err != nil {
+		return err
+	}
+	c.host, c.port, c.resolver = host, port, u.resolver
+	c.hostport = r.Host // as long as there is no TLS, the client's
+	if u.dynamic {
+		c.rules = u.rules
+		if err := c.rules.CheckName(host); err != nil {
+			return err
+		}
+		if err := c.rules.CheckPort(port); err != nil {
+			return err
+		}
+	}
+	return c.resolve(r.Context(), literal)
+}
+
+// logFailure logs a failed lookup, at most once a second.
+func (u *Upstreams) logFailure(err error) {
+	now := time.Now().Unix()
+	if last := u.lastLog.Load(); last == now || !u.lastLog.CompareAndSwap(last, now) {
+		return
+	}
+	u.log.Error("looking up upstreams failed", zap.String("name", u.Name), zap.Error(err))
+}
+
+// slab holds the usual number of upstreams in one allocation.
+type slab struct {
+	upstreams [defaultMaxUpstreams]reverseproxy.Upstream
+	pointers  [defaultMaxUpstreams]*reverseproxy.Upstream
+}
+
+// offer returns upstreams for the addresses of c that should be tried now.
+func (u *Upstreams) offer(c *call) []*reverseproxy.Upstream {
+	addrs := c.addrs[:c.preferred]
+	if len(c.tried) > 0 || u.health.size.Load() > 0 && u.failDuration > 0 {
+		addrs = u.choose(c)
+	}
+	addrs = addrs[:min(len(addrs), u.MaxUpstreams)]
+
+	var upstreams []reverseproxy.Upstream
+	var pointers []*reverseproxy.Upstream
+	if len(addrs) <= defaultMaxUpstreams {
+		s := new(slab)
+		upstreams, pointers = s.upstreams[:], s.pointers[:len(addrs)]
+	} else {
+		upstreams = make([]reverseproxy.Upstream, len(addrs))
+		pointers = make([]*reverseproxy.Upstream, len(addrs))
+	}
+	// one string for all
+	var buf [defaultMaxUpstreams * len("[0000:0000:0000:0000:0000:0000:0000:0000]:65535")]byte
+	text := buf[:0]
+	var ends [16]int
+	dials := ends[:0]
+	for _, a := range addrs {
+		text = netip.AddrPortFrom(a, c.port).AppendTo(text)
+		dials = append(dials, len(text))
+	}
+	all, start := string(text), 0
+	for i, end := range dials {
+		upstreams[i].Dial = all[start:end]
+		pointers[i] = &upstreams[i]
+		start = end
+	}
+	return pointers
+}
+
+// choose returns the addresses to try now: those that work and were not tried,
+// the preferred ones if there are any; else those that do not work, for some
+// address has to be tried; else those that were tried. An address whose time is
+// over is returned alone, so that this request tries it.
+func (u *Upstreams) choose(c *call) []netip.Addr {
+	var chosen [2][]netip.Addr // good; ejected but not tried
+	preferred := [2]int{}
+	for i, a := range c.addrs {
+		addr := netip.AddrPortFrom(a, c.port)
+		if slices.Contains(c.tried, addr) {
+			continue
+		}
+		v := good
+		if u.failDuration > 0 {
+			v = u.health.judge(c.host, addr, u.MaxFails, u.failDuration)
+		}
+		if v == onTrial {
+			return []netip.Addr{a}
+		}
+		class := 0
+		if v == ejected {
+			class = 1
+		}
+		chosen[class] = append(chosen[class], a)
+		if i < c.preferred {
+			preferred[class]++
+		}
+	}
+	for class, addrs := range chosen {
+		if preferred[class] > 0 {
+			return addrs[:preferred[class]]
+		}
+		if len(addrs) > 0 {
+			return addrs
+		}
+	}
+	return c.addrs
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Upstreams)(nil)
+	_ caddy.Validator             = (*Upstreams)(nil)
+	_ reverseproxy.UpstreamSource = (*Upstreams)(nil)
+)

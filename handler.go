@@ -193,7 +193,7 @@ func (c *callContext) Value(key any) any {
 // variables, since there may be several handlers on the way, or one that is
 // entered again by handle_errors.
 type requestState struct {
-	call *call  // the last one that was parsed
+	call *call // the last one that was parsed
 	err  error // why there is no going on
 
 	named []*namedCall // of sources that have a name of their own

@@ -1,8 +1,7 @@
 package caddytarget
 
 import (
-	"errors"
-	"net/http"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,7 +12,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
@@ -27,6 +25,7 @@ func init() {
 
 func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	if existing != nil {
+		d.Next() // so that the error has a line
 		return nil, d.Err("target already specified")
 	}
 	app := new(App)
@@ -51,7 +50,8 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
-	return parseBlock(d, options{"resolver": resolverOption(&a.Resolver)})
+	_, err := parseBlock(d, options{"resolver": resolverOption(&a.Resolver)}, nil)
+	return err
 }
 
 // UnmarshalCaddyfile sets up the resolver from Caddyfile tokens. Syntax:
@@ -73,17 +73,24 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    hosts        <file>|off
 //	}
 func (r *Resolver) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	checkNameservers := func() error {
-		_, err := r.parseNameservers()
-		return err
-	}
 	d.Next() // consume option name
 	r.Nameservers = d.RemainingArgs()
-	if err := wrap(d, checkNameservers()); err != nil {
+	if err := wrap(d, r.checkNameservers()); err != nil {
 		return err
 	}
-	err := parseBlock(d, options{
-		"nameservers":  listOption(&r.Nameservers, checkNameservers),
+	seen, err := parseBlock(d, r.options(), nil)
+	if err != nil {
+		return err
+	}
+	complete := r.defaults()
+	// what is left to find is that two of them contradict each other
+	return wrap(seen.last(d, "min_ttl", "max_ttl"), complete.validate())
+}
+
+// options returns how to parse the subdirectives of the resolver.
+func (r *Resolver) options() options {
+	return options{
+		"nameservers":  listOption(&r.Nameservers, r.checkNameservers),
 		"timeout":      durationOption(&r.Timeout),
 		"tries":        numberOption(&r.Tries),
 		"deadline":     durationOption(&r.Deadline),
@@ -97,12 +104,12 @@ func (r *Resolver) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"cache_size":   numberOption(&r.CacheSize),
 		"max_lookups":  numberOption(&r.MaxLookups),
 		"hosts":        textOption(&r.Hosts),
-	})
-	if err != nil {
-		return err
 	}
-	complete := r.defaults()
-	return wrap(d, complete.validate())
+}
+
+func (r *Resolver) checkNameservers() error {
+	_, err := r.parseNameservers()
+	return err
 }
 
 func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
@@ -129,20 +136,27 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume directive name
-	if !d.Args(&h.URL) || d.NextArg() {
-		return d.ArgErr()
-	}
-	// what can be checked now is
-	if err := wrap(d, h.Validate()); err != nil {
+	if err := h.parseURL(d); err != nil {
 		return err
 	}
-	opts := h.Guard.options(true)
-	opts["path"] = textOption(&h.Path)
-	opts["host"] = textOption(&h.Host)
+	_, err := parseBlock(d, h.options(), nil)
+	return err
+}
+
+func (h *Handler) parseURL(d *caddyfile.Dispenser) error {
+	return checked(textOption(&h.URL), h.Validate)(d)
+}
+
+// options returns how to parse the subdirectives of the handler.
+func (h *Handler) options() options {
+	opts := h.Guard.options()
+	opts["schemes"] = listOption(&h.Schemes, h.Guard.check)
+	opts["path"] = checked(textOption(&h.Path), h.Validate)
+	opts["host"] = checked(textOption(&h.Host), h.Validate)
 	opts["timeout"] = checked(textOption(&h.Timeout), h.Validate)
 	opts["max_requests"] = numberOption(&h.MaxRequests)
 	opts["resolver"] = resolverOption(&h.Resolver)
-	return parseBlock(d, opts)
+	return opts
 }
 
 // UnmarshalCaddyfile sets up the source from Caddyfile tokens. Syntax:
@@ -171,7 +185,27 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	default:
 		return d.ArgErr()
 	}
-	opts := u.Guard.options(false)
+	u.dynamic = strings.Contains(u.Name, "{")
+	args := *d
+	seen, err := parseBlock(d, u.options(), nil)
+	if err != nil {
+		return err
+	}
+	// an error is about subdirectives that have no meaning here, or about
+	// the arguments
+	var useless []string
+	if !u.dynamic {
+		useless = guardOptions
+	}
+	if u.Name == "" {
+		useless = append([]string{"resolver"}, useless...)
+	}
+	return wrap(seen.last(&args, useless...), u.Validate())
+}
+
+// options returns how to parse the subdirectives of the source.
+func (u *Upstreams) options() options {
+	opts := u.Guard.options()
 	opts["resolver"] = resolverOption(&u.Resolver)
 	opts["max_upstreams"] = numberOption(&u.MaxUpstreams)
 	opts["max_fails"] = numberOption(&u.MaxFails)
@@ -179,11 +213,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		u.FailDuration = new(caddy.Duration)
 		return parseDuration(d, u.FailDuration, 0)
 	}
-	if err := parseBlock(d, opts); err != nil {
-		return err
-	}
-	u.dynamic = strings.Contains(u.Name, "{")
-	return wrap(d, u.Validate())
+	return opts
 }
 
 // UnmarshalCaddyfile sets up the transport from Caddyfile tokens. Syntax:
@@ -195,49 +225,38 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    # and version 3
 //	}
 func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	parts, err := split(d, func(name string) (string, error) {
-		if name == "tls_session_cache" {
-			return "own", nil
-		}
-		return "http", nil
-	})
-	if err != nil {
-		return err
+	d.Next() // consume transport name
+	if d.NextArg() {
+		return d.ArgErr()
 	}
-	for _, segment := range parts.segments["http"] {
-		one := new(Transport)
-		d := parts.dispenser(segment)
-		if err := one.HTTPTransport.UnmarshalCaddyfile(d); err != nil {
-			return err
-		}
-		if err := wrap(d, one.refused()); err != nil {
-			return err
-		}
-	}
-	if err := t.HTTPTransport.UnmarshalCaddyfile(parts.dispenser(parts.segments["http"]...)); err != nil {
-		return err
-	}
-	own := parts.dispenser(parts.segments["own"]...)
-	own.Next()
-	return parseBlock(own, options{"tls_session_cache": orOff(&t.TLSSessionCache, numberOption(&t.TLSSessionCache))})
+	_, err := parseBlock(d, t.options(), t.parseHTTPOption)
+	return err
 }
 
-// What the subdirectives of target_proxy belong to, if not to reverse_proxy.
-var (
-	handlerOptions = []string{
-		"path", "host", "allow", "deny", "allow_ips", "deny_ips", "ports", "schemes", "timeout", "max_requests", "resolver",
+// options returns how to parse the transport's own subdirectives.
+func (t *Transport) options() options {
+	return options{"tls_session_cache": orOff(&t.TLSSessionCache, numberOption(&t.TLSSessionCache))}
+}
+
+// parseHTTPOption parses a subdirective of the HTTP transport.
+func (t *Transport) parseHTTPOption(d *caddyfile.Dispenser) error {
+	name := *d
+	if err := t.HTTPTransport.UnmarshalCaddyfile(newBlock("transport", d.NextSegment())); err != nil {
+		return err
 	}
-	sourceOptions    = []string{"max_upstreams", "max_fails", "fail_duration"}
-	transportOptions = []string{
-		"tls_session_cache",
-		"read_buffer", "write_buffer", "read_timeout", "write_timeout", "max_response_header", "proxy_protocol",
-		"forward_proxy_url", "network_proxy", "dial_timeout", "dial_fallback_delay", "response_header_timeout",
-		"expect_continue_timeout", "resolvers", "tls", "tls_client_auth", "tls_insecure_skip_verify", "tls_curves",
-		"tls_timeout", "tls_trusted_ca_certs", "tls_server_name", "tls_renegotiation", "tls_except_ports", "keepalive",
-		"keepalive_interval", "keepalive_idle_conns", "keepalive_idle_conns_per_host", "versions", "compression",
-		"max_conns_per_host", "tls_trust_pool", "local_address",
-	}
-)
+	return wrap(&name, t.refused())
+}
+
+// httpOptions are the subdirectives of the HTTP transport. None of them is one
+// of reverse_proxy, too.
+var httpOptions = []string{
+	"read_buffer", "write_buffer", "read_timeout", "write_timeout", "max_response_header", "proxy_protocol",
+	"forward_proxy_url", "network_proxy", "dial_timeout", "dial_fallback_delay", "response_header_timeout",
+	"expect_continue_timeout", "resolvers", "tls", "tls_client_auth", "tls_insecure_skip_verify", "tls_curves",
+	"tls_timeout", "tls_trusted_ca_certs", "tls_server_name", "tls_renegotiation", "tls_except_ports", "keepalive",
+	"keepalive_interval", "keepalive_idle_conns", "keepalive_idle_conns_per_host", "versions", "compression",
+	"max_conns_per_host", "tls_trust_pool", "local_address",
+}
 
 // parseTargetProxy parses the shortcut. Syntax:
 //
@@ -262,53 +281,43 @@ var (
 //	    ...
 //	}
 //
-// with `header_up -NAME` if the URL is {header.NAME}.
+// with `header_up -NAME` if the URL is {header.NAME}, unless header_up sets it.
 func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	if !h.Next() {
 		return nil, h.ArgErr()
 	}
 	matcherSet, err := h.ExtractMatcherSet()
 	if err != nil {
-		return nil, err
+		return nil, h.WrapErr(err)
 	}
 
 	h.Next() // the dispenser was reset
-	d := h.NewFromNextSegment()
-	specified := make(map[string]bool)
-	parts, err := split(d, func(name string) (string, error) {
-		specified[name] = true
-		switch {
+	handler := new(Handler)
+	if err := handler.parseURL(h.Dispenser); err != nil {
+		return nil, err
+	}
+	source, transport, proxy := new(Upstreams), new(Transport), new(reverseproxy.Handler)
+
+	opts := source.options()
+	maps.Copy(opts, handler.options()) // the guard and the resolver are the handler's
+	maps.Copy(opts, transport.options())
+	var rest []caddyfile.Segment
+	seen, err := parseBlock(h.Dispenser, opts, func(d *caddyfile.Dispenser) error {
+		switch name := d.Val(); {
 		case name == "to" || name == "dynamic" || name == "transport":
-			return "", errors.New(name + " has no place in target_proxy, which sets it itself; use target and reverse_proxy")
+			return d.Errf("%s has no place in target_proxy, which sets it itself; use target and reverse_proxy", name)
 		case strings.HasPrefix(name, "health_"):
-			return "", errors.New(name + ": active health checks do not work for upstreams that are only known per request")
-		case slices.Contains(handlerOptions, name):
-			return "handler", nil
-		case slices.Contains(sourceOptions, name):
-			return "source", nil
-		case slices.Contains(transportOptions, name):
-			return "transport", nil
+			return d.Errf("%s: active health checks do not work for upstreams that are only known per request", name)
+		case slices.Contains(httpOptions, name):
+			return transport.parseHTTPOption(d)
 		}
-		return "proxy", nil
+		rest = append(rest, d.NextSegment())
+		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-
-	handler := new(Handler)
-	if err := handler.UnmarshalCaddyfile(parts.dispenserWithArgs(parts.segments["handler"]...)); err != nil {
-		return nil, err
-	}
-	source := new(Upstreams)
-	if err := source.UnmarshalCaddyfile(parts.dispenser(parts.segments["source"]...)); err != nil {
-		return nil, err
-	}
-	transport := new(Transport)
-	if err := transport.UnmarshalCaddyfile(parts.dispenser(parts.segments["transport"]...)); err != nil {
-		return nil, err
-	}
-	proxy := new(reverseproxy.Handler)
-	if err := proxy.UnmarshalCaddyfile(parts.dispenser(parts.segments["proxy"]...)); err != nil {
+	if err := proxy.UnmarshalCaddyfile(newBlock("reverse_proxy", rest...)); err != nil {
 		return nil, err
 	}
 	if err := proxy.FinalizeUnmarshalCaddyfile(h); err != nil {
@@ -317,30 +326,26 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 
 	proxy.DynamicUpstreamsRaw = caddyconfig.JSONModuleObject(source, "source", "target", nil)
 	proxy.TransportRaw = caddyconfig.JSONModuleObject(transport, "protocol", "target", nil)
-	if !specified["lb_retries"] && !specified["lb_try_duration"] {
+	upstreams := source.MaxUpstreams
+	setDefault(&upstreams, defaultMaxUpstreams)
+	if upstreams > 1 && !seen.has("lb_retries") && !seen.has("lb_try_duration") {
 		if proxy.LoadBalancing == nil {
 			proxy.LoadBalancing = new(reverseproxy.LoadBalancing)
 		}
-		upstreams := source.MaxUpstreams
-		setDefault(&upstreams, defaultMaxUpstreams)
 		proxy.LoadBalancing.Retries = upstreams - 1
 	}
-	if checks := proxy.HealthChecks; checks != nil && checks.Passive != nil {
-		// reverse_proxy needs to be told how long to remember what it sees
-		checks.Passive.MaxFails = source.MaxFails
-		checks.Passive.FailDuration = caddy.Duration(defaultFailDuration)
+	if seen.has("unhealthy_status") || seen.has("unhealthy_latency") {
+		// reverse_proxy counts these itself, if it is told for how long
+		checks := proxy.HealthChecks.Passive
+		checks.MaxFails = source.MaxFails
+		checks.FailDuration = caddy.Duration(defaultFailDuration)
 		if source.FailDuration != nil {
-			checks.Passive.FailDuration = *source.FailDuration
+			checks.FailDuration = *source.FailDuration
 		}
 	}
 	if name, ok := headerOf(handler.URL); ok {
-		if proxy.Headers == nil {
-			proxy.Headers = new(headers.Handler)
-		}
-		if proxy.Headers.Request == nil {
-			proxy.Headers.Request = new(headers.HeaderOps)
-		}
-		proxy.Headers.Request.Delete = append(proxy.Headers.Request.Delete, name)
+		// a value that the user gives it is not the client's
+		handler.StripHeader = proxy.Headers == nil || proxy.Headers.Request == nil || proxy.Headers.Request.Set[name] == nil
 	}
 
 	route := caddyhttp.Route{}
@@ -351,16 +356,6 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 		caddyconfig.JSONModuleObject(handler, "handler", "target", nil),
 		caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil))
 	return []httpcaddyfile.ConfigValue{{Class: "route", Value: route}}, nil
-}
-
-// headerOf returns the name of the header field that a template consists of.
-func headerOf(template string) (string, bool) {
-	name, ok := strings.CutPrefix(template, "{http.request.header.")
-	if !ok {
-		return "", false
-	}
-	name, ok = strings.CutSuffix(name, "}")
-	return http.CanonicalHeaderKey(name), ok && !strings.ContainsAny(name, "{}")
 }
 
 // wrap adds file and line to an error, if there is one.
@@ -374,46 +369,67 @@ func wrap(d *caddyfile.Dispenser, err error) error {
 // options says how to parse each subdirective of a block.
 type options map[string]func(d *caddyfile.Dispenser) error
 
-// repeatable are the subdirectives that may stand in a block more than once.
-var repeatable = []string{"allow", "deny", "allow_ips", "deny_ips", "ports", "schemes", "nameservers"}
+// guardOptions are the subdirectives that the guard has everywhere.
+var guardOptions = []string{"allow", "deny", "allow_ips", "deny_ips", "ports"}
 
-// parseBlock parses a block.
-func parseBlock(d *caddyfile.Dispenser, opts options) error {
-	seen := make(map[string]bool)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		name := d.Val()
-		parse, ok := opts[name]
-		if !ok {
-			return d.Errf("unrecognized subdirective: %s", name)
-		}
-		if seen[name] && !slices.Contains(repeatable, name) {
-			return d.Errf("%s already specified", name)
-		}
-		seen[name] = true
-		if err := parse(d); err != nil {
-			return err
+// repeatable are the subdirectives that may stand in a block more than once.
+var repeatable = append([]string{"schemes", "nameservers"}, guardOptions...)
+
+// block is what stood in a block: for each subdirective a dispenser at its name.
+type block []*caddyfile.Dispenser
+
+// has tells whether there was a subdirective.
+func (b block) has(name string) bool { return b.last(nil, name) != nil }
+
+// last returns the last of the subdirectives with one of the names; without
+// any, other.
+func (b block) last(other *caddyfile.Dispenser, names ...string) *caddyfile.Dispenser {
+	for _, d := range slices.Backward(b) {
+		if slices.Contains(names, d.Val()) {
+			return d
 		}
 	}
-	return nil
+	return other
+}
+
+// parseBlock parses a block. The subdirectives that opts does not have are
+// parsed by other; without other, they are refused.
+func parseBlock(d *caddyfile.Dispenser, opts options, other func(*caddyfile.Dispenser) error) (block, error) {
+	var seen block
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		name := d.Val()
+		parse, own := opts[name]
+		switch {
+		case own && seen.has(name) && !slices.Contains(repeatable, name):
+			return nil, d.Errf("%s already specified", name)
+		case !own && other == nil:
+			return nil, d.Errf("unrecognized subdirective: %s", name)
+		case !own:
+			parse = other
+		}
+		at := *d
+		seen = append(seen, &at)
+		if err := parse(d); err != nil {
+			return nil, err
+		}
+	}
+	return seen, nil
 }
 
 // options returns how to parse the subdirectives of a guard.
-func (g *Guard) options(withSchemes bool) options {
-	check := func() error {
-		_, err := g.compile()
-		return err
+func (g *Guard) options() options {
+	return options{
+		"allow":     listOption(&g.Allow, g.check),
+		"deny":      listOption(&g.Deny, g.check),
+		"allow_ips": listOption(&g.AllowIPs, g.check),
+		"deny_ips":  listOption(&g.DenyIPs, g.check),
+		"ports":     listOption(&g.Ports, g.check),
 	}
-	opts := options{
-		"allow":     listOption(&g.Allow, check),
-		"deny":      listOption(&g.Deny, check),
-		"allow_ips": listOption(&g.AllowIPs, check),
-		"deny_ips":  listOption(&g.DenyIPs, check),
-		"ports":     listOption(&g.Ports, check),
-	}
-	if withSchemes {
-		opts["schemes"] = listOption(&g.Schemes, check)
-	}
-	return opts
+}
+
+func (g *Guard) check() error {
+	_, err := g.compile()
+	return err
 }
 
 func resolverOption(to **Resolver) func(*caddyfile.Dispenser) error {
@@ -503,54 +519,16 @@ func orOff[T ~int | ~int64](to *T, parse func(*caddyfile.Dispenser) error) func(
 	}
 }
 
-// parts are the subdirectives of a block, sorted by what they belong to.
-type parts struct {
-	name     caddyfile.Token
-	args     []caddyfile.Token
-	brace    caddyfile.Token // the opening one
-	end      caddyfile.Token
-	segments map[string][]caddyfile.Segment
-}
-
-// split takes a block apart by the names of its subdirectives.
-func split(d *caddyfile.Dispenser, part func(name string) (string, error)) (*parts, error) {
-	p := &parts{segments: make(map[string][]caddyfile.Segment)}
-	d.Next()
-	p.name = d.Token()
-	p.args = d.RemainingArgsAsTokens()
-	for d.NextBlock(0) {
-		name, err := part(d.Val())
-		if err != nil {
-			return nil, d.WrapErr(err)
-		}
-		p.segments[name] = append(p.segments[name], d.NextSegment())
+// newBlock returns a dispenser of a directive with a block of subdirectives,
+// which keep their files and lines.
+func newBlock(directive string, subdirectives ...caddyfile.Segment) *caddyfile.Dispenser {
+	tokens := []caddyfile.Token{{Text: directive}, {Text: "{"}}
+	for _, s := range subdirectives {
+		tokens = append(tokens, s...)
 	}
-	p.end = d.Token()
-	p.brace, p.end.Text = p.name, "}"
-	p.brace.Text = "{"
-	return p, nil
-}
-
-// dispenser returns the directive without arguments and with some of its
-// subdirectives.
-func (p *parts) dispenser(segments ...caddyfile.Segment) *caddyfile.Dispenser {
-	return p.tokens(nil, segments)
-}
-
-// dispenserWithArgs returns the directive with its arguments and with some of
-// its subdirectives.
-func (p *parts) dispenserWithArgs(segments ...caddyfile.Segment) *caddyfile.Dispenser {
-	return p.tokens(p.args, segments)
-}
-
-func (p *parts) tokens(args []caddyfile.Token, segments []caddyfile.Segment) *caddyfile.Dispenser {
-	tokens := append([]caddyfile.Token{p.name}, args...)
-	if len(segments) > 0 {
-		tokens = append(tokens, p.brace)
-		tokens = append(tokens, slices.Concat(segments...)...)
-		tokens = append(tokens, p.end)
-	}
-	return caddyfile.NewDispenser(tokens)
+	last := tokens[len(tokens)-1]
+	end := caddyfile.Token{File: last.File, Line: last.Line + last.NumLineBreaks() + 1, Text: "}"}
+	return caddyfile.NewDispenser(append(tokens, end))
 }
 
 // Interface guards

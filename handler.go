@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -84,6 +85,11 @@ type Handler struct {
 	// Placeholders are expected here.
 	Path string `json:"path,omitempty"`
 
+	// If the URL is one header field, `{http.request.header.NAME}`: whether
+	// `transport target` keeps that field from being sent on. Default: false;
+	// `target_proxy` sets it.
+	StripHeader bool `json:"strip_header,omitempty"`
+
 	// The Host header, if it has to differ from the target's. Placeholders are
 	// supported.
 	Host string `json:"host,omitempty"`
@@ -102,6 +108,7 @@ type Handler struct {
 	// The resolver. Default: that of the app.
 	Resolver *Resolver `json:"resolver,omitempty"`
 
+	strip    string // the header field that is not sent on
 	rules    *guard.Rules
 	resolver *resolver
 	inFlight inFlight
@@ -126,14 +133,30 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.resolver, err = app.acquire(h.Resolver); err != nil {
 		return err
 	}
+	if h.StripHeader {
+		h.strip, _ = headerOf(h.URL)
+	}
 	h.rules, err = h.Guard.compile()
 	return err
+}
+
+// headerOf returns the name of the header field that a template consists of.
+func headerOf(template string) (string, bool) {
+	name, ok := strings.CutPrefix(template, "{http.request.header.")
+	if !ok {
+		return "", false
+	}
+	name, ok = strings.CutSuffix(name, "}")
+	return http.CanonicalHeaderKey(name), ok && !strings.ContainsAny(name, "{}")
 }
 
 // Validate checks the configuration.
 func (h *Handler) Validate() error {
 	if h.URL == "" {
 		return errors.New("no url")
+	}
+	if _, ok := headerOf(h.URL); h.StripHeader && !ok {
+		return fmt.Errorf("strip_header: the url %s is not one header field", h.URL)
 	}
 	if h.MaxRequests < 0 {
 		return fmt.Errorf("max_requests %d is negative", h.MaxRequests)
@@ -143,6 +166,14 @@ func (h *Handler) Validate() error {
 		if _, err := parseTarget(h.URL); err != nil {
 			return err
 		}
+	}
+	if !strings.Contains(h.Path, "{") {
+		if err := checkBytes(h.Path); err != nil {
+			return fmt.Errorf("path %q: %w", h.Path, err)
+		}
+	}
+	if !strings.Contains(h.Host, "{") && !httpguts.ValidHostHeader(h.Host) {
+		return fmt.Errorf("host %q is not a valid Host header", h.Host)
 	}
 	if h.Timeout != "" && !strings.Contains(h.Timeout, "{") {
 		if _, err := parseTimeout(h.Timeout); err != nil {
@@ -160,11 +191,11 @@ type call struct {
 	host     string // the name: it is resolved, judged, verified and, with the port, sent
 	port     uint16
 	hostport string // the Host header
-	path     string // for the placeholder {http.target.url}
 
 	answer
 	lookupMS float64
 
+	strip    string       // a header field of the request that is not sent on
 	rules    *guard.Rules // nil: not judged, the operator wrote the name
 	resolver *resolver
 
@@ -193,8 +224,9 @@ func (c *callContext) Value(key any) any {
 // variables, since there may be several handlers on the way, or one that is
 // entered again by handle_errors.
 type requestState struct {
-	call *call // the last one that was parsed
-	err  error // why there is no going on
+	call *call    // the last one that was parsed
+	url  *url.URL // with the path and the query that are called; nil before that is known
+	err  error    // why there is no going on
 
 	named []*namedCall // of sources that have a name of their own
 }
@@ -230,7 +262,11 @@ func (st *requestState) placeholder(key string) (any, bool) {
 	}
 	switch name {
 	case "url":
-		return c.scheme + "://" + c.hostport + c.path, true
+		s := c.scheme + "://" + c.hostport
+		if st.url != nil {
+			s += st.url.RequestURI()
+		}
+		return s, true
 	case "scheme":
 		return c.scheme, true
 	case "host":
@@ -257,7 +293,7 @@ func (st *requestState) placeholder(key string) (any, bool) {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	st := stateOf(r.Context(), repl)
-	st.call, st.err = nil, nil
+	st.call, st.url, st.err = nil, nil, nil
 
 	if hasLoopID(r.Header) {
 		return h.refuse(w, st, http.StatusLoopDetected, errors.New("the request has already come through this server"))
@@ -296,9 +332,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.refuse(w, st, statusOf(err), err)
 	}
 
-	u.apply(r.URL)
-	r.RequestURI = r.URL.RequestURI()
-	c.call.path = r.RequestURI
+	if u.hasPath {
+		u.apply(r.URL)
+		r.RequestURI = r.URL.RequestURI()
+	}
+	st.url = r.URL
 	return next.ServeHTTP(w, r.WithContext(c))
 }
 
@@ -319,9 +357,8 @@ func (h *Handler) parse(repl *caddy.Replacer, c *call) (targetURL, error) {
 		path, _, _ = strings.Cut(path, "#")
 		u.setPathAndQuery(path)
 	}
-	c.scheme, c.host, c.port, c.hostport = u.scheme, u.host, u.port, hostport(u.scheme, u.host, u.port)
-	c.path = u.path
-	c.rules, c.resolver = h.rules, h.resolver
+	c.scheme, c.host, c.port, c.hostport = u.scheme, u.host, u.port, u.hostport
+	c.strip, c.rules, c.resolver = h.strip, h.rules, h.resolver
 	if h.Host != "" {
 		c.hostport = repl.ReplaceAll(h.Host, "")
 		if c.hostport == "" || !httpguts.ValidHostHeader(c.hostport) {

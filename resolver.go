@@ -299,7 +299,21 @@ func (r *resolver) lookup(ctx context.Context, name string) (answer, error) {
 		return answer{lookup: "miss"}, fmt.Errorf("%s does not exist in the DNS (RFC 6761, RFC 7686)", name)
 	}
 	a, err := r.cache.Lookup(ctx, name)
+	if errors.Is(err, dnscache.ErrClosed) {
+		return r.lookupAfterEnd(ctx, name)
+	}
 	return answer{addrs: a.Addrs, preferred: a.Preferred, lookup: lookupNames[a.State]}, err
+}
+
+// lookupAfterEnd returns the addresses of a name for a request that outlives
+// the configuration, and so the resolver, that it came with.
+func (r *resolver) lookupAfterEnd(ctx context.Context, name string) (answer, error) {
+	again, err := r.config.acquire()
+	if err != nil {
+		return answer{lookup: "miss"}, err
+	}
+	defer func() { _ = again.release() }()
+	return again.lookup(ctx, name)
 }
 
 // peek returns the addresses of a name if they are known.

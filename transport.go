@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,8 +52,12 @@ type Transport struct {
 	registry    *registry
 	health      *health
 
+	hostByOps bool // the Host header is set by operations, before those of the user
+	retries   bool // a request that fails is tried again
+
 	ctx    context.Context // ends with the transport; for dials that nobody waits for
 	cancel context.CancelFunc
+	life   sync.Mutex // guards the end of ctx against dials
 	dials  sync.WaitGroup
 }
 
@@ -85,6 +90,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		return err
 	}
 	t.health = app.health
+	t.lookAtProxy(ctx)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 
 	// the transports are built from copies: what is configured stays as it is
@@ -159,13 +165,20 @@ func (t *Transport) refused() error {
 	case slices.Contains(t.Versions, "3"):
 		return errors.New("HTTP version 3 is not supported: its connections would not be pooled by target")
 	}
+	for _, v := range t.Versions {
+		if v != "1.1" && v != "2" && v != "h2c" {
+			return fmt.Errorf("unknown HTTP version %q: expecting 1.1, 2 or h2c", v)
+		}
+	}
 	return nil
 }
 
 // Cleanup closes the connections: those in use as soon as they no longer are.
 func (t *Transport) Cleanup() error {
 	if t.cancel != nil {
+		t.life.Lock()
 		t.cancel()
+		t.life.Unlock()
 		t.dials.Wait()
 	}
 	if t.registry != nil {
@@ -179,13 +192,53 @@ func (t *Transport) Cleanup() error {
 	return nil
 }
 
-// RequestHeaderOps sets the Host header to that of the target, and the field
-// that tells if a request comes back. It replaces that of the HTTP transport,
-// which would set Host to an address.
+// hostTemplate stays as it is in requests that no target handler has seen.
+const hostTemplate = "{http.target.hostport}"
+
+// RequestHeaderOps sets the Host header to that of the target, in place of that
+// of the HTTP transport, which would set it to an address. That is left to
+// RoundTrip, where it costs nothing, if nobody else has a say in it.
 func (t *Transport) RequestHeaderOps() *headers.HeaderOps {
-	return &headers.HeaderOps{
-		Set: http.Header{"Host": []string{"{http.target.hostport}"}},
-		Add: http.Header{loopHeader: []string{loopID}},
+	if !t.hostByOps {
+		return nil
+	}
+	return &headers.HeaderOps{Set: http.Header{"Host": []string{hostTemplate}}}
+}
+
+// touchesHost tells whether header operations may change the Host header.
+func touchesHost(ops *headers.HeaderOps) bool {
+	may := func(field string) bool {
+		return strings.EqualFold(field, "Host") || strings.ContainsAny(field, "*{")
+	}
+	for field := range ops.Set {
+		if may(field) {
+			return true
+		}
+	}
+	for field := range ops.Add {
+		if may(field) {
+			return true
+		}
+	}
+	for field := range ops.Replace {
+		if may(field) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(ops.Delete, may)
+}
+
+// lookAtProxy takes from the reverse_proxy that the transport belongs to what
+// it has to know of it.
+func (t *Transport) lookAtProxy(ctx caddy.Context) {
+	t.hostByOps = true
+	for _, m := range ctx.Modules() {
+		proxy, ok := m.(*reverseproxy.Handler)
+		if !ok {
+			continue
+		}
+		t.hostByOps = proxy.Headers != nil && proxy.Headers.Request != nil && touchesHost(proxy.Headers.Request)
+		t.retries = proxy.LoadBalancing != nil && (proxy.LoadBalancing.Retries > 0 || proxy.LoadBalancing.TryDuration > 0)
 	}
 }
 
@@ -230,7 +283,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	a := &attempt{Context: req.Context(), transport: t, call: callOf(req, info.Upstream), last: true}
 	key := poolKey{address: info.Address}
 	a.address, _ = netip.ParseAddrPort(info.Address)
-	if c := a.call; c != nil {
+	if c := a.call; c != nil && t.retries {
 		a.last = !c.othersThan(a.address)
 	}
 
@@ -259,8 +312,16 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	a.url.Scheme, a.url.Host = scheme, a.pool.host
 	out := req.WithContext(a)
 	out.URL = &a.url
-	if out.Host == "" {
-		out.Host = hostWithoutHandler(req, a.call, info, scheme)
+	if !t.hostByOps || out.Host == hostTemplate {
+		out.Host = hostOf(req, a.call, info, scheme)
+	}
+	// the header is reverse_proxy's copy, made for this request; an attempt
+	// before this one may still be reading it, but then has changed it already
+	if c := a.call; c != nil && out.Header[c.strip] != nil {
+		delete(out.Header, c.strip)
+	}
+	if !slices.Contains(out.Header[loopHeader], loopID) {
+		out.Header[loopHeader] = append(out.Header[loopHeader], loopID)
 	}
 
 	res, err := rt.RoundTrip(out)
@@ -303,19 +364,24 @@ func (t *Transport) serverName(req *http.Request, c *call, info reverseproxy.Dia
 	return info.Host
 }
 
-// hostWithoutHandler returns the Host header of a request that no target
-// handler has seen: what the HTTP transport would send, but the name instead of
-// one of its addresses.
-func hostWithoutHandler(req *http.Request, c *call, info reverseproxy.DialInfo, scheme string) string {
+// hostOf returns the Host header: that of the target, or, where no target
+// handler has seen the request, what the HTTP transport would send, but the
+// name instead of one of its addresses.
+func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme string) string {
 	switch {
-	case scheme != "https" && c != nil:
+	case c != nil && c.scheme != "":
 		return c.hostport
-	case scheme != "https":
-		if orig, ok := req.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
-			return orig.Host
-		}
+	case scheme == "https" && c != nil:
+		return hostport(scheme, c.host, c.port)
+	case scheme == "https":
+		return info.Address
+	case req.Host != hostTemplate:
+		return req.Host
 	case c != nil:
-		return hostport("https", c.host, c.port)
+		return c.hostport
+	}
+	if orig, ok := req.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		return orig.Host
 	}
 	return info.Address
 }
@@ -457,12 +523,12 @@ var errSlow = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded
 // background then, and is a failure only if it fails.
 func (t *Transport) connect(ctx context.Context, a *attempt, network, address string) (net.Conn, error) {
 	if a.call == nil {
-		return t.dialTCP(ctx, network, address)
+		return t.open(ctx, network, address)
 	}
 	id := healthID{addr: a.address}
 	if a.last {
-		conn, err := t.dialTCP(ctx, network, address)
-		if err != nil && !errors.Is(err, context.Canceled) {
+		conn, err := t.open(ctx, network, address)
+		if err != nil && ctx.Err() == nil {
 			t.health.fail(id)
 		}
 		return conn, err
@@ -473,13 +539,13 @@ func (t *Transport) connect(ctx context.Context, a *attempt, network, address st
 		err  error
 	}
 	results := make(chan result)
-	cut := make(chan struct{})
-	t.dials.Go(func() {
-		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	cut, ended := make(chan struct{}), make(chan struct{})
+	dialCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		defer close(ended)
 		defer cancel()
-		defer context.AfterFunc(t.ctx, cancel)()
-		conn, err := t.dialTCP(ctx, network, address)
-		if err != nil && t.ctx.Err() == nil {
+		conn, err := t.open(dialCtx, network, address)
+		if err != nil && dialCtx.Err() == nil {
 			t.health.fail(id)
 		}
 		select {
@@ -490,7 +556,7 @@ func (t *Transport) connect(ctx context.Context, a *attempt, network, address st
 				t.health.works(id)
 			}
 		}
-	})
+	}()
 	timer := time.NewTimer(firstConnect)
 	defer timer.Stop()
 	select {
@@ -499,12 +565,54 @@ func (t *Transport) connect(ctx context.Context, a *attempt, network, address st
 	case <-timer.C:
 		t.health.suspect(id, t.dialTimeout)
 		close(cut)
+		t.leave(cancel, ended)
 		return nil, errSlow
 	case <-ctx.Done():
 		close(cut)
+		t.leave(cancel, ended)
 		return nil, context.Cause(ctx)
 	}
 }
+
+// leave lets a dial go on that nobody waits for any more, until the transport
+// ends. Until then a dial is the request's, which may outlive the configuration.
+func (t *Transport) leave(cancel context.CancelFunc, ended <-chan struct{}) {
+	t.life.Lock()
+	defer t.life.Unlock()
+	if t.ctx.Err() != nil {
+		cancel()
+		return
+	}
+	stop := context.AfterFunc(t.ctx, cancel)
+	t.dials.Go(func() {
+		<-ended
+		stop()
+	})
+}
+
+// open opens a TCP connection. Why the embedded transport could not is not to
+// be had from its error, which does not unwrap.
+func (t *Transport) open(ctx context.Context, network, address string) (net.Conn, error) {
+	start := time.Now()
+	conn, err := t.dialTCP(ctx, network, address)
+	switch {
+	case err == nil:
+		return conn, nil
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case time.Since(start) >= t.dialTimeout:
+		return nil, timeoutError{err}
+	}
+	return nil, err
+}
+
+// timeoutError is an error that there was no time left.
+type timeoutError struct{ error }
+
+func (e timeoutError) Unwrap() error { return e.error }
+
+// Timeout is looked for by those who want to know.
+func (timeoutError) Timeout() bool { return true }
 
 // dialError is a failure before anything of the request was sent. For
 // reverse_proxy it is a reverseproxy.DialError, so that any request may be

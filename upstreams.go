@@ -219,10 +219,24 @@ func (u *Upstreams) logFailure(err error) {
 	u.log.Error("looking up upstreams failed", zap.String("name", u.Name), zap.Error(err))
 }
 
-// slab holds the usual number of upstreams in one allocation.
-type slab struct {
-	upstreams [defaultMaxUpstreams]reverseproxy.Upstream
-	pointers  [defaultMaxUpstreams]*reverseproxy.Upstream
+// slab holds n upstreams and the pointers to them in one allocation, for the
+// usual n.
+func slab(n int) ([]reverseproxy.Upstream, []*reverseproxy.Upstream) {
+	switch {
+	case n == 1:
+		s := new(struct {
+			upstreams [1]reverseproxy.Upstream
+			pointers  [1]*reverseproxy.Upstream
+		})
+		return s.upstreams[:], s.pointers[:]
+	case n <= defaultMaxUpstreams:
+		s := new(struct {
+			upstreams [defaultMaxUpstreams]reverseproxy.Upstream
+			pointers  [defaultMaxUpstreams]*reverseproxy.Upstream
+		})
+		return s.upstreams[:], s.pointers[:n]
+	}
+	return make([]reverseproxy.Upstream, n), make([]*reverseproxy.Upstream, n)
 }
 
 // offer returns upstreams for the addresses of c that should be tried now.
@@ -233,15 +247,7 @@ func (u *Upstreams) offer(c *call) []*reverseproxy.Upstream {
 	}
 	addrs = addrs[:min(len(addrs), u.MaxUpstreams)]
 
-	var upstreams []reverseproxy.Upstream
-	var pointers []*reverseproxy.Upstream
-	if len(addrs) <= defaultMaxUpstreams {
-		s := new(slab)
-		upstreams, pointers = s.upstreams[:], s.pointers[:len(addrs)]
-	} else {
-		upstreams = make([]reverseproxy.Upstream, len(addrs))
-		pointers = make([]*reverseproxy.Upstream, len(addrs))
-	}
+	upstreams, pointers := slab(len(addrs))
 	// one string for all
 	var buf [defaultMaxUpstreams * len("[0000:0000:0000:0000:0000:0000:0000:0000]:65535")]byte
 	text := buf[:0]

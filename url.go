@@ -19,6 +19,8 @@ type targetURL struct {
 	addr   netip.Addr
 	port   uint16
 
+	hostport string // the host as it goes into a Host header: with the port, unless it is the scheme's default
+
 	hasPath bool
 	path    string // percent-encoded as it is to be sent; set if hasPath
 	query   string // without question mark
@@ -73,6 +75,12 @@ func parseTarget(s string) (u targetURL, err error) {
 	if u.port = port; port == 0 {
 		u.port = defaultPort(u.scheme) // still 0: the guard knows no such scheme
 	}
+	if port != defaultPort(u.scheme) && len(authority) > len(u.host)+1 &&
+		authority[:len(u.host)] == u.host && authority[len(u.host)] == ':' && authority[len(u.host)+1] != '0' {
+		u.hostport = authority // as it would be made now
+	} else {
+		u.hostport = hostport(u.scheme, u.host, u.port)
+	}
 
 	rest, _, _ = strings.Cut(rest, "#")
 	u.setPathAndQuery(rest)
@@ -107,9 +115,6 @@ func hostport(scheme, host string, port uint16) string {
 
 // apply makes the path and the query those of u.
 func (u *targetURL) apply(to *url.URL) {
-	if !u.hasPath {
-		return
-	}
 	to.Path = u.path
 	to.RawPath = ""
 	if strings.IndexByte(u.path, '%') >= 0 || needsRawPath(u.path) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 // steady answers everything at once, with n A records and no AAAA record.
@@ -29,6 +30,7 @@ func (s steady) Lookup(_ context.Context, _ string, qtype uint16) ([]netip.Addr,
 
 func filled(b testing.TB, list []string, addrs int) *Cache {
 	c := New(steady{addrs}, Config{})
+	c.Start()
 	for _, name := range list {
 		if _, err := c.Lookup(b.Context(), name); err != nil {
 			b.Fatal(err)
@@ -105,7 +107,8 @@ func BenchmarkInsert(b *testing.B) {
 	b.ReportAllocs()
 	i := 0
 	for b.Loop() {
-		c.insert(uint64(i)*0x9e3779b97f4a7c15, "name.example.com")
+		name := fmt.Sprintf("%08d.example.net", i)
+		c.insert(c.hash(name), name)
 		i++
 	}
 }
@@ -147,5 +150,15 @@ func TestHitAllocatesNothing(t *testing.T) {
 	defer c.Close()
 	if n := testing.AllocsPerRun(1000, func() { c.Lookup(context.Background(), "x") }); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestSizes(t *testing.T) {
+	var n node
+	if size, call := unsafe.Sizeof(n), unsafe.Offsetof(n.call); size != 128 || call != 64 {
+		t.Errorf("a node has %d bytes, %d of them for readers", size, call)
+	}
+	if size := unsafe.Sizeof(state{}); size != 96 {
+		t.Errorf("a state has %d bytes", size)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 )
 
 // Exchanger asks nameservers.
@@ -149,6 +150,11 @@ type Cache struct {
 
 	sched scheduler
 
+	// The time of the last tick, or 0: reading the clock stalls a processor
+	// until all it has begun is done, which costs more than the rest of a hit.
+	coarse atomic.Int64
+	steady bool // the clock does not jump, as an injected one may
+
 	ctx    context.Context
 	cancel context.CancelFunc
 	life   sync.Mutex // guards closed against wg.Add
@@ -156,19 +162,20 @@ type Cache struct {
 	wg     sync.WaitGroup
 }
 
-// node is a name in the cache. What readers need of it is in its first 64
-// bytes.
+// node is a name in the cache. What readers need of it is in its first 64 bytes,
+// the bytes of the name included unless it is long, and the whole of it takes
+// 128: where there are many names, reaching memory is what costs time.
 type node struct {
 	name  string
-	hash  uint64
 	chain atomic.Pointer[node]  // next in the table's chain
 	state atomic.Pointer[state] // nil until the first lookup has ended
 	used  atomic.Uint32         // when it was last read, in units of usedUnit
 	reads atomic.Uint32         // since the eviction last looked, at most maxReads
+	short [24]byte              // the bytes of name
 
 	call  atomic.Pointer[call] // the lookup that is planned or in flight
 	links [2]links             // by kind of list
-	due   time.Duration        // in the wheel; under scheduler.mu
+	due   uint32               // in the wheel: the tick; under scheduler.mu
 	gone  bool                 // evicted; under scheduler.mu
 }
 
@@ -185,8 +192,14 @@ func newCall(now time.Duration) *call {
 	return &call{since: now, done: make(chan struct{})}
 }
 
-// usedUnit is the resolution of node.used.
-const usedUnit = time.Second
+const (
+	// usedUnit is the resolution of node.used.
+	usedUnit = time.Second
+
+	// coarseError is how far Cache.coarse may be behind the clock, with much to
+	// spare for a ticker that is late.
+	coarseError = time.Second
+)
 
 // New returns a cache that asks ex. Known names are refreshed once Start was
 // called.
@@ -203,25 +216,29 @@ func New(ex Exchanger, cfg Config) *Cache {
 	if cfg.Family == nil {
 		cfg.Family = func() Family { return Interleaved }
 	}
+	ownClock := false
 	if cfg.Now == nil {
 		start := time.Now()
+		ownClock = true
 		cfg.Now = func() time.Duration { return time.Since(start) }
 	}
 	c := &Cache{
-		cfg:   cfg,
-		ex:    ex,
-		seed:  maphash.MakeSeed(),
-		table: make([]atomic.Pointer[node], tableLen(cfg.Size)),
-		slots: make(chan struct{}, cfg.MaxLookups),
-		slow:  make(chan struct{}, cfg.MaxLookups),
+		cfg:    cfg,
+		steady: ownClock,
+		ex:     ex,
+		seed:   maphash.MakeSeed(),
+		table:  make([]atomic.Pointer[node], tableLen(cfg.Size)),
+		slots:  make(chan struct{}, cfg.MaxLookups),
+		slow:   make(chan struct{}, cfg.MaxLookups),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.sched.init(c)
 	return c
 }
 
-// tableLen returns the power of two that holds size.
-func tableLen(size int) int { return 1 << bits.Len(uint(size-1)) }
+// tableLen returns how many chains a table of so many nodes has: a power of two,
+// such that most chains have one node at most.
+func tableLen(size int) int { return 2 << bits.Len(uint(size-1)) }
 
 func setDefault[T time.Duration | int](p *T, value T) {
 	if *p == 0 {
@@ -231,7 +248,10 @@ func setDefault[T time.Duration | int](p *T, value T) {
 
 // Start begins to refresh names before they expire. It is called once.
 func (c *Cache) Start() {
-	c.spawn(c.sched.run)
+	c.spawn(func() {
+		defer c.coarse.Store(0)
+		c.sched.run()
+	})
 }
 
 // Close ends all lookups and waits until they are gone. What is known stays
@@ -260,7 +280,7 @@ func (c *Cache) spawn(f func()) bool {
 // trailing dot. An error is that of the exchanger, of ctx, ErrOverloaded or
 // ErrClosed. A reader that leaves early does not disturb the lookup.
 func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
-	hash := maphash.String(c.seed, name)
+	hash := c.hash(name)
 	n := c.find(hash, name)
 	if n == nil {
 		return c.lookupNew(ctx, hash, name)
@@ -269,7 +289,10 @@ func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 	if s == nil {
 		return c.await(ctx, n)
 	}
-	now := c.cfg.Now()
+	now := time.Duration(c.coarse.Load())
+	if now == 0 || s.expires-now < coarseError {
+		now = c.cfg.Now()
+	}
 	n.touch(now)
 	switch {
 	case now < s.expires:
@@ -291,7 +314,7 @@ func (s *state) answer(as State) Answer {
 // Peek returns the addresses of a name if they are known, without counting as
 // a use of them.
 func (c *Cache) Peek(name string) (addrs []netip.Addr, known bool) {
-	n := c.find(maphash.String(c.seed, name), name)
+	n := c.find(c.hash(name), name)
 	if n == nil {
 		return nil, false
 	}
@@ -309,9 +332,11 @@ func (c *Cache) Len() int {
 	return c.queues.len()
 }
 
+func (c *Cache) hash(name string) uint64 { return maphash.String(c.seed, name) }
+
 func (c *Cache) find(hash uint64, name string) *node {
 	for n := c.table[hash&uint64(len(c.table)-1)].Load(); n != nil; n = n.chain.Load() {
-		if n.hash == hash && n.name == name {
+		if n.name == name {
 			return n
 		}
 	}
@@ -348,21 +373,32 @@ func (c *Cache) insert(hash uint64, name string) *node {
 		return n
 	}
 	for c.queues.len() >= c.cfg.Size {
-		c.unlink(c.queues.evict(c.cfg.Size))
+		c.unlink(c.queues.evict(c.cfg.Size, c.hash))
 	}
-	n := &node{name: strings.Clone(name), hash: hash} // name may be a part of something large
+	n := newNode(name)
 	n.used.Store(uint32(c.cfg.Now() / usedUnit))
 	head := &c.table[hash&uint64(len(c.table)-1)]
 	n.chain.Store(head.Load())
 	head.Store(n)
-	c.queues.add(n)
+	c.queues.add(n, hash)
+	return n
+}
+
+// newNode copies the name, which may be a part of something large.
+func newNode(name string) *node {
+	n := new(node)
+	if len(name) <= len(n.short) {
+		n.name = unsafe.String(&n.short[0], copy(n.short[:], name))
+	} else {
+		n.name = strings.Clone(name)
+	}
 	return n
 }
 
 // unlink takes a node out of the table; c.mu is held. Readers that stand on it
 // go on along the chain.
 func (c *Cache) unlink(n *node) {
-	p := &c.table[n.hash&uint64(len(c.table)-1)]
+	p := &c.table[c.hash(n.name)&uint64(len(c.table)-1)]
 	for p.Load() != n {
 		p = &p.Load().chain
 	}

@@ -285,7 +285,7 @@ func (c *Cache) check() error {
 				return errors.New("a node is twice in the table")
 			case byName[n.name]:
 				return fmt.Errorf("%s is twice in the table", n.name)
-			case n.hash&uint64(len(c.table)-1) != uint64(i):
+			case c.hash(n.name)&uint64(len(c.table)-1) != uint64(i):
 				return fmt.Errorf("%s is in a wrong chain", n.name)
 			case n.gone:
 				return fmt.Errorf("%s is gone, but in the table", n.name)

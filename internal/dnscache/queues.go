@@ -72,9 +72,9 @@ type queues struct {
 
 func (q *queues) len() int { return q.small.len + q.main.len }
 
-func (q *queues) add(n *node) {
+func (q *queues) add(n *node, hash uint64) {
 	if q.ghosts != nil {
-		if g := q.ghost(n.hash); *g == mark(n.hash) {
+		if g := q.ghost(hash); *g == mark(hash) {
 			*g = 0
 			q.main.push(n)
 			return
@@ -84,7 +84,7 @@ func (q *queues) add(n *node) {
 }
 
 // evict takes out a node, given how many there may be.
-func (q *queues) evict(size int) *node {
+func (q *queues) evict(size int, hash func(name string) uint64) *node {
 	for {
 		if q.small.len > size/10 || q.main.len == 0 {
 			n := q.small.pop()
@@ -95,7 +95,8 @@ func (q *queues) evict(size int) *node {
 			if q.ghosts == nil {
 				q.ghosts = make([]uint32, tableLen(size))
 			}
-			*q.ghost(n.hash) = mark(n.hash)
+			h := hash(n.name)
+			*q.ghost(h) = mark(h)
 			return n
 		}
 		n := q.main.pop()

@@ -80,15 +80,29 @@ func TestGhosts(t *testing.T) {
 			}
 		}
 		next(200)
-		w.get("back")
-		next(100)
-		if _, known := w.Peek("back"); known {
-			t.Fatal("read once, and not evicted")
+		back := names(20)
+		read := func() {
+			for _, name := range back {
+				w.get(name)
+			}
 		}
-		w.get("back")
+		known := func() (n int) {
+			for _, name := range back {
+				if _, known := w.Peek(name); known {
+					n++
+				}
+			}
+			return n
+		}
+		read()
+		next(100)
+		if n := known(); n != 0 {
+			t.Fatalf("%d names were read once, and not evicted", n)
+		}
+		read()
 		next(1000)
-		if _, known := w.Peek("back"); !known {
-			t.Error("evicted again")
+		if n := known(); n < 12 { // some may share the place of a ghost
+			t.Errorf("%d of 20 names survived", n)
 		}
 	})
 }

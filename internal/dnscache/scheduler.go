@@ -72,9 +72,12 @@ type forecast struct {
 	total   int
 }
 
-func (f *forecast) at(due time.Duration) *int32 {
-	return &f.seconds[uint64(due/time.Second)%uint64(len(f.seconds))]
+func (f *forecast) at(due uint32) *int32 {
+	return &f.seconds[due/uint32(time.Second/wheelTick)%uint32(len(f.seconds))]
 }
+
+// dueAt returns the first tick at which what is due at t is due.
+func dueAt(t time.Duration) uint32 { return uint32(t/wheelTick) + 1 }
 
 // pick chooses when to refresh an answer that has just come and holds for ttl:
 // at a random 75 to 90 % of it, so that names that were learned together are
@@ -83,8 +86,8 @@ func (f *forecast) at(due time.Duration) *int32 {
 func (f *forecast) pick(now, ttl time.Duration) time.Duration {
 	due := now + ttl*3/4 + rand.N(ttl*15/100+1)
 	even := float64(f.total) / (0.8 * ttl.Seconds()) // names a second if spread evenly
-	if n := *f.at(due); float64(n) > 1.5*even+64 {
-		if early := now + ttl/10 + rand.N(ttl*8/10+1); *f.at(early) < n {
+	if n := *f.at(dueAt(due)); float64(n) > 1.5*even+64 {
+		if early := now + ttl/10 + rand.N(ttl*8/10+1); *f.at(dueAt(early)) < n {
 			return early
 		}
 	}
@@ -104,11 +107,10 @@ func (s *scheduler) schedule(n *node, now, ttl, latest time.Duration) {
 	if ttl > 0 {
 		due = min(s.plan.pick(now, ttl), latest)
 	}
-	n.due = due
-	*s.plan.at(due)++
+	n.due = dueAt(max(due, s.last))
+	*s.plan.at(n.due)++
 	s.plan.total++
-	// the first tick at which it is due
-	s.wheel[(max(due, s.last)/wheelTick+1)%wheelSlots].push(n)
+	s.wheel[n.due%wheelSlots].push(n)
 }
 
 // cancel takes a node out of the wheel.
@@ -176,7 +178,11 @@ func (s *scheduler) run() {
 		case <-s.cache.ctx.Done():
 			return
 		case <-ticker.C:
-			s.tick(s.cache.cfg.Now())
+			now := s.cache.cfg.Now()
+			if s.cache.steady {
+				s.cache.coarse.Store(int64(now))
+			}
+			s.tick(now)
 		}
 	}
 }
@@ -198,7 +204,7 @@ func (s *scheduler) turn(now time.Duration) {
 		var next *node
 		for n := s.wheel[t%wheelSlots].head; n != nil; n = next {
 			next = n.links[refreshList].next
-			if n.due > now {
+			if time.Duration(n.due) > end {
 				continue
 			}
 			s.unschedule(n)

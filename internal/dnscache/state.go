@@ -60,14 +60,13 @@ type record struct {
 
 // state is all that is known of a name. It is immutable.
 type state struct {
-	addrs     []netip.Addr // what readers get
-	err       error        // what they get if there are none, or why a family is missing
+	addrs     []netip.Addr  // what readers get
+	expires   time.Duration // until then it is served without asking again
 	preferred int32
-	stale     bool // addrs had expired when this was learned
+	stale     bool     // addrs had expired when this was learned
+	fails     [2]uint8 // by family: failed lookups in a row
+	err       error    // what readers get if there are no addresses, or why a family is missing
 
-	fails [2]uint8 // by family: failed lookups in a row
-
-	expires    time.Duration    // until then it is served without asking again
 	staleUntil time.Duration    // until then addrs may be served while asking fails
 	retry      [2]time.Duration // by family: one that failed is not asked for again before
 

@@ -293,6 +293,15 @@ func TestLookup(t *testing.T) {
 			kind: Malformed, text: "bad CNAME record",
 		},
 		{
+			name: "CNAME with an octet too many",
+			udp: func(q *query) {
+				m := q.answer("b. 60 IN A 203.0.113.66")
+				m.Answer = append(m.Answer, rr("a.example.", dns.TypeCNAME, "01620000"))
+				q.reply(m)
+			},
+			kind: Malformed, text: "bad CNAME record",
+		},
+		{
 			name: "SOA of RDLENGTH 0",
 			udp: func(q *query) {
 				m := q.answer()
@@ -704,6 +713,16 @@ func TestLookup(t *testing.T) {
 			timeout: 500 * time.Millisecond, tries: 2,
 			udp: func(q *query) {
 				if q.n == 2 {
+					q.reply(q.fail(dns.RcodeServerFailure))
+				}
+			},
+			kind: ServerFailure, rcode: dns.RcodeServerFailure, udpQueries: 2,
+		},
+		{
+			name:    "SERVFAIL, then silence: the reply says more",
+			timeout: 500 * time.Millisecond, tries: 2,
+			udp: func(q *query) {
+				if q.n == 1 {
 					q.reply(q.fail(dns.RcodeServerFailure))
 				}
 			},

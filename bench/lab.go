@@ -1,0 +1,316 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// lab is the world around one caddy: nameserver, backends, and the process.
+type lab struct {
+	dir    string
+	names  *nameserver
+	caddy  *exec.Cmd
+	stderr *os.File
+	closer []func()
+}
+
+func newLab() *lab {
+	dir, err := os.MkdirTemp("", "caddytarget-bench-")
+	must(err)
+	l := &lab{dir: dir}
+	l.names = newNameserver()
+	l.onClose(l.names.close)
+	return l
+}
+
+func (l *lab) onClose(f func()) { l.closer = append(l.closer, f) }
+
+func (l *lab) close() {
+	l.stopCaddy()
+	for _, f := range l.closer {
+		f()
+	}
+	must(os.RemoveAll(l.dir))
+}
+
+func must(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// startCaddy runs caddy with a Caddyfile and waits until it listens on address.
+func (l *lab) startCaddy(config, address string) {
+	path := filepath.Join(l.dir, "Caddyfile")
+	must(os.WriteFile(path, []byte(config), 0o600))
+	logFile, err := os.Create(filepath.Join(l.dir, "caddy.log"))
+	must(err)
+	l.stderr = logFile
+	l.caddy = exec.Command(*caddyPath, "run", "--config", path)
+	l.caddy.Stdout, l.caddy.Stderr = logFile, logFile
+	l.caddy.Env = append(os.Environ(), "XDG_DATA_HOME="+l.dir, "XDG_CONFIG_HOME="+l.dir)
+	must(l.caddy.Start())
+	for range 100 {
+		if conn, err := net.Dial("tcp", address); err == nil {
+			conn.Close()
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	text, _ := os.ReadFile(logFile.Name())
+	log.Fatalf("caddy does not listen on %s:\n%s", address, text)
+}
+
+// reload loads a Caddyfile into the running caddy.
+func (l *lab) reload(config, admin string) {
+	res, err := http.Post("http://"+admin+"/load", "text/caddyfile", strings.NewReader(config))
+	must(err)
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		var text bytes.Buffer
+		_, _ = text.ReadFrom(res.Body)
+		log.Fatalf("reload: %s: %s", res.Status, text.String())
+	}
+}
+
+func (l *lab) stopCaddy() {
+	if l.caddy == nil {
+		return
+	}
+	_ = l.caddy.Process.Signal(syscall.SIGTERM)
+	_ = l.caddy.Wait()
+	l.stderr.Close()
+	l.caddy = nil
+}
+
+// cpu returns the CPU time that caddy has used.
+func (l *lab) cpu() time.Duration {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", l.caddy.Process.Pid))
+	must(err)
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+2:]))
+	var ticks int64
+	for _, f := range fields[11:13] { // utime, stime
+		n, err := strconv.ParseInt(f, 10, 64)
+		must(err)
+		ticks += n
+	}
+	return time.Duration(ticks) * time.Second / 100
+}
+
+// freePort returns a port that is free on all of loopback now.
+func freePort() int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(err)
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// nameserver answers A questions: dN.test has the N-th of addrs, modulo their
+// number, unless it was moved; names below dead.test are never answered.
+type nameserver struct {
+	addr    string
+	server  *dns.Server
+	addrs   []netip.Addr
+	ttl     uint32
+	silent  atomic.Bool
+	queries atomic.Int64
+	dead    atomic.Int64
+	perSec  sync.Map // Unix second → *atomic.Int64
+	moved   sync.Map // name → netip.Addr
+	last    sync.Map // name → time.Time of the last answer
+}
+
+func newNameserver() *nameserver {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	must(err)
+	n := &nameserver{addr: conn.LocalAddr().String(), ttl: 5}
+	n.server = &dns.Server{PacketConn: conn, Handler: n}
+	go func() { _ = n.server.ActivateAndServe() }()
+	return n
+}
+
+func (n *nameserver) close() { _ = n.server.Shutdown() }
+
+// ServeDNS implements dns.Handler.
+func (n *nameserver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
+	n.queries.Add(1)
+	second, _ := n.perSec.LoadOrStore(time.Now().Unix(), new(atomic.Int64))
+	second.(*atomic.Int64).Add(1)
+	name := strings.ToLower(strings.TrimSuffix(q.Question[0].Name, "."))
+	if strings.HasSuffix(name, ".dead.test") {
+		n.dead.Add(1)
+		return
+	}
+	if n.silent.Load() {
+		return
+	}
+	m := new(dns.Msg)
+	m.SetReply(q)
+	m.RecursionAvailable = true
+	if index, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(name, "d"), ".test")); err == nil && q.Question[0].Qtype == dns.TypeA {
+		addr := n.addrs[index%len(n.addrs)]
+		if to, ok := n.moved.Load(name); ok {
+			addr = to.(netip.Addr)
+		}
+		m.Answer = []dns.RR{&dns.A{
+			Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: n.ttl},
+			A:   addr.AsSlice(),
+		}}
+		n.last.Store(name, time.Now())
+	}
+	_ = w.WriteMsg(m)
+}
+
+// since returns the most queries in one second from a moment on, and their sum.
+func (n *nameserver) since(from time.Time) (most, sum int64) {
+	n.perSec.Range(func(second, count any) bool {
+		if second.(int64) > from.Unix() {
+			c := count.(*atomic.Int64).Load()
+			most, sum = max(most, c), sum+c
+		}
+		return true
+	})
+	return most, sum
+}
+
+// backends answer on several addresses and one port.
+type backends struct {
+	port     int
+	opened   atomic.Int64
+	open     atomic.Int64
+	requests atomic.Int64
+	mixed    atomic.Int64 // requests whose Host is not the connection's server name
+	byAddr   sync.Map     // address → *atomic.Int64 requests
+}
+
+type connInfo struct {
+	sni atomic.Pointer[string]
+}
+
+type connInfoKey struct{}
+
+// startBackends listens on n addresses from 127.0.1.1 on; with TLS if config is
+// not nil.
+func (l *lab) startBackends(n int, config *tls.Config) *backends {
+	b := &backends{port: freePort()}
+	server := &http.Server{
+		Handler: http.HandlerFunc(b.serve),
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			return context.WithValue(ctx, connInfoKey{}, conn)
+		},
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				b.opened.Add(1)
+				b.open.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				b.open.Add(-1)
+			}
+		},
+		ErrorLog: log.New(new(bytes.Buffer), "", 0),
+	}
+	for i := range n {
+		addr := netip.AddrFrom4([4]byte{127, 0, 1, byte(i + 1)})
+		l.names.addrs = append(l.names.addrs, addr)
+		listener, err := net.Listen("tcp", netip.AddrPortFrom(addr, uint16(b.port)).String())
+		must(err)
+		if config == nil {
+			go func() { _ = server.Serve(listener) }()
+			continue
+		}
+		server.TLSConfig = config
+		go func() { _ = server.ServeTLS(listener, "", "") }()
+	}
+	l.onClose(func() { server.Close() })
+	return b
+}
+
+func (b *backends) serve(w http.ResponseWriter, r *http.Request) {
+	b.requests.Add(1)
+	conn := r.Context().Value(connInfoKey{}).(net.Conn)
+	local := conn.LocalAddr().String()
+	count, ok := b.byAddr.Load(local)
+	if !ok {
+		count, _ = b.byAddr.LoadOrStore(local, new(atomic.Int64))
+	}
+	count.(*atomic.Int64).Add(1)
+	if r.TLS != nil {
+		if host, _, _ := net.SplitHostPort(r.Host); host != r.TLS.ServerName {
+			b.mixed.Add(1)
+			w.WriteHeader(http.StatusMisdirectedRequest)
+			return
+		}
+	}
+	w.Header()["Content-Type"] = []string{"text/plain"}
+	_, _ = w.Write([]byte("ok\n"))
+}
+
+// authority is a CA for the backends' certificates.
+type authority struct {
+	key   *ecdsa.PrivateKey
+	cert  *x509.Certificate
+	path  string
+	certs sync.Map // name → *tls.Certificate
+}
+
+func (l *lab) newAuthority() *authority {
+	a := &authority{path: filepath.Join(l.dir, "ca.pem")}
+	var err error
+	a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "bench"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
+	must(err)
+	a.cert, err = x509.ParseCertificate(der)
+	must(err)
+	must(os.WriteFile(a.path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	return a
+}
+
+// config returns a TLS configuration that has a certificate for every name.
+func (a *authority) config(protocols ...string) *tls.Config {
+	return &tls.Config{NextProtos: protocols, GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if cert, ok := a.certs.Load(hello.ServerName); ok {
+			return cert.(*tls.Certificate), nil
+		}
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(time.Now().UnixNano()), DNSNames: []string{hello.ServerName},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, a.cert, a.key.Public(), a.key)
+		if err != nil {
+			return nil, err
+		}
+		cert := &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: a.key}
+		a.certs.Store(hello.ServerName, cert)
+		return cert, nil
+	}}
+}

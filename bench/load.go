@@ -1,0 +1,131 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// median returns the middle one of some values.
+func median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}
+
+// wrk loads url with 32 connections, each request with one of the targets in
+// X-Target, and returns how many requests were answered and failed.
+func (l *lab) wrk(url string, targets []string) (requests, failed int64) {
+	script := filepath.Join(l.dir, "targets.lua")
+	var lua bytes.Buffer
+	lua.WriteString("local t = {\n")
+	for _, t := range targets {
+		fmt.Fprintf(&lua, "%q,\n", t)
+	}
+	lua.WriteString(`}
+local reqs = {}
+init = function(args)
+  math.randomseed(os.time())
+  for i, target in ipairs(t) do reqs[i] = wrk.format("GET", "/path?q=1", {["X-Target"] = target}) end
+end
+request = function() return reqs[math.random(#reqs)] end
+`)
+	must(os.WriteFile(script, lua.Bytes(), 0o600))
+	cmd := exec.Command("wrk", "-c32", "-t2", "-d"+strconv.Itoa(*seconds)+"s", "-s", script, url)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		log.Fatalf("wrk: %v\n%s", err, out)
+	}
+	number := func(pattern string) int64 {
+		m := regexp.MustCompile(pattern).FindSubmatch(out)
+		if m == nil {
+			return 0
+		}
+		n, _ := strconv.ParseInt(string(m[1]), 10, 64)
+		return n
+	}
+	errors := number(`connect (\d+)`) + number(`read (\d+)`) + number(`write (\d+)`) + number(`timeout (\d+)`)
+	return number(`(\d+) requests in`), errors + number(`Non-2xx or 3xx responses: (\d+)`)
+}
+
+// result is what an open-loop load found.
+type result struct {
+	sent, failed int
+	latencies    []time.Duration // of those that did not fail
+	statuses     map[int]int
+}
+
+func (r *result) quantile(q float64) time.Duration {
+	if len(r.latencies) == 0 {
+		return 0
+	}
+	slices.Sort(r.latencies)
+	return r.latencies[min(int(float64(len(r.latencies))*q), len(r.latencies)-1)]
+}
+
+var client = &http.Client{
+	Transport: &http.Transport{MaxIdleConnsPerHost: 2000, MaxIdleConns: 2000},
+	Timeout:   20 * time.Second,
+}
+
+// get asks for a target.
+func get(url, target string) (status int, body string) {
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	must(err)
+	req.Header.Set("X-Target", target)
+	res, err := client.Do(req)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer res.Body.Close()
+	data, _ := io.ReadAll(res.Body)
+	return res.StatusCode, string(data)
+}
+
+// openLoop sends requests at a constant rate, whatever becomes of them, and
+// measures each from the moment it was due. Those to other come on top.
+func openLoop(url string, rate int, duration time.Duration, target func() string, other func() (string, bool)) *result {
+	r := &result{statuses: make(map[int]int)}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	start := time.Now()
+	interval := time.Second / time.Duration(rate)
+	for due := start; due.Sub(start) < duration; due = due.Add(interval) {
+		time.Sleep(time.Until(due))
+		wg.Go(func() {
+			status, _ := get(url, target())
+			latency := time.Since(due)
+			mu.Lock()
+			defer mu.Unlock()
+			r.sent++
+			r.statuses[status]++
+			if status == http.StatusOK {
+				r.latencies = append(r.latencies, latency)
+			} else {
+				r.failed++
+			}
+		})
+		if t, ok := other(); ok {
+			wg.Go(func() { get(url, t) })
+		}
+	}
+	wg.Wait()
+	return r
+}
+
+func never() (string, bool) { return "", false }
+
+// oneOf picks one of n targets on a port.
+func oneOf(scheme string, n, port int) func() string {
+	return func() string { return fmt.Sprintf("%s://d%d.test:%d", scheme, rand.N(n), port) }
+}

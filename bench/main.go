@@ -1,0 +1,74 @@
+// Command bench runs the caddy binary of this repository against a DNS server
+// and backends of its own, all on loopback, and prints what it measures:
+//
+//	go run ./build && go run ./bench            # all scenarios
+//	go run ./bench throughput dead              # some of them
+//
+// The throughput scenario needs wrk. What is compared runs interleaved, several
+// times, and medians are printed: single runs on a busy machine mean little.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+var (
+	caddyPath = flag.String("caddy", "./caddy", "the `binary` to measure")
+	rounds    = flag.Int("rounds", 7, "how many `times` each side of a comparison runs")
+	seconds   = flag.Int("seconds", 4, "`seconds` per run")
+)
+
+// scenarios, in the order in which they run.
+var scenarios = []struct {
+	name  string
+	about string
+	run   func(*lab)
+}{
+	{"throughput", "500 domains against static upstreams, closed loop", throughput},
+	{"dead", "1 % of an open-loop load to names whose nameserver is dead", dead},
+	{"outage", "nameservers go silent after warm-up, and come back", outage},
+	{"move", "a name moves to another address", move},
+	{"https", "50 https domains on one address", https},
+	{"total", "300 https domains over HTTP/2 under a total of 20 connections", total},
+}
+
+func main() {
+	log.SetFlags(0)
+	flag.Usage = func() {
+		fmt.Fprintln(os.Stderr, "usage: go run ./bench [flags] [scenario...]")
+		flag.PrintDefaults()
+		for _, s := range scenarios {
+			fmt.Fprintf(os.Stderr, "  %-12s %s\n", s.name, s.about)
+		}
+	}
+	flag.Parse()
+	for _, name := range flag.Args() {
+		if !slices.ContainsFunc(scenarios, func(s struct {
+			name  string
+			about string
+			run   func(*lab)
+		}) bool {
+			return s.name == name
+		}) {
+			flag.Usage()
+			os.Exit(2)
+		}
+	}
+	fmt.Printf("%s, %d CPUs, %s\n", runtime.Version(), runtime.NumCPU(), time.Now().UTC().Format(time.DateOnly))
+	for _, s := range scenarios {
+		if flag.NArg() > 0 && !slices.Contains(flag.Args(), s.name) {
+			continue
+		}
+		fmt.Printf("\n%s: %s\n%s\n", s.name, s.about, strings.Repeat("-", 72))
+		l := newLab()
+		s.run(l)
+		l.close()
+	}
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// gateway is a Caddyfile with a site that calls what X-Target names.
+func (l *lab) gateway(port, admin int, more string) string {
+	return fmt.Sprintf(`{
+	admin 127.0.0.1:%d
+	auto_https off
+	target {
+		resolver %s {
+			timeout 500ms
+			deadline 2s
+		}
+	}
+}
+http://127.0.0.1:%d {
+	target_proxy {header.X-Target} {
+		allow_ips 127.0.0.0/8
+		%s
+	}
+}
+`, admin, l.names.addr, port, more)
+}
+
+func address(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
+
+func targets(scheme string, n, port int) []string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf("%s://d%d.test:%d", scheme, i, port)
+	}
+	return list
+}
+
+// throughput compares 500 domains with static upstreams, and those with
+// themselves.
+func throughput(l *lab) {
+	b := l.startBackends(8, nil)
+	var static []string
+	for _, a := range l.names.addrs {
+		static = append(static, netip.AddrPortFrom(a, uint16(b.port)).String())
+	}
+	ports := [3]int{freePort(), freePort(), freePort()}
+	config := l.gateway(ports[2], freePort(), "")
+	for _, p := range ports[:2] {
+		config += fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\ttransport http {\n\t\t\tkeepalive_idle_conns_per_host 512\n\t\t}\n\t}\n}\n", p, strings.Join(static, " "))
+	}
+	l.startCaddy(config, address(ports[2]))
+
+	list := targets("http", 500, b.port)
+	sides := [3]struct {
+		rate, cpu []float64
+		failed    int64
+	}{}
+	var opened, served, queries int64
+	for round := range *rounds + 1 {
+		for i := range sides {
+			i = (i + round) % len(sides)
+			cpu, conns, asked := l.cpu(), b.opened.Load(), l.names.queries.Load()
+			n, failed := l.wrk("http://"+address(ports[i])+"/path?q=1", list)
+			if round == 0 {
+				continue // warm-up
+			}
+			s := &sides[i]
+			s.rate = append(s.rate, float64(n)/float64(*seconds))
+			s.cpu = append(s.cpu, float64((l.cpu()-cpu).Microseconds())/float64(n))
+			s.failed += failed
+			if i == 2 {
+				opened += b.opened.Load() - conns
+				served += n
+				queries += l.names.queries.Load() - asked
+			}
+		}
+	}
+	for i, name := range []string{"static A", "static B", "target"} {
+		fmt.Printf("%-9s %7.0f requests/s  %6.1f µs CPU a request  %d failed\n", name, median(sides[i].rate), median(sides[i].cpu), sides[i].failed)
+	}
+	ratio := func(a, b []float64) float64 {
+		list := make([]float64, len(a))
+		for i := range a {
+			list[i] = a[i] / b[i]
+		}
+		return median(list)
+	}
+	fmt.Printf("CPU a request: target/static A %.3f, static B/static A %.3f (medians of %d interleaved runs)\n",
+		ratio(sides[2].cpu, sides[0].cpu), ratio(sides[1].cpu, sides[0].cpu), *rounds)
+	fmt.Printf("requests/s:    target/static A %.3f, static B/static A %.3f\n",
+		ratio(sides[2].rate, sides[0].rate), ratio(sides[1].rate, sides[0].rate))
+	fmt.Printf("target: %d requests over %d new connections, %d DNS queries (500 names, TTL 5 s)\n", served, opened, queries)
+}
+
+// dead compares an open-loop load with and without dead names in it.
+func dead(l *lab) {
+	b := l.startBackends(8, nil)
+	port := freePort()
+	l.startCaddy(l.gateway(port, freePort(), ""), address(port))
+	url := "http://" + address(port) + "/"
+	const rate = 1500
+	deadNames := func() (string, bool) {
+		return fmt.Sprintf("http://x%d.dead.test:%d", rand.N(50), b.port), rand.N(100) == 0
+	}
+	openLoop(url, rate, 3*time.Second, oneOf("http", 500, b.port), never)
+	var ratios, without, with []float64
+	failed, sent := 0, 0
+	for range *rounds {
+		a := openLoop(url, rate, time.Duration(*seconds)*time.Second, oneOf("http", 500, b.port), never)
+		c := openLoop(url, rate, time.Duration(*seconds)*time.Second, oneOf("http", 500, b.port), deadNames)
+		without = append(without, a.quantile(.99).Seconds()*1e3)
+		with = append(with, c.quantile(.99).Seconds()*1e3)
+		ratios = append(ratios, with[len(with)-1]/without[len(without)-1])
+		failed += c.failed
+		sent += c.sent
+	}
+	fmt.Printf("%d requests/s to 500 names: p99 without dead names %.2f ms, with 1 %% of them %.2f ms, ratio %.2f (medians of %d)\n",
+		rate, median(without), median(with), median(ratios), *rounds)
+	fmt.Printf("%d of %d requests to the others failed; %d queries for dead names\n", failed, sent, l.names.dead.Load())
+}
+
+// outage silences the nameserver and lets it speak again.
+func outage(l *lab) {
+	b := l.startBackends(8, nil)
+	port := freePort()
+	l.startCaddy(l.gateway(port, freePort(), ""), address(port))
+	url := "http://" + address(port) + "/"
+	pick := oneOf("http", 500, b.port)
+	const rate = 500
+	openLoop(url, rate, 12*time.Second, pick, never)
+
+	l.names.silent.Store(true)
+	before := l.names.queries.Load()
+	r := openLoop(url, rate, 30*time.Second, pick, never)
+	fmt.Printf("30 s without nameserver: %d of %d requests to known names failed, p99 %.1f ms, %d queries went out (%.1f a second)\n",
+		r.failed, r.sent, r.quantile(.99).Seconds()*1e3, l.names.queries.Load()-before, float64(l.names.queries.Load()-before)/30)
+
+	back := time.Now()
+	l.names.silent.Store(false)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 150 {
+			fresh := 0
+			for i := range 500 {
+				if t, ok := l.names.last.Load("d" + strconv.Itoa(i) + ".test"); ok && t.(time.Time).After(back) {
+					fresh++
+				}
+			}
+			if fresh == 500 {
+				fmt.Printf("back: all 500 names fresh after %.1f s\n", time.Since(back).Seconds())
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		fmt.Println("back: not all names fresh after 15 s")
+	}()
+	r = openLoop(url, rate, 10*time.Second, pick, never)
+	<-done
+	most, _ := l.names.since(back)
+	fmt.Printf("10 s after: %d of %d requests failed, at most %d queries in a second\n", r.failed, r.sent, most)
+}
+
+// move changes the address of a name under load.
+func move(l *lab) {
+	b := l.startBackends(2, nil)
+	port := freePort()
+	l.startCaddy(l.gateway(port, freePort(), ""), address(port))
+	url := "http://" + address(port) + "/"
+	target := func() string { return fmt.Sprintf("http://d0.test:%d", b.port) }
+	old := netip.AddrPortFrom(l.names.addrs[0], uint16(b.port)).String()
+	openLoop(url, 300, 7*time.Second, target, never)
+
+	var lastOld atomic.Int64
+	moved := time.Now()
+	l.names.moved.Store("d0.test", l.names.addrs[1])
+	stop := make(chan struct{})
+	go func() {
+		var seen int64
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+			if c, ok := b.byAddr.Load(old); ok {
+				if n := c.(*atomic.Int64).Load(); n != seen {
+					seen = n
+					lastOld.Store(int64(time.Since(moved)))
+				}
+			}
+		}
+	}()
+	r := openLoop(url, 300, 12*time.Second, target, never)
+	close(stop)
+	fmt.Printf("TTL 5 s: the old address got its last request %.2f s after the move; %d of %d requests failed\n",
+		time.Duration(lastOld.Load()).Seconds(), r.failed, r.sent)
+}
+
+// https loads 50 domains on one address over both versions of HTTP.
+func https(l *lab) {
+	ca := l.newAuthority()
+	for _, protocol := range []string{"http/1.1", "h2"} {
+		l.names.addrs = nil
+		b := l.startBackends(1, ca.config(protocol))
+		port := freePort()
+		l.startCaddy(l.gateway(port, freePort(), "tls_trust_pool file "+ca.path), address(port))
+		n, failed := l.wrk("http://"+address(port)+"/", targets("https", 50, b.port))
+		fmt.Printf("%-8s %d requests to 50 domains on one address: %d failed, %d misdirected, %d connections (%.3f %% reused)\n",
+			protocol, n, failed, b.mixed.Load(), b.opened.Load(), 100*(1-float64(b.opened.Load())/float64(n)))
+		l.stopCaddy()
+	}
+}
+
+// total asks for more domains than there may be connections.
+func total(l *lab) {
+	ca := l.newAuthority()
+	b := l.startBackends(1, ca.config("h2"))
+	port, admin := freePort(), freePort()
+	config := l.gateway(port, admin, "tls_trust_pool file "+ca.path+"\n\t\tkeepalive_idle_conns 20")
+	l.startCaddy(config, address(port))
+	var failed atomic.Int64
+	ask := func() {
+		var wg sync.WaitGroup
+		sem := make(chan struct{}, 16)
+		for _, t := range targets("https", 300, b.port) {
+			sem <- struct{}{}
+			wg.Go(func() {
+				if status, _ := get("http://"+address(port)+"/", t); status != 200 {
+					failed.Add(1)
+				}
+				<-sem
+			})
+		}
+		wg.Wait()
+	}
+	ask()
+	settle := func() int64 {
+		time.Sleep(time.Second)
+		return b.open.Load()
+	}
+	fmt.Printf("300 https domains over HTTP/2 with keepalive_idle_conns 20: %d failed, %d connections opened, %d open after it\n", failed.Load(), b.opened.Load(), settle())
+	l.reload(config+"\n# changed\n", net.JoinHostPort("127.0.0.1", strconv.Itoa(admin)))
+	l.reload(strings.Replace(config, "idle_conns 20", "idle_conns 21", 1), net.JoinHostPort("127.0.0.1", strconv.Itoa(admin)))
+	fmt.Printf("after a reload: %d open\n", settle())
+	ask()
+	fmt.Printf("asked again: %d failed, %d open\n", failed.Load(), settle())
+	l.stopCaddy()
+	fmt.Printf("after a stop: %d open\n", settle())
+}

@@ -1,0 +1,1087 @@
+package caddytarget
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestTargets has what the backend sees for a target.
+func TestTargets(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "::1"}})
+	s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
+	for _, name := range []string{"a.example", "xn--bcher-kva.example", "_x.a.example"} {
+		w.dns.has(name, "127.0.0.2")
+	}
+	w.run(w.proxy())
+
+	const path = "/orig%2Final/~?q=1&%7e"
+	for _, test := range []struct{ name, target, host, uri string }{
+		{"no path", "http://a.example:PORT", "a.example:PORT", path},
+		{"host and port", "a.example:PORT", "a.example:PORT", path},
+		{"root", "http://a.example:PORT/", "a.example:PORT", "/"},
+		{"path and query", "http://a.example:PORT/b/c?d=e", "a.example:PORT", "/b/c?d=e"},
+		{"query alone", "http://a.example:PORT?d=e", "a.example:PORT", "/?d=e"},
+		{"empty query", "http://a.example:PORT/b?", "a.example:PORT", "/b?"},
+		{"encoded path", "http://a.example:PORT/a%2Fb%7ec%7E%20", "a.example:PORT", "/a%2Fb%7ec%7E%20"},
+		{"sub-delimiters", "http://a.example:PORT/!'()*[];:@$&+,=", "a.example:PORT", "/!'()*[];:@$&+,="},
+		{"bare percent", "http://a.example:PORT/100%?100%", "a.example:PORT", "/100%25?100%25"},
+		{"illegal octets", "http://a.example:PORT/\"<ü>?\"ü", "a.example:PORT", "/%22%3C%C3%BC%3E?%22%C3%BC"},
+		{"dots and slashes", "http://a.example:PORT//x/../y/./", "a.example:PORT", "//x/../y/./"},
+		{"semicolon and plus in a query", "http://a.example:PORT/?a;b+c", "a.example:PORT", "/?a;b+c"},
+		{"fragment", "http://a.example:PORT/b#c", "a.example:PORT", "/b"},
+		{"upper case", "HTTP://A.Example:PORT/B", "a.example:PORT", "/B"},
+		{"trailing dot", "http://a.example.:PORT/b", "a.example:PORT", "/b"},
+		{"IDN", "http://bücher.example:PORT/b", "xn--bcher-kva.example:PORT", "/b"},
+		{"underscore", "http://_x.a.example:PORT/b", "_x.a.example:PORT", "/b"},
+		{"IPv4 literal", "http://127.0.0.2:PORT/b", "127.0.0.2:PORT", "/b"},
+		{"IPv6 literal", "http://[0:0::1]:PORT/b", "[::1]:PORT", "/b"},
+		{"mapped IPv4", "http://[::ffff:127.0.0.2]:PORT/b", "127.0.0.2:PORT", "/b"},
+		{"https", "https://a.example:TLS/b", "a.example:TLS", "/b"},
+		{"https without path", "https://A.Example.:TLS", "a.example:TLS", path},
+		{"https, IDN", "https://bücher.example:TLS/b", "xn--bcher-kva.example:TLS", "/b"},
+		{"https, IPv4 literal", "https://127.0.0.2:TLS/b", "127.0.0.2:TLS", "/b"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			ports := strings.NewReplacer("PORT", b.port, "TLS", s.port)
+			res := w.mustGet(path, ports.Replace(test.target), header("Host", "client.example"))
+			if want := ports.Replace(test.host); res.seen.Host != want {
+				t.Errorf("Host %q, want %q", res.seen.Host, want)
+			}
+			if res.seen.URI != test.uri {
+				t.Errorf("request URI %q, want %q", res.seen.URI, test.uri)
+			}
+			if got := res.seen.Header.Get("X-Forwarded-Host"); got != "client.example" {
+				t.Errorf("X-Forwarded-Host %q", got)
+			}
+			if got := res.seen.Header["X-Target"]; got != nil {
+				t.Errorf("X-Target %q was sent on", got)
+			}
+		})
+	}
+}
+
+// TestStatuses has the status and the reason for what cannot be called.
+func TestStatuses(t *testing.T) {
+	w := newWorld(t)
+	w.resolver = "timeout 150ms\ntries 1\ndeadline 300ms"
+	w.dns.has("a.example", "127.0.0.2")
+	w.dns.has("private.example", "10.0.0.1")
+	w.dns.has("metadata.example", "169.254.169.254")
+	w.dns.has("six.example", "2001:db8::1") // family ipv4
+	w.dns.set("none.example", dnsName{})
+	w.dns.set("failing.example", dnsName{rcode: 2})
+	w.dns.set("refused.example", dnsName{rcode: 5})
+	w.dns.set("silent.example", dnsName{silent: true})
+	dead := freePort(t)
+	w.run(w.proxy())
+	for _, test := range []struct {
+		name, target string
+		status       int
+		reason       string
+	}{
+		{"no target", "", 400, "no target"},
+		{"nonsense", "foo bar", 400, "space"},
+		{"backslash", `http://a.example\b`, 400, "backslash"},
+		{"userinfo", "http://joe:secret@a.example/", 400, "userinfo"},
+		{"zone", "http://[fe80::1%25eth0]/", 400, "zone"},
+		{"number for an address", "http://2130706433/", 400, "IPv4"},
+		{"hexadecimal address", "http://0x7f.1/", 400, "IPv4"},
+		{"empty port", "http://a.example:/", 400, "port"},
+		{"port 0", "http://a.example:0/", 400, "port"},
+		{"port 65536", "http://a.example:65536/", 400, "port"},
+		{"very long", "http://a.example/" + strings.Repeat("x", 9000), 400, "too long"},
+		{"not UTF-8", "http://a.example/\xff", 400, "UTF-8"},
+
+		{"scheme", "ftp://a.example/", 403, "scheme"},
+		{"h2c by default", "h2c://a.example/", 403, "scheme"},
+		{"private address", "http://private.example/", 403, "10.0.0.1"},
+		{"private literal", "http://192.168.0.1/", 403, "192.168.0.1"},
+		{"metadata", "http://metadata.example/", 403, "169.254.169.254"},
+		{"mapped metadata", "http://[::ffff:169.254.169.254]/", 403, "169.254.169.254"},
+		{"unspecified", "http://0.0.0.0/", 403, "0.0.0.0"},
+
+		{"no such name", "http://unknown.example/", 502, "unknown.example"},
+		{"no address", "http://none.example/", 502, "none.example"},
+		{"no address of the family", "http://six.example/", 502, "six.example"},
+		{"nameserver fails", "http://failing.example/", 502, "failing.example"},
+		{"nameserver refuses", "http://refused.example/", 502, "refused.example"},
+		{"onion", "http://abc.onion/", 502, "abc.onion"},
+		{"nobody listens", "http://a.example:" + dead + "/", 502, "connection refused"},
+		{"nobody listens, https", "https://a.example:" + dead + "/", 502, "connection refused"},
+		{"nameserver silent", "http://silent.example/", 504, "silent.example"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			res := w.get("/", test.target)
+			if res.StatusCode != test.status {
+				t.Errorf("status %d, want %d", res.StatusCode, test.status)
+			}
+			if want := fmt.Sprint(test.status, " "); !strings.HasPrefix(res.body, want) || !strings.Contains(res.body, test.reason) {
+				t.Errorf("body %q, want the status and %q", res.body, test.reason)
+			}
+			if strings.Contains(res.body, "secret") {
+				t.Errorf("body %q has the password", res.body)
+			}
+		})
+	}
+}
+
+// TestNoErrorRoute: without handle_errors the client learns the status alone.
+func TestNoErrorRoute(t *testing.T) {
+	w := newWorld(t)
+	w.run("target_proxy {header.X-Target}")
+	res := w.get("/", "http://127.0.0.1:"+freePort(t))
+	if res.StatusCode != http.StatusForbidden || res.body != "" {
+		t.Errorf("status %d, body %q: loopback has to be refused by default", res.StatusCode, res.body)
+	}
+}
+
+// TestOptions has the options of the handler.
+func TestOptions(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
+	h := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, h2: true, only: true})
+	w.dns.has("a.example", "127.0.0.2")
+	w.dns.has("b.a.example", "127.0.0.2")
+	w.dns.has("b.example", "127.0.0.2")
+	w.dns.has("both.example", "127.0.0.2", "127.0.0.3")
+	ports := strings.NewReplacer("PORT", b.port, "TLS", s.port, "H2C", h.port)
+
+	const open = "allow_ips 127.0.0.0/8"
+	for _, test := range []struct {
+		name, url, options, target string
+		status                     int
+		host, uri, reason          string
+	}{
+		{name: "template", url: "http://{header.X-Target}.example:PORT/x{uri}", options: open, target: "a", status: 200, host: "a.example:PORT", uri: "/x/client?q=1"},
+		{name: "constant", url: "http://a.example:PORT/x", options: open, status: 200, host: "a.example:PORT", uri: "/x"},
+		{name: "path", options: "path /p?x={query.q}\n" + open, target: "http://a.example:PORT/ignored?y", status: 200, host: "a.example:PORT", uri: "/p?x=1"},
+		{name: "path without slash", options: "path p/{path}\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/p//client"},
+		{name: "path, a question mark first", options: "path ?x\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/?x"},
+		{name: "path with escapes", options: "path /%2F%zz#f\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/%2F%25zz"},
+		{name: "path with a space", options: "path /{header.X-Bad}\n" + open, target: "a.example:PORT", status: 400, reason: "space"},
+		{name: "host", options: "host other.example:1\n" + open, target: "http://a.example:PORT", status: 200, host: "other.example:1", uri: "/client?q=1"},
+		{name: "host of the client", options: "host {http.request.hostport}\n" + open, target: "https://a.example:TLS", status: 200, host: "client.example", uri: "/client?q=1"},
+		{name: "host that is none", options: "host {header.X-Bad}\n" + open, target: "a.example:PORT", status: 400, reason: "Host header"},
+		{name: "host that is empty", options: "host {header.X-None}\n" + open, target: "a.example:PORT", status: 400, reason: "Host header"},
+
+		{name: "allowed name", options: "allow a.example *.a.example\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
+		{name: "allowed below", options: "allow *.a.example\n" + open, target: "b.a.example:PORT", status: 200, host: "b.a.example:PORT", uri: "/client?q=1"},
+		{name: "not below", options: "allow *.a.example\n" + open, target: "a.example:PORT", status: 403, reason: "a.example"},
+		{name: "another name", options: "allow a.example\n" + open, target: "b.example:PORT", status: 403, reason: "b.example"},
+		{name: "another spelling", options: "allow a.example\n" + open, target: "A.EXAMPLE.:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
+		{name: "literal among names", options: "allow a.example\n" + open, target: "127.0.0.2:PORT", status: 403, reason: "127.0.0.2"},
+		{name: "denied", options: "allow *.example\ndeny a.example\n" + open, target: "a.example:PORT", status: 403, reason: "a.example"},
+		{name: "denied, another spelling", options: "deny a.example\n" + open, target: "A.example.:PORT", status: 403, reason: "a.example"},
+
+		{name: "one address open", options: "allow_ips 127.0.0.2", target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
+		{name: "another address open", options: "allow_ips 127.0.0.3", target: "a.example:PORT", status: 403, reason: "127.0.0.2"},
+		{name: "private ranges", options: "allow_ips private_ranges", target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
+		{name: "any", options: "allow_ips any", target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
+		{name: "denied address", options: "allow_ips any\ndeny_ips 127.0.0.0/30", target: "a.example:PORT", status: 403, reason: "127.0.0.2"},
+
+		{name: "port", options: "ports PORT\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
+		{name: "another port", options: "ports 80 443\n" + open, target: "a.example:PORT", status: 403, reason: "port"},
+		{name: "port by default refused", options: "ports PORT\n" + open, target: "http://a.example", status: 403, reason: "port 80"},
+		{name: "https alone", options: "schemes https\n" + open, target: "http://a.example:PORT", status: 403, reason: "http"},
+		{name: "https alone, https", options: "schemes https\n" + open, target: "https://a.example:TLS", status: 200, host: "a.example:TLS", uri: "/client?q=1"},
+		{name: "h2c", options: "schemes h2c\n" + open, target: "h2c://a.example:H2C/x", status: 200, host: "a.example:H2C", uri: "/x"},
+		{name: "versions h2c", options: "versions h2c\n" + open, target: "http://a.example:H2C/x", status: 200, host: "a.example:H2C", uri: "/x"},
+
+		{name: "timeout malformed", options: "timeout {header.X-Bad}\n" + open, target: "a.example:PORT", status: 400, reason: "timeout"},
+		{name: "timeout zero", options: "timeout {query.q}ns\n" + open, target: "a.example:PORT", status: 504, reason: "deadline"},
+		{name: "timeout absent", options: "timeout {header.X-None}\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
+		{name: "max_requests", options: "max_requests 1\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
+
+		{name: "own resolver", options: "resolver " + w.dns.addr + " {\nhosts off\nfamily ipv4\n}\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
+		{name: "header_up Host wins", options: "header_up Host mine.example\n" + open, target: "a.example:PORT", status: 200, host: "mine.example", uri: "/client?q=1"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if test.url == "" {
+				test.url = "{header.X-Target}"
+			}
+			w.run(ports.Replace(fmt.Sprintf(`target_proxy %s {
+				tls_trust_pool file %q
+				%s
+			}
+			handle_errors {
+				respond "{err.status_code} {http.target.error}"
+			}`, test.url, w.ca.file, test.options)))
+			res := w.get("/client?q=1", ports.Replace(test.target), header("Host", "client.example"), header("X-Bad", "a b"))
+			if res.StatusCode != test.status {
+				t.Fatalf("status %d, want %d: %s", res.StatusCode, test.status, res.body)
+			}
+			if want := ports.Replace(test.host); res.seen.Host != want {
+				t.Errorf("Host %q, want %q", res.seen.Host, want)
+			}
+			if res.seen.URI != test.uri {
+				t.Errorf("request URI %q, want %q", res.seen.URI, test.uri)
+			}
+			if test.status != 200 && !strings.Contains(res.body, test.reason) {
+				t.Errorf("body %q, want %q", res.body, test.reason)
+			}
+		})
+	}
+
+	t.Run("an address of several is refused", func(t *testing.T) {
+		w.run(w.proxy("deny_ips 127.0.0.2", "header_down Addresses {http.target.addresses}"))
+		before := b.requestsTo("127.0.0.2")
+		for range 20 {
+			res := w.mustGet("/", "http://both.example:"+b.port)
+			if got := res.Header.Get("Addresses"); got != "127.0.0.3" {
+				t.Fatalf("addresses %q", got)
+			}
+		}
+		if after := b.requestsTo("127.0.0.2"); after != before {
+			t.Errorf("%d requests to the address that is refused", after-before)
+		}
+	})
+}
+
+// TestTimeout: the timeout is for the lookup and for the exchange.
+func TestTimeout(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done()
+	})})
+	w.dns.has("a.example", "127.0.0.2")
+	w.dns.set("silent.example", dnsName{silent: true})
+	w.resolver = "timeout 50s\ndeadline 50s"
+	w.run(w.proxy("timeout {header.X-Timeout}"))
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		for _, name := range []string{"a.example", "silent.example"} {
+			start := time.Now()
+			res, err := w.try(method, "/", "http://"+name+":"+b.port, nil, header("X-Timeout", "100ms"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if res.StatusCode != http.StatusGatewayTimeout || !strings.Contains(res.body, "deadline exceeded") {
+				t.Errorf("%s %s: status %d: %s", method, name, res.StatusCode, res.body)
+			}
+			if took := time.Since(start); took < 100*time.Millisecond {
+				t.Errorf("%s %s: after %s already", method, name, took)
+			}
+		}
+	}
+}
+
+// TestMaxRequests: so many requests to one target, and no more.
+func TestMaxRequests(t *testing.T) {
+	w := newWorld(t)
+	hold := make(chan struct{})
+	var arrived atomic.Int64
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hold" {
+			arrived.Add(1)
+			<-hold
+		}
+	})})
+	w.dns.has("a.example", "127.0.0.2")
+	w.dns.has("b.example", "127.0.0.2")
+	w.run(w.proxy("max_requests 2"))
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			if res, err := w.try(http.MethodGet, "/hold", "http://a.example:"+b.port, nil); err != nil || res.StatusCode != 200 {
+				t.Error(res, err)
+			}
+		})
+	}
+	eventually(t, "two requests arrive", func() bool { return arrived.Load() == 2 })
+	res := w.get("/", "http://A.example.:"+b.port+"/other")
+	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
+		t.Errorf("third request: status %d, Retry-After %q: %s", res.StatusCode, res.Header.Get("Retry-After"), res.body)
+	}
+	w.mustGet("/", "http://b.example:"+b.port) // another target
+	close(hold)
+	wg.Wait()
+	w.mustGet("/", "http://a.example:"+b.port)
+}
+
+// TestTooManyLookups: one in flight, one waiting, and no more.
+func TestTooManyLookups(t *testing.T) {
+	w := newWorld(t)
+	w.resolver = "max_lookups 1\ntimeout 50s\ndeadline 50s"
+	hold := make(chan struct{})
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	const names = 6
+	for i := range names {
+		w.dns.set(fmt.Sprintf("n%d.example", i), dnsName{addrs: []string{"127.0.0.2"}, ttl: 60, hold: hold})
+	}
+	w.run(w.proxy())
+	var wg sync.WaitGroup
+	var refused, served atomic.Int64
+	for i := range names {
+		wg.Go(func() {
+			res, err := w.try(http.MethodGet, "/", fmt.Sprintf("http://n%d.example:%s", i, b.port), nil)
+			switch {
+			case err != nil:
+				t.Error(err)
+			case res.StatusCode == http.StatusServiceUnavailable && res.Header.Get("Retry-After") != "":
+				refused.Add(1)
+			case res.StatusCode == http.StatusOK:
+				served.Add(1)
+			default:
+				t.Errorf("status %d, Retry-After %q: %s", res.StatusCode, res.Header.Get("Retry-After"), res.body)
+			}
+		})
+	}
+	eventually(t, "all but two are refused", func() bool { return refused.Load() == names-2 })
+	close(hold)
+	wg.Wait()
+	if served.Load() != 2 {
+		t.Errorf("%d served", served.Load())
+	}
+}
+
+// TestLoop: a request that comes back is recognized; one that errors lead
+// through a second handler is not.
+func TestLoop(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	w.dns.has("self.example", "127.0.0.1")
+	w.dns.has("fallback.example", "127.0.0.2")
+	w.run(w.proxy())
+	for _, change := range []func(*http.Request){
+		func(*http.Request) {},
+		header("Cdn-Loop", "other.example; id=1"),
+	} {
+		res := w.get("/", "http://self.example:"+w.port, change, func(r *http.Request) {
+			r.Header.Set("X-Target", "http://self.example:"+w.port)
+		})
+		// the inner request has no X-Target; but what is recognized comes first
+		if res.StatusCode != http.StatusLoopDetected || !strings.Contains(res.body, "already") {
+			t.Errorf("status %d: %s", res.StatusCode, res.body)
+		}
+	}
+
+	res := w.mustGet("/", "http://fallback.example:"+b.port, header("Cdn-Loop", "other.example; id=1"))
+	if got := strings.Join(res.seen.Header["Cdn-Loop"], ", "); !strings.HasPrefix(got, "other.example; id=1, caddytarget; id=") {
+		t.Errorf("Cdn-Loop of the backend: %q", got)
+	}
+
+	w.run(fmt.Sprintf(`target_proxy {header.X-Target} {
+		allow_ips 127.0.0.0/8
+	}
+	handle_errors {
+		target_proxy http://fallback.example:%s/fallback {
+			allow_ips 127.0.0.0/8
+		}
+	}`, b.port))
+	for _, target := range []string{"http://unknown.example", "http://fallback.example:" + freePort(t), "http://10.0.0.1", "nonsense /"} {
+		res := w.mustGet("/first", target, header("Host", "client.example"))
+		if res.seen.URI != "/fallback" || res.seen.Host != "fallback.example:"+b.port {
+			t.Errorf("%s: the fallback saw %q %q", target, res.seen.Host, res.seen.URI)
+		}
+		if got := res.seen.Header.Get("X-Forwarded-Host"); got != "client.example" {
+			t.Errorf("%s: X-Forwarded-Host %q", target, got)
+		}
+	}
+}
+
+// TestPlaceholders: for the access log, response headers and error routes. They
+// see the client's Host.
+func TestPlaceholders(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"}})
+	s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
+	w.dns.has("a.example", "127.0.0.2", "127.0.0.3")
+	logFile := filepath.Join(t.TempDir(), "access.log")
+	w.run(fmt.Sprintf(`log {
+		output file %q
+	}
+	log_append url {http.target.url}
+	log_append error {http.target.error}
+	header >X-Url {http.target.url}
+	header >X-Parts "{http.target.scheme} {http.target.host} {http.target.port} {http.target.hostport}"
+	header >X-Addresses {http.target.addresses}
+	header >X-Lookup {http.target.lookup}
+	header >X-Ms {http.target.lookup_ms}
+	header >X-Orig {http.request.orig_uri}
+	header >X-Host {http.request.host}
+	target_proxy {header.X-Target} {
+		allow_ips 127.0.0.0/8
+		tls_trust_pool file %q
+	}
+	handle_errors {
+		header X-Error-Host {http.request.host}
+		header X-Error-Url {http.target.url}
+		respond "{err.status_code} {http.target.error}"
+	}`, logFile, w.ca.file))
+
+	for _, test := range []struct{ name, target, url, parts, addresses, lookup string }{
+		{"miss", "http://A.example:PORT/x?y", "http://a.example:PORT/x?y", "http a.example PORT a.example:PORT", "127.0.0.2,127.0.0.3", "miss"},
+		{"hit", "http://a.example:PORT", "http://a.example:PORT/client?q", "http a.example PORT a.example:PORT", "127.0.0.2,127.0.0.3", "hit"},
+		{"literal", "https://127.0.0.2:TLS", "https://127.0.0.2:TLS/client?q", "https 127.0.0.2 TLS 127.0.0.2:TLS", "127.0.0.2", "literal"},
+		{"hosts", "http://localhost:PORT", "http://localhost:PORT/client?q", "http localhost PORT localhost:PORT", "127.0.0.1", "hosts"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			ports := strings.NewReplacer("PORT", b.port, "TLS", s.port)
+			res := w.mustGet("/client?q", ports.Replace(test.target), header("Host", "client.example"))
+			for name, want := range map[string]string{
+				"X-Url": test.url, "X-Parts": test.parts, "X-Addresses": test.addresses, "X-Lookup": test.lookup,
+				"X-Orig": "/client?q", "X-Host": "client.example",
+			} {
+				got := res.Header.Get(name)
+				if name == "X-Addresses" { // in some order
+					list := strings.Split(got, ",")
+					slices.Sort(list)
+					got = strings.Join(list, ",")
+				}
+				if got != ports.Replace(want) {
+					t.Errorf("%s %q, want %q", name, got, ports.Replace(want))
+				}
+			}
+			if ms := res.Header.Get("X-Ms"); ms == "" || ms == "0" && test.lookup == "miss" {
+				t.Errorf("lookup_ms %q", ms)
+			}
+		})
+	}
+
+	t.Run("error", func(t *testing.T) {
+		res := w.get("/client?q", "http://unknown.example/x", header("Host", "client.example"))
+		if res.StatusCode != 502 || !strings.Contains(res.body, "unknown.example") {
+			t.Errorf("status %d: %s", res.StatusCode, res.body)
+		}
+		if got := res.Header.Get("X-Error-Host"); got != "client.example" {
+			t.Errorf("the error route sees the host %q", got)
+		}
+		if got := res.Header.Get("X-Error-Url"); !strings.HasPrefix(got, "http://unknown.example") {
+			t.Errorf("the error route sees the target %q", got)
+		}
+	})
+
+	w.run(`respond "closes the log"`)
+	data, err := os.ReadFile(logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var urls, errs []string
+	for _, line := range bytes.Split(bytes.TrimSpace(data), []byte("\n")) {
+		var entry struct {
+			Request struct{ Host, URI string }
+			URL     string
+			Error   string
+		}
+		if err := json.Unmarshal(line, &entry); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		if entry.Request.Host != "client.example" || entry.Request.URI != "/client?q" {
+			t.Errorf("access log has host %q and URI %q", entry.Request.Host, entry.Request.URI)
+		}
+		urls, errs = append(urls, entry.URL), append(errs, entry.Error)
+	}
+	if len(urls) != 5 || urls[0] != "http://a.example:"+b.port+"/x?y" || errs[0] != "" {
+		t.Errorf("access log has targets %q, errors %q", urls, errs)
+	} else if !strings.HasPrefix(urls[4], "http://unknown.example") || !strings.Contains(errs[4], "unknown.example") {
+		t.Errorf("access log has target %q, error %q", urls[4], errs[4])
+	}
+}
+
+// randomBody returns 64 kB and more.
+func randomBody(t testing.TB) string {
+	t.Helper()
+	body := make([]byte, 64<<10+7)
+	if _, err := rand.Read(body); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%x", body)
+}
+
+// TestFailover: as long as one address works, no request fails.
+func TestFailover(t *testing.T) {
+	w := newWorld(t)
+	w.dns.has("two.example", "127.0.0.2", "127.0.0.3")
+	w.dns.has("four.example", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
+	other := newAuthority(t)
+	body := randomBody(t)
+
+	refusing := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
+	refusingTLS := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true})
+	untrusted := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: other, h2: true})
+	trusted := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true, port: untrusted.port})
+	noTLS := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	withTLS := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, port: noTLS.port})
+	silent := silentTCP(t, "", "127.0.0.2")
+	notSilent := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true, port: silent})
+	hole := blackhole(t, "127.0.0.2")
+	noHole := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, port: hole})
+	reset := resetTCP(t, "", "127.0.0.2")
+	noReset := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, port: reset})
+	last := newBackend(t, backendConfig{addrs: []string{"127.0.0.5"}})
+
+	for _, test := range []struct {
+		name    string
+		target  string
+		good    *backend
+		n       int // requests without ejection
+		getOnly bool
+	}{
+		{"refused", "http://two.example:" + refusing.port, refusing, 30, false},
+		{"refused, https", "https://two.example:" + refusingTLS.port, refusingTLS, 30, false},
+		{"certificate", "https://two.example:" + untrusted.port, trusted, 30, false},
+		{"no TLS", "https://two.example:" + noTLS.port, withTLS, 30, false},
+		{"silent in the handshake", "https://two.example:" + silent, notSilent, 6, false},
+		{"silent", "http://two.example:" + hole, noHole, 6, false},
+		{"reset", "http://two.example:" + reset, noReset, 30, true},
+		{"three of four refused", "http://four.example:" + last.port, last, 30, false},
+	} {
+		for _, eject := range []string{"0", "1h"} {
+			t.Run(test.name+", fail_duration "+eject, func(t *testing.T) {
+				w.run(w.proxy("fail_duration "+eject, "tls_timeout 300ms"))
+				n := test.n
+				for i := range n {
+					res := w.mustGet("/", test.target)
+					if res.seen.Host == "" {
+						t.Fatalf("request %d: %s", i, res.body)
+					}
+					if test.getOnly {
+						continue
+					}
+					res, err := w.try(http.MethodPost, "/", test.target, strings.NewReader(body))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if res.StatusCode != 200 || res.seen.Body != body {
+						t.Fatalf("POST %d: status %d, body of %d octets, not %d: %.200s", i, res.StatusCode, len(res.seen.Body), len(body), res.body)
+					}
+					// of unknown length
+					res, err = w.try(http.MethodPut, "/", test.target, io.MultiReader(strings.NewReader(body)))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if res.StatusCode != 200 || res.seen.Body != body {
+						t.Fatalf("PUT %d: status %d, body of %d octets, not %d: %.200s", i, res.StatusCode, len(res.seen.Body), len(body), res.body)
+					}
+				}
+			})
+		}
+	}
+
+	t.Run("a POST is not repeated", func(t *testing.T) {
+		w.run(w.proxy("fail_duration 0"))
+		before := noReset.served.Load()
+		failed := 0
+		for range 20 {
+			res, err := w.try(http.MethodPost, "/", "http://two.example:"+reset, strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if res.StatusCode == http.StatusBadGateway {
+				failed++
+			}
+		}
+		if served := int(noReset.served.Load() - before); served+failed != 20 || failed == 0 {
+			t.Errorf("%d of 20 requests served, %d failed", served, failed)
+		}
+	})
+}
+
+// TestEjection: an address that failed is left alone for a while.
+func TestEjection(t *testing.T) {
+	w := newWorld(t)
+	w.dns.has("two.example", "127.0.0.2", "127.0.0.3")
+	w.dns.has("other.example", "127.0.0.2", "127.0.0.3")
+
+	t.Run("TCP", func(t *testing.T) {
+		good := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
+		target := "http://two.example:" + good.port
+		w.run(w.proxy("fail_duration 1h"))
+		for range 20 { // at least one of them met the other address, but for one in a million
+			w.mustGet("/", target)
+		}
+		back := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, port: good.port})
+		for range 20 {
+			w.mustGet("/", target)
+			w.mustGet("/", "http://other.example:"+good.port) // for all targets
+		}
+		if n := back.opened.Load(); n != 0 {
+			t.Errorf("%d connections to the address that was ejected", n)
+		}
+		w.run(w.proxy("fail_duration 10ms"))
+		eventually(t, "the address comes back", func() bool {
+			w.mustGet("/", target)
+			return back.served.Load() > 0
+		})
+	})
+
+	t.Run("TLS", func(t *testing.T) {
+		bad := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
+		bad.badCerts["two.example"] = "wrong.example"
+		good := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true, port: bad.port})
+		target := "https://two.example:" + good.port
+		w.run(w.proxy("fail_duration 1h"))
+		for range 20 {
+			w.mustGet("/", target)
+		}
+		opened := bad.opened.Load()
+		if opened == 0 {
+			t.Fatal("no connection to the bad address at all")
+		}
+		for range 20 {
+			w.mustGet("/", target)
+		}
+		if n := bad.opened.Load(); n != opened {
+			t.Errorf("%d connections to the address that was ejected", n-opened)
+		}
+		// for this target alone
+		eventually(t, "another target uses the address", func() bool {
+			w.mustGet("/", "https://other.example:"+good.port)
+			return bad.served.Load() > 0
+		})
+		bad.mu.Lock()
+		delete(bad.badCerts, "two.example")
+		bad.mu.Unlock()
+		before := bad.served.Load()
+		w.run(w.proxy("fail_duration 10ms"))
+		eventually(t, "the address comes back", func() bool {
+			w.mustGet("/", target)
+			return bad.served.Load() > before
+		})
+	})
+
+	t.Run("all dead", func(t *testing.T) {
+		w.run(w.proxy("fail_duration 1h"))
+		dead := freePort(t)
+		for range 5 {
+			for _, method := range []string{http.MethodGet, http.MethodPost} {
+				res, err := w.try(method, "/", "http://two.example:"+dead, strings.NewReader("body"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if res.StatusCode != http.StatusBadGateway || !strings.Contains(res.body, "connection refused") {
+					t.Fatalf("%s: status %d: %s", method, res.StatusCode, res.body)
+				}
+			}
+		}
+		// never all: when they work again, they are used at once
+		newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}, port: dead})
+		w.mustGet("/", "http://two.example:"+dead)
+	})
+
+	t.Run("all silent", func(t *testing.T) {
+		w.dns.has("hole.example", "127.0.0.6")
+		hole := blackhole(t, "127.0.0.6")
+		w.run(w.proxy("dial_timeout 200ms", "tls_timeout 200ms"))
+		silent := silentTCP(t, "", "127.0.0.6")
+		for _, target := range []string{"http://hole.example:" + hole, "https://hole.example:" + hole, "https://hole.example:" + silent} {
+			if res := w.get("/", target); res.StatusCode != http.StatusGatewayTimeout {
+				t.Errorf("%s: %s", target, res)
+			}
+		}
+	})
+}
+
+// TestMove: a name that moves is followed, also while connections are warm.
+func TestMove(t *testing.T) {
+	w := newWorld(t)
+	w.resolver = "min_ttl 50ms"
+	old := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
+	now := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true, port: old.port})
+	w.dns.set("a.example", dnsName{addrs: []string{"127.0.0.2"}})
+	w.run(w.proxy())
+	target := "https://a.example:" + old.port
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				res, err := w.try(http.MethodGet, "/", target, nil)
+				if err != nil || res.StatusCode != 200 {
+					t.Errorf("%s: %v", res, err)
+					return
+				}
+			}
+		})
+	}
+	eventually(t, "requests to the old address", func() bool { return old.served.Load() > 20 })
+	w.dns.set("a.example", dnsName{addrs: []string{"127.0.0.3"}})
+	eventually(t, "requests to the new address", func() bool { return now.served.Load() > 20 })
+	eventually(t, "no more requests to the old address", func() bool {
+		before := old.served.Load()
+		served := now.served.Load()
+		for now.served.Load() < served+20 {
+			time.Sleep(time.Millisecond)
+		}
+		return old.served.Load() == before
+	})
+	close(stop)
+	wg.Wait()
+}
+
+// TestDynamicTarget: the source with a name of its own, without the handler.
+func TestDynamicTarget(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}, ca: w.ca, h2: true})
+	w.dns.has("a.example", "127.0.0.2")
+	w.dns.has("b.example", "127.0.0.3")
+	w.dns.has("c.example", "127.0.0.4")
+	w.dns.has("dead.example", "127.0.0.9")
+	w.dns.has("private.example", "10.0.0.1")
+	ports := strings.NewReplacer("PORT", b.port, "TLS", s.port, "CA", w.ca.file)
+	for _, test := range []struct {
+		name, proxy, header string
+		status              int
+		host, sni, proto    string
+	}{
+		{
+			name: "plain", proxy: "dynamic target A.example. PORT\ntransport target",
+			status: 200, host: "client.example", proto: "HTTP/1.1",
+		},
+		{
+			name: "literal name is not judged", proxy: "dynamic target 127.0.0.2 PORT\ntransport target",
+			status: 200, host: "client.example", proto: "HTTP/1.1",
+		},
+		{
+			name: "Caddy's own transport", proxy: "dynamic target a.example PORT",
+			status: 200, host: "client.example", proto: "HTTP/1.1",
+		},
+		{
+			name: "TLS", proxy: "dynamic target a.example TLS\ntransport target {\ntls\ntls_trust_pool file CA\n}",
+			status: 200, host: "a.example:TLS", sni: "a.example", proto: "HTTP/2.0",
+		},
+		{
+			name: "TLS, server name", proxy: "dynamic target a.example TLS\ntransport target {\ntls\ntls_trust_pool file CA\ntls_server_name b.example\n}",
+			status: 200, host: "a.example:TLS", sni: "b.example", proto: "HTTP/2.0",
+		},
+		{
+			name: "TLS, header_up Host", proxy: "dynamic target a.example TLS\nheader_up Host mine.example\ntransport target {\ntls\ntls_trust_pool file CA\n}",
+			status: 200, host: "mine.example", sni: "a.example", proto: "HTTP/2.0",
+		},
+		{
+			name: "placeholder", proxy: "dynamic target {header.X-Name} PORT {\nallow *.example\nallow_ips 127.0.0.0/8\n}\ntransport target",
+			header: "a.example", status: 200, host: "client.example", proto: "HTTP/1.1",
+		},
+		{
+			name: "placeholder, TLS", proxy: "dynamic target {header.X-Name} TLS {\nallow *.example\nallow_ips 127.0.0.0/8\n}\ntransport target {\ntls\ntls_trust_pool file CA\n}",
+			header: "b.example", status: 200, host: "b.example:TLS", sni: "b.example", proto: "HTTP/2.0",
+		},
+		{
+			name: "placeholder, name refused", proxy: "dynamic target {header.X-Name} PORT {\nallow a.example\nallow_ips 127.0.0.0/8\n}\ntransport target",
+			header: "b.example", status: 503,
+		},
+		{
+			name: "placeholder, address refused", proxy: "dynamic target {header.X-Name} PORT {\nallow *.example\n}\ntransport target",
+			header: "private.example", status: 503,
+		},
+		{
+			name: "placeholder, empty", proxy: "dynamic target {header.X-Name} PORT {\nallow *.example\n}\ntransport target",
+			status: 503,
+		},
+		{
+			name: "port by placeholder", proxy: "dynamic target a.example {header.X-Name}\ntransport target",
+			header: "PORT", status: 200, host: "client.example", proto: "HTTP/1.1",
+		},
+		{
+			name: "unknown name", proxy: "dynamic target unknown.example PORT\ntransport target",
+			status: 503,
+		},
+		{
+			name: "nobody listens", proxy: "dynamic target dead.example PORT\ntransport target",
+			status: 502,
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w.run("reverse_proxy {\n" + ports.Replace(test.proxy) + "\n}")
+			for range 3 {
+				res := w.get("/x?y", "", header("Host", "client.example"), header("X-Name", ports.Replace(test.header)))
+				if res.StatusCode != test.status {
+					t.Fatalf("status %d, want %d: %s", res.StatusCode, test.status, res.body)
+				}
+				if test.status != 200 {
+					continue
+				}
+				if want := ports.Replace(test.host); res.seen.Host != want || res.seen.SNI != test.sni || res.seen.Proto != test.proto || res.seen.URI != "/x?y" {
+					t.Errorf("the backend saw Host %q, SNI %q, %s, %s", res.seen.Host, res.seen.SNI, res.seen.Proto, res.seen.URI)
+				}
+			}
+		})
+	}
+
+	t.Run("multi", func(t *testing.T) {
+		s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
+		c := newBackend(t, backendConfig{addrs: []string{"127.0.0.4"}, ca: w.ca, h2: true, port: s.port})
+		ports := strings.NewReplacer("TLS", s.port, "CA", w.ca.file)
+		w.run(ports.Replace(`reverse_proxy {
+			dynamic multi {
+				target a.example TLS
+				target c.example TLS
+				target dead.example TLS
+				target unknown.example TLS
+			}
+			lb_retries 3
+			transport target {
+				tls
+				tls_trust_pool file CA
+			}
+		}`))
+		for try := 0; s.served.Load() < 5 || c.served.Load() < 5; try++ {
+			res := w.mustGet("/", "")
+			if want := map[string]string{"127.0.0.2": "a.example", "127.0.0.4": "c.example"}[res.seen.Address]; res.seen.SNI != want || res.seen.Host != want+":"+s.port {
+				t.Fatalf("at %s the SNI is %q, Host %q", res.seen.Address, res.seen.SNI, res.seen.Host)
+			}
+			if try > 500 {
+				t.Fatal("not all sources are used")
+			}
+		}
+		for _, shared := range append(s.sharedConns(), c.sharedConns()...) {
+			t.Errorf("a connection served more than one name: %s", shared)
+		}
+	})
+
+	t.Run("handler missing", func(t *testing.T) {
+		w.run("reverse_proxy {\ndynamic target\ntransport target\n}")
+		if res := w.get("/", ""); res.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("status %d", res.StatusCode)
+		}
+	})
+}
+
+// TestOutage: nameservers that go silent do not take known names away.
+func TestOutage(t *testing.T) {
+	w := newWorld(t)
+	w.resolver = "min_ttl 20ms\ntimeout 50ms\ntries 2\ndeadline 200ms"
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	const names = 20
+	target := func(i int) string { return fmt.Sprintf("http://n%d.example:%s", i, b.port) }
+	for i := range names {
+		w.dns.set(fmt.Sprintf("n%d.example", i), dnsName{addrs: []string{"127.0.0.2"}})
+	}
+	w.dns.has("new.example", "127.0.0.2")
+	w.run(w.proxy("header_down Lookup {http.target.lookup}"))
+	for i := range names {
+		w.mustGet("/", target(i))
+	}
+	w.dns.setSilent(true)
+	stale := 0
+	for start := time.Now(); time.Since(start) < time.Second; {
+		for i := range names {
+			if w.mustGet("/", target(i)).Header.Get("Lookup") == "stale" {
+				stale++
+			}
+		}
+	}
+	if stale == 0 {
+		t.Error("no answer was stale: there was no outage")
+	}
+	for _, name := range []string{"new.example", "unknown.example"} {
+		res := w.get("/", "http://"+name+":"+b.port)
+		if res.StatusCode != 502 && res.StatusCode != 504 {
+			t.Errorf("%s: status %d: %s", name, res.StatusCode, res.body)
+		}
+	}
+	for i := range names {
+		w.dns.set(fmt.Sprintf("n%d.example", i), dnsName{addrs: []string{"127.0.0.3"}})
+	}
+	w.dns.setSilent(false)
+	for i := range names {
+		eventually(t, "fresh answers", func() bool { return w.mustGet("/", target(i)).seen.Address == "127.0.0.3" })
+	}
+	eventually(t, "a name that was unknown", func() bool { return w.get("/", "http://new.example:"+b.port).StatusCode == 200 })
+}
+
+// TestLeave: a client that leaves does not cancel what others wait for.
+func TestLeave(t *testing.T) {
+	w := newWorld(t)
+	w.resolver = "timeout 50s\ndeadline 50s"
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	hold := make(chan struct{})
+	w.dns.set("a.example", dnsName{addrs: []string{"127.0.0.2"}, ttl: 60, hold: hold})
+	logFile := filepath.Join(t.TempDir(), "access.log")
+	w.run(w.proxy() + fmt.Sprintf("\nlog {\noutput file %q\n}", logFile))
+	target := "http://a.example:" + b.port
+
+	ctx, leave := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := w.try(http.MethodGet, "/left", target, nil, func(r *http.Request) { *r = *r.WithContext(ctx) }); !errors.Is(err, context.Canceled) {
+			t.Errorf("the client that left: %v", err)
+		}
+	})
+	eventually(t, "the query", func() bool { return w.dns.asked("a.example") == 1 })
+	for range 5 {
+		wg.Go(func() {
+			res, err := w.try(http.MethodGet, "/", target, nil)
+			if err != nil || res.StatusCode != 200 {
+				t.Error(res, err)
+			}
+		})
+	}
+	leave()
+	eventually(t, "Caddy notices", func() bool {
+		data, _ := os.ReadFile(logFile)
+		return bytes.Contains(data, []byte(`"status":499`))
+	})
+	close(hold)
+	wg.Wait()
+	if n := w.dns.asked("a.example"); n != 1 {
+		t.Errorf("%d queries", n)
+	}
+}
+
+// TestReload: what a reload keeps and what it changes.
+func TestReload(t *testing.T) {
+	w := newWorld(t)
+	w.resolver = "timeout 50s\ndeadline 50s"
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	w.dns.set("a.example", dnsName{addrs: []string{"127.0.0.2"}, ttl: 3600})
+	target := "http://a.example:" + b.port
+
+	t.Run("cache", func(t *testing.T) {
+		w.run(w.proxy())
+		w.mustGet("/", target)
+		for i := range 10 {
+			w.run(w.proxy(fmt.Sprintf("header_down Run %d", i)))
+			if got := w.mustGet("/", target).Header.Get("Run"); got != fmt.Sprint(i) {
+				t.Fatalf("run %s, want %d", got, i)
+			}
+		}
+		if n := w.dns.askedInAll(); n != 1 {
+			t.Errorf("%d queries", n)
+		}
+	})
+
+	t.Run("nameservers", func(t *testing.T) {
+		before := w.dns
+		defer func() { w.dns = before }()
+		w.dns = newDNSServer(t)
+		w.dns.set("a.example", dnsName{addrs: []string{"127.0.0.3"}, ttl: 3600})
+		w.run(w.proxy())
+		if got := w.mustGet("/", target).seen.Address; got != "127.0.0.3" {
+			t.Errorf("the old address %s", got)
+		}
+		if n := before.askedInAll(); n != 1 {
+			t.Errorf("%d queries to the old nameserver", n)
+		}
+		w.dns = before
+		w.run(w.proxy()) // while the new one is there still
+	})
+
+	t.Run("a lookup in the middle", func(t *testing.T) {
+		before := w.dns
+		defer func() { w.dns = before }()
+		hold := make(chan struct{})
+		before.set("held.example", dnsName{addrs: []string{"127.0.0.2"}, ttl: 60, hold: hold})
+		w.run(w.proxy())
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				res, err := w.try(http.MethodGet, "/", "http://held.example:"+b.port, nil)
+				if err != nil || res.StatusCode != 200 {
+					t.Error(res, err)
+				}
+			})
+		}
+		eventually(t, "the query", func() bool { return before.asked("held.example") > 0 })
+		w.dns = newDNSServer(t)
+		w.run(w.proxy())
+		close(hold)
+		wg.Wait()
+		w.dns = before
+		w.run(w.proxy())
+	})
+
+	t.Run("rules", func(t *testing.T) {
+		w.run(w.proxy())
+		w.mustGet("/", target)
+		w.run(w.proxy("deny a.example"))
+		if res := w.get("/", target); res.StatusCode != http.StatusForbidden {
+			t.Errorf("status %d", res.StatusCode)
+		}
+	})
+
+	t.Run("a configuration that is refused", func(t *testing.T) {
+		w.run(w.proxy("header_down Run good"))
+		if err := w.tryRun("reverse_proxy {\ndynamic target\ntransport target {\nversions 3\n}\n}"); err == nil {
+			t.Error("it is accepted")
+		}
+		if got := w.mustGet("/", target).Header.Get("Run"); got != "good" {
+			t.Errorf("run %q", got)
+		}
+	})
+}
+
+// TestReloadUnderLoad: no request fails while the configuration changes.
+func TestReloadUnderLoad(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}, ca: w.ca, h2: true})
+	for i := range 8 {
+		w.dns.has(fmt.Sprintf("n%d.example", i), "127.0.0.2", "127.0.0.3")
+	}
+	second := newDNSServer(t)
+	for i := range 8 {
+		second.has(fmt.Sprintf("n%d.example", i), "127.0.0.3", "127.0.0.2")
+	}
+	first := w.dns
+	defer func() { w.dns = first }()
+	w.run(w.proxy())
+	stop := make(chan struct{})
+	var served atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			target := fmt.Sprintf("http://n%d.example:%s", i, b.port)
+			if i%2 == 1 {
+				target = fmt.Sprintf("https://n%d.example:%s", i, s.port)
+			}
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				method, body := http.MethodGet, ""
+				if n%2 == 1 {
+					method, body = http.MethodPost, strings.Repeat("body", 1000)
+				}
+				res, err := w.try(method, "/", target, strings.NewReader(body))
+				var op *net.OpError
+				if errors.As(err, &op) || errors.Is(err, io.EOF) {
+					continue // Caddy itself closed the client's connection, as it is shut down
+				}
+				if err != nil || res.StatusCode != 200 || res.seen.Body != body {
+					t.Errorf("%s %s: %s %v", method, target, res, err)
+					return
+				}
+				served.Add(1)
+			}
+		})
+	}
+	for i := range 20 {
+		n := served.Load()
+		eventually(t, "requests", func() bool { return served.Load() > n+20 || t.Failed() })
+		w.dns = first
+		if i%4 == 3 {
+			w.dns = second
+		}
+		w.run(w.proxy(fmt.Sprintf("header_down Run %d", i)))
+	}
+	close(stop)
+	wg.Wait()
+	for _, shared := range s.sharedConns() {
+		t.Errorf("a connection served more than one name: %s", shared)
+	}
+}

@@ -604,8 +604,6 @@ func (c *Cache) ask(ctx context.Context, name string, f family) reply {
 		addrs = nil
 		if c.ctx.Err() != nil {
 			err = ErrClosed
-		} else if errors.Is(err, context.Canceled) {
-			err = context.DeadlineExceeded // it was given up
 		}
 	}
 	return reply{family: f, done: true, at: c.cfg.Now(), addrs: addrs, ttl: ttl, err: err}
@@ -614,12 +612,8 @@ func (c *Cache) ask(ctx context.Context, name string, f family) reply {
 // plan says when n is to be looked up again, now that s is known of it.
 func (c *Cache) plan(n *node, s *state) {
 	now := c.cfg.Now()
-	if len(s.addrs) == 0 {
-		c.sched.cancel(n) // when somebody wants it
-		return
-	}
-	if c.cfg.Refresh < 0 {
-		return
+	if len(s.addrs) == 0 || c.cfg.Refresh < 0 {
+		return // when somebody wants it
 	}
 	latest := s.expires
 	if latest <= now {

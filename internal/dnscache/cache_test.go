@@ -3,6 +3,8 @@ package dnscache
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -123,6 +125,19 @@ func TestStaleOff(t *testing.T) {
 		w.sleep(time.Second)
 		w.fake.fail("x", errServfail)
 		w.want("x", "miss servfail")
+	})
+}
+
+// The end of an answer is exact, also between ticks.
+func TestEndBetweenTicks(t *testing.T) {
+	run(t, Config{Refresh: -1}, func(w world) {
+		w.Start()
+		w.fake.a("x", 2050*time.Millisecond, a)
+		w.want("x", "miss "+a)
+		w.sleep(2050*time.Millisecond - 1)
+		w.want("x", "hit "+a)
+		w.sleep(1)
+		w.want("x", "stale "+a)
 	})
 }
 
@@ -476,6 +491,56 @@ func TestOverload(t *testing.T) {
 		if n := w.pending.Load(); n != 0 || len(w.slots) != 0 {
 			t.Errorf("%d lookups pending, %d slots taken at the end", n, len(w.slots))
 		}
+	})
+}
+
+// The order is the same whatever the nameserver shuffles, differs between names,
+// and nothing is in it twice.
+func TestOrder(t *testing.T) {
+	var all []string
+	for i := range 100 {
+		all = append(all, netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}).String())
+	}
+	few := all[:8]
+	run(t, Config{Refresh: -1}, func(w world) {
+		first := make(map[string]int)
+		for _, name := range names(400) {
+			w.fake.a(name, time.Second, few...)
+			before := w.get(name)
+			first[strings.Fields(before)[1]]++
+			w.sleep(time.Second)
+			shuffled := append(slices.Clone(few), few[0], few[3])
+			rand.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+			w.fake.a(name, time.Second, shuffled...)
+			w.get(name)
+			synctest.Wait()
+			if after := w.get(name); after[len("hit"):] != before[len("miss"):] {
+				t.Fatalf("%s: first %q, then %q", name, before, after)
+			}
+		}
+		for _, addr := range few {
+			if n := first[addr]; n < 20 || n > 100 {
+				t.Errorf("%s is the first for %d of 400 names", addr, n)
+			}
+		}
+		w.fake.a("large", time.Minute, all...)
+		if n := len(strings.Fields(w.get("large"))); n != 1+maxAddrs {
+			t.Errorf("%d addresses", n-1)
+		}
+	})
+}
+
+// A name that does not exist has no stale addresses of the family that failed.
+func TestNotExistingEndsBoth(t *testing.T) {
+	run(t, Config{Refresh: -1}, func(w world) {
+		w.fake.set("x A", script{addrs: ips(a), ttl: time.Second})
+		w.fake.set("x AAAA", script{addrs: ips(c6), ttl: time.Second})
+		w.want("x", "miss "+c6+" "+a)
+		w.sleep(time.Second)
+		w.fake.set("x A", script{err: nxdomain(-1)})
+		w.fake.set("x AAAA", script{err: errServfail})
+		w.want("x", "stale "+c6+" "+a)
+		w.want("x", "hit nxdomain")
 	})
 }
 

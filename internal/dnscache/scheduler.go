@@ -113,15 +113,6 @@ func (s *scheduler) schedule(n *node, now, ttl, latest time.Duration) {
 	s.wheel[n.due%wheelSlots].push(n)
 }
 
-// cancel takes a node out of the wheel.
-func (s *scheduler) cancel(n *node) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.waits(n) {
-		s.unschedule(n)
-	}
-}
-
 // evict takes a node out for good.
 func (s *scheduler) evict(n *node) {
 	s.mu.Lock()

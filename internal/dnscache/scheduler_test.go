@@ -222,6 +222,82 @@ func TestOutage(t *testing.T) {
 	})
 }
 
+// In an outage nobody waits for what has been expired for long.
+func TestNoWaitInOutage(t *testing.T) {
+	run(t, Config{Refresh: -1}, func(w world) {
+		w.fake.a("x", time.Second, a)
+		w.want("x", "miss "+a)
+		w.sleep(2 * time.Minute)
+		w.fake.setOutage(true)
+		w.want("x", "stale "+a)
+	})
+}
+
+// A lookup that an outage overtook is made up for.
+func TestOutageDuringRefresh(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.Start()
+		w.fake.a("x", time.Second, a)
+		w.want("x", "miss "+a)
+		w.fake.set("x A", script{err: errOutage, delay: 3 * time.Second})
+		w.sleep(3500 * time.Millisecond)
+		w.fake.setOutage(true)
+		w.fake.a("x", time.Second, b)
+		w.sleep(time.Second)
+		w.fake.setOutage(false)
+		w.sleep(2 * wheelTick)
+		w.want("x", "hit "+b)
+	})
+}
+
+// A reader who cannot do without takes over a refresh that is parked.
+func TestReaderTakesOver(t *testing.T) {
+	run(t, Config{Stale: time.Minute, Refresh: -1}, func(w world) {
+		w.fake.a("x", time.Second, a)
+		w.want("x", "miss "+a)
+		w.sleep(2 * time.Second)
+		w.fake.setOutage(true)
+		w.want("x", "stale "+a)
+		w.sleep(time.Minute)
+		w.fake.setOutage(false)
+		w.fake.forget()
+		w.fake.set("x A", script{addrs: ips(b), ttl: time.Minute, delay: time.Second})
+		go w.wantLater("x", "miss "+b)
+		w.sleep(0)
+		if w.sched.parked.len != 1 {
+			t.Errorf("%d parked", w.sched.parked.len)
+		}
+		w.sched.dispatch(w.cfg.Now())
+		w.sleep(time.Second)
+		w.want("x", "hit "+b)
+		w.wantAsked("x", 1, 1)
+		if w.sched.parked.len != 0 || w.sched.busy != [2]int{} {
+			t.Errorf("%d parked, %v busy", w.sched.parked.len, w.sched.busy)
+		}
+	})
+}
+
+// A node is in one list of the scheduler, and in none when it is evicted.
+func TestSchedulerLists(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.fake.setOutage(true)
+		n := w.insert(w.hash("x"), "x")
+		n.state.Store(&state{addrs: ips(a)})
+		w.sched.request(n, 0)
+		w.sched.schedule(n, 0, time.Minute, time.Minute)
+		if w.sched.parked.len != 1 || w.sched.plan.total != 0 {
+			t.Errorf("%d parked, %d in the wheel", w.sched.parked.len, w.sched.plan.total)
+		}
+		w.sched.evict(n)
+		n.call.Store(nil)
+		w.sched.request(n, 0)
+		w.sched.schedule(n, 0, time.Minute, time.Minute)
+		if w.sched.parked.len != 0 || w.sched.plan.total != 0 {
+			t.Errorf("%d parked, %d in the wheel after the eviction", w.sched.parked.len, w.sched.plan.total)
+		}
+	})
+}
+
 // While what is parked is let go, what becomes due in the normal course is not
 // held up by it.
 func TestRecoveryHoldsNothingUp(t *testing.T) {

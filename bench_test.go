@@ -1,15 +1,18 @@
 package caddytarget
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -24,7 +27,7 @@ import (
 // network: Caddy's server, the handlers, reverse_proxy and the transport, down
 // to where a connection would be taken from the pool.
 //
-//	go test -run '^$' -bench Request -benchmem -count 7 .
+//	go test -run '^$' -bench 'Request|Overhead' -benchmem .
 
 // stubBackend stands in for the connections of an http.Transport.
 type stubBackend struct{}
@@ -136,15 +139,20 @@ func again(r *http.Request) *http.Request {
 	return &c
 }
 
-func benchmarkServer(b *testing.B, server *caddyhttp.Server, requests []*http.Request) {
-	for _, r := range requests { // names are looked up once before
-		var w bytes.Buffer
-		rec := &httptest.ResponseRecorder{HeaderMap: make(http.Header), Body: &w}
+// warm serves each request once, so that all names are known.
+func warm(b *testing.B, server *caddyhttp.Server, requests []*http.Request) {
+	b.Helper()
+	for _, r := range requests {
+		rec := httptest.NewRecorder()
 		server.ServeHTTP(rec, again(r))
 		if rec.Code != http.StatusOK {
 			b.Fatalf("%s: status %d", r.Header.Get("X-Target"), rec.Code)
 		}
 	}
+}
+
+func benchmarkServer(b *testing.B, server *caddyhttp.Server, requests []*http.Request) {
+	warm(b, server, requests)
 	b.ReportAllocs()
 	w := &discard{header: make(http.Header)}
 	for b.Loop() {
@@ -153,19 +161,135 @@ func benchmarkServer(b *testing.B, server *caddyhttp.Server, requests []*http.Re
 	}
 }
 
-func BenchmarkRequest(b *testing.B) {
-	static := benchServer(b, `http://localhost {
+func benchServers(b *testing.B) (static, target *caddyhttp.Server) {
+	static = benchServer(b, `http://localhost {
 	reverse_proxy 127.0.1.1:8000 127.0.1.2:8000 127.0.1.3:8000 127.0.1.4:8000 127.0.1.5:8000 127.0.1.6:8000 127.0.1.7:8000 127.0.1.8:8000
 }`)
-	target := benchServer(b, `http://localhost {
+	target = benchServer(b, `http://localhost {
 	target_proxy {header.X-Target} {
 		allow_ips 127.0.0.0/8
 		resolver `+benchNameserver(b)+`
 	}
 }`)
-	for _, n := range []int{20, 500, 10_000, 100_000} {
+	return static, target
+}
+
+var benchSizes = []int{20, 500, 10_000, 100_000}
+
+func BenchmarkRequest(b *testing.B) {
+	static, target := benchServers(b)
+	for _, n := range benchSizes {
 		requests := benchRequests(n)
 		b.Run(fmt.Sprintf("static/%d", n), func(b *testing.B) { benchmarkServer(b, static, requests) })
 		b.Run(fmt.Sprintf("target/%d", n), func(b *testing.B) { benchmarkServer(b, target, requests) })
+	}
+}
+
+// BenchmarkOverhead serves the same requests in turns by static upstreams, by
+// targets, and by the same static upstreams again, in short batches, and
+// reports the medians of the differences: what targets cost, and how far two
+// identical servers seem to differ.
+func BenchmarkOverhead(b *testing.B) {
+	static, target := benchServers(b)
+	for _, n := range benchSizes {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			requests := benchRequests(n)
+			warm(b, target, requests)
+			w := &discard{header: make(http.Header)}
+			batch := func(server *caddyhttp.Server) float64 {
+				const size = 50
+				start := time.Now()
+				for range size {
+					clear(w.header)
+					server.ServeHTTP(w, again(requests[rand.N(len(requests))]))
+				}
+				return float64(time.Since(start).Nanoseconds()) / size
+			}
+			var base, more, noise []float64
+			for b.Loop() {
+				first, targets, second := batch(static), batch(target), batch(static)
+				base = append(base, first)
+				more = append(more, targets-(first+second)/2)
+				noise = append(noise, second-first)
+			}
+			median := func(list []float64) float64 {
+				slices.Sort(list)
+				return list[len(list)/2]
+			}
+			b.ReportMetric(median(base), "static-ns")
+			b.ReportMetric(median(more), "more-ns")
+			b.ReportMetric(median(noise), "noise-ns")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+func BenchmarkSource(b *testing.B) {
+	u := &Upstreams{MaxUpstreams: defaultMaxUpstreams, MaxFails: 1, failDuration: defaultFailDuration, health: newHealth()}
+	for _, n := range []int{1, 4} {
+		b.Run(fmt.Sprintf("addresses/%d", n), func(b *testing.B) {
+			c := &callContext{Context: b.Context()}
+			c.call.port = 8000
+			for i := range n {
+				c.call.addrs = append(c.call.addrs, netip.AddrFrom4([4]byte{127, 0, 1, byte(i)}))
+			}
+			c.call.preferred = n
+			r := httptest.NewRequest(http.MethodGet, "/", http.NoBody).WithContext(c)
+			b.ReportAllocs()
+			for b.Loop() {
+				if list, err := u.GetUpstreams(r); err != nil || len(list) != n {
+					b.Fatal(list, err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkTarget measures what the handler does: parse, judge, resolve.
+func BenchmarkTarget(b *testing.B) {
+	r, err := Resolver{Nameservers: []string{benchNameserver(b)}}.acquire()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = r.release() })
+	rules, err := Guard{AllowIPs: []string{"127.0.0.0/8"}}.compile()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, n := range []int{1, 1000, 100_000} {
+		list := make([]string, n)
+		for i := range list {
+			list[i] = fmt.Sprintf("http://d%d.test:8000/path?q=1", i)
+		}
+		run := func(s string) error {
+			u, err := parseTarget(s)
+			if err != nil {
+				return err
+			}
+			if err := judge(rules, &u); err != nil {
+				return err
+			}
+			c := call{host: u.host, resolver: r, rules: rules}
+			return c.resolve(b.Context(), u.addr)
+		}
+		for _, s := range list {
+			if err := run(s); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.Run(fmt.Sprintf("serial/%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				_ = run(list[rand.N(n)])
+			}
+		})
+		b.Run(fmt.Sprintf("parallel/%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					_ = run(list[rand.N(n)])
+				}
+			})
+		})
 	}
 }

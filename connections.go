@@ -195,6 +195,9 @@ func (t *trackedConn) Close() error {
 	return t.Conn.Close()
 }
 
+// CloseWrite ends what is sent over an upgraded connection.
+func (t *trackedConn) CloseWrite() error { return closeWrite(t.Conn) }
+
 // retire ends a generation that no request uses and returns its connections,
 // to be closed without the lock.
 func (s *shard) retire(p *pool) []*trackedConn {
@@ -302,7 +305,8 @@ func (g *registry) sweep(now time.Time) {
 		s := &g.shards[i]
 		var conns []*trackedConn
 		s.mu.Lock()
-		for p, next := s.oldest, (*pool)(nil); p != nil && now.Sub(p.idleSince) >= sweepIdle; p = next {
+		var next *pool
+		for p := s.oldest; p != nil && now.Sub(p.idleSince) >= sweepIdle; p = next {
 			next = p.next
 			if p.moved() {
 				conns = append(conns, s.retire(p)...)

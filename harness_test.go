@@ -414,7 +414,7 @@ func (l countedListener) Accept() (net.Conn, error) {
 // listenAll listens on the same port of several addresses.
 func listenAll(t testing.TB, port string, addrs ...string) (listeners []net.Listener) {
 	t.Helper()
-	for try := 0; try < 50; try++ {
+	for range 50 {
 		listeners = listeners[:0]
 		want := port
 		if want == "" {
@@ -853,10 +853,10 @@ func do(client *http.Client, req *http.Request) (response, error) {
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		return response{}, err
-	}
 	r := response{Response: res, body: string(text)}
+	if err != nil {
+		return r, fmt.Errorf("reading the body: %w", err)
+	}
 	if res.StatusCode == http.StatusOK && res.Header.Get("Content-Type") == "application/json" {
 		if err := json.Unmarshal(text, &r.seen); err != nil {
 			return r, err

@@ -467,10 +467,24 @@ func (b *body) release() {
 }
 
 // upgradedBody is the body of a response that switched protocols: the
-// connection itself.
+// connection itself. It is in use until it is closed.
 type upgradedBody struct {
 	*body
-	io.Writer
+	conn io.ReadWriteCloser
+}
+
+func (b upgradedBody) Read(p []byte) (int, error) { return b.conn.Read(p) }
+
+func (b upgradedBody) Write(p []byte) (int, error) { return b.conn.Write(p) }
+
+// CloseWrite ends what is sent; what is received goes on.
+func (b upgradedBody) CloseWrite() error { return closeWrite(b.conn) }
+
+func closeWrite(conn any) error {
+	if c, ok := conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 // dial opens a TCP connection for an attempt.

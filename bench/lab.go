@@ -207,10 +207,6 @@ type backends struct {
 	byAddr   sync.Map     // address → *atomic.Int64 requests
 }
 
-type connInfo struct {
-	sni atomic.Pointer[string]
-}
-
 type connInfoKey struct{}
 
 // startBackends listens on n addresses from 127.0.1.1 on; with TLS if config is

@@ -91,6 +91,7 @@ var ErrClosed = errors.New("resolver closed")
 // State says where an answer came from.
 type State uint8
 
+// Where an answer may come from.
 const (
 	Miss  State = iota // it was asked for just now
 	Hit                // it was known and held

@@ -205,7 +205,7 @@ func (s *scheduler) turn(now time.Duration) {
 			}
 		}
 	}
-	s.last = max(s.last, end*wheelTick)
+	s.last = max(s.last, end*wheelTick) //nolint:durationcheck // end is a count
 }
 
 // dispatch starts as many of the refreshes that are due as it may.

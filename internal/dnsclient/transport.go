@@ -95,7 +95,7 @@ func (u *udp) exchange(ctx context.Context, deadline time.Time, q *question, edn
 	if err := socket.SetDeadline(deadline); err != nil {
 		return nil, 0, err
 	}
-	stop := context.AfterFunc(ctx, func() { socket.SetDeadline(longAgo) })
+	stop := context.AfterFunc(ctx, func() { _ = socket.SetDeadline(longAgo) })
 	defer func() { clean = stop() && clean }()
 
 	id := newID()
@@ -127,7 +127,7 @@ func (u *udp) checkOut() (*udpSocket, error) {
 		if time.Since(socket.born) < maxSocketAge {
 			return socket, nil
 		}
-		socket.Close()
+		_ = socket.Close()
 	} else {
 		u.mu.Unlock()
 	}
@@ -148,7 +148,7 @@ func (u *udp) checkIn(socket *udpSocket, clean bool) {
 	defer u.mu.Unlock()
 	if !clean || u.closed || socket.queries >= maxSocketQueries ||
 		len(u.idle) >= maxIdleSockets || time.Since(socket.born) >= maxSocketAge {
-		socket.Close()
+		_ = socket.Close()
 		return
 	}
 	u.idle = append(u.idle, socket)
@@ -166,7 +166,7 @@ func (u *udp) closeOld() {
 		if time.Since(socket.born) < maxSocketAge {
 			return false
 		}
-		socket.Close()
+		_ = socket.Close()
 		return true
 	})
 	u.sweep = nil
@@ -183,7 +183,7 @@ func (u *udp) close() {
 		u.sweep.Stop()
 	}
 	for _, socket := range u.idle {
-		socket.Close()
+		_ = socket.Close()
 	}
 	u.idle = nil
 }
@@ -207,7 +207,7 @@ func (t *tcp) exchange(ctx context.Context, deadline time.Time, q *question, edn
 	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, 0, err
 	}
-	defer context.AfterFunc(ctx, func() { conn.SetDeadline(longAgo) })()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(longAgo) })()
 
 	id := newID()
 	query := q.appendQuery(buf[:2], id, edns)

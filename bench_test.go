@@ -131,11 +131,16 @@ func benchRequests(n int) []*http.Request {
 	return list
 }
 
-// again returns a request as it came in: serving one changes it.
+// again returns a request as it came in: serving one changes it. Its header is
+// new in memory, as that of a request that was read just now.
 func again(r *http.Request) *http.Request {
 	url := *r.URL
 	c := *r
 	c.URL = &url
+	c.Header = make(http.Header, len(r.Header))
+	for name, values := range r.Header {
+		c.Header[name] = []string{strings.Clone(values[0])}
+	}
 	return &c
 }
 
@@ -198,10 +203,14 @@ func BenchmarkOverhead(b *testing.B) {
 			w := &discard{header: make(http.Header)}
 			batch := func(server *caddyhttp.Server) float64 {
 				const size = 50
+				var batch [size]*http.Request
+				for i := range batch {
+					batch[i] = again(requests[rand.N(len(requests))])
+				}
 				start := time.Now()
-				for range size {
+				for _, r := range batch {
 					clear(w.header)
-					server.ServeHTTP(w, again(requests[rand.N(len(requests))]))
+					server.ServeHTTP(w, r)
 				}
 				return float64(time.Since(start).Nanoseconds()) / size
 			}

@@ -193,8 +193,8 @@ type call struct {
 	hostport string // the Host header
 
 	answer
-	lookupMS float64
 
+	haste    bool         // the request itself may have set its timeout
 	strip    string       // a header field of the request that is not sent on
 	rules    *guard.Rules // nil: not judged, the operator wrote the name
 	resolver *resolver
@@ -284,7 +284,7 @@ func (st *requestState) placeholder(key string) (any, bool) {
 	case "lookup":
 		return c.lookup, true
 	case "lookup_ms":
-		return c.lookupMS, true
+		return c.waited.Seconds() * 1e3, true
 	}
 	return nil, false
 }
@@ -358,6 +358,7 @@ func (h *Handler) parse(repl *caddy.Replacer, c *call) (targetURL, error) {
 		u.setPathAndQuery(path)
 	}
 	c.scheme, c.host, c.port, c.hostport = u.scheme, u.host, u.port, u.hostport
+	c.haste = strings.Contains(h.Timeout, "{")
 	c.strip, c.rules, c.resolver = h.strip, h.rules, h.resolver
 	if h.Host != "" {
 		c.hostport = repl.ReplaceAll(h.Host, "")
@@ -384,10 +385,8 @@ func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
 	if literal.IsValid() {
 		c.answer = answer{addrs: []netip.Addr{literal.Unmap()}, preferred: 1, lookup: "literal"}
 	} else {
-		start := time.Now()
 		var err error
 		c.answer, err = c.resolver.lookup(ctx, c.host)
-		c.lookupMS = time.Since(start).Seconds() * 1e3
 		if err != nil {
 			return err
 		}

@@ -105,9 +105,6 @@ func (h *health) update(id healthID, change func(f *failing, now time.Time)) {
 
 // works records that an address works.
 func (h *health) works(id healthID) {
-	if h.size.Load() == 0 {
-		return
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.failed, id)

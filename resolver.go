@@ -283,6 +283,7 @@ type answer struct {
 	addrs     []netip.Addr // shared: not to be written to
 	preferred int          // so many of addrs, from the first, are preferred
 	lookup    string       // where it came from: the placeholder {http.target.lookup}
+	waited    time.Duration
 }
 
 var lookupNames = [...]string{dnscache.Miss: "miss", dnscache.Hit: "hit", dnscache.Stale: "stale"}
@@ -302,7 +303,7 @@ func (r *resolver) lookup(ctx context.Context, name string) (answer, error) {
 	if errors.Is(err, dnscache.ErrClosed) {
 		return r.lookupAfterEnd(ctx, name)
 	}
-	return answer{addrs: a.Addrs, preferred: a.Preferred, lookup: lookupNames[a.State]}, err
+	return answer{addrs: a.Addrs, preferred: a.Preferred, lookup: lookupNames[a.State], waited: a.Waited}, err
 }
 
 // lookupAfterEnd returns the addresses of a name for a request that outlives

@@ -249,11 +249,17 @@ type attempt struct {
 	transport *Transport
 	call      *call
 	pool      *pool
-	address   netip.AddrPort // invalid if it is not an IP address
-	last      bool           // there is no other address to try
+	last      bool // there is no other address to try
 	vars      map[string]any
 	url       url.URL
 	body      body
+}
+
+// address returns the address that is dialled; it is invalid if that is no IP
+// address.
+func (a *attempt) address() netip.AddrPort {
+	addr, _ := netip.ParseAddrPort(a.pool.key.address)
+	return addr
 }
 
 type attemptKey struct{}
@@ -282,9 +288,8 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	a := &attempt{Context: req.Context(), transport: t, call: callOf(req, info.Upstream), last: true}
 	key := poolKey{address: info.Address}
-	a.address, _ = netip.ParseAddrPort(info.Address)
-	if c := a.call; c != nil && t.retries {
-		a.last = !c.othersThan(a.address)
+	if c := a.call; c != nil && t.retries && len(c.addrs) > 1 {
+		a.last = !c.othersThan(info.Address)
 	}
 
 	scheme, rt := "http", t.http
@@ -392,14 +397,12 @@ func isUpgrade(header http.Header) bool {
 
 // othersThan tells whether there is an address of c that was not tried, other
 // than the one that is about to be.
-func (c *call) othersThan(address netip.AddrPort) bool {
-	for _, a := range c.addrs {
+func (c *call) othersThan(address string) bool {
+	this, _ := netip.ParseAddrPort(address)
+	return slices.ContainsFunc(c.addrs, func(a netip.Addr) bool {
 		other := netip.AddrPortFrom(a, c.port)
-		if other != address && !slices.Contains(c.tried, other) {
-			return true
-		}
-	}
-	return false
+		return other != this && !slices.Contains(c.tried, other)
+	})
 }
 
 // failed records an attempt that got no response.
@@ -407,13 +410,16 @@ func (a *attempt) failed(err error) {
 	if a.call == nil {
 		return
 	}
-	a.call.tried = append(a.call.tried, a.address)
+	a.call.tried = append(a.call.tried, a.address())
 	a.call.state.err = err
 	var dial *dialError
-	if errors.As(err, &dial) || errors.Is(a.Context.Err(), context.Canceled) {
-		return // the dial has recorded it; or the client has left
+	if errors.As(err, &dial) {
+		return // has been recorded
 	}
-	a.transport.health.fail(healthID{a.call.host, a.address})
+	if ended := a.Context.Err(); errors.Is(ended, context.Canceled) || ended != nil && a.call.haste {
+		return // the client has left, or would not wait: that is not the backend's fault
+	}
+	a.transport.health.fail(healthID{a.call.host, a.address()})
 }
 
 // worked records an attempt that got a response.
@@ -422,8 +428,10 @@ func (a *attempt) worked() {
 		return
 	}
 	a.call.state.err = nil
-	a.transport.health.works(healthID{addr: a.address})
-	a.transport.health.works(healthID{a.call.host, a.address})
+	if h := a.transport.health; h.size.Load() > 0 {
+		h.works(healthID{addr: a.address()})
+		h.works(healthID{a.call.host, a.address()})
+	}
 }
 
 // body is the body of a response. It tells when the request no longer needs its
@@ -490,8 +498,8 @@ func closeWrite(conn any) error {
 // dial opens a TCP connection for an attempt.
 func (t *Transport) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	a := ctx.Value(attemptKey{}).(*attempt)
-	if c := a.call; c != nil && c.rules != nil && !c.rules.AllowsAddr(a.address.Addr()) {
-		return nil, caddyhttp.Error(http.StatusForbidden, c.rules.CheckAddr(a.address.Addr()))
+	if c := a.call; c != nil && c.rules != nil && !c.rules.AllowsAddr(a.address().Addr()) {
+		return nil, caddyhttp.Error(http.StatusForbidden, c.rules.CheckAddr(a.address().Addr()))
 	}
 	conn, err := t.connect(ctx, a, network, address)
 	if err != nil {
@@ -522,7 +530,7 @@ func (t *Transport) dialTLS(ctx context.Context, network, address string) (net.C
 	if err := tlsConn.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
 		if a.call != nil && !errors.Is(err, context.Canceled) {
-			t.health.fail(healthID{a.call.host, a.address})
+			t.health.fail(healthID{a.call.host, a.address()})
 		}
 		return nil, newDialError(a, fmt.Errorf("TLS handshake: %w", err))
 	}
@@ -539,7 +547,7 @@ func (t *Transport) connect(ctx context.Context, a *attempt, network, address st
 	if a.call == nil {
 		return t.open(ctx, network, address)
 	}
-	id := healthID{addr: a.address}
+	id := healthID{addr: a.address()}
 	if a.last {
 		conn, err := t.open(ctx, network, address)
 		if err != nil && ctx.Err() == nil {

@@ -22,6 +22,7 @@ import (
 var (
 	caddyPath = flag.String("caddy", "./caddy", "the `binary` to measure")
 	rounds    = flag.Int("rounds", 7, "how many `times` each side of a comparison runs")
+	profile   = flag.String("profile", "", "write a CPU profile of caddy serving targets to this `file`")
 	seconds   = flag.Int("seconds", 4, "`seconds` per run")
 )
 

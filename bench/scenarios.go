@@ -2,9 +2,12 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,7 +56,8 @@ func throughput(l *lab) {
 	}
 	ports := [3]int{freePort(), freePort(), freePort()}
 	var config strings.Builder
-	config.WriteString(l.gateway(ports[2], freePort(), ""))
+	admin := freePort()
+	config.WriteString(l.gateway(ports[2], admin, ""))
 	for _, p := range ports[:2] {
 		fmt.Fprintf(&config, "http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\ttransport http {\n\t\t\tkeepalive_idle_conns_per_host 512\n\t\t}\n\t}\n}\n", p, strings.Join(static, " "))
 	}
@@ -83,6 +87,14 @@ func throughput(l *lab) {
 				queries += l.names.queries.Load() - asked
 			}
 		}
+	}
+	if *profile != "" {
+		go l.wrk("http://"+address(ports[2])+"/path?q=1", list)
+		res, err := http.Get(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", address(admin), *seconds))
+		must(err)
+		data, err := io.ReadAll(res.Body)
+		must(err)
+		must(os.WriteFile(*profile, data, 0o644))
 	}
 	for i, name := range []string{"static A", "static B", "target"} {
 		fmt.Printf("%-9s %7.0f requests/s  %6.1f µs CPU a request  %d failed\n", name, median(sides[i].rate), median(sides[i].cpu), sides[i].failed)

@@ -109,6 +109,9 @@ type Answer struct {
 	Preferred int
 
 	State State
+
+	// Waited is how long the reader has waited for it; 0 for a Hit.
+	Waited time.Duration
 }
 
 const (
@@ -425,12 +428,16 @@ func (c *Cache) lookupStale(ctx context.Context, n *node, s *state, now time.Dur
 	select {
 	case <-cl.done:
 		if cl.err == nil {
-			return cl.result()
+			a, err := cl.result()
+			a.Waited = c.cfg.Now() - now
+			return a, err
 		}
 	case <-timeout.C:
 	case <-ctx.Done():
 	}
-	return s.answer(Stale), nil
+	a := s.answer(Stale)
+	a.Waited = c.cfg.Now() - now
+	return a, nil
 }
 
 // result is what those who waited for the lookup get.
@@ -466,11 +473,14 @@ func (c *Cache) await(ctx context.Context, n *node) (Answer, error) {
 		c.pending.Add(-1)
 		cl = n.call.Load()
 	}
+	start := c.cfg.Now()
 	select {
 	case <-cl.done:
-		return cl.result()
+		a, err := cl.result()
+		a.Waited = c.cfg.Now() - start
+		return a, err
 	case <-ctx.Done():
-		return Answer{}, context.Cause(ctx)
+		return Answer{Waited: c.cfg.Now() - start}, context.Cause(ctx)
 	}
 }
 

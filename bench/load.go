@@ -62,7 +62,7 @@ request = function() return reqs[math.random(#reqs)] end
 type result struct {
 	sent, failed int
 	latencies    []time.Duration // of those that did not fail
-	statuses     map[int]int
+	errors       map[string]int  // statuses, and why there was none
 }
 
 func (r *result) quantile(q float64) time.Duration {
@@ -95,7 +95,7 @@ func get(url, target string) (status int, body string) {
 // openLoop sends requests at a constant rate, whatever becomes of them, and
 // measures each from the moment it was due. Those to other come on top.
 func openLoop(url string, rate int, duration time.Duration, target func() string, other func() (string, bool)) *result {
-	r := &result{statuses: make(map[int]int)}
+	r := &result{errors: make(map[string]int)}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	start := time.Now()
@@ -103,17 +103,21 @@ func openLoop(url string, rate int, duration time.Duration, target func() string
 	for due := start; due.Sub(start) < duration; due = due.Add(interval) {
 		time.Sleep(time.Until(due))
 		wg.Go(func() {
-			status, _ := get(url, target())
+			status, body := get(url, target())
 			latency := time.Since(due)
 			mu.Lock()
 			defer mu.Unlock()
 			r.sent++
-			r.statuses[status]++
-			if status == http.StatusOK {
+			switch status {
+			case http.StatusOK:
 				r.latencies = append(r.latencies, latency)
-			} else {
-				r.failed++
+				return
+			case 0:
+				r.errors[body]++
+			default:
+				r.errors[strconv.Itoa(status)]++
 			}
+			r.failed++
 		})
 		if t, ok := other(); ok {
 			wg.Go(func() { get(url, t) })

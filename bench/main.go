@@ -36,6 +36,7 @@ var scenarios = []struct {
 	{"dead", "1 % of an open-loop load to names whose nameserver is dead", dead},
 	{"outage", "nameservers go silent after warm-up, and come back", outage},
 	{"move", "a name moves to another address", move},
+	{"reload", "100 reloads under load", reload},
 	{"https", "50 https domains on one address", https},
 	{"total", "300 https domains over HTTP/2 under a total of 20 connections", total},
 }

@@ -403,7 +403,7 @@ func parseBlock(d *caddyfile.Dispenser, opts options, other func(*caddyfile.Disp
 		case own && seen.has(name) && !slices.Contains(repeatable, name):
 			return nil, d.Errf("%s already specified", name)
 		case !own && other == nil:
-			return nil, d.Errf("unrecognized subdirective: %s", name)
+			return nil, d.Errf("unrecognized subdirective %s", name)
 		case !own:
 			parse = other
 		}
@@ -471,13 +471,13 @@ func listOption(to *[]string, check func() error) func(*caddyfile.Dispenser) err
 
 func numberOption(to *int) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
-		var arg string
+		name, arg := d.Val(), ""
 		if !d.AllArgs(&arg) {
 			return d.ArgErr()
 		}
 		n, err := strconv.Atoi(arg)
 		if err != nil || n < 1 {
-			return d.Errf("%q is not a positive number", arg)
+			return d.Errf("%s: %q is not a positive number", name, arg)
 		}
 		*to = n
 		return nil
@@ -490,16 +490,16 @@ func durationOption(to *caddy.Duration) func(*caddyfile.Dispenser) error {
 
 // parseDuration parses a duration that is not shorter than least.
 func parseDuration(d *caddyfile.Dispenser, to *caddy.Duration, least time.Duration) error {
-	var arg string
+	name, arg := d.Val(), ""
 	if !d.AllArgs(&arg) {
 		return d.ArgErr()
 	}
 	duration, err := caddy.ParseDuration(arg)
 	if err != nil {
-		return d.Errf("bad duration %q: %v", arg, err)
+		return d.Errf("%s: bad duration %q: %v", name, arg, err)
 	}
 	if duration < least {
-		return d.Errf("duration %s is too short", arg)
+		return d.Errf("%s: a duration of %s is too short", name, arg)
 	}
 	*to = caddy.Duration(duration)
 	return nil

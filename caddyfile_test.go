@@ -319,15 +319,15 @@ func TestCaddyfileErrors(t *testing.T) {
 		// the global option
 		{"global option with argument", one(in("", "target x # here") + site(ordinary)), args + " 'x'"},
 		{"global option twice", one(in("", "target", "target { # here", "resolver", "}") + site(ordinary)), "target already specified"},
-		{"global option unknown", one(in("", in("target", "zone x # here")) + site(ordinary)), unknown + ": zone"},
+		{"global option unknown", one(in("", in("target", "zone x # here")) + site(ordinary)), unknown + " zone"},
 		{"global option, two resolvers", one(in("", in("target", "resolver 10.0.0.53", "resolver 10.0.0.54 # here")) + site(ordinary)), "resolver already specified"},
 
 		// the resolver
-		{"resolver unknown", inResolver("timeout 1s", "nonsense 1 # here"), unknown + ": nonsense"},
-		{"resolver zone", inResolver("zone consul 10.0.0.53 # here"), unknown + ": zone"},
-		{"resolver preload", inResolver("preload a.test # here"), unknown + ": preload"},
-		{"resolver search", inResolver("search # here"), unknown + ": search"},
-		{"resolver block after a value", inResolver("timeout 1s { # here", "}"), unknown + ": {"},
+		{"resolver unknown", inResolver("timeout 1s", "nonsense 1 # here"), unknown + " nonsense"},
+		{"resolver zone", inResolver("zone consul 10.0.0.53 # here"), unknown + " zone"},
+		{"resolver preload", inResolver("preload a.test # here"), unknown + " preload"},
+		{"resolver search", inResolver("search # here"), unknown + " search"},
+		{"resolver block after a value", inResolver("timeout 1s { # here", "}"), unknown + " {"},
 		{"resolver bad argument", one(in("", in("target", "resolver 10.0.0.53 dns.test { # here", "timeout 1s", "}")) + site(ordinary)), `nameserver "dns.test": not an IP address`},
 		{"resolver twice in target", one(inTarget("resolver", "resolver # here")), "resolver already specified"},
 		{"resolver twice in target_proxy", one(inProxy("resolver", "resolver # here")), "resolver already specified"},
@@ -369,9 +369,9 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"proxy two urls", one(site("target_proxy {header.A} {header.B} # here")), args},
 		{"proxy bad literal", one(site("target_proxy http://a:b@example.com { # here", "ports 80", "}")), "target has userinfo"},
 		{"proxy undefined matcher", one(site("target_proxy @none {header.A} # here")), "unrecognized matcher name: @none"},
-		{"unknown in target", one(inTarget("ports 80", "nonsense # here")), unknown + ": nonsense"},
-		{"max_upstreams in target", one(inTarget("max_upstreams 2 # here")), unknown + ": max_upstreams"},
-		{"read_timeout in target", one(inTarget("read_timeout 2s # here")), unknown + ": read_timeout"},
+		{"unknown in target", one(inTarget("ports 80", "nonsense # here")), unknown + " nonsense"},
+		{"max_upstreams in target", one(inTarget("max_upstreams 2 # here")), unknown + " max_upstreams"},
+		{"read_timeout in target", one(inTarget("read_timeout 2s # here")), unknown + " read_timeout"},
 		{"path none", inHandler("path # here"), args + " 'path'"},
 		{"path two", inHandler("path /a /b # here"), args + " '/a'"},
 		{"path twice", inHandler("path /a", "path /b # here"), "path already specified"},
@@ -413,8 +413,8 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"ports open", inGuard("ports 90- # here"), `"" is not a port`},
 
 		// the source
-		{"unknown in dynamic", []string{inSource("nonsense # here"), inNamed("max_fails 1", "nonsense # here")}, unknown + ": nonsense"},
-		{"schemes in dynamic", one(inTemplate("ports 80", "schemes http # here")), unknown + ": schemes"},
+		{"unknown in dynamic", []string{inSource("nonsense # here"), inNamed("max_fails 1", "nonsense # here")}, unknown + " nonsense"},
+		{"schemes in dynamic", one(inTemplate("ports 80", "schemes http # here")), unknown + " schemes"},
 		{"dynamic with a name only", one(site(in("reverse_proxy", "dynamic target app.test # here"))), args + " 'app.test'"},
 		{"dynamic with three", one(site(in("reverse_proxy", "dynamic target app.test 80 81 # here"))), args + " '81'"},
 		{"dynamic with a bad name", one(site(in("reverse_proxy", "dynamic target app..test 80 { # here", "max_fails 1", "}"))), "the name has an empty label"},
@@ -437,7 +437,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"max_fails twice", inOffer("max_fails 1", "max_fails 2 # here"), "max_fails already specified"},
 		{"fail_duration none", inOffer("fail_duration # here"), args + " 'fail_duration'"},
 		{"fail_duration number", inOffer("fail_duration 10 # here"), `bad duration "10"`},
-		{"fail_duration negative", inOffer("fail_duration -1s # here"), "duration -1s is too short"},
+		{"fail_duration negative", inOffer("fail_duration -1s # here"), "a duration of -1s is too short"},
 		{"fail_duration twice", inOffer("fail_duration 1s", "fail_duration 2s # here"), "fail_duration already specified"},
 
 		// the transport
@@ -494,8 +494,8 @@ func TestCaddyfileErrors(t *testing.T) {
 				name + " 1m 1m # here":                        args,
 				name + " soon # here":                         bad + ` "soon"`,
 				name + " 5 # here":                            bad + ` "5"`,
-				name + " 0s # here":                           "duration 0s is too short",
-				name + " -1s # here":                          "duration -1s is too short",
+				name + " 0s # here":                           "a duration of 0s is too short",
+				name + " -1s # here":                          "a duration of -1s is too short",
 				name + " 1m\ntries 1\n" + name + " 1m # here": name + " already specified",
 			} {
 				for _, text := range inResolver(strings.Split(lines, "\n")...) {
@@ -643,6 +643,7 @@ func TestAdaptErrorsInJSON(t *testing.T) {
 		{"source unknown", one(ofSource(`"nonsense": 1`)), `unknown field "nonsense"`},
 		{"source schemes", one(ofSource(`"name": "{http.request.host}", "schemes": ["http"]`)), "schemes has no meaning here"},
 		{"port without name", one(ofSource(`"port": "80"`)), "a port without a name"},
+		{"no transport target", one(ofSource(`"max_fails": 2`)), "needs transport target in the same reverse_proxy"},
 		{"resolver without name", one(ofSource(`"resolver": {}`)), "without a name"},
 		{"guard without name", one(ofSource(`"ports": ["80"]`)), "without a name"},
 		{"name without guard", one(ofSource(`"name": "{http.request.host}"`)), "the name {http.request.host} has placeholders"},

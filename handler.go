@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -191,6 +190,7 @@ type call struct {
 	host     string // the name: it is resolved, judged, verified and, with the port, sent
 	port     uint16
 	hostport string // the Host header
+	uri      string // path and query
 
 	answer
 
@@ -224,9 +224,8 @@ func (c *callContext) Value(key any) any {
 // variables, since there may be several handlers on the way, or one that is
 // entered again by handle_errors.
 type requestState struct {
-	call *call    // the last one that was parsed
-	url  *url.URL // with the path and the query that are called; nil before that is known
-	err  error    // why there is no going on
+	call *call // the last one that was parsed
+	err  error // why there is no going on
 
 	named []*namedCall // of sources that have a name of their own
 }
@@ -258,20 +257,22 @@ func (st *requestState) placeholder(key string) (any, bool) {
 	}
 	c := st.call
 	if c == nil {
-		return nil, false
+		c = new(call)
 	}
 	switch name {
 	case "url":
-		s := c.scheme + "://" + c.hostport
-		if st.url != nil {
-			s += st.url.RequestURI()
+		if c.scheme == "" {
+			return "", true
 		}
-		return s, true
+		return c.scheme + "://" + hostport(c.scheme, c.host, c.port) + c.uri, true
 	case "scheme":
 		return c.scheme, true
 	case "host":
 		return c.host, true
 	case "port":
+		if c.port == 0 {
+			return "", true
+		}
 		return c.port, true
 	case "hostport":
 		return c.hostport, true
@@ -293,13 +294,13 @@ func (st *requestState) placeholder(key string) (any, bool) {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	st := stateOf(r.Context(), repl)
-	st.call, st.url, st.err = nil, nil, nil
+	st.call, st.err = nil, nil
 
 	if hasLoopID(r.Header) {
 		return h.refuse(w, st, http.StatusLoopDetected, errors.New("the request has already come through this server"))
 	}
 	c := &callContext{Context: r.Context()}
-	u, err := h.parse(repl, &c.call)
+	u, err := h.parse(r, repl, &c.call)
 	if err != nil {
 		return h.refuse(w, st, http.StatusBadRequest, err)
 	}
@@ -334,14 +335,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	if u.hasPath {
 		u.apply(r.URL)
-		r.RequestURI = r.URL.RequestURI()
+		r.RequestURI = c.call.uri
 	}
-	st.url = r.URL
 	return next.ServeHTTP(w, r.WithContext(c))
 }
 
 // parse makes the call of a request from the templates.
-func (h *Handler) parse(repl *caddy.Replacer, c *call) (targetURL, error) {
+func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetURL, error) {
 	u, err := parseTarget(repl.ReplaceAll(h.URL, ""))
 	if err != nil {
 		return u, err
@@ -358,6 +358,16 @@ func (h *Handler) parse(repl *caddy.Replacer, c *call) (targetURL, error) {
 		u.setPathAndQuery(path)
 	}
 	c.scheme, c.host, c.port, c.hostport = u.scheme, u.host, u.port, u.hostport
+	switch {
+	case u.hasPath && u.hasArgs:
+		c.uri = u.path + "?" + u.query
+	case u.hasPath:
+		c.uri = u.path
+	case strings.HasPrefix(r.RequestURI, "/"):
+		c.uri = r.RequestURI
+	default: // in absolute form, or none
+		c.uri = r.URL.RequestURI()
+	}
 	c.haste = strings.Contains(h.Timeout, "{")
 	c.strip, c.rules, c.resolver = h.strip, h.rules, h.resolver
 	if h.Host != "" {

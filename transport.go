@@ -231,15 +231,24 @@ func touchesHost(ops *headers.HeaderOps) bool {
 // lookAtProxy takes from the reverse_proxy that the transport belongs to what
 // it has to know of it.
 func (t *Transport) lookAtProxy(ctx caddy.Context) {
-	t.hostByOps = true
-	for _, m := range ctx.Modules() {
-		proxy, ok := m.(*reverseproxy.Handler)
-		if !ok {
-			continue
-		}
-		t.hostByOps = proxy.Headers != nil && proxy.Headers.Request != nil && touchesHost(proxy.Headers.Request)
-		t.retries = proxy.LoadBalancing != nil && (proxy.LoadBalancing.Retries > 0 || proxy.LoadBalancing.TryDuration > 0)
+	proxy := proxyOf(ctx)
+	if proxy == nil {
+		t.hostByOps = true
+		return
 	}
+	t.hostByOps = proxy.Headers != nil && proxy.Headers.Request != nil && touchesHost(proxy.Headers.Request)
+	t.retries = proxy.LoadBalancing != nil && (proxy.LoadBalancing.Retries > 0 || proxy.LoadBalancing.TryDuration > 0)
+}
+
+// proxyOf returns the reverse_proxy to which the module that is being
+// provisioned belongs.
+func proxyOf(ctx caddy.Context) *reverseproxy.Handler {
+	for _, m := range slices.Backward(ctx.Modules()) {
+		if proxy, ok := m.(*reverseproxy.Handler); ok {
+			return proxy
+		}
+	}
+	return nil
 }
 
 // attempt is one attempt at a request. It is the context of what is sent, and
@@ -412,8 +421,10 @@ func (a *attempt) failed(err error) {
 	}
 	a.call.tried = append(a.call.tried, a.address())
 	a.call.state.err = err
-	var dial *dialError
-	if errors.As(err, &dial) {
+	if ended := a.Context.Err(); ended != nil {
+		a.call.state.err = fmt.Errorf("%s at %s: %w", a.call.host, a.pool.key.address, ended)
+	}
+	if _, ok := errors.AsType[*dialError](err); ok {
 		return // has been recorded
 	}
 	if ended := a.Context.Err(); errors.Is(ended, context.Canceled) || ended != nil && a.call.haste {

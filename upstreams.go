@@ -3,6 +3,7 @@ package caddytarget
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -52,6 +53,7 @@ type Upstreams struct {
 
 	failDuration time.Duration
 	dynamic      bool // the name has placeholders
+	alone        bool // reverse_proxy has another transport
 	rules        *guard.Rules
 	resolver     *resolver
 	health       *health
@@ -87,6 +89,9 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	if u.Name != "" {
 		setDefault(&u.Port, "80")
 		u.dynamic = strings.Contains(u.Name, "{")
+	} else if proxy := proxyOf(ctx); proxy != nil {
+		_, ok := proxy.Transport.(*Transport)
+		u.alone = !ok
 	}
 	u.rules, err = u.Guard.compile()
 	return err
@@ -117,6 +122,9 @@ func (u *Upstreams) Validate() error {
 		return fmt.Errorf("max_fails %d is negative", u.MaxFails)
 	case u.failDuration < 0:
 		return fmt.Errorf("fail_duration %s is negative", u.failDuration)
+	}
+	if u.alone {
+		return errors.New("needs transport target in the same reverse_proxy: another one would not follow the scheme and the name of the target")
 	}
 	if u.Name != "" && !u.dynamic {
 		if _, _, err := normalizeHost(u.Name); err != nil {
@@ -175,6 +183,7 @@ func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
 		n := &namedCall{source: u}
 		n.call.state = st
 		if err := u.resolveName(r, repl, &n.call); err != nil {
+			st.err = err
 			u.logFailure(err)
 			return nil, nil
 		}
@@ -216,7 +225,7 @@ func (u *Upstreams) logFailure(err error) {
 	if last := u.lastLog.Load(); last == now || !u.lastLog.CompareAndSwap(last, now) {
 		return
 	}
-	u.log.Error("looking up upstreams failed", zap.String("name", u.Name), zap.Error(err))
+	u.log.Error("no upstreams", zap.String("configured", net.JoinHostPort(u.Name, u.Port)), zap.Error(err))
 }
 
 // slab holds n upstreams and the pointers to them in one allocation, for the

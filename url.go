@@ -184,6 +184,9 @@ func splitHostPort(s string) (host string, port uint16, err error) {
 }
 
 func parsePort(s string) (uint16, error) {
+	if s == "" {
+		return 0, errors.New("no port after the colon")
+	}
 	for i := range len(s) {
 		if !isDigit(s[i]) {
 			return 0, fmt.Errorf("port %q is not a number", s)

@@ -334,7 +334,7 @@ func (r *reply) judge(dangling bool) failure {
 		f.kind = NotFound
 	case len(r.addrs) > 0:
 	case r.empty && !r.authoritative && !r.recursive && !r.soa:
-		f.kind, f.err = ServerFailure, errors.New("with a referral to other servers")
+		f.kind, f.err = ServerFailure, errors.New("without an answer, as a server that is neither authoritative nor recursive")
 	default:
 		f.kind = NoData
 	}

@@ -663,7 +663,7 @@ func TestLookup(t *testing.T) {
 				m.RecursionAvailable = false
 				q.reply(m)
 			},
-			kind: ServerFailure, text: "replied with a referral to other servers", udpQueries: 2,
+			kind: ServerFailure, text: "replied without an answer, as a server that is neither authoritative nor recursive", udpQueries: 2,
 		},
 		{
 			name: "authoritative no data without SOA",

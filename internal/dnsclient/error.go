@@ -111,20 +111,34 @@ func (e *Error) reason() string {
 	case NoData:
 		return fmt.Sprintf("%s replied that there is none", e.Server)
 	case Malformed, Network:
-		return fmt.Sprintf("%s: %v", e.Server, e.err)
+		return fmt.Sprintf("%s: %v%s", e.Server, e.err, e.others())
 	case Timeout:
-		var asked []Nameserver
-		for _, try := range e.Tries {
-			if !slices.Contains(asked, try.Server) {
-				asked = append(asked, try.Server)
-			}
-		}
-		return "no nameserver replied in time" + list(asked)
+		return "no nameserver replied in time" + list(e.asked())
 	case Outage:
 		return "all nameservers are down" + list(e.down)
 	default:
 		return e.err.Error()
 	}
+}
+
+// asked returns the servers that were asked, each once.
+func (e *Error) asked() []Nameserver {
+	var asked []Nameserver
+	for _, try := range e.Tries {
+		if !slices.Contains(asked, try.Server) {
+			asked = append(asked, try.Server)
+		}
+	}
+	return asked
+}
+
+// others names the servers that were asked too, without success.
+func (e *Error) others() string {
+	others := slices.DeleteFunc(e.asked(), func(s Nameserver) bool { return s == e.Server })
+	if len(others) == 0 {
+		return ""
+	}
+	return "; asked in vain too:" + list(others)
 }
 
 // list writes servers as " (A, B)".

@@ -345,7 +345,11 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 	}
 	if name, ok := headerOf(handler.URL); ok {
 		// a value that the user gives it is not the client's
-		handler.StripHeader = proxy.Headers == nil || proxy.Headers.Request == nil || proxy.Headers.Request.Set[name] == nil
+		handler.StripHeader = true
+		if proxy.Headers != nil && proxy.Headers.Request != nil {
+			ops := proxy.Headers.Request
+			handler.StripHeader = ops.Set[name] == nil && ops.Add[name] == nil && ops.Replace[name] == nil
+		}
 	}
 
 	route := caddyhttp.Route{}

@@ -66,7 +66,8 @@ type shard struct {
 // pool is one generation of a key.
 type pool struct {
 	key   poolKey
-	host  string // stands for this generation in the URL that http.Transport sees
+	host  string         // stands for this generation in the URL that http.Transport sees
+	addr  netip.AddrPort // what is dialled; invalid if that is no IP address
 	shard *shard
 
 	// who may tell whether the address is still that of the target
@@ -115,6 +116,7 @@ func (g *registry) acquire(key poolKey, c *call) *pool {
 	p := s.pools[key]
 	if p == nil {
 		p = &pool{key: key, host: g.hostFor(&key), shard: s, conns: make(map[*trackedConn]struct{})}
+		p.addr, _ = netip.ParseAddrPort(key.address)
 		if c != nil {
 			p.target, p.resolver = c.host, c.resolver
 		}
@@ -127,13 +129,14 @@ func (g *registry) acquire(key poolKey, c *call) *pool {
 }
 
 // hostFor names a new generation. What it looks like matters to nobody but
-// those who read traces, as long as it is unique and has a port.
+// those who read traces, as long as it is unique, has a port, and no colon but
+// the one before that.
 func (g *registry) hostFor(key *poolKey) string {
 	host, port, err := net.SplitHostPort(key.address)
 	if err != nil {
 		host, port = "socket", "0"
 	}
-	return key.name + "~" + strings.ReplaceAll(host, ":", "-") + "~" + strconv.FormatUint(g.serial.Add(1), 36) + ":" + port
+	return strings.ReplaceAll(host, ":", "-") + "~" + strconv.FormatUint(g.serial.Add(1), 36) + ":" + port
 }
 
 // release ends a request's use of a pool.
@@ -321,15 +324,12 @@ func (g *registry) sweep(now time.Time) {
 // TLS are shared; if another target uses them, it is enough that they are never
 // closed while in use.
 func (p *pool) moved() bool {
-	if p.resolver == nil {
+	if p.resolver == nil || !p.addr.IsValid() {
 		return false
 	}
-	ap, err := netip.ParseAddrPort(p.key.address)
-	if err != nil || ap.Addr().String() == p.target {
-		return false
-	}
+	// a target that is an address itself is not known to the resolver
 	addrs, known := p.resolver.peek(p.target)
-	return known && len(addrs) > 0 && !slices.Contains(addrs, ap.Addr())
+	return known && len(addrs) > 0 && !slices.Contains(addrs, p.addr.Addr())
 }
 
 // close closes what is idle now, and what is in use as soon as it no longer is.

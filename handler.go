@@ -230,7 +230,7 @@ type requestState struct {
 	named []*namedCall // of sources that have a name of their own
 }
 
-const stateVar = "target"
+const stateVar = "caddytarget.state"
 
 // stateOf returns the state of a request; it is made when it is first asked for.
 func stateOf(ctx context.Context, repl *caddy.Replacer) *requestState {
@@ -299,6 +299,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if hasLoopID(r.Header) {
 		return h.refuse(w, st, http.StatusLoopDetected, errors.New("the request has already come through this server"))
 	}
+	if r.URL.Opaque != "" {
+		// as in "GET x:http://other.example/ HTTP/1.1": it would be sent as it
+		// is, in place of the target's host and path
+		return h.refuse(w, st, http.StatusBadRequest, fmt.Errorf("request target %q has no path", r.RequestURI))
+	}
 	c := &callContext{Context: r.Context()}
 	u, err := h.parse(r, repl, &c.call)
 	if err != nil {
@@ -318,6 +323,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			var cancel context.CancelFunc
 			c.Context, cancel = context.WithTimeout(c.Context, timeout)
 			defer cancel()
+			if r.ContentLength != 0 {
+				// a client that does not send its body must not hold the
+				// request up; the moment more lets the context end first
+				control := http.NewResponseController(w)
+				if control.SetReadDeadline(time.Now().Add(timeout+50*time.Millisecond)) == nil {
+					defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+				}
+			}
 		}
 	}
 	if h.MaxRequests > 0 {

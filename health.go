@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -17,8 +18,17 @@ import (
 // address and port, for all targets. A failed TLS handshake, a reset, or no
 // response in time speaks against the pair of target and address only: one bad
 // site on the address of a CDN does not take the address from the others.
+//
+// What is said of an address stands in one of many shards, each with a lock of
+// its own, which nobody takes while nothing in the shard has failed.
 type health struct {
-	size atomic.Int64 // of failed; readers look no further if it is 0
+	now    func() time.Time
+	seed   maphash.Seed
+	shards [256]healthShard
+}
+
+type healthShard struct {
+	size atomic.Int32 // of failed
 
 	mu      sync.Mutex
 	failed  map[healthID]*failing
@@ -43,8 +53,8 @@ const (
 	// forgetAfter is how long a failure is remembered at most.
 	forgetAfter = time.Hour
 
-	// maxFailing bounds the failures remembered.
-	maxFailing = 1 << 16
+	// maxFailing bounds the failures remembered in a shard.
+	maxFailing = 256
 
 	// trialTime is how long a trial request may take before another is sent.
 	trialTime = 5 * time.Second
@@ -56,7 +66,11 @@ var healths = caddy.NewUsagePool()
 const healthKey = "health"
 
 func newHealth() *health {
-	return &health{failed: make(map[healthID]*failing)}
+	return &health{now: time.Now, seed: maphash.MakeSeed()}
+}
+
+func (h *health) shard(addr netip.AddrPort) *healthShard {
+	return &h.shards[maphash.Comparable(h.seed, addr)%uint64(len(h.shards))]
 }
 
 // fail records a failure.
@@ -77,38 +91,47 @@ func (h *health) suspect(id healthID, end time.Duration) {
 }
 
 func (h *health) update(id healthID, change func(f *failing, now time.Time)) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	now := time.Now()
-	if now.Sub(h.checked) > time.Minute {
-		h.checked = now
-		for id, f := range h.failed {
+	s := h.shard(id.addr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := h.now()
+	if now.Sub(s.checked) > time.Minute {
+		s.checked = now
+		for id, f := range s.failed {
 			if now.Sub(f.last) > forgetAfter && now.After(f.slow) {
-				delete(h.failed, id)
+				delete(s.failed, id)
 			}
 		}
 	}
-	f := h.failed[id]
+	f := s.failed[id]
 	if f == nil {
-		if len(h.failed) >= maxFailing {
-			for any := range h.failed {
-				delete(h.failed, any)
+		if s.failed == nil {
+			s.failed = make(map[healthID]*failing)
+		}
+		if len(s.failed) >= maxFailing {
+			for other := range s.failed {
+				delete(s.failed, other)
 				break
 			}
 		}
 		f = new(failing)
-		h.failed[id] = f
+		s.failed[id] = f
 	}
 	change(f, now)
-	h.size.Store(int64(len(h.failed)))
+	s.size.Store(int32(len(s.failed)))
 }
 
-// works records that an address works.
-func (h *health) works(id healthID) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.failed, id)
-	h.size.Store(int64(len(h.failed)))
+// works records that an address works, for a target and so for all.
+func (h *health) works(host string, addr netip.AddrPort) {
+	s := h.shard(addr)
+	if s.size.Load() == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.failed, healthID{addr: addr})
+	delete(s.failed, healthID{host, addr})
+	s.size.Store(int32(len(s.failed)))
 }
 
 // verdict is what health has to say of an address.
@@ -116,19 +139,24 @@ type verdict int
 
 const (
 	good    verdict = iota
-	onTrial         // it failed a while ago: this one request shall try it
+	onTrial         // it failed a while ago, and nobody has tried it since
 	ejected
 )
 
 // judge returns the verdict on a target's address for a source that ejects
-// after maxFails failures, for duration.
-func (h *health) judge(host string, addr netip.AddrPort, maxFails int, duration time.Duration) verdict {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	now := time.Now()
+// after maxFails failures, for duration. With try, what is on trial is taken to
+// be tried now: for others it is ejected until that has ended.
+func (h *health) judge(host string, addr netip.AddrPort, maxFails int, duration time.Duration, try bool) verdict {
+	s := h.shard(addr)
+	if s.size.Load() == 0 {
+		return good
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := h.now()
+	levels := [2]*failing{s.failed[healthID{addr: addr}], s.failed[healthID{host, addr}]}
 	v := good
-	for _, id := range [2]healthID{{addr: addr}, {host, addr}} {
-		f := h.failed[id]
+	for _, f := range levels {
 		switch {
 		case f == nil:
 		case now.Before(f.slow):
@@ -137,8 +165,14 @@ func (h *health) judge(host string, addr netip.AddrPort, maxFails int, duration 
 		case now.Sub(f.last) < duration || now.Sub(f.trial) < trialTime:
 			return ejected
 		default:
-			f.trial = now
 			v = onTrial
+		}
+	}
+	if v == onTrial && try {
+		for _, f := range levels {
+			if f != nil && f.fails >= maxFails {
+				f.trial = now
+			}
 		}
 	}
 	return v

@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -956,7 +958,7 @@ func TestLeaveDial(t *testing.T) {
 	}
 	w.run(w.proxy())
 	for range 30 {
-		if n := h.size.Load(); n != 0 {
+		if n := failures(h); n != 0 {
 			t.Fatalf("%d failures are remembered", n)
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -1104,5 +1106,51 @@ func TestReloadUnderLoad(t *testing.T) {
 	wg.Wait()
 	for _, shared := range s.sharedConns() {
 		t.Errorf("a connection served more than one name: %s", shared)
+	}
+}
+
+// TestOpaqueRequestTarget checks that a request line cannot replace what is
+// called.
+func TestOpaqueRequestTarget(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{})
+	w.run(w.proxy())
+	for _, line := range []string{"x:http://evil.example/secret", "x:secret"} {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nX-Target: http://127.0.0.1:%s/only/this\r\nConnection: close\r\n\r\n", line, b.port)
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		conn.Close()
+		if res.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: status %d", line, res.StatusCode)
+		}
+	}
+	if n := b.served.Load(); n != 0 {
+		t.Errorf("the backend got %d requests", n)
+	}
+}
+
+// TestHTTPSLiteral checks that an IPv6 literal, colons and all, makes a key that
+// HTTP/2 connections are found by.
+func TestHTTPSLiteral(t *testing.T) {
+	w := newWorld(t)
+	for _, addr := range []string{"127.0.0.1", "::1"} {
+		b := newBackend(t, backendConfig{addrs: []string{addr}, ca: w.ca, h2: true})
+		w.run(w.proxy("tls_insecure_skip_verify")) // the certificates are for names
+		for range 3 {
+			res := w.mustGet("/", "https://"+net.JoinHostPort(addr, b.port))
+			if res.StatusCode != http.StatusOK {
+				t.Errorf("%s: status %d: %s", addr, res.StatusCode, res.body)
+			}
+		}
+		if n := b.opened.Load(); n != 1 {
+			t.Errorf("%s: %d connections", addr, n)
+		}
 	}
 }

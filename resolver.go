@@ -37,8 +37,8 @@ type Resolver struct {
 	// How long one try may take. Default: `2s`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
-	// How many times a question is sent, each time to the next nameserver.
-	// Default: 3.
+	// How many times a question is sent, each time to the next nameserver; at
+	// most 3 times the number of nameservers (RFC 9520). Default: 3.
 	Tries int `json:"tries,omitempty"`
 
 	// How long one lookup may take in all. Default: `5s`.
@@ -152,8 +152,16 @@ func (r *Resolver) validate() error {
 			return fmt.Errorf("%s %d is not positive", n.name, n.value)
 		}
 	}
-	_, err := r.parseNameservers()
-	return err
+	servers, err := r.parseNameservers()
+	if err != nil {
+		return err
+	}
+	n := len(servers)
+	setDefault(&n, 3) // the system's
+	if r.Tries > 3*n {
+		return fmt.Errorf("tries %d is more than 3 for each of %d nameservers (RFC 9520)", r.Tries, n)
+	}
+	return nil
 }
 
 func (r *Resolver) checkFamily() error {
@@ -187,6 +195,9 @@ type resolver struct {
 	hosts  atomic.Pointer[hostsFile] // nil if there is none
 	route6 routeProbe
 	log    *zap.Logger
+
+	// of the files as they were read; for newResolver, then watchFiles
+	hostsStamp, confStamp stamp
 
 	startOnce sync.Once
 	stop      chan struct{}
@@ -404,7 +415,6 @@ const (
 
 // watchFiles reads the hosts file and resolv.conf again when they change.
 func (r *resolver) watchFiles() {
-	hosts, conf := fileStamp(r.config.Hosts), fileStamp(resolvConf)
 	ticker := time.NewTicker(fileCheckTime)
 	defer ticker.Stop()
 	for {
@@ -413,16 +423,13 @@ func (r *resolver) watchFiles() {
 			return
 		case <-ticker.C:
 		}
-		if stamp := fileStamp(r.config.Hosts); stamp != hosts {
-			hosts = stamp
+		if fileStamp(r.config.Hosts) != r.hostsStamp {
 			r.readHosts()
 		}
-		if len(r.config.Nameservers) > 0 {
-			continue
-		}
-		if stamp := fileStamp(resolvConf); stamp != conf {
-			conf = stamp
-			r.client.SetNameservers(r.systemNameservers())
+		if len(r.config.Nameservers) == 0 && fileStamp(resolvConf) != r.confStamp {
+			if servers := r.systemNameservers(); len(servers) > 0 {
+				r.client.SetNameservers(servers)
+			}
 		}
 	}
 }
@@ -441,13 +448,16 @@ func fileStamp(path string) stamp {
 	return stamp{info.Size(), info.ModTime()}
 }
 
-// systemNameservers returns the nameservers of the system; those that its own
-// resolver falls back to if there is no configuration.
+// systemNameservers returns the nameservers of the system, none if they cannot
+// be read now.
 func (r *resolver) systemNameservers() []dnsclient.Nameserver {
+	stamp := fileStamp(resolvConf)
 	servers, err := dnsclient.SystemNameservers(resolvConf)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err != nil {
 		r.log.Warn("reading the system's nameservers failed", zap.String("file", resolvConf), zap.Error(err))
+		return nil
 	}
+	r.confStamp = stamp
 	return servers
 }
 
@@ -461,11 +471,13 @@ func (r *resolver) readHosts() {
 	if r.config.Hosts == "off" {
 		return
 	}
+	stamp := fileStamp(r.config.Hosts)
 	data, err := os.ReadFile(r.config.Hosts)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		r.log.Warn("reading the hosts file failed", zap.String("file", r.config.Hosts), zap.Error(err))
 		return
 	}
+	r.hostsStamp = stamp
 	r.hosts.Store(parseHosts(string(data)))
 }
 

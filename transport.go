@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -36,8 +38,9 @@ import (
 // `dial_fallback_delay`, `except_ports` and version 3 are refused, and proxies
 // are not taken from the environment.
 //
-// With upstreams that are not a target's, it is used as the HTTP transport is:
-// TLS if that is configured.
+// Where no target handler has seen the request, it is used as the HTTP transport
+// is: TLS if that is configured. Behind a target handler every upstream is
+// judged and called as the target.
 type Transport struct {
 	reverseproxy.HTTPTransport
 
@@ -53,7 +56,7 @@ type Transport struct {
 	health      *health
 
 	hostByOps bool // the Host header is set by operations, before those of the user
-	retries   bool // a request that fails is tried again
+	retries   int  // how often a request that fails is tried again
 
 	ctx    context.Context // ends with the transport; for dials that nobody waits for
 	cancel context.CancelFunc
@@ -237,7 +240,12 @@ func (t *Transport) lookAtProxy(ctx caddy.Context) {
 		return
 	}
 	t.hostByOps = proxy.Headers != nil && proxy.Headers.Request != nil && touchesHost(proxy.Headers.Request)
-	t.retries = proxy.LoadBalancing != nil && (proxy.LoadBalancing.Retries > 0 || proxy.LoadBalancing.TryDuration > 0)
+	if lb := proxy.LoadBalancing; lb != nil {
+		t.retries = lb.Retries
+		if lb.Retries == 0 && lb.TryDuration > 0 {
+			t.retries = math.MaxInt
+		}
+	}
 }
 
 // proxyOf returns the reverse_proxy to which the module that is being
@@ -261,14 +269,8 @@ type attempt struct {
 	last      bool // there is no other address to try
 	vars      map[string]any
 	url       url.URL
+	sent      sentBody
 	body      body
-}
-
-// address returns the address that is dialled; it is invalid if that is no IP
-// address.
-func (a *attempt) address() netip.AddrPort {
-	addr, _ := netip.ParseAddrPort(a.pool.key.address)
-	return addr
 }
 
 type attemptKey struct{}
@@ -296,8 +298,14 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, errors.New("transport target: called by something other than reverse_proxy")
 	}
 	a := &attempt{Context: req.Context(), transport: t, call: callOf(req, info.Upstream), last: true}
+	if err := req.Context().Err(); err != nil { // reverse_proxy tries again even then
+		if a.call != nil && a.call.state.err == nil {
+			a.call.state.err = fmt.Errorf("%s: %w", a.call.host, err)
+		}
+		return nil, err
+	}
 	key := poolKey{address: info.Address}
-	if c := a.call; c != nil && t.retries && len(c.addrs) > 1 {
+	if c := a.call; c != nil && len(c.tried) < t.retries && len(c.addrs) > 1 {
 		a.last = !c.othersThan(info.Address)
 	}
 
@@ -323,9 +331,13 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 	a.pool = t.registry.acquire(key, a.call)
 	a.url = *req.URL
-	a.url.Scheme, a.url.Host = scheme, a.pool.host
+	a.url.Scheme, a.url.Host, a.url.Opaque = scheme, a.pool.host, ""
 	out := req.WithContext(a)
 	out.URL = &a.url
+	if req.Body != nil && req.Body != http.NoBody {
+		a.sent.ReadCloser = req.Body
+		out.Body = &a.sent
+	}
 	if !t.hostByOps || out.Host == hostTemplate {
 		out.Host = hostOf(req, a.call, info, scheme)
 	}
@@ -419,7 +431,7 @@ func (a *attempt) failed(err error) {
 	if a.call == nil {
 		return
 	}
-	a.call.tried = append(a.call.tried, a.address())
+	a.call.tried = append(a.call.tried, a.pool.addr)
 	a.call.state.err = err
 	if ended := a.Context.Err(); ended != nil {
 		a.call.state.err = fmt.Errorf("%s at %s: %w", a.call.host, a.pool.key.address, ended)
@@ -427,10 +439,29 @@ func (a *attempt) failed(err error) {
 	if _, ok := errors.AsType[*dialError](err); ok {
 		return // has been recorded
 	}
-	if ended := a.Context.Err(); errors.Is(ended, context.Canceled) || ended != nil && a.call.haste {
-		return // the client has left, or would not wait: that is not the backend's fault
+	ended := a.Context.Err()
+	sent := a.sent.ReadCloser == nil || a.sent.complete.Load()
+	if errors.Is(ended, context.Canceled) || ended != nil && (a.call.haste || !sent) || a.sent.broken.Load() {
+		return // the client has left, would not wait, or has not sent its body: that is not the backend's fault
 	}
-	a.transport.health.fail(healthID{a.call.host, a.address()})
+	a.transport.health.fail(healthID{a.call.host, a.pool.addr})
+}
+
+// sentBody is the body of a request. It tells how far the client got with it.
+type sentBody struct {
+	io.ReadCloser
+	complete, broken atomic.Bool
+}
+
+func (b *sentBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	switch {
+	case err == io.EOF:
+		b.complete.Store(true)
+	case err != nil:
+		b.broken.Store(true)
+	}
+	return n, err
 }
 
 // worked records an attempt that got a response.
@@ -439,10 +470,7 @@ func (a *attempt) worked() {
 		return
 	}
 	a.call.state.err = nil
-	if h := a.transport.health; h.size.Load() > 0 {
-		h.works(healthID{addr: a.address()})
-		h.works(healthID{a.call.host, a.address()})
-	}
+	a.transport.health.works(a.call.host, a.pool.addr)
 }
 
 // body is the body of a response. It tells when the request no longer needs its
@@ -509,8 +537,8 @@ func closeWrite(conn any) error {
 // dial opens a TCP connection for an attempt.
 func (t *Transport) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	a := ctx.Value(attemptKey{}).(*attempt)
-	if c := a.call; c != nil && c.rules != nil && !c.rules.AllowsAddr(a.address().Addr()) {
-		return nil, caddyhttp.Error(http.StatusForbidden, c.rules.CheckAddr(a.address().Addr()))
+	if c := a.call; c != nil && c.rules != nil && !c.rules.AllowsAddr(a.pool.addr.Addr()) {
+		return nil, caddyhttp.Error(http.StatusForbidden, c.rules.CheckAddr(a.pool.addr.Addr()))
 	}
 	conn, err := t.connect(ctx, a, network, address)
 	if err != nil {
@@ -541,7 +569,7 @@ func (t *Transport) dialTLS(ctx context.Context, network, address string) (net.C
 	if err := tlsConn.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
 		if a.call != nil && !errors.Is(err, context.Canceled) {
-			t.health.fail(healthID{a.call.host, a.address()})
+			t.health.fail(healthID{a.call.host, a.pool.addr})
 		}
 		return nil, newDialError(a, fmt.Errorf("TLS handshake: %w", err))
 	}
@@ -558,7 +586,7 @@ func (t *Transport) connect(ctx context.Context, a *attempt, network, address st
 	if a.call == nil {
 		return t.open(ctx, network, address)
 	}
-	id := healthID{addr: a.address()}
+	id := healthID{addr: a.pool.addr}
 	if a.last {
 		conn, err := t.open(ctx, network, address)
 		if err != nil && ctx.Err() == nil {
@@ -586,7 +614,7 @@ func (t *Transport) connect(ctx context.Context, a *attempt, network, address st
 		case <-cut:
 			if err == nil {
 				_ = conn.Close()
-				t.health.works(id)
+				t.health.works("", a.pool.addr)
 			}
 		}
 	}()
@@ -596,7 +624,7 @@ func (t *Transport) connect(ctx context.Context, a *attempt, network, address st
 	case r := <-results:
 		return r.conn, r.err
 	case <-timer.C:
-		t.health.suspect(id, t.dialTimeout)
+		t.health.suspect(id, t.dialTimeout-firstConnect)
 		close(cut)
 		t.leave(cancel, ended)
 		return nil, errSlow

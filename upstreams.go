@@ -250,10 +250,7 @@ func slab(n int) ([]reverseproxy.Upstream, []*reverseproxy.Upstream) {
 
 // offer returns upstreams for the addresses of c that should be tried now.
 func (u *Upstreams) offer(c *call) []*reverseproxy.Upstream {
-	addrs := c.addrs[:c.preferred]
-	if len(c.tried) > 0 || u.health.size.Load() > 0 && u.failDuration > 0 {
-		addrs = u.choose(c)
-	}
+	addrs := u.choose(c)
 	addrs = addrs[:min(len(addrs), u.MaxUpstreams)]
 
 	upstreams, pointers := slab(len(addrs))
@@ -280,36 +277,49 @@ func (u *Upstreams) offer(c *call) []*reverseproxy.Upstream {
 // address has to be tried; else those that were tried. An address whose time is
 // over is returned alone, so that this request tries it.
 func (u *Upstreams) choose(c *call) []netip.Addr {
-	var chosen [2][]netip.Addr // good; ejected but not tried
-	preferred := [2]int{}
-	for i, a := range c.addrs {
+	usable := func(a netip.Addr, try bool) (v verdict, tried bool) {
 		addr := netip.AddrPortFrom(a, c.port)
 		if slices.Contains(c.tried, addr) {
-			continue
+			return ejected, true
 		}
-		v := good
-		if u.failDuration > 0 {
-			v = u.health.judge(c.host, addr, u.MaxFails, u.failDuration)
+		if u.failDuration == 0 {
+			return good, false
 		}
-		if v == onTrial {
+		return u.health.judge(c.host, addr, u.MaxFails, u.failDuration, try), false
+	}
+	if !slices.ContainsFunc(c.addrs[:c.preferred], func(a netip.Addr) bool {
+		v, _ := usable(a, false)
+		return v != good
+	}) {
+		return c.addrs[:c.preferred]
+	}
+
+	var working, others []netip.Addr
+	workingPreferred := 0
+	for i, a := range c.addrs {
+		if i >= c.preferred && workingPreferred > 0 {
+			break
+		}
+		switch v, tried := usable(a, true); {
+		case tried:
+		case v == onTrial:
 			return []netip.Addr{a}
-		}
-		class := 0
-		if v == ejected {
-			class = 1
-		}
-		chosen[class] = append(chosen[class], a)
-		if i < c.preferred {
-			preferred[class]++
+		case v == ejected:
+			others = append(others, a)
+		default:
+			working = append(working, a)
+			if i < c.preferred {
+				workingPreferred++
+			}
 		}
 	}
-	for class, addrs := range chosen {
-		if preferred[class] > 0 {
-			return addrs[:preferred[class]]
-		}
-		if len(addrs) > 0 {
-			return addrs
-		}
+	switch {
+	case workingPreferred > 0:
+		return working[:workingPreferred]
+	case len(working) > 0:
+		return working
+	case len(others) > 0:
+		return others
 	}
 	return c.addrs
 }

@@ -30,7 +30,10 @@ type targetURL struct {
 // maxTargetLen bounds a target, in octets.
 const maxTargetLen = 8192
 
-var errNoTarget = errors.New("no target")
+var (
+	errNoTarget = errors.New("no target")
+	errUserinfo = errors.New("target has userinfo")
+)
 
 // parseTarget takes apart scheme://host[:port][/path][?query] or host[:port].
 // It accepts only what has one meaning; everything else is an error.
@@ -40,6 +43,13 @@ func parseTarget(s string) (u targetURL, err error) {
 		return u, errNoTarget
 	case len(s) > maxTargetLen:
 		return u, fmt.Errorf("target of %d octets is too long", len(s))
+	}
+	if strings.IndexByte(s, '@') >= 0 {
+		defer func() {
+			if err != nil && err != errUserinfo {
+				err = errors.New("target cannot be read; it may hold a password and is not shown")
+			}
+		}()
 	}
 	if err := checkBytes(s); err != nil {
 		return u, fmt.Errorf("target %q: %w", s, err)
@@ -56,7 +66,7 @@ func parseTarget(s string) (u targetURL, err error) {
 		return u, fmt.Errorf("target %q: neither scheme://host[:port][/path] nor host[:port]", s)
 	}
 	if strings.IndexByte(authority, '@') >= 0 {
-		return u, errors.New("target has userinfo") // not quoted: it may be a password
+		return u, errUserinfo
 	}
 
 	host, port, err := splitHostPort(authority)

@@ -112,7 +112,7 @@ func TestParseTargetRefuses(t *testing.T) {
 		{"line end", "http://example.com/\r\nHost: other", "control character"},
 		{"NUL", "http://example.com\x00.other", "control character"},
 		{"DEL", "http://example.com/\x7f", "control character"},
-		{"backslash", `http://example.com\@other`, "backslash"},
+		{"backslash", `http://example.com\@other`, "may hold a password"},
 		{"backslashes for slashes", `http:\\example.com`, "backslash"},
 		{"not UTF-8", "http://example.com/\xff", "not UTF-8"},
 

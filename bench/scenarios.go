@@ -94,7 +94,8 @@ func throughput(l *lab) {
 		must(err)
 		data, err := io.ReadAll(res.Body)
 		must(err)
-		must(os.WriteFile(*profile, data, 0o644))
+		res.Body.Close()
+		must(os.WriteFile(*profile, data, 0o600))
 	}
 	for i, name := range []string{"static A", "static B", "target"} {
 		fmt.Printf("%-9s %7.0f requests/s  %6.1f µs CPU a request  %d failed\n", name, median(sides[i].rate), median(sides[i].cpu), sides[i].failed)

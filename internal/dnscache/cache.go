@@ -130,8 +130,8 @@ const (
 	// noSOATTL is how long a negative answer holds that does not say it.
 	noSOATTL = 5 * time.Second
 
-	// slotTime is how long the lookup of a name that failed last time keeps a
-	// reader's slot from others.
+	// slotTime is how long the lookup of a name that took long or failed last
+	// time keeps a reader's slot from others.
 	slotTime = 250 * time.Millisecond
 )
 
@@ -554,7 +554,7 @@ func (c *Cache) lookup(ctx context.Context, n *node, cl *call, early func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	order := c.cfg.Family()
-	old := n.state.Load()
+	old, start := n.state.Load(), c.cfg.Now()
 	asked := old.wanted(order, c.cfg.Now())
 	replies := make(chan reply, len(asked))
 	for _, f := range asked {
@@ -563,12 +563,14 @@ func (c *Cache) lookup(ctx context.Context, n *node, cl *call, early func()) {
 
 	var got [2]reply
 	publish := func() *state {
-		s := merge(&c.cfg, n.name, old, got, order, c.cfg.Now())
+		now := c.cfg.Now()
+		s := merge(&c.cfg, n.name, old, got, order, now)
+		s.slow = now-start > slotTime
 		n.state.Store(s)
 		return s
 	}
 	var slow, grace <-chan time.Time
-	if early != nil && old.failing() {
+	if early != nil && old.limited() {
 		slow = time.After(slotTime)
 	}
 	// A family that takes long must not keep the other one from being refreshed.

@@ -15,8 +15,8 @@ const (
 
 	// refreshSlots bounds the refreshes in flight. They have slots of their
 	// own, so that a flood of new names cannot starve the known ones. Names
-	// that failed last time get half of them at most, so that dead ones, which
-	// take long, cannot starve the living.
+	// whose last lookup failed or took long get half of them at most, so that
+	// dead and slow ones cannot starve the others.
 	refreshSlots = 256
 
 	// recoveryRate is how many parked refreshes a second are let go after an
@@ -46,13 +46,13 @@ type scheduler struct {
 
 // The classes of refreshes.
 const (
-	living  = iota // the last lookup answered
-	failing        // it did not
+	living  = iota // the last lookup answered soon
+	limited        // it did not
 )
 
 func (n *node) class() int {
-	if n.state.Load().failing() {
-		return failing
+	if n.state.Load().limited() {
+		return limited
 	}
 	return living
 }
@@ -63,7 +63,7 @@ func (s *scheduler) init(c *Cache) {
 	for i := range s.wheel {
 		s.wheel[i].kind = refreshList
 	}
-	s.due[living].kind, s.due[failing].kind, s.parked.kind = refreshList, refreshList, refreshList
+	s.due[living].kind, s.due[limited].kind, s.parked.kind = refreshList, refreshList, refreshList
 }
 
 // forecast counts what is due in each second (modulo its length).
@@ -137,7 +137,7 @@ func (s *scheduler) unschedule(n *node) {
 // waits says whether a node is due already; s.mu is held.
 func (s *scheduler) waits(n *node) bool {
 	in := n.links[refreshList].in
-	return in == &s.parked || in == &s.due[living] || in == &s.due[failing]
+	return in == &s.parked || in == &s.due[living] || in == &s.due[limited]
 }
 
 // request makes a node due now, unless a lookup of it is planned or in flight,
@@ -230,8 +230,8 @@ func (s *scheduler) dispatch(now time.Duration) {
 
 // free says whether a refresh may start; s.mu is held.
 func (s *scheduler) free(class int) bool {
-	return s.busy[living]+s.busy[failing] < refreshSlots &&
-		(class == living || s.busy[failing] < refreshSlots/2)
+	return s.busy[living]+s.busy[limited] < refreshSlots &&
+		(class == living || s.busy[limited] < refreshSlots/2)
 }
 
 // park holds back what is due while there is an outage. Afterwards it is let go

@@ -348,13 +348,37 @@ func TestDeadNamesLeaveSlots(t *testing.T) {
 		w.want("good", "stale "+a)
 		w.want("good", "hit "+a)
 		w.sleep(time.Minute)
-		if w.sched.busy != [2]int{} || w.sched.due[failing].len != 0 {
-			t.Errorf("at the end %v slots in use, %d due", w.sched.busy, w.sched.due[failing].len)
+		if w.sched.busy != [2]int{} || w.sched.due[limited].len != 0 {
+			t.Errorf("at the end %v slots in use, %d due", w.sched.busy, w.sched.due[limited].len)
 		}
 	})
 }
 
 // The wheel by itself: each node is due once, at the first tick after its time.
+// So do those of names that answer slowly.
+func TestSlowNamesLeaveSlots(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Second, delay: 2 * slotTime})
+		list := names(2 * refreshSlots)
+		for _, name := range list {
+			go w.get(name)
+		}
+		w.fake.a("good", time.Second, a)
+		w.get("good")
+		w.sleep(3 * time.Second)
+		for _, name := range list {
+			w.get(name)
+		}
+		synctest.Wait()
+		if w.sched.busy != [2]int{0, refreshSlots / 2} {
+			t.Errorf("slots in use: %v", w.sched.busy)
+		}
+		w.want("good", "stale "+a)
+		w.want("good", "hit "+a)
+		w.sleep(time.Minute)
+	})
+}
+
 func TestWheel(t *testing.T) {
 	const turn = wheelSlots * wheelTick
 	for _, tc := range []struct {

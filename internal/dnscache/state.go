@@ -64,6 +64,7 @@ type state struct {
 	expires   time.Duration // until then it is served without asking again
 	preferred int32
 	stale     bool     // addrs had expired when this was learned
+	slow      bool     // it took long to learn this
 	fails     [2]uint8 // by family: failed lookups in a row
 	err       error    // what readers get if there are no addresses, or why a family is missing
 
@@ -180,6 +181,9 @@ func (s *state) nextRetry() time.Duration {
 	}
 	return min(s.retry[v4], s.retry[v6])
 }
+
+// limited says whether the next lookup is likely to take long.
+func (s *state) limited() bool { return s.failing() || s != nil && s.slow }
 
 // failing says whether a family failed when it was last asked for.
 func (s *state) failing() bool {

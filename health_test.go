@@ -1,0 +1,228 @@
+package caddytarget
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// failures returns how many failures are remembered.
+func failures(h *health) int {
+	n := 0
+	for i := range h.shards {
+		n += int(h.shards[i].size.Load())
+	}
+	return n
+}
+
+func testHealth() (h *health, advance func(time.Duration)) {
+	h = newHealth()
+	now := time.Unix(1e9, 0)
+	h.now = func() time.Time { return now }
+	return h, func(d time.Duration) { now = now.Add(d) }
+}
+
+var (
+	addrA = netip.MustParseAddrPort("192.0.2.1:443")
+	addrB = netip.MustParseAddrPort("192.0.2.2:443")
+	addr6 = netip.MustParseAddrPort("[2001:db8::1]:443")
+)
+
+func TestHealth(t *testing.T) {
+	const duration = 10 * time.Second
+	tests := []struct {
+		name string
+		do   func(h *health, advance func(time.Duration))
+		host string
+		want verdict
+	}{
+		{"nothing failed", func(*health, func(time.Duration)) {}, "a.example", good},
+		{"TCP counts for all targets", func(h *health, _ func(time.Duration)) { h.fail(healthID{addr: addrA}) }, "b.example", ejected},
+		{"TLS counts for the target", func(h *health, _ func(time.Duration)) { h.fail(healthID{"a.example", addrA}) }, "a.example", ejected},
+		{"and for no other", func(h *health, _ func(time.Duration)) { h.fail(healthID{"a.example", addrA}) }, "b.example", good},
+		{"nor for another address", func(h *health, _ func(time.Duration)) { h.fail(healthID{addr: addrB}) }, "a.example", good},
+		{"it works again", func(h *health, _ func(time.Duration)) {
+			h.fail(healthID{addr: addrA})
+			h.fail(healthID{"a.example", addrA})
+			h.works("a.example", addrA)
+		}, "a.example", good},
+		{"the time is over", func(h *health, advance func(time.Duration)) {
+			h.fail(healthID{addr: addrA})
+			advance(duration)
+		}, "a.example", onTrial},
+		{"somebody tries it", func(h *health, advance func(time.Duration)) {
+			h.fail(healthID{addr: addrA})
+			advance(duration)
+			h.judge("b.example", addrA, 1, duration, true)
+		}, "a.example", ejected},
+		{"who tried it was never heard of", func(h *health, advance func(time.Duration)) {
+			h.fail(healthID{addr: addrA})
+			advance(duration)
+			h.judge("b.example", addrA, 1, duration, true)
+			advance(trialTime)
+		}, "a.example", onTrial},
+		{"looking is not trying", func(h *health, advance func(time.Duration)) {
+			h.fail(healthID{addr: addrA})
+			advance(duration)
+			h.judge("b.example", addrA, 1, duration, false)
+		}, "a.example", onTrial},
+		{"due for one level, ejected for the other: no trial is used up", func(h *health, advance func(time.Duration)) {
+			h.fail(healthID{addr: addrA})
+			advance(duration / 2)
+			h.fail(healthID{"b.example", addrA})
+			advance(duration / 2)
+			if h.judge("b.example", addrA, 1, duration, true) != ejected {
+				panic("not ejected")
+			}
+		}, "a.example", onTrial},
+		{"a cut dial is under way", func(h *health, _ func(time.Duration)) { h.suspect(healthID{addr: addrA}, time.Second) }, "a.example", ejected},
+		{"and is over", func(h *health, advance func(time.Duration)) {
+			h.suspect(healthID{addr: addrA}, time.Second)
+			advance(2 * time.Second)
+		}, "a.example", good},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			h, advance := testHealth()
+			test.do(h, advance)
+			if got := h.judge(test.host, addrA, 1, duration, false); got != test.want {
+				t.Errorf("verdict %d, want %d", got, test.want)
+			}
+		})
+	}
+
+	t.Run("max_fails", func(t *testing.T) {
+		h, _ := testHealth()
+		for i, want := range []verdict{good, good, ejected} {
+			h.fail(healthID{addr: addrA})
+			if got := h.judge("a.example", addrA, 3, duration, false); got != want {
+				t.Errorf("after %d failures: %d, want %d", i+1, got, want)
+			}
+		}
+	})
+	t.Run("old failures are forgotten", func(t *testing.T) {
+		h, advance := testHealth()
+		h.fail(healthID{"a.example", addrA})
+		advance(forgetAfter + time.Minute)
+		h.fail(healthID{"b.example", addrA})
+		if n := failures(h); n != 1 {
+			t.Errorf("%d are remembered", n)
+		}
+	})
+	t.Run("bound", func(t *testing.T) {
+		h, _ := testHealth()
+		for i := range 2 * maxFailing {
+			h.fail(healthID{fmt.Sprint(i), addrA})
+		}
+		if n := failures(h); n != maxFailing {
+			t.Errorf("%d are remembered", n)
+		}
+	})
+}
+
+func TestChoose(t *testing.T) {
+	tests := []struct {
+		name      string
+		preferred int
+		tried     []netip.AddrPort
+		do        func(h *health, advance func(time.Duration))
+		want      []netip.AddrPort
+	}{
+		{"all good", 3, nil, func(*health, func(time.Duration)) {}, []netip.AddrPort{addrA, addrB, addr6}},
+		{"the preferred ones", 2, nil, func(*health, func(time.Duration)) {}, []netip.AddrPort{addrA, addrB}},
+		{"tried", 3, []netip.AddrPort{addrA}, func(*health, func(time.Duration)) {}, []netip.AddrPort{addrB, addr6}},
+		{"all preferred ones tried", 2, []netip.AddrPort{addrA, addrB}, func(*health, func(time.Duration)) {}, []netip.AddrPort{addr6}},
+		{"all tried", 3, []netip.AddrPort{addrA, addrB, addr6}, func(*health, func(time.Duration)) {}, []netip.AddrPort{addrA, addrB, addr6}},
+		{"ejected", 3, nil, func(h *health, _ func(time.Duration)) { h.fail(healthID{addr: addrB}) }, []netip.AddrPort{addrA, addr6}},
+		{"ejected, but the others were tried", 3, []netip.AddrPort{addrA, addr6}, func(h *health, _ func(time.Duration)) { h.fail(healthID{addr: addrB}) }, []netip.AddrPort{addrB}},
+		{"on trial: alone", 3, nil, func(h *health, advance func(time.Duration)) {
+			h.fail(healthID{addr: addrB})
+			advance(defaultFailDuration)
+		}, []netip.AddrPort{addrB}},
+		{"what is not preferred is not tried while something preferred is good", 2, nil, func(h *health, advance func(time.Duration)) {
+			h.fail(healthID{addr: addr6})
+			h.fail(healthID{addr: addrA})
+			advance(defaultFailDuration)
+			h.fail(healthID{addr: addrA})
+		}, []netip.AddrPort{addrB}},
+		{"all ejected", 3, nil, func(h *health, _ func(time.Duration)) {
+			for _, a := range []netip.AddrPort{addrA, addrB, addr6} {
+				h.fail(healthID{addr: a})
+			}
+		}, []netip.AddrPort{addrA, addrB, addr6}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			h, advance := testHealth()
+			test.do(h, advance)
+			u := &Upstreams{MaxUpstreams: defaultMaxUpstreams, MaxFails: 1, failDuration: defaultFailDuration, health: h}
+			c := &call{host: "a.example", port: 443, tried: test.tried}
+			c.addrs, c.preferred = []netip.Addr{addrA.Addr(), addrB.Addr(), addr6.Addr()}, test.preferred
+			var got []netip.AddrPort
+			for _, up := range u.offer(c) {
+				got = append(got, netip.MustParseAddrPort(up.Dial))
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("got %v, want %v", got, test.want)
+			}
+		})
+	}
+}
+
+// slowBody is a request body that stops in the middle.
+type slowBody struct{ release chan struct{} }
+
+func (b slowBody) Read(p []byte) (int, error) {
+	<-b.release
+	return 0, io.ErrUnexpectedEOF
+}
+
+// TestTimeoutIsFair checks whose fault it is if there is no answer in time.
+func TestTimeoutIsFair(t *testing.T) {
+	w := newWorld(t)
+	addrs := []string{"127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"}
+	slow := newBackend(t, backendConfig{addrs: addrs, handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		select {
+		case <-r.Context().Done():
+		case <-time.After(30 * time.Second):
+		}
+	})}).port
+	w.dns.has("slow.example", addrs...)
+	value, _ := healths.LoadOrStore(healthKey, newHealth())
+	defer func() { _, _ = healths.Delete(healthKey) }()
+	h := value.(*health)
+	w.run(w.proxy("timeout 200ms", "max_requests 1"))
+
+	t.Run("stalled upload", func(t *testing.T) {
+		body := slowBody{make(chan struct{})}
+		defer close(body.release)
+		res, err := w.try(http.MethodPost, "/", "http://slow.example:"+slow, io.MultiReader(strings.NewReader("abc"), body), func(r *http.Request) { r.ContentLength = 100_000 })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.StatusCode != http.StatusGatewayTimeout {
+			t.Errorf("status %d", res.StatusCode)
+		}
+		if n := failures(h); n != 0 {
+			t.Errorf("%d failures are remembered", n)
+		}
+	})
+	t.Run("slow backend", func(t *testing.T) {
+		res, err := w.try(http.MethodGet, "/", "http://slow.example:"+slow, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.StatusCode != http.StatusGatewayTimeout {
+			t.Errorf("status %d, the place of the stalled request was not freed?", res.StatusCode)
+		}
+		if n := failures(h); n != 1 {
+			t.Errorf("%d failures are remembered, but one address was asked", n)
+		}
+	})
+}

@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/quic-go/quic-go/http3"
 )
@@ -546,5 +548,30 @@ func TestDialError(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestDialIsJudged checks the last line of defence: whatever address an attempt
+// comes with, one that may not be called is not dialled.
+func TestDialIsJudged(t *testing.T) {
+	rules, err := Guard{}.compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, address := range []string{"127.0.0.1:80", "169.254.169.254:80", "[::ffff:10.0.0.1]:80", "[fd00::1]:443"} {
+		tr := &Transport{dialTCP: func(context.Context, string, string) (net.Conn, error) {
+			t.Errorf("%s was dialled", address)
+			return nil, io.EOF
+		}}
+		a := &attempt{
+			Context: t.Context(), transport: tr,
+			call: &call{host: "a.example", rules: rules},
+			pool: &pool{addr: netip.MustParseAddrPort(address)},
+		}
+		_, err := tr.dialTLS(a, "tcp", address)
+		var handlerErr caddyhttp.HandlerError
+		if !errors.As(err, &handlerErr) || handlerErr.StatusCode != http.StatusForbidden {
+			t.Errorf("%s: %v", address, err)
+		}
 	}
 }

@@ -772,6 +772,14 @@ func TestDynamicTarget(t *testing.T) {
 			status: 200, host: "mine.example", sni: "a.example", proto: "HTTP/2.0",
 		},
 		{
+			name: "plain, header_up Host that changes nothing", proxy: "dynamic target a.example PORT\nheader_up Host nothing else\ntransport target",
+			status: 200, host: "client.example", proto: "HTTP/1.1",
+		},
+		{
+			name: "TLS, header_up Host that changes nothing", proxy: "dynamic target a.example TLS\nheader_up Host nothing else\ntransport target {\ntls\ntls_trust_pool file CA\n}",
+			status: 200, host: "a.example:TLS", sni: "a.example", proto: "HTTP/2.0",
+		},
+		{
 			name: "placeholder", proxy: "dynamic target {header.X-Name} PORT {\nallow *.example\nallow_ips 127.0.0.0/8\n}\ntransport target",
 			header: "a.example", status: 200, host: "client.example", proto: "HTTP/1.1",
 		},

@@ -195,7 +195,8 @@ func (t *Transport) Cleanup() error {
 	return nil
 }
 
-// hostTemplate stays as it is in requests that no target handler has seen.
+// hostTemplate stays as it is, or becomes empty, in requests that no target
+// handler has seen.
 const hostTemplate = "{http.target.hostport}"
 
 // RequestHeaderOps sets the Host header to that of the target, in place of that
@@ -338,7 +339,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		a.sent.ReadCloser = req.Body
 		out.Body = &a.sent
 	}
-	if !t.hostByOps || out.Host == hostTemplate {
+	if !t.hostByOps || out.Host == hostTemplate || out.Host == "" {
 		out.Host = hostOf(req, a.call, info, scheme)
 	}
 	// the header is reverse_proxy's copy, made for this request; an attempt
@@ -401,7 +402,7 @@ func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme strin
 		return hostport(scheme, c.host, c.port)
 	case scheme == "https":
 		return info.Address
-	case req.Host != hostTemplate:
+	case req.Host != hostTemplate && req.Host != "":
 		return req.Host
 	case c != nil:
 		return c.hostport

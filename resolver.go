@@ -196,6 +196,8 @@ type resolver struct {
 	route6 routeProbe
 	log    *zap.Logger
 
+	resolvConf string // another one in tests
+
 	// of the files as they were read; for newResolver, then watchFiles
 	hostsStamp, confStamp stamp
 
@@ -235,8 +237,9 @@ func (r *resolver) release() error {
 
 func newResolver(key string, config Resolver) (*resolver, error) {
 	r := &resolver{
-		key:    key,
-		config: config,
+		key:        key,
+		config:     config,
+		resolvConf: "/etc/resolv.conf",
 		// not a config's logger: the resolver outlives it
 		log:  caddy.Log().Named("target.resolver"),
 		stop: make(chan struct{}),
@@ -408,10 +411,7 @@ func (p *routeProbe) exists() bool {
 	return p.present
 }
 
-const (
-	resolvConf    = "/etc/resolv.conf"
-	fileCheckTime = 5 * time.Second
-)
+const fileCheckTime = 5 * time.Second
 
 // watchFiles reads the hosts file and resolv.conf again when they change.
 func (r *resolver) watchFiles() {
@@ -422,14 +422,18 @@ func (r *resolver) watchFiles() {
 		case <-r.stop:
 			return
 		case <-ticker.C:
+			r.checkFiles()
 		}
-		if fileStamp(r.config.Hosts) != r.hostsStamp {
-			r.readHosts()
-		}
-		if len(r.config.Nameservers) == 0 && fileStamp(resolvConf) != r.confStamp {
-			if servers := r.systemNameservers(); len(servers) > 0 {
-				r.client.SetNameservers(servers)
-			}
+	}
+}
+
+func (r *resolver) checkFiles() {
+	if fileStamp(r.config.Hosts) != r.hostsStamp {
+		r.readHosts()
+	}
+	if len(r.config.Nameservers) == 0 && fileStamp(r.resolvConf) != r.confStamp {
+		if servers := r.systemNameservers(); len(servers) > 0 {
+			r.client.SetNameservers(servers)
 		}
 	}
 }
@@ -451,10 +455,10 @@ func fileStamp(path string) stamp {
 // systemNameservers returns the nameservers of the system, none if they cannot
 // be read now.
 func (r *resolver) systemNameservers() []dnsclient.Nameserver {
-	stamp := fileStamp(resolvConf)
-	servers, err := dnsclient.SystemNameservers(resolvConf)
+	stamp := fileStamp(r.resolvConf)
+	servers, err := dnsclient.SystemNameservers(r.resolvConf)
 	if err != nil {
-		r.log.Warn("reading the system's nameservers failed", zap.String("file", resolvConf), zap.Error(err))
+		r.log.Warn("reading the system's nameservers failed", zap.String("file", r.resolvConf), zap.Error(err))
 		return nil
 	}
 	r.confStamp = stamp

@@ -575,3 +575,20 @@ func TestDialIsJudged(t *testing.T) {
 		}
 	}
 }
+
+// TestResumption checks that new connections resume TLS sessions, unless that is
+// turned off.
+func TestResumption(t *testing.T) {
+	w := newWorld(t)
+	w.dns.has("a.example", "127.0.0.2")
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(rw, r.TLS.DidResume)
+	})})
+	for option, want := range map[string]string{"tls_session_cache 10": "true", "tls_session_cache off": "false"} {
+		w.run(w.proxy("keepalive off", option))
+		w.mustGet("/", "https://a.example:"+b.port)
+		if res := w.mustGet("/", "https://a.example:"+b.port); res.body != want {
+			t.Errorf("%s: resumed %s", option, res.body)
+		}
+	}
+}

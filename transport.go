@@ -123,7 +123,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h2cOnly := base
-	h2cOnly.Versions = []string{"h2c"}
+	h2cOnly.Versions, h2cOnly.TLS = []string{"h2c"}, nil
 	if t.h2c, err = t.build(ctx, &h2cOnly); err != nil {
 		return err
 	}
@@ -261,7 +261,8 @@ func proxyOf(ctx caddy.Context) *reverseproxy.Handler {
 }
 
 // attempt is one attempt at a request. It is the context of what is sent, and
-// so of the dial that it may cause, which may outlive it: nothing in it changes.
+// so of the dial that it may cause, which may outlive it: all but the two
+// bodies, which no dial looks at, stays as it is once that has begun.
 type attempt struct {
 	context.Context
 	transport *Transport
@@ -283,6 +284,9 @@ func (a *attempt) Value(key any) any {
 	case attemptKey{}:
 		return a
 	case caddyhttp.VarsCtxKey:
+		if a.vars == nil {
+			return nil
+		}
 		return a.vars
 	}
 	return a.Context.Value(key)
@@ -454,6 +458,7 @@ type sentBody struct {
 	complete, broken atomic.Bool
 }
 
+// Read implements io.Reader.
 func (b *sentBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	switch {
@@ -496,6 +501,7 @@ func (a *attempt) hold(res *http.Response) {
 	res.Body = &a.body
 }
 
+// Read implements io.Reader.
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil {
@@ -504,6 +510,7 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Close implements io.Closer.
 func (b *body) Close() error {
 	err := b.ReadCloser.Close()
 	b.once.Do(b.release)
@@ -521,8 +528,10 @@ type upgradedBody struct {
 	conn io.ReadWriteCloser
 }
 
+// Read implements io.Reader.
 func (b upgradedBody) Read(p []byte) (int, error) { return b.conn.Read(p) }
 
+// Write implements io.Writer.
 func (b upgradedBody) Write(p []byte) (int, error) { return b.conn.Write(p) }
 
 // CloseWrite ends what is sent; what is received goes on.

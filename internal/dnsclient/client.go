@@ -2,6 +2,7 @@ package dnsclient
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"net/netip"
 	"slices"
@@ -27,6 +28,10 @@ type Config struct {
 	// Tries is how many times a question is sent, to the next nameserver each
 	// time; default 3, the most that RFC 9520 allows to one server.
 	Tries int
+
+	// Roots are the authorities that certificates of nameservers must lead to;
+	// default: those of the system.
+	Roots *x509.CertPool
 }
 
 // Client asks nameservers. It is safe for concurrent use.
@@ -169,7 +174,6 @@ func (c *Client) Lookup(ctx context.Context, name string, qtype uint16) (addrs [
 type lookup struct {
 	c     *Client
 	ctx   context.Context
-	buf   []byte
 	tries []Try
 }
 
@@ -190,10 +194,6 @@ func (l *lookup) run(ctx context.Context, name string, qtype uint16) (reply, fai
 	defer cancel(nil)
 	defer context.AfterFunc(l.c.ctx, func() { cancel(ErrClosed) })()
 	l.ctx = ctx
-
-	buf := buffers.Get().(*[maxMessage]byte)
-	defer buffers.Put(buf)
-	l.buf = buf[:]
 
 	r, f := l.resolve(q, true)
 	if f.kind != 0 || !r.dangling() {
@@ -250,7 +250,7 @@ func (l *lookup) ask(s *server, q *question, dangling bool) (reply, failure) {
 	fellBack := false
 	for {
 		start := time.Now()
-		msg, ignored, err := transport.exchange(l.ctx, start.Add(l.c.timeout), q, edns, l.buf)
+		msg, ignored, err := transport.exchange(l.ctx, start.Add(l.c.timeout), q, edns)
 		took := time.Since(start)
 		note := func(outcome string) {
 			l.tries = append(l.tries, Try{

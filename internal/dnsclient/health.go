@@ -254,9 +254,7 @@ func (c *Client) probeQuestion(s *server, turn int) *question {
 
 // probe asks s and reports whether it replied, no matter what.
 func (c *Client) probe(ctx context.Context, s *server, q *question) bool {
-	buf := buffers.Get().(*[maxMessage]byte)
-	defer buffers.Put(buf)
-	_, _, err := s.first.exchange(ctx, time.Now().Add(c.timeout), q, c.wantsEDNS(s), buf[:])
+	_, _, err := s.first.exchange(ctx, time.Now().Add(c.timeout), q, c.wantsEDNS(s))
 	if err != nil {
 		return false
 	}

@@ -19,9 +19,9 @@ import (
 // datagram, unique on a shared connection, zero over HTTPS.
 type transport interface {
 	// exchange sends q and waits for the reply until the deadline or the end of
-	// ctx. The reply is for q (see answeredBy) and lies in buf, which holds
-	// maxMessage octets. Ignored counts the messages that were no reply to q.
-	exchange(ctx context.Context, deadline time.Time, q *question, edns bool, buf []byte) (reply []byte, ignored int, err error)
+	// ctx. The reply is for q (see answeredBy) and the caller's to keep. Ignored
+	// counts the messages that were no reply to q.
+	exchange(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error)
 
 	// close closes idle sockets at once and others at the end of their exchange.
 	close()
@@ -84,7 +84,7 @@ func newUDP(addr netip.AddrPort, mismatches *atomic.Uint64) *udp {
 
 func (*udp) String() string { return "udp" }
 
-func (u *udp) exchange(ctx context.Context, deadline time.Time, q *question, edns bool, buf []byte) (reply []byte, ignored int, err error) {
+func (u *udp) exchange(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error) {
 	socket, err := u.checkOut()
 	if err != nil {
 		return nil, 0, err
@@ -98,6 +98,10 @@ func (u *udp) exchange(ctx context.Context, deadline time.Time, q *question, edn
 	stop := context.AfterFunc(ctx, func() { _ = socket.SetDeadline(longAgo) })
 	defer func() { clean = stop() && clean }()
 
+	buffer := buffers.Get().(*[maxMessage]byte)
+	defer buffers.Put(buffer)
+	buf := buffer[:]
+
 	id := newID()
 	if _, err := socket.Write(q.appendQuery(buf[:0], id, edns)); err != nil {
 		return nil, 0, err
@@ -109,7 +113,7 @@ func (u *udp) exchange(ctx context.Context, deadline time.Time, q *question, edn
 		}
 		if q.answeredBy(buf[:n], id) {
 			clean = ignored == 0
-			return buf[:n], ignored, nil
+			return slices.Clone(buf[:n]), ignored, nil
 		}
 		ignored++
 		u.mismatches.Add(1)
@@ -197,7 +201,7 @@ func newTCP(addr netip.AddrPort) *tcp { return &tcp{addr: addr.String()} }
 
 func (*tcp) String() string { return "tcp" }
 
-func (t *tcp) exchange(ctx context.Context, deadline time.Time, q *question, edns bool, buf []byte) (reply []byte, ignored int, err error) {
+func (t *tcp) exchange(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error) {
 	dialer := net.Dialer{Deadline: deadline, KeepAlive: -1}
 	conn, err := dialer.DialContext(ctx, "tcp", t.addr)
 	if err != nil {
@@ -210,19 +214,20 @@ func (t *tcp) exchange(ctx context.Context, deadline time.Time, q *question, edn
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(longAgo) })()
 
 	id := newID()
-	query := q.appendQuery(buf[:2], id, edns)
+	var length [2]byte
+	query := q.appendQuery(length[:], id, edns)
 	binary.BigEndian.PutUint16(query, uint16(len(query)-2))
 	if _, err := conn.Write(query); err != nil {
 		return nil, 0, err
 	}
 
-	switch _, err := io.ReadFull(conn, buf[:2]); {
+	switch _, err := io.ReadFull(conn, length[:]); {
 	case errors.Is(err, io.EOF):
 		return nil, 0, errHungUp
 	case err != nil:
 		return nil, 0, unexpected(err)
 	}
-	reply = buf[:binary.BigEndian.Uint16(buf)]
+	reply = make([]byte, binary.BigEndian.Uint16(length[:]))
 	if _, err := io.ReadFull(conn, reply); err != nil {
 		return nil, 0, unexpected(err)
 	}

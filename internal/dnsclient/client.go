@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,7 +24,8 @@ const (
 type Config struct {
 	// Timeout is how long one try waits for the reply; default 2s. What a reply
 	// itself makes necessary, asking again over TCP or without EDNS, belongs to
-	// the try but waits anew.
+	// the try but waits anew. The next try begins earlier than that if the server
+	// usually replies sooner.
 	Timeout time.Duration
 
 	// Tries is how many times a question is sent, to the next nameserver each
@@ -32,6 +35,13 @@ type Config struct {
 	// Roots are the authorities that certificates of nameservers must lead to;
 	// default: those of the system.
 	Roots *x509.CertPool
+
+	// Route, if not nil, returns the client to ask for a name to which an alias
+	// led: this one or another one.
+	Route func(name string) *Client
+
+	// Trace, if not nil, is called after each lookup.
+	Trace func(*Trace)
 }
 
 // Client asks nameservers. It is safe for concurrent use.
@@ -39,6 +49,8 @@ type Client struct {
 	timeout   time.Duration
 	tries     int
 	intervals intervals
+	route     func(name string) *Client
+	trace     func(*Trace)
 
 	ctx        context.Context // ends with Close
 	cancel     context.CancelFunc
@@ -55,7 +67,7 @@ type Client struct {
 // New returns a client that asks servers in this order of preference. It
 // touches no network before the first lookup. Close releases what it holds.
 func New(servers []Nameserver, cfg Config) *Client {
-	c := &Client{timeout: cfg.Timeout, tries: cfg.Tries, intervals: defaultIntervals}
+	c := &Client{timeout: cfg.Timeout, tries: cfg.Tries, intervals: defaultIntervals, route: cfg.Route, trace: cfg.Trace}
 	if c.timeout <= 0 {
 		c.timeout = defaultTimeout
 	}
@@ -142,60 +154,112 @@ func (c *Client) enter() bool {
 }
 
 // Lookup asks for the addresses of name, a lower-case ASCII name without a
-// trailing dot, of the type A or AAAA. They come without duplicates in the
-// order of the reply, and may be used for ttl, the smallest TTL of the records
-// that led to them. Without an address the error is an *Error.
+// trailing dot, of the type A or AAAA. They come as the reply has them, and may
+// be used for ttl, the smallest TTL of the records that led to them. Without an
+// address the error is an *Error.
 //
 // Aliases are followed (RFC 1034, section 3.6.2). If a reply ends with an alias
 // and no word about the name that it leads to, that name is asked for once.
 func (c *Client) Lookup(ctx context.Context, name string, qtype uint16) (addrs []netip.Addr, ttl time.Duration, err error) {
-	l := lookup{c: c}
-	r, f := l.run(ctx, name, qtype)
-	if f.kind == 0 {
-		return r.addrs, r.ttl, nil
+	if qtype == dns.TypeSRV {
+		qtype = dns.TypeNone // has a method of its own
 	}
-	e := &Error{
-		Name: name, Type: qtype,
-		Kind: f.kind, Rcode: f.rcode, Server: f.server, err: f.err,
-		Tries: l.tries,
-	}
-	switch f.kind {
-	case NotFound, NoData:
-		if e.HasSOA = r.soa; r.soa {
-			e.TTL = min(r.ttl, r.soaTTL)
+	r, err := c.lookup(ctx, name, qtype)
+	return r.addrs, r.ttl, err
+}
+
+// LookupSRV asks where a service is (RFC 2782), as Lookup asks for addresses.
+// Targets are without a trailing dot. A target that says that the service is
+// not offered (".") is no record; without another one there is no data.
+func (c *Client) LookupSRV(ctx context.Context, name string) (services []net.SRV, ttl time.Duration, err error) {
+	r, err := c.lookup(ctx, name, dns.TypeSRV)
+	return r.services, r.ttl, err
+}
+
+func (c *Client) lookup(ctx context.Context, name string, qtype uint16) (reply, error) {
+	start := time.Now()
+	l := lookup{ctx: ctx}
+	r, f := l.run(c, name, qtype)
+	tries := l.tries()
+	var err error
+	if f.kind != 0 {
+		e := &Error{
+			Name: name, Type: qtype,
+			Kind: f.kind, Rcode: f.rcode, Server: f.server, err: f.err,
+			Tries: tries,
 		}
-	case Outage:
-		e.down = c.Nameservers()
+		switch f.kind {
+		case NotFound, NoData:
+			if e.HasSOA = r.soa; r.soa {
+				e.TTL = min(r.ttl, r.soaTTL)
+			}
+		case Outage:
+			e.down = c.Nameservers()
+		}
+		r, err = reply{}, e
 	}
-	return nil, 0, e
+	if c.trace != nil {
+		c.trace(&Trace{
+			Name: name, Type: qtype, Duration: time.Since(start), Tries: tries,
+			Addrs: r.addrs, Services: r.services, TTL: r.ttl, Err: err,
+		})
+	}
+	return r, err
 }
 
-// lookup is one call of Lookup.
+// Trace is one lookup, as somebody who wants to know what the resolver does
+// would like to see it.
+type Trace struct {
+	// Name and Type are the question.
+	Name string
+	Type uint16
+
+	// Duration is how long the answer took.
+	Duration time.Duration
+
+	// Tries is all that was sent, in order.
+	Tries []Try
+
+	// Addrs or Services, and for how long they hold, is the answer; Err is set
+	// instead if there is none.
+	Addrs    []netip.Addr
+	Services []net.SRV
+	TTL      time.Duration
+	Err      error
+}
+
+// lookup is the question of one caller.
 type lookup struct {
-	c     *Client
-	ctx   context.Context
-	tries []Try
+	ctx      context.Context
+	attempts []*attempt
 }
 
-func (l *lookup) run(ctx context.Context, name string, qtype uint16) (reply, failure) {
-	if name == "" || qtype != dns.TypeA && qtype != dns.TypeAAAA {
+// tries lists what was sent.
+func (l *lookup) tries() []Try {
+	tries := make([]Try, 0, len(l.attempts))
+	for _, a := range l.attempts {
+		if a.over {
+			tries = append(tries, a.tries...)
+			continue
+		}
+		tries = append(tries, Try{
+			Name: a.q.name, Server: a.s.Nameserver, Transport: a.s.first.String(),
+			Duration: time.Since(a.start), Outcome: "no reply yet",
+		})
+	}
+	return tries
+}
+
+func (l *lookup) run(c *Client, name string, qtype uint16) (reply, failure) {
+	switch {
+	case name == "", qtype != dns.TypeA && qtype != dns.TypeAAAA && qtype != dns.TypeSRV:
 		return reply{}, failure{kind: Invalid, rcode: -1, err: errors.New("not a question for addresses")}
 	}
 	q, err := newQuestion(dns.Fqdn(name), qtype)
 	if err != nil {
 		return reply{}, failure{kind: Invalid, rcode: -1, err: err}
 	}
-
-	if !l.c.enter() {
-		return reply{}, failure{kind: Closed, rcode: -1, err: ErrClosed}
-	}
-	defer l.c.running.Done()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(l.c.ctx, func() { cancel(ErrClosed) })()
-	l.ctx = ctx
-
-	r, f := l.resolve(q, true)
+	r, f := l.resolve(c, q, true)
 	if f.kind != 0 || !r.dangling() {
 		return r, f
 	}
@@ -204,80 +268,153 @@ func (l *lookup) run(ctx context.Context, name string, qtype uint16) (reply, fai
 		return reply{}, failure{kind: Malformed, rcode: r.rcode, err: err}
 	}
 	q.links = r.links
-	rest, f := l.resolve(q, false)
+	if c.route != nil {
+		c = c.route(strings.ToLower(strings.TrimSuffix(q.name, ".")))
+	}
+	rest, f := l.resolve(c, q, false)
 	rest.ttl = min(rest.ttl, r.ttl)
 	return rest, f
 }
 
 // dangling reports whether r leads to another name and says nothing about it.
 func (r *reply) dangling() bool {
-	return len(r.addrs) == 0 && r.links > 0 && !r.soa
+	return len(r.addrs)+len(r.services) == 0 && r.links > 0 && !r.soa
 }
 
 // resolve asks one server after the other until one answers q. If dangling is
 // set, a reply that ends with an alias is an answer.
-func (l *lookup) resolve(q *question, dangling bool) (reply, failure) {
-	servers, up := l.c.plan(q)
-	var worst failure
-	for i := range l.c.tries {
-		if l.ctx.Err() != nil {
-			return reply{}, contextFailure(l.ctx)
+//
+// A server that has not replied in the time in which it usually does is not
+// waited for alone: the next one is asked too, and the first to answer wins.
+// So a dead server costs little, and a slow name gets all of its time.
+func (l *lookup) resolve(c *Client, q *question, dangling bool) (reply, failure) {
+	if !c.enter() {
+		return reply{}, failure{kind: Closed, rcode: -1, err: ErrClosed}
+	}
+	defer c.running.Done()
+
+	servers, up := c.plan(q)
+	over := make(chan *attempt, c.tries)
+	running, sent := 0, 0
+	var (
+		last  *attempt
+		worst failure
+	)
+	patience := time.NewTimer(0) // with the last attempt; at first with nothing
+	defer patience.Stop()
+	for {
+		select {
+		case a := <-over:
+			running--
+			a.over = true
+			switch a.f.kind {
+			case 0, NotFound, NoData, Closed:
+				return a.r, a.f
+			}
+			if a.f.kind >= worst.kind {
+				worst = a.f
+			}
+			if a != last && running > 0 {
+				continue // the next one has begun already
+			}
+		case <-patience.C:
+			if last != nil {
+				c.failed(last) // for now
+			}
+		case <-l.ctx.Done():
 		}
-		if up == 0 || i > 0 && l.c.Outage() != nil {
+
+		if f := contextFailure(l.ctx); f.kind != 0 {
+			return reply{}, f
+		}
+		if sent == c.tries {
+			if running == 0 {
+				return reply{}, worst
+			}
+			continue
+		}
+		if up == 0 || sent > 0 && c.Outage() != nil {
 			return reply{}, failure{kind: Outage, rcode: -1}
 		}
-		s := servers[i%up]
-		if i >= up && i == l.c.tries-1 && up < len(servers) {
+		s := servers[sent%up]
+		if sent >= up && sent == c.tries-1 && up < len(servers) {
 			s = servers[up] // the last try may as well go to one that is down
 		}
-
-		r, f := l.ask(s, q, dangling)
-		switch f.kind {
-		case 0, NotFound, NoData, Canceled, Closed:
-			return r, f
-		}
-		if f.kind >= worst.kind {
-			worst = f
-		}
+		a := &attempt{c: c, s: s, q: q, dangling: dangling, start: time.Now()}
+		a.end, _ = l.ctx.Deadline()
+		l.attempts = append(l.attempts, a)
+		c.running.Go(func() {
+			a.run()
+			over <- a
+		})
+		patience.Reset(c.patience(s, sent/up))
+		last = a
+		running++
+		sent++
 	}
-	return reply{}, worst
 }
 
-// ask makes one try: it asks s, and asks it again without EDNS or over TCP if
-// the reply makes that necessary.
-func (l *lookup) ask(s *server, q *question, dangling bool) (reply, failure) {
-	transport, edns := s.first, l.c.wantsEDNS(s)
+// attempt is one try, which goes on when its lookup has got an answer from
+// elsewhere: whether the server replies after all is worth knowing.
+type attempt struct {
+	c        *Client
+	s        *server
+	q        *question
+	dangling bool
+	start    time.Time
+	end      time.Time // of the lookup; zero: none
+	counted  bool      // as a failure, or not to be; under Client.mu
+
+	// The lookup's once the attempt was received as over.
+	over  bool
+	tries []Try
+	r     reply
+	f     failure
+}
+
+// run asks the server, and asks it again without EDNS or over TCP if the reply
+// makes that necessary.
+func (a *attempt) run() {
+	c, s, q := a.c, a.s, a.q
+	transport, edns := s.first, c.wantsEDNS(s)
 	fellBack := false
 	for {
 		start := time.Now()
-		msg, ignored, err := transport.exchange(l.ctx, start.Add(l.c.timeout), q, edns)
+		deadline := start.Add(c.timeout)
+		cut := !a.end.IsZero() && a.end.Before(deadline)
+		if cut {
+			deadline = a.end
+		}
+		msg, ignored, err := transport.exchange(c.ctx, deadline, q, edns)
 		took := time.Since(start)
 		note := func(outcome string) {
-			l.tries = append(l.tries, Try{
+			a.tries = append(a.tries, Try{
 				Name: q.name, Server: s.Nameserver, Transport: transport.String(),
 				Duration: took, Ignored: ignored, Outcome: outcome,
 			})
 		}
 		if err != nil {
-			f := exchangeFailure(s.Nameserver, err)
-			noReply := f.kind == Timeout || f.kind == Network
-			if l.ctx.Err() != nil {
-				f = contextFailure(l.ctx)
-				noReply = f.kind == Timeout && took >= l.c.intervals.evidence
+			a.f = exchangeFailure(s.Nameserver, err)
+			switch {
+			case c.ctx.Err() != nil:
+				a.f = failure{kind: Closed, rcode: -1, err: ErrClosed}
+			case a.f.kind == Malformed:
+				c.failed(a)
+			case a.f.kind == Network, !cut, took >= c.intervals.evidence:
+				c.gotNothing(a)
 			}
-			if noReply {
-				l.c.gotNothing(s, q)
-			}
-			note(f.String())
-			return reply{}, f
+			note(a.f.String())
+			return
 		}
-		l.c.gotReply(s)
+		c.gotReply(s, took)
 
 		r, err := parse(msg, q)
 		switch {
 		case err != nil:
 			note(err.Error())
-			return reply{}, failure{kind: Malformed, server: s.Nameserver, rcode: r.rcode, err: err}
+			a.f = failure{kind: Malformed, server: s.Nameserver, rcode: r.rcode, err: err}
+			c.failed(a)
+			return
 		case edns && r.refusesEDNS():
 			note(rcodeString(r.rcode))
 			edns, fellBack = false, true
@@ -288,22 +425,26 @@ func (l *lookup) ask(s *server, q *question, dangling bool) (reply, failure) {
 			continue
 		}
 		if fellBack && !r.refusesEDNS() {
-			l.c.refusedEDNS(s)
+			c.refusedEDNS(s)
 		}
 
-		f := r.judge(dangling)
-		f.server = s.Nameserver
-		switch f.kind {
+		a.r, a.f = r, r.judge(a.dangling)
+		a.f.server = s.Nameserver
+		switch a.f.kind {
 		case 0, NotFound, NoData:
-			l.c.gotAnswer(s, q)
+			c.gotAnswer(a)
+		default:
+			c.failed(a)
 		}
 		switch {
-		case f.kind != 0:
-			note(f.String())
+		case a.f.kind != 0:
+			note(a.f.String())
 		case r.dangling():
 			note("alias")
+		default:
+			note("answer")
 		}
-		return r, f
+		return
 	}
 }
 
@@ -332,7 +473,7 @@ func (r *reply) judge(dangling bool) failure {
 		f.kind, f.err = Malformed, malformed("CNAME records lead nowhere")
 	case r.rcode == dns.RcodeNameError:
 		f.kind = NotFound
-	case len(r.addrs) > 0:
+	case len(r.addrs)+len(r.services) > 0:
 	case r.empty && !r.authoritative && !r.recursive && !r.soa:
 		f.kind, f.err = ServerFailure, errors.New("without an answer, as a server that is neither authoritative nor recursive")
 	default:

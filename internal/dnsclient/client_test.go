@@ -64,9 +64,9 @@ func TestLookup(t *testing.T) {
 			want: addrs("192.0.2.1"), ttl: time.Minute,
 		},
 		{
-			name:  "several, with the smallest TTL, without duplicates, in order",
+			name:  "several, with the smallest TTL, in order",
 			qtype: dns.TypeAAAA,
-			udp:   always("a.example. 60 IN AAAA 2001:db8::2", "A.EXAMPLE. 50 IN AAAA 2001:db8::1", "a.example. 70 IN AAAA 2001:db8::2"),
+			udp:   always("a.example. 60 IN AAAA 2001:db8::2", "A.EXAMPLE. 50 IN AAAA 2001:db8::1"),
 			want:  addrs("2001:db8::2", "2001:db8::1"), ttl: 50 * time.Second,
 		},
 		{
@@ -770,6 +770,156 @@ func TestLookup(t *testing.T) {
 }
 
 // links returns the aliases that lead from a.example to ln.example.
+func TestLookupSRV(t *testing.T) {
+	const name = "_http._tcp.example"
+	srv := func(owner string, ttl int, data string) string {
+		return fmt.Sprintf("%s. %d IN SRV %s", owner, ttl, data)
+	}
+	tests := []struct {
+		name  string
+		reply func(*query) *dns.Msg
+
+		want []net.SRV
+		ttl  time.Duration
+		kind Kind
+	}{
+		{
+			name: "several, with the smallest TTL, in lower case",
+			reply: func(q *query) *dns.Msg {
+				return q.answer(srv(name, 60, "10 5 8080 A.example."), srv(name, 30, "20 0 81 b.example."), srv("_x._tcp.example", 1, "0 0 1 evil.example."))
+			},
+			want: []net.SRV{{Target: "a.example", Port: 8080, Priority: 10, Weight: 5}, {Target: "b.example", Port: 81, Priority: 20}},
+			ttl:  30 * time.Second,
+		},
+		{
+			name: "behind an alias",
+			reply: func(q *query) *dns.Msg {
+				return q.answer("_http._tcp.example. 9 IN CNAME s.example.", srv("s.example", 60, "1 1 80 a.example."))
+			},
+			want: []net.SRV{{Target: "a.example", Port: 80, Priority: 1, Weight: 1}},
+			ttl:  9 * time.Second,
+		},
+		{
+			name:  "not offered",
+			reply: func(q *query) *dns.Msg { return q.answer(srv(name, 40, "0 0 0 .")) },
+			kind:  NoData, ttl: 40 * time.Second,
+		},
+		{
+			name:  "one of two is no target",
+			reply: func(q *query) *dns.Msg { return q.answer(srv(name, 40, "0 0 0 ."), srv(name, 40, "0 0 80 a.example.")) },
+			want:  []net.SRV{{Target: "a.example", Port: 80}}, ttl: 40 * time.Second,
+		},
+		{
+			name: "a bad record beside a good one",
+			reply: func(q *query) *dns.Msg {
+				m := q.answer(srv(name, 40, "0 0 80 a.example."))
+				m.Answer = append(m.Answer, rr(name+".", dns.TypeSRV, "000000000050"))
+				return m
+			},
+			want: []net.SRV{{Target: "a.example", Port: 80}}, ttl: 40 * time.Second,
+		},
+		{
+			name: "an octet too many",
+			reply: func(q *query) *dns.Msg {
+				m := q.answer()
+				m.Answer = []dns.RR{rr(name+".", dns.TypeSRV, "000000000050"+"016100"+"00")}
+				return m
+			},
+			kind: Malformed,
+		},
+		{
+			name: "RDLENGTH 0",
+			reply: func(q *query) *dns.Msg {
+				m := q.answer()
+				m.Answer = []dns.RR{rr(name+".", dns.TypeSRV, "")}
+				return m
+			},
+			kind: Malformed,
+		},
+		{
+			name:  "NXDOMAIN",
+			reply: func(q *query) *dns.Msg { return q.fail(dns.RcodeNameError, soa) },
+			kind:  NotFound, ttl: 30 * time.Second,
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := newScript(t, func(q *query) { q.reply(test.reply(q)) }, nil)
+			c := newClient(t, Config{}, s)
+			got, ttl, err := c.LookupSRV(t.Context(), name)
+			if test.kind != 0 {
+				if e := wantError(t, err, test.kind); e.TTL != test.ttl || e.HasSOA != (test.ttl > 0) {
+					t.Errorf("got %v, for %s", err, e.TTL)
+				}
+				return
+			}
+			if err != nil || !slices.Equal(got, test.want) || ttl != test.ttl {
+				t.Errorf("got %v for %s, %v; want %v for %s", got, ttl, err, test.want, test.ttl)
+			}
+		})
+	}
+}
+
+func TestTrace(t *testing.T) {
+	var traces []*Trace
+	cut := newScript(t, truncated, func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) })
+	late := newScript(t, nil, nil)
+	good := newScript(t, func(q *query) { q.reply(q.answer(good)) }, nil)
+	c := newClient(t, Config{Tries: 3, Trace: func(trace *Trace) { traces = append(traces, trace) }}, cut, late, good)
+	c.intervals.patience = brief
+	if _, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := c.Lookup(t.Context(), "", dns.TypeA)
+	wantError(t, err, Invalid)
+	if len(traces) != 2 || traces[1].Err != err {
+		t.Fatalf("got %d traces", len(traces))
+	}
+
+	var got []string
+	for _, try := range traces[0].Tries {
+		if try.Duration <= 0 || try.Name != "a.example." {
+			t.Errorf("unexpected try %+v", try)
+		}
+		got = append(got, fmt.Sprintf("%s %s %s", try.Server, try.Transport, try.Outcome))
+	}
+	want := []string{
+		cut.String() + " udp truncated",
+		cut.String() + " tcp SERVFAIL",
+		late.String() + " udp no reply yet",
+		good.String() + " udp answer",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("tries are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if x := traces[0]; x.Name != "a.example" || x.Type != dns.TypeA || x.Err != nil || x.TTL != time.Minute ||
+		!slices.Equal(x.Addrs, addrs("192.0.2.1")) || x.Duration < brief {
+		t.Errorf("the trace is %+v", x)
+	}
+}
+
+// What an alias leads to is asked of the client that is responsible for it.
+func TestRoute(t *testing.T) {
+	inside := newScript(t, func(q *query) { q.reply(q.answer("a.inside. 50 IN CNAME B.outside.")) }, nil)
+	outside := newScript(t, func(q *query) { q.reply(q.answer("b.outside. 60 IN A 192.0.2.1")) }, nil)
+	other := newClient(t, Config{}, outside)
+	var asked string
+	c := newClient(t, Config{Route: func(name string) *Client {
+		asked = name
+		return other
+	}}, inside)
+	got, ttl, err := c.Lookup(t.Context(), "a.inside", dns.TypeA)
+	if err != nil || !slices.Equal(got, addrs("192.0.2.1")) || ttl != 50*time.Second || asked != "b.outside" {
+		t.Errorf("got %v for %s, %v, after asking for %q", got, ttl, err, asked)
+	}
+	if a, b := inside.queries("udp"), outside.queries("udp"); a != 1 || b != 1 {
+		t.Errorf("%d and %d queries, want 1 and 1", a, b)
+	}
+	other.Close()
+	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)
+	wantError(t, err, Closed)
+}
+
 func links(n int) (records []string) {
 	name := "a"
 	for i := range n {

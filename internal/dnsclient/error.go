@@ -90,7 +90,7 @@ type Try struct {
 	Ignored int
 
 	// Outcome is the rcode of the reply ("SERVFAIL"), or a few words about what
-	// came instead ("no reply").
+	// it was ("answer", "truncated") or came instead ("no reply").
 	Outcome string
 }
 
@@ -229,14 +229,19 @@ func exchangeFailure(server Nameserver, err error) failure {
 	return f
 }
 
-// contextFailure makes a failure of the end of ctx.
+// contextFailure returns the failure that the end of ctx is; none while it has
+// not come.
 func contextFailure(ctx context.Context) failure {
-	f := failure{kind: Canceled, rcode: -1, err: ctx.Err()}
-	switch {
-	case context.Cause(ctx) == ErrClosed:
-		f.kind, f.err = Closed, ErrClosed
-	case errors.Is(f.err, context.DeadlineExceeded):
-		f.kind = Timeout
+	err := ctx.Err()
+	if end, ok := ctx.Deadline(); ok && err == nil && !time.Now().Before(end) {
+		err = context.DeadlineExceeded // its timer may be late
 	}
-	return f
+	switch {
+	case err == nil:
+		return failure{}
+	case errors.Is(err, context.DeadlineExceeded):
+		return failure{kind: Timeout, rcode: -1, err: err}
+	default:
+		return failure{kind: Canceled, rcode: -1, err: err}
+	}
 }

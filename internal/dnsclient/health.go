@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // A nameserver that does not reply may be dead, or it may itself be waiting for
@@ -15,7 +17,7 @@ import (
 // sent a probe, and it is down if nothing at all comes back in the meantime.
 
 const (
-	// suspectAfter is how many queries in a row without a reply make a suspect.
+	// suspectAfter is how many tries in a row without a reply make a suspect.
 	suspectAfter = 3
 
 	// noEDNSFor is for how long a server that refused a query with an OPT record
@@ -35,9 +37,19 @@ type intervals struct {
 	// evidence is how long a query must have waited, when the deadline of its
 	// lookup cut it short, to count as one without a reply.
 	evidence time.Duration
+
+	// patience is how long the first try to a server waits before the next one
+	// begins, and leastPatience the least that round trips can make of it.
+	patience, leastPatience time.Duration
 }
 
-var defaultIntervals = intervals{probe: time.Second, recheck: 5 * time.Second, evidence: 250 * time.Millisecond}
+var defaultIntervals = intervals{
+	probe:         time.Second,
+	recheck:       5 * time.Second,
+	evidence:      250 * time.Millisecond,
+	patience:      time.Second,
+	leastPatience: 250 * time.Millisecond,
+}
 
 // server is a nameserver, the ways to it, and its health.
 type server struct {
@@ -50,14 +62,20 @@ type server struct {
 
 	// Under Client.mu.
 
-	failures  int       // queries without a reply, or that could not be sent, since the last reply
+	failures  int       // tries without an answer, or none in the usual time, since the last answer
 	failed    time.Time // the last of them
+	silent    int       // tries without a reply since the last reply
 	replies   uint64    // all that came
 	down      bool
 	watched   bool      // a goroutine runs watch
+	suspected time.Time // when it last began to
 	noEDNS    time.Time // until then, queries go without an OPT record
 	good      *question // the last one that got an answer
 	doubtGood bool      // good went unanswered since
+
+	// The round trip time, smoothed, and its mean deviation (RFC 6298). That of
+	// a recursive server is mostly the time that others take to answer it.
+	rtt, deviation time.Duration
 }
 
 func (c *Client) newServer(ns Nameserver) *server {
@@ -119,11 +137,30 @@ func (c *Client) plan(q *question) (servers []*server, up int) {
 	return servers, up
 }
 
-// gotReply notes that s is alive.
-func (c *Client) gotReply(s *server) {
+// patience returns how long to wait for a try to s before the next one begins,
+// given how many tries s has had in this lookup: as long as a reply usually
+// takes (RFC 6298, section 2), and twice as long each time.
+func (c *Client) patience(s *server, before int) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s.failures = 0
+	d := c.intervals.patience
+	if s.rtt > 0 {
+		d = max(s.rtt+4*s.deviation, c.intervals.leastPatience)
+	}
+	return min(d<<min(before, 4), c.timeout)
+}
+
+// gotReply notes that s is alive.
+func (c *Client) gotReply(s *server, took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.rtt == 0 {
+		s.rtt, s.deviation = took, took/2
+	} else {
+		s.deviation += ((s.rtt - took).Abs() - s.deviation) / 4
+		s.rtt += (took - s.rtt) / 8
+	}
+	s.silent = 0
 	s.replies++
 	if s.down {
 		s.down = false
@@ -131,23 +168,42 @@ func (c *Client) gotReply(s *server) {
 	}
 }
 
-// gotAnswer notes that s can answer q.
-func (c *Client) gotAnswer(s *server, q *question) {
+// gotAnswer notes that the server can answer the question.
+func (c *Client) gotAnswer(a *attempt) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s.good, s.doubtGood = q, false
+	a.counted = true
+	a.s.failures = 0
+	a.s.good, a.s.doubtGood = a.q, false
 }
 
-// gotNothing notes that s did not reply to q, or could not be reached.
-func (c *Client) gotNothing(s *server, q *question) {
+// failed notes that no answer came, or none in the usual time.
+func (c *Client) failed(a *attempt) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s.failures++
-	s.failed = time.Now()
-	if s.good != nil && s.good.name == q.name {
+	a.fail()
+}
+
+// fail counts a failure once; c.mu is held.
+func (a *attempt) fail() {
+	if !a.counted {
+		a.counted = true
+		a.s.failures++
+		a.s.failed = time.Now()
+	}
+}
+
+// gotNothing notes that the server did not reply, or could not be reached.
+func (c *Client) gotNothing(a *attempt) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a.fail()
+	s := a.s
+	s.silent++
+	if s.good != nil && s.good.name == a.q.name {
 		s.doubtGood = true
 	}
-	if s.failures >= suspectAfter {
+	if s.silent >= suspectAfter {
 		c.suspect(s)
 	}
 }
@@ -168,10 +224,10 @@ func (c *Client) refusedEDNS(s *server) {
 
 // suspect has s watched. The caller holds c.mu.
 func (c *Client) suspect(s *server) {
-	if s.watched || s.ctx.Err() != nil {
+	if s.watched || s.ctx.Err() != nil || time.Since(s.suspected) < c.intervals.probe {
 		return
 	}
-	s.watched = true
+	s.watched, s.suspected = true, time.Now()
 	c.running.Go(func() { c.watch(s) })
 }
 
@@ -254,11 +310,21 @@ func (c *Client) probeQuestion(s *server, turn int) *question {
 
 // probe asks s and reports whether it replied, no matter what.
 func (c *Client) probe(ctx context.Context, s *server, q *question) bool {
-	_, _, err := s.first.exchange(ctx, time.Now().Add(c.timeout), q, c.wantsEDNS(s))
+	start := time.Now()
+	msg, _, err := s.first.exchange(ctx, start.Add(c.timeout), q, c.wantsEDNS(s))
 	if err != nil {
 		return false
 	}
-	c.gotReply(s)
+	c.gotReply(s, time.Since(start))
+
+	r, err := parse(msg, q)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil && (r.truncated || r.rcode == dns.RcodeSuccess || r.rcode == dns.RcodeNameError) {
+		s.failures = 0
+	} else {
+		s.failed = time.Now()
+	}
 	return true
 }
 

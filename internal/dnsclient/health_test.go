@@ -75,6 +75,139 @@ func TestDeadFirstServer(t *testing.T) {
 	})
 }
 
+// A server that is late is not waited for, nor forgotten.
+func TestLateServer(t *testing.T) {
+	t.Run("the next one answers", func(t *testing.T) {
+		arrived := make(chan *query, 1)
+		first := newScript(t, func(q *query) { arrived <- q }, nil)
+		second := newScript(t, answering, nil)
+		c := newClient(t, Config{Tries: 3}, first, second)
+		c.intervals.patience = brief
+		if err := lookUp(t, c, "a.example"); err != nil {
+			t.Fatal(err)
+		}
+		c.mu.Lock()
+		if n := c.servers[0].failures; n != 1 {
+			t.Errorf("%d failures, want 1", n)
+		}
+		c.mu.Unlock()
+		answering(<-arrived)
+		c.running.Wait()
+		if n := c.servers[0].failures; n != 0 {
+			t.Errorf("%d failures after the late answer, want 0", n)
+		}
+	})
+	t.Run("it answers first all the same", func(t *testing.T) {
+		arrived := make(chan *query, 1)
+		first := newScript(t, func(q *query) { arrived <- q }, nil)
+		second := newScript(t, func(*query) { answering(<-arrived) }, nil)
+		c := newClient(t, Config{Tries: 2}, first, second)
+		c.intervals.patience = brief
+		if err := lookUp(t, c, "a.example"); err != nil {
+			t.Fatal(err)
+		}
+		if a, b := first.queries("udp"), second.queries("udp"); a != 1 || b != 1 {
+			t.Errorf("%d and %d queries, want 1 and 1", a, b)
+		}
+	})
+	t.Run("it is alone", func(t *testing.T) {
+		var queries []*query
+		s := newScript(t, func(q *query) {
+			if queries = append(queries, q); len(queries) == 3 {
+				answering(queries[0])
+			}
+		}, nil)
+		c := newClient(t, Config{Tries: 3}, s)
+		c.intervals.patience = time.Millisecond
+		if err := lookUp(t, c, "a.example"); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestPatience(t *testing.T) {
+	c := newClient(t, Config{Timeout: 2 * time.Second})
+	s := c.newServer(Nameserver{})
+	want := func(what string, before int, want time.Duration) {
+		t.Helper()
+		if got := c.patience(s, before); got.Round(time.Millisecond) != want {
+			t.Errorf("%s: %s, want %s", what, got, want)
+		}
+	}
+	want("unknown", 0, time.Second)
+	want("unknown, again", 1, 2*time.Second)
+	want("unknown, for the third time", 2, 2*time.Second)
+	c.gotReply(s, 100*time.Millisecond)
+	want("one reply", 0, 300*time.Millisecond)
+	for range 50 {
+		c.gotReply(s, 100*time.Millisecond)
+	}
+	want("many replies", 0, 250*time.Millisecond)
+	want("many replies, again", 1, 500*time.Millisecond)
+	want("many replies, for the third time", 2, time.Second)
+	want("many replies, for the hundredth time", 99, 2*time.Second)
+	c.gotReply(s, 500*time.Millisecond)
+	want("one slow reply", 0, 550*time.Millisecond)
+	for range 50 {
+		c.gotReply(s, 3*time.Second)
+	}
+	want("all slow", 0, 2*time.Second)
+}
+
+// A server that replies and does not answer is asked after the others.
+func TestFailingServerGivesWay(t *testing.T) {
+	refuse := func(q *query) { q.reply(q.fail(dns.RcodeRefused)) }
+	first, second := newScript(t, refuse, nil), newScript(t, answering, nil)
+	c := newClient(t, Config{Tries: 3}, first, second)
+	c.intervals.recheck, c.intervals.probe = 0, 0
+	for i := range 5 {
+		if err := lookUp(t, c, "a.example"); err != nil {
+			t.Fatal(err)
+		}
+		c.running.Wait() // for the probe
+		if n := second.queries("udp"); n != i+1 {
+			t.Fatalf("%d lookups and %d queries", i+1, n)
+		}
+	}
+	c.mu.Lock()
+	if n := c.servers[0].failures; n != 1 {
+		t.Errorf("%d lookups failed there, want 1", n)
+	}
+	c.mu.Unlock()
+
+	first.play(answering)
+	before := second.queries("udp")
+	if err := lookUp(t, c, "a.example"); err != nil {
+		t.Fatal(err)
+	}
+	c.running.Wait()
+	if err := lookUp(t, c, "a.example"); err != nil || second.queries("udp") != before+1 {
+		t.Errorf("it is not asked again: %v", err)
+	}
+}
+
+// A server that is suspected again and again is probed once in a while.
+func TestProbesOfSuspects(t *testing.T) {
+	s := newScript(t, answeringMost, nil)
+	c := newClient(t, Config{}, s)
+	c.intervals.evidence = 0
+	for range 5 * suspectAfter {
+		lookUp(t, c, "dead.example")
+		c.running.Wait()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	probes := 0
+	for _, q := range s.seen {
+		if q.Question[0].Name == "." {
+			probes++
+		}
+	}
+	if most := 1 + int(time.Since(c.servers[0].suspected)/c.intervals.probe); probes < 1 || probes > most {
+		t.Errorf("%d probes, want 1 to %d", probes, most)
+	}
+}
+
 // A server that was passed over for a failure is used again when it is back.
 func TestFirstServerReturns(t *testing.T) {
 	first, second := newScript(t, nil, nil), newScript(t, answering, nil)
@@ -105,14 +238,11 @@ func TestDownServerIsLastResort(t *testing.T) {
 		c := newClient(t, Config{Tries: tries}, down, a, b)
 		c.intervals.recheck = never
 		c.servers[0].down, c.servers[0].failures, c.servers[0].failed = true, 3, time.Now()
-		l := lookup{c: c}
-		_, f := l.run(t.Context(), "a.example", dns.TypeA)
+		l := lookup{ctx: t.Context()}
+		_, f := l.run(c, "a.example", dns.TypeA)
 		var asked []Nameserver
-		for _, try := range l.tries {
+		for _, try := range l.tries() {
 			asked = append(asked, try.Server)
-		}
-		if f.kind == 0 { // an answer leaves no trace
-			asked = append(asked, down.Nameserver)
 		}
 		if !slices.Equal(asked, want) {
 			t.Errorf("%d tries went to %v, want %v", tries, asked, want)
@@ -308,11 +438,13 @@ func TestCutShort(t *testing.T) {
 	c := newClient(t, Config{}, s)
 	c.intervals.evidence = never
 	lookUp(t, c, "dead.example")
+	c.running.Wait()
 	if c.servers[0].failures != 0 {
 		t.Error("a query that had no time counts as unanswered")
 	}
 	c.intervals.evidence = 0
 	lookUp(t, c, "dead.example")
+	c.running.Wait()
 	if c.servers[0].failures != 1 {
 		t.Error("a query that had time does not count as unanswered")
 	}

@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -125,22 +125,24 @@ type reply struct {
 	recursive     bool // the server offers recursion
 	empty         bool // no record in the answer section
 
-	addrs []netip.Addr
-	end   string        // the name the CNAME records lead to; the question's without any
-	links int           // CNAME records from the name of the lookup to end
-	ttl   time.Duration // the smallest of all records that lead to addrs, or to end
+	addrs    []netip.Addr
+	services []net.SRV
+	end      string        // the name the CNAME records lead to; the question's without any
+	links    int           // CNAME records from the name of the lookup to end
+	ttl      time.Duration // the smallest of all records that lead to addrs or services, or to end
 
 	soa      bool          // the authority section has the SOA record of end's zone
 	soaOwner string        // that zone, or another one
 	soaTTL   time.Duration // for how long the absence of records may be cached (RFC 2308)
 }
 
-// record is an answer that may matter: an alias or an address.
+// record is an answer that may matter: an alias, an address or a service.
 type record struct {
-	owner  string
-	target string     // of a CNAME record
-	addr   netip.Addr // of an address record; the zero value if its data was not an address
-	ttl    uint32
+	owner   string
+	target  string     // of a CNAME record
+	addr    netip.Addr // of an address record; the zero value if its data was not an address
+	service net.SRV    // of an SRV record; without a target if its data was not one
+	ttl     uint32
 }
 
 // parse reads a reply for which q.answeredBy holds. Of a truncated reply it
@@ -223,7 +225,10 @@ func (r *reply) walk(msg []byte, q *question) (records []record, bad malformed) 
 					return nil, "bad CNAME record"
 				}
 				records = append(records, record{owner: owner, target: target, ttl: ttl})
-			case rtype == q.qtype && section == answer:
+			case rtype != q.qtype || section != answer:
+			case rtype == dns.TypeSRV:
+				records = append(records, record{owner: owner, service: service(msg[:end], data), ttl: ttl})
+			default:
 				records = append(records, record{owner: owner, addr: address(rtype, msg[data:end]), ttl: ttl})
 			}
 		}
@@ -240,6 +245,23 @@ func address(rtype uint16, data []byte) netip.Addr {
 		return addr.Unmap()
 	default:
 		return netip.Addr{}
+	}
+}
+
+// service reads the data of an SRV record, from off to the end of msg.
+func service(msg []byte, off int) net.SRV {
+	if len(msg)-off < 7 {
+		return net.SRV{}
+	}
+	target, n, err := dns.UnpackDomainName(msg, off+6)
+	if err != nil || n != len(msg) {
+		return net.SRV{}
+	}
+	return net.SRV{
+		Priority: binary.BigEndian.Uint16(msg[off:]),
+		Weight:   binary.BigEndian.Uint16(msg[off+2:]),
+		Port:     binary.BigEndian.Uint16(msg[off+4:]),
+		Target:   strings.ToLower(target),
 	}
 }
 
@@ -268,7 +290,7 @@ func seconds(ttl uint32) time.Duration {
 }
 
 // follow walks from r.end along CNAME records, in whatever order they are, and
-// collects the addresses of the name where they end. Records of other names are
+// collects the addresses or services of the name where they end. Records of other names are
 // left alone.
 func (r *reply) follow(records []record) malformed {
 	r.ttl = seconds(math.MaxInt32)
@@ -293,22 +315,34 @@ func (r *reply) follow(records []record) malformed {
 		r.end = target
 	}
 
-	bad := false
+	bad, unavailable := false, false
 	for i := range records {
-		switch rec := &records[i]; {
+		rec := &records[i]
+		switch {
 		case rec.target != "" || !strings.EqualFold(rec.owner, r.end):
-		case !rec.addr.IsValid():
-			bad = true
+			continue
+		case rec.addr.IsValid():
+			r.addrs = append(r.addrs, rec.addr)
+		case rec.service.Target == ".":
+			unavailable = true
+		case rec.service.Target != "":
+			rec.service.Target = strings.TrimSuffix(rec.service.Target, ".")
+			r.services = append(r.services, rec.service)
 		default:
-			if !slices.Contains(r.addrs, rec.addr) {
-				r.addrs = append(r.addrs, rec.addr)
-			}
-			r.ttl = min(r.ttl, seconds(rec.ttl))
+			bad = true
+			continue
 		}
+		r.ttl = min(r.ttl, seconds(rec.ttl))
 	}
-	if bad && r.addrs == nil {
-		return "bad address record"
+	if len(r.addrs)+len(r.services) > 0 {
+		return ""
 	}
 	r.soa = r.soaOwner != "" && dns.IsSubDomain(r.soaOwner, r.end)
+	switch {
+	case unavailable: // as good as the word of an SOA record
+		r.soa, r.soaTTL = true, r.ttl
+	case bad:
+		return "bad address record"
+	}
 	return ""
 }

@@ -110,6 +110,18 @@ func TestLateServer(t *testing.T) {
 			t.Errorf("%d and %d queries, want 1 and 1", a, b)
 		}
 	})
+	t.Run("it never answers", func(t *testing.T) {
+		first, second := newScript(t, nil, nil), newScript(t, answering, nil)
+		c := newClient(t, Config{Tries: 3, Timeout: time.Second}, first, second)
+		c.intervals.patience = brief
+		if err := lookUp(t, c, "a.example"); err != nil {
+			t.Fatal(err)
+		}
+		c.running.Wait()
+		if s := c.servers[0]; s.failures != 1 || s.silent != 1 {
+			t.Errorf("%d failures, %d of them silent, want 1", s.failures, s.silent)
+		}
+	})
 	t.Run("it is alone", func(t *testing.T) {
 		var queries []*query
 		s := newScript(t, func(q *query) {
@@ -174,6 +186,13 @@ func TestFailingServerGivesWay(t *testing.T) {
 		t.Errorf("%d lookups failed there, want 1", n)
 	}
 	c.mu.Unlock()
+	first.mu.Lock()
+	for i, q := range first.seen {
+		if i > 0 && q.Question[0].Name != "." {
+			t.Errorf("query %d is no probe: %v", i, q.Question[0])
+		}
+	}
+	first.mu.Unlock()
 
 	first.play(answering)
 	before := second.queries("udp")

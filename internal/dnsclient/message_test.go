@@ -2,7 +2,9 @@ package dnsclient
 
 import (
 	"bytes"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,12 +68,15 @@ func TestRootQuestion(t *testing.T) {
 }
 
 // FuzzReply reads any bytes as the reply to a question. Whatever they are, there
-// is no address but of a record whose owner the question leads to, as the
-// library reads the same bytes.
+// is no address or service but of a record whose owner the question leads to,
+// as the library reads the same bytes.
 func FuzzReply(f *testing.F) {
-	q, err := newQuestion("www.a.example.", dns.TypeA)
-	if err != nil {
-		f.Fatal(err)
+	var questions [2]*question
+	for i, qtype := range []uint16{dns.TypeA, dns.TypeSRV} {
+		var err error
+		if questions[i], err = newQuestion("www.a.example.", qtype); err != nil {
+			f.Fatal(err)
+		}
 	}
 	seed := func(change func(*dns.Msg)) {
 		var m dns.Msg
@@ -80,9 +85,10 @@ func FuzzReply(f *testing.F) {
 		}
 		m.Id = 1
 		change(&m)
-		f.Add(pack(&m))
+		srv := len(m.Question) > 0 && m.Question[0].Qtype == dns.TypeSRV
+		f.Add(pack(&m), srv)
 		m.Compress = true
-		f.Add(pack(&m))
+		f.Add(pack(&m), srv)
 	}
 	seed(func(*dns.Msg) {})
 	seed(func(m *dns.Msg) { m.Answer[0], m.Answer[2] = m.Answer[2], m.Answer[0] })
@@ -97,11 +103,21 @@ func FuzzReply(f *testing.F) {
 	seed(func(m *dns.Msg) {
 		m.Answer = rrs(`www.a.example. 1 IN CNAME \000\.x\ .example.`, `\000\.x\ .example. 1 IN A 192.0.2.1`)
 	})
+	for _, answer := range []string{"0 0 80 b.example.", "1 65535 0 .", `0 0 80 \.\000.`} {
+		seed(func(m *dns.Msg) {
+			m.Question[0].Qtype = dns.TypeSRV
+			m.Answer = rrs("www.a.example. 1 IN CNAME s.example.", "s.example. 1 IN SRV "+answer, "evil.example. 1 IN SRV "+answer)
+		})
+	}
 	seed(func(m *dns.Msg) { m.Truncated = true })
 	seed(func(m *dns.Msg) { m.Question = nil })
 	seed(func(m *dns.Msg) { m.Rcode = dns.RcodeBadVers })
 
-	f.Fuzz(func(t *testing.T, msg []byte) {
+	f.Fuzz(func(t *testing.T, msg []byte, srv bool) {
+		q := questions[0]
+		if srv {
+			q = questions[1]
+		}
 		if !q.answeredBy(msg, 1) {
 			return
 		}
@@ -129,16 +145,29 @@ func FuzzReply(f *testing.F) {
 				}
 			}
 		}
-		for _, addr := range r.addrs {
-			found := false
-			for _, rr := range m.Answer {
-				if a, ok := rr.(*dns.A); ok && a.Hdr.Class == dns.ClassINET && reached[strings.ToLower(a.Hdr.Name)] {
-					got, _ := netip.AddrFromSlice(a.A.To4())
-					found = found || got == addr
-				}
+		var addrs []netip.Addr
+		var services []net.SRV
+		for _, rr := range m.Answer {
+			if h := rr.Header(); h.Class != dns.ClassINET || !reached[strings.ToLower(h.Name)] {
+				continue
 			}
-			if !found {
+			switch rr := rr.(type) {
+			case *dns.A:
+				addr, _ := netip.AddrFromSlice(rr.A.To4())
+				addrs = append(addrs, addr)
+			case *dns.SRV:
+				target := strings.ToLower(strings.TrimSuffix(rr.Target, "."))
+				services = append(services, net.SRV{Target: target, Port: rr.Port, Priority: rr.Priority, Weight: rr.Weight})
+			}
+		}
+		for _, addr := range r.addrs {
+			if srv || !slices.Contains(addrs, addr) {
 				t.Fatalf("%v is not an address of %s in\n%v", addr, q.name, &m)
+			}
+		}
+		for _, service := range r.services {
+			if !srv || service.Target == "" || !slices.Contains(services, service) {
+				t.Fatalf("%v is not a service of %s in\n%v", service, q.name, &m)
 			}
 		}
 	})

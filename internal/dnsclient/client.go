@@ -161,8 +161,8 @@ func (c *Client) enter() bool {
 // Aliases are followed (RFC 1034, section 3.6.2). If a reply ends with an alias
 // and no word about the name that it leads to, that name is asked for once.
 func (c *Client) Lookup(ctx context.Context, name string, qtype uint16) (addrs []netip.Addr, ttl time.Duration, err error) {
-	if qtype == dns.TypeSRV {
-		qtype = dns.TypeNone // has a method of its own
+	if qtype != dns.TypeA && qtype != dns.TypeAAAA {
+		qtype = dns.TypeNone
 	}
 	r, err := c.lookup(ctx, name, qtype)
 	return r.addrs, r.ttl, err
@@ -180,6 +180,9 @@ func (c *Client) lookup(ctx context.Context, name string, qtype uint16) (reply, 
 	start := time.Now()
 	l := lookup{ctx: ctx}
 	r, f := l.run(c, name, qtype)
+	if f.kind == 0 && c.trace == nil {
+		return r, nil
+	}
 	tries := l.tries()
 	var err error
 	if f.kind != 0 {
@@ -251,8 +254,7 @@ func (l *lookup) tries() []Try {
 }
 
 func (l *lookup) run(c *Client, name string, qtype uint16) (reply, failure) {
-	switch {
-	case name == "", qtype != dns.TypeA && qtype != dns.TypeAAAA && qtype != dns.TypeSRV:
+	if name == "" || qtype == dns.TypeNone {
 		return reply{}, failure{kind: Invalid, rcode: -1, err: errors.New("not a question for addresses")}
 	}
 	q, err := newQuestion(dns.Fqdn(name), qtype)

@@ -48,9 +48,10 @@ type Config struct {
 type Client struct {
 	timeout   time.Duration
 	tries     int
-	intervals intervals
+	roots     *x509.CertPool
 	route     func(name string) *Client
 	trace     func(*Trace)
+	intervals intervals
 
 	ctx        context.Context // ends with Close
 	cancel     context.CancelFunc
@@ -67,7 +68,10 @@ type Client struct {
 // New returns a client that asks servers in this order of preference. It
 // touches no network before the first lookup. Close releases what it holds.
 func New(servers []Nameserver, cfg Config) *Client {
-	c := &Client{timeout: cfg.Timeout, tries: cfg.Tries, intervals: defaultIntervals, route: cfg.Route, trace: cfg.Trace}
+	c := &Client{
+		timeout: cfg.Timeout, tries: cfg.Tries, roots: cfg.Roots,
+		route: cfg.Route, trace: cfg.Trace, intervals: defaultIntervals,
+	}
 	if c.timeout <= 0 {
 		c.timeout = defaultTimeout
 	}

@@ -453,7 +453,7 @@ func TestLookup(t *testing.T) {
 			name: "TCP length 0",
 			udp:  truncated,
 			tcp:  func(q *query) { q.raw(nil) },
-			kind: Malformed, rcode: -1, text: "not a reply to the query", tcpQueries: 1,
+			kind: Malformed, rcode: -1, text: "shorter than a header", tcpQueries: 1,
 		},
 		{
 			name: "TCP with a forged ID",
@@ -461,6 +461,27 @@ func TestLookup(t *testing.T) {
 			tcp: func(q *query) {
 				m := q.answer(evil)
 				m.Id++
+				q.reply(m)
+			},
+			timeout: 500 * time.Millisecond,
+			kind:    Timeout, rcode: -1, tcpQueries: 1, ignored: 1,
+		},
+		{
+			name: "TCP with a forged ID, then good",
+			udp:  truncated,
+			tcp: func(q *query) {
+				forged := q.answer(evil)
+				forged.Id++
+				q.reply(forged, q.answer(good))
+			},
+			want: addrs("192.0.2.1"), ttl: time.Minute, tcpQueries: 1, ignored: 1,
+		},
+		{
+			name: "TCP with a forged question",
+			udp:  truncated,
+			tcp: func(q *query) {
+				m := q.answer(evil)
+				m.Question[0].Qtype = dns.TypeAAAA
 				q.reply(m)
 			},
 			kind: Malformed, rcode: -1, text: "not a reply to the query", tcpQueries: 1,
@@ -1149,7 +1170,7 @@ func TestClose(t *testing.T) {
 	if wantError(t, err, Closed); !errors.Is(err, ErrClosed) {
 		t.Errorf("got %v, want ErrClosed", err)
 	}
-	if c.SetNameservers([]Nameserver{s.Nameserver, {"tcp", s.AddrPort}}); len(c.Nameservers()) != 2 {
+	if c.SetNameservers([]Nameserver{s.Nameserver, {Network: "tcp", AddrPort: s.AddrPort}}); len(c.Nameservers()) != 2 {
 		t.Errorf("nameservers are %v", c.Nameservers())
 	}
 }
@@ -1224,7 +1245,7 @@ func BenchmarkLookup(b *testing.B) {
 			conn.WriteToUDPAddrPort(append(buf[:n], tail...), from)
 		}
 	}()
-	c := New([]Nameserver{{"udp", conn.LocalAddr().(*net.UDPAddr).AddrPort()}}, Config{})
+	c := New([]Nameserver{{Network: "udp", AddrPort: conn.LocalAddr().(*net.UDPAddr).AddrPort()}}, Config{})
 	for b.Loop() {
 		if _, _, err := c.Lookup(context.Background(), "a.example", dns.TypeA); err != nil {
 			b.Fatal(err)

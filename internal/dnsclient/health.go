@@ -80,11 +80,7 @@ type server struct {
 
 func (c *Client) newServer(ns Nameserver) *server {
 	s := &server{Nameserver: ns}
-	if ns.Network == "tcp" {
-		s.first = newTCP(ns.AddrPort)
-	} else {
-		s.first, s.fallback = newUDP(ns.AddrPort, &c.mismatches), newTCP(ns.AddrPort)
-	}
+	s.first, s.fallback = newTransports(ns, c.roots, &c.mismatches)
 	s.ctx, s.cancel = context.WithCancel(c.ctx)
 	return s
 }

@@ -61,7 +61,7 @@ func TestDeadFirstServer(t *testing.T) {
 		}
 	})
 	t.Run("refusing", func(t *testing.T) {
-		dead := &script{Nameserver: Nameserver{"udp", closedPort(t)}}
+		dead := &script{Nameserver: Nameserver{Network: "udp", AddrPort: closedPort(t)}}
 		live := newScript(t, answering, nil)
 		c := newClient(t, Config{Tries: 3}, dead, live)
 		for range 5 {
@@ -349,7 +349,7 @@ func TestOutage(t *testing.T) {
 
 	t.Run("port closed, then open", func(t *testing.T) {
 		addr := closedPort(t)
-		c := newClient(t, Config{Tries: 3}, &script{Nameserver: Nameserver{"udp", addr}})
+		c := newClient(t, Config{Tries: 3}, &script{Nameserver: Nameserver{Network: "udp", AddrPort: addr}})
 		c.intervals.probe = 10 * time.Millisecond
 		_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 		if e := err.(*Error); e.Kind != Network && e.Kind != Outage {
@@ -477,7 +477,7 @@ func TestSetNameserversKeepsHealth(t *testing.T) {
 	if err := lookUp(t, c, "a.example"); err != nil {
 		t.Fatal(err)
 	}
-	c.SetNameservers([]Nameserver{{"tcp", b.AddrPort}, a.Nameserver})
+	c.SetNameservers([]Nameserver{{Network: "tcp", AddrPort: b.AddrPort}, a.Nameserver})
 	if c.servers[1] != kept || c.servers[0] == removed {
 		t.Error("servers are told apart by something else than their address")
 	}

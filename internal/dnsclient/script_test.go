@@ -48,7 +48,7 @@ func newScript(t testing.TB, udp, tcp func(*query)) *script {
 			conn.Close()
 			continue
 		}
-		s := &script{Nameserver: Nameserver{"udp", addr}, udp: udp, tcp: tcp}
+		s := &script{Nameserver: Nameserver{Network: "udp", AddrPort: addr}, udp: udp, tcp: tcp}
 		s.serve(t, conn, listener)
 		return s
 	}

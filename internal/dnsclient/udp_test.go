@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -145,14 +144,5 @@ func TestReplyFromElsewhere(t *testing.T) {
 	got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 	if err != nil || len(got) != 1 || got[0].String() != "192.0.2.1" {
 		t.Errorf("got %v, %v", got, err)
-	}
-}
-
-func TestTCPRefused(t *testing.T) {
-	s := &script{Nameserver: Nameserver{"tcp", closedPort(t)}}
-	c := newClient(t, Config{}, s)
-	err := lookUp(t, c, "a.example")
-	if wantError(t, err, Network); !strings.HasSuffix(err.Error(), s.String()+": connection refused") {
-		t.Errorf("got %v", err)
 	}
 }

@@ -1,0 +1,204 @@
+package dnsclient
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	messageType = "application/dns-message"
+
+	// pingAfter is for how long an HTTP/2 connection may be silent before the
+	// server is pinged, and within which it must reply to that.
+	pingAfter = time.Second
+)
+
+// https asks over HTTPS (RFC 8484), with POST, so that no cache on the way keeps
+// the reply and its TTLs grow old. http.Transport keeps the connection.
+//
+// A server must speak HTTP/2, as the RFC recommends and all public servers do.
+// Over HTTP/1.1 each query in flight would take a connection of its own, and a
+// burst of them a burst of handshakes. Nothing is followed but the URL: no
+// redirect, no proxy, no cookie.
+type https struct {
+	url    string
+	dialer *dialer
+	http   *http.Transport
+
+	mu        sync.Mutex
+	links     map[*link]struct{}
+	unlinked  *sync.Cond
+	exchanges int // under way
+	closed    bool
+}
+
+// link is a connection, from its beginning to its end. http.Transport dials in
+// its own time, and does not say what it has open.
+type link struct {
+	net.Conn // set under https.mu, once
+	https    *https
+	cancel   context.CancelFunc // interrupts dialling
+}
+
+func newHTTPS(ns Nameserver, roots *x509.CertPool) *https {
+	host := ns.identity()
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if port := ns.AddrPort.Port(); port != defaultPorts["https"] {
+		host = fmt.Sprintf("%s:%d", host, port)
+	}
+	h := &https{
+		url:    "https://" + host + ns.Path,
+		dialer: newDialer(ns, roots, "h2"),
+		links:  make(map[*link]struct{}),
+	}
+	h.unlinked = sync.NewCond(&h.mu)
+	h.http = &http.Transport{
+		DialTLSContext:         h.dial,
+		Protocols:              new(http.Protocols),
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter, WriteByteTimeout: maxSilence},
+		MaxConnsPerHost:        1, // at a time; others wait for it rather than dial too
+		IdleConnTimeout:        maxIdle,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 16 << 10,
+	}
+	h.http.Protocols.SetHTTP2(true)
+	return h
+}
+
+func (*https) String() string { return "https" }
+
+func (h *https) exchange(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error) {
+	h.enter()
+	defer h.leave()
+	ctx, cancel := context.WithDeadline(context.WithValue(ctx, dialBy{}, dialDeadline(deadline)), deadline)
+	defer cancel()
+
+	const id = 0 // RFC 8484, section 4.1
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.url, bytes.NewReader(q.appendQuery(nil, id, edns)))
+	if err != nil {
+		return nil, 0, err
+	}
+	req.Header = http.Header{
+		"Accept":       {messageType},
+		"Content-Type": {messageType},
+		"User-Agent":   nil, // says nothing
+		// Not sent; it lets http.Transport ask again when the server closes a
+		// connection that was used before.
+		"X-Idempotency-Key": nil,
+	}
+	resp, err := h.http.RoundTrip(req)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, 0, fmt.Errorf("HTTP status %d", resp.StatusCode)
+	}
+	contentType := resp.Header.Get("Content-Type")
+	if mediaType, _, _ := mime.ParseMediaType(contentType); mediaType != messageType {
+		return nil, 0, malformed(fmt.Sprintf("content type %.100q", contentType))
+	}
+	reply, err = io.ReadAll(io.LimitReader(resp.Body, maxMessage+1))
+	switch {
+	case err != nil:
+		return nil, 0, unexpected(err)
+	case len(reply) > maxMessage:
+		return nil, 0, malformed("longer than any message")
+	case !q.answeredBy(reply, id):
+		return nil, 1, malformed("not a reply to the query")
+	}
+	return reply, 0, nil
+}
+
+// dialBy is the key of the context's value that says when to give up dialling:
+// http.Transport takes the deadline away, since others may wait for the same
+// connection.
+type dialBy struct{}
+
+// dial connects for http.Transport.
+func (h *https) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	ctx, cancel := context.WithDeadline(ctx, ctx.Value(dialBy{}).(time.Time))
+	defer cancel()
+	l := &link{https: h, cancel: cancel}
+	h.mu.Lock()
+	h.links[l] = struct{}{}
+	h.mu.Unlock()
+
+	conn, err := h.dialer.connect(ctx)
+	if err != nil {
+		h.unlink(l)
+		return nil, err
+	}
+	h.mu.Lock()
+	l.Conn = conn
+	h.mu.Unlock()
+	secured, err := h.dialer.secure(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	if secured.(*tls.Conn).ConnectionState().NegotiatedProtocol != "h2" {
+		_ = l.Close()
+		return nil, errors.New("the server does not speak HTTP/2")
+	}
+	return secured, nil
+}
+
+func (l *link) Close() error {
+	l.https.unlink(l)
+	return l.Conn.Close()
+}
+
+func (h *https) unlink(l *link) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.links, l)
+	h.unlinked.Broadcast()
+}
+
+func (h *https) enter() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.exchanges++
+}
+
+func (h *https) leave() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.exchanges--
+	if h.closed {
+		h.settle()
+	}
+}
+
+func (h *https) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	h.settle()
+}
+
+// settle ends what is left of a closed transport, unless an exchange is under
+// way, which will do it. The caller holds h.mu.
+func (h *https) settle() {
+	for len(h.links) > 0 && h.exchanges == 0 {
+		for l := range h.links {
+			if l.cancel(); l.Conn != nil {
+				_ = l.Conn.Close() // then http.Transport closes l
+			}
+		}
+		h.unlinked.Wait()
+	}
+}

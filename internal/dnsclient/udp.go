@@ -1,0 +1,159 @@
+package dnsclient
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// A UDP socket is closed after this many queries, at this age, and after any
+	// query that did not simply get its reply, so that nobody has much time to
+	// guess its port, and late replies meet a closed one.
+	maxSocketQueries = 32
+	maxSocketAge     = 10 * time.Second
+
+	// maxIdleSockets bounds the sockets kept for the next queries to a server.
+	maxIdleSockets = 16
+
+	// maxQuery is the most octets that a query has: the header, a question and
+	// an OPT record.
+	maxQuery = headerLen + maxName + 4 + 11
+)
+
+// buffers holds buffers that take any message, so that a datagram that is larger
+// than what was offered is seen whole.
+var buffers = sync.Pool{New: func() any { return new([maxMessage]byte) }}
+
+// udp asks over connected sockets. A socket carries one query at a time.
+type udp struct {
+	addr       *net.UDPAddr
+	mismatches *atomic.Uint64
+
+	mu     sync.Mutex
+	idle   []*udpSocket // the last one was used last
+	sweep  *time.Timer  // closes idle sockets that are too old; nil while there are none
+	closed bool
+}
+
+type udpSocket struct {
+	*net.UDPConn
+	receiver
+	born    time.Time
+	queries int
+	query   [maxQuery]byte // the one in flight
+}
+
+func newUDP(addr netip.AddrPort, mismatches *atomic.Uint64) *udp {
+	return &udp{addr: net.UDPAddrFromAddrPort(addr), mismatches: mismatches}
+}
+
+func (*udp) String() string { return "udp" }
+
+func (u *udp) exchange(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error) {
+	socket, err := u.checkOut()
+	if err != nil {
+		return nil, 0, err
+	}
+	clean := false
+	defer func() { u.checkIn(socket, clean) }()
+
+	if err := socket.SetDeadline(deadline); err != nil {
+		return nil, 0, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = socket.SetDeadline(longAgo) })
+	defer func() { clean = stop() && clean }()
+
+	id := newID()
+	if _, err := socket.Write(q.appendQuery(socket.query[:0], id, edns)); err != nil {
+		return nil, 0, err
+	}
+	for {
+		msg, err := socket.receive(socket.UDPConn)
+		if err != nil {
+			return nil, ignored, err
+		}
+		if q.answeredBy(msg, id) {
+			clean = ignored == 0
+			return msg, ignored, nil
+		}
+		ignored++
+		u.mismatches.Add(1)
+	}
+}
+
+// checkOut returns a socket for one query: the one used last, or a fresh one
+// with a port of the kernel's choice.
+func (u *udp) checkOut() (*udpSocket, error) {
+	u.mu.Lock()
+	if n := len(u.idle); n > 0 {
+		socket := u.idle[n-1]
+		u.idle = u.idle[:n-1]
+		u.mu.Unlock()
+		if time.Since(socket.born) < maxSocketAge {
+			return socket, nil
+		}
+		_ = socket.Close()
+	} else {
+		u.mu.Unlock()
+	}
+
+	conn, err := net.DialUDP("udp", nil, u.addr)
+	if err != nil {
+		return nil, err
+	}
+	return &udpSocket{UDPConn: conn, born: time.Now()}, nil
+}
+
+// checkIn takes a socket back after its query. Clean is whether the query got
+// its reply and the socket nothing else.
+func (u *udp) checkIn(socket *udpSocket, clean bool) {
+	socket.queries++
+
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !clean || u.closed || socket.queries >= maxSocketQueries ||
+		len(u.idle) >= maxIdleSockets || time.Since(socket.born) >= maxSocketAge {
+		_ = socket.Close()
+		return
+	}
+	u.idle = append(u.idle, socket)
+	if u.sweep == nil {
+		u.sweep = time.AfterFunc(maxSocketAge, u.closeOld)
+	}
+}
+
+// closeOld closes the idle sockets that are too old, and comes again while
+// there are others.
+func (u *udp) closeOld() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.idle = slices.DeleteFunc(u.idle, func(socket *udpSocket) bool {
+		if time.Since(socket.born) < maxSocketAge {
+			return false
+		}
+		_ = socket.Close()
+		return true
+	})
+	u.sweep = nil
+	if len(u.idle) > 0 {
+		u.sweep = time.AfterFunc(maxSocketAge, u.closeOld)
+	}
+}
+
+func (u *udp) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.closed = true
+	if u.sweep != nil {
+		u.sweep.Stop()
+	}
+	for _, socket := range u.idle {
+		_ = socket.Close()
+	}
+	u.idle = nil
+}

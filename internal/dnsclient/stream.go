@@ -104,9 +104,13 @@ func newStream(ns Nameserver, roots *x509.CertPool, mismatches *atomic.Uint64) *
 func (s *stream) String() string { return s.name }
 
 func (s *stream) exchange(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error) {
+	left := time.Until(deadline)
+	if left <= 0 {
+		return nil, 0, os.ErrDeadlineExceeded
+	}
 	s.enter()
 	defer s.leave()
-	timer := time.NewTimer(time.Until(deadline))
+	timer := time.NewTimer(left)
 	defer timer.Stop()
 
 	// A server may close a connection at any time, so a query that comes to
@@ -336,6 +340,9 @@ func (s *stream) write(c *streamConn) {
 		s.mu.Lock()
 		out, c.out = c.out, out[:0]
 		s.mu.Unlock()
+		if len(out) == 0 {
+			continue // what woke it has gone out with what was before it
+		}
 
 		if _, err := c.Write(out); err != nil {
 			s.mu.Lock()

@@ -1,0 +1,773 @@
+package dnsclient
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// peers is the other side of a stream over pipes, for use in a bubble, which
+// also sees that no goroutine is left.
+type peers struct {
+	*stream
+	t        *testing.T
+	dials    int
+	accepted chan *peer // unless it is full, dialling does not wait for it
+}
+
+// peer is the other side of one connection.
+type peer struct {
+	net.Conn
+	t *testing.T
+}
+
+func newPeers(t *testing.T) *peers {
+	p := &peers{t: t, accepted: make(chan *peer, 10)}
+	p.stream = newStream(Nameserver{Network: "tcp"}, nil, new(atomic.Uint64))
+	p.stream.dial = func(context.Context) (net.Conn, error) {
+		time.Sleep(time.Millisecond) // until all who ask at the same time wait
+		p.dials++
+		near, far := net.Pipe()
+		p.accepted <- &peer{Conn: far, t: t}
+		return near, nil
+	}
+	t.Cleanup(p.stream.close)
+	return p
+}
+
+// query reads the next query.
+func (p *peer) query() *query {
+	p.t.Helper()
+	var length [2]byte
+	if _, err := io.ReadFull(p, length[:]); err != nil {
+		p.t.Fatal(err)
+	}
+	msg := make([]byte, binary.BigEndian.Uint16(length[:]))
+	if _, err := io.ReadFull(p, msg); err != nil {
+		p.t.Fatal(err)
+	}
+	q := &query{Msg: new(dns.Msg), transport: "tcp", send: func(b []byte) { p.Write(b) }}
+	if err := q.Unpack(msg); err != nil {
+		p.t.Fatal(err)
+	}
+	return q
+}
+
+// wantClosed waits for the end of the connection, and fails if a query comes
+// before it.
+func (p *peer) wantClosed() {
+	p.t.Helper()
+	if n, err := p.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		p.t.Errorf("read %d octets, %v; want the end of the connection", n, err)
+	}
+}
+
+// result is what an exchange returned.
+type result struct {
+	reply   []byte
+	ignored int
+	err     error
+}
+
+// ask begins an exchange.
+func (p *peers) ask(ctx context.Context, timeout time.Duration, name string) <-chan result {
+	q, err := newQuestion(name, dns.TypeA)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	results := make(chan result, 1)
+	deadline := time.Now().Add(timeout)
+	go func() {
+		var r result
+		r.reply, r.ignored, r.err = p.exchange(ctx, deadline, q, true)
+		if r.err == nil && (!q.answeredBy(r.reply, binary.BigEndian.Uint16(r.reply)) || len(r.reply) == 0) {
+			p.t.Error("a reply to another question")
+		}
+		results <- r
+	}()
+	return results
+}
+
+// prime has one query answered, and returns the connection that carried it.
+func (p *peers) prime() *peer {
+	p.t.Helper()
+	asked := p.ask(p.t.Context(), patience, "first.example.")
+	peer := <-p.accepted
+	answering(peer.query())
+	p.want(asked, nil)
+	return peer
+}
+
+// want waits for the end of an exchange and checks its error.
+func (p *peers) want(results <-chan result, want error) result {
+	p.t.Helper()
+	r := <-results
+	if !errors.Is(r.err, want) {
+		p.t.Errorf("got error %v, want %v", r.err, want)
+	}
+	return r
+}
+
+func (p *peers) wantDials(want int) {
+	p.t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dials != want {
+		p.t.Errorf("%d connections, want %d", p.dials, want)
+	}
+}
+
+func TestPipelining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		var asked []<-chan result
+		for i := range 100 {
+			asked = append(asked, p.ask(t.Context(), patience, fmt.Sprintf("n%d.example.", i)))
+		}
+		peer := <-p.accepted
+		var queries []*query
+		ids := make(map[uint16]bool)
+		for range asked {
+			q := peer.query()
+			queries = append(queries, q)
+			ids[q.Id] = true
+		}
+		for i := len(queries) - 1; i >= 0; i-- {
+			answering(queries[i])
+		}
+		for _, results := range asked {
+			if r := p.want(results, nil); r.ignored != 0 {
+				t.Errorf("%d messages ignored", r.ignored)
+			}
+		}
+		if p.wantDials(1); len(ids) != len(asked) {
+			t.Errorf("%d IDs for %d queries", len(ids), len(asked))
+		}
+	})
+}
+
+func TestIDsAreUnique(t *testing.T) {
+	c := &streamConn{pending: make(map[uint16]*pending), idle: time.NewTimer(time.Hour), wake: make(chan struct{}, 1)}
+	for range maxIDs {
+		c.add(rootQuestion, false)
+	}
+	if len(c.pending) != maxIDs {
+		t.Errorf("%d IDs for %d queries", len(c.pending), maxIDs)
+	}
+}
+
+func TestIDsRunOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		first := p.prime()
+		for id := range uint16(maxIDs) {
+			p.conn.pending[id] = nil
+		}
+		p.prime()
+		first.wantClosed()
+		p.wantDials(2)
+	})
+}
+
+func TestDialIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		dial, connect := p.dial, make(chan struct{})
+		p.dial = func(ctx context.Context) (net.Conn, error) {
+			<-connect
+			return dial(ctx)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		began := p.ask(ctx, patience, "a.example.")
+		synctest.Wait()
+		hasty := p.ask(t.Context(), time.Second, "b.example.")
+		var others []<-chan result
+		for range 10 {
+			others = append(others, p.ask(t.Context(), patience, "c.example."))
+		}
+		cancel()
+		p.want(began, context.Canceled)
+		p.want(hasty, os.ErrDeadlineExceeded)
+		close(connect)
+		peer := <-p.accepted
+		for range others {
+			answering(peer.query())
+		}
+		for _, results := range others {
+			p.want(results, nil)
+		}
+		p.wantDials(1)
+	})
+}
+
+// A connection that takes longer than a query has time is there for the next.
+func TestDialOutlivesItsQuery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		dial := p.dial
+		p.dial = func(ctx context.Context) (net.Conn, error) {
+			select {
+			case <-time.After(minDial - time.Second):
+				return dial(ctx)
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		p.want(p.ask(t.Context(), time.Second, "a.example."), os.ErrDeadlineExceeded)
+		p.prime()
+		p.wantDials(1)
+	})
+}
+
+// A dial that began long before a query does not take the query's time.
+func TestDialTimesOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		dial, dials := p.dial, 0
+		p.dial = func(ctx context.Context) (net.Conn, error) {
+			if dials++; dials > 1 {
+				return dial(ctx)
+			}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		first := p.ask(t.Context(), minDial, "a.example.")
+		time.Sleep(minDial - time.Second)
+		p.prime()
+		p.want(first, os.ErrDeadlineExceeded)
+	})
+}
+
+func TestDialFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		refused, dials := errors.New("refused"), 0
+		p.dial = func(context.Context) (net.Conn, error) {
+			dials++
+			time.Sleep(time.Second)
+			return nil, refused
+		}
+		a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		p.want(a, refused)
+		p.want(b, refused)
+		if dials != 1 {
+			t.Errorf("%d dials, want 1", dials)
+		}
+	})
+}
+
+func TestIdleConnectionIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		peer := p.prime()
+		time.Sleep(maxIdle - time.Second)
+		asked := p.ask(t.Context(), patience, "a.example.")
+		q := peer.query()
+		time.Sleep(maxIdle + time.Second) // is not idle
+		answering(q)
+		p.want(asked, nil)
+
+		start := time.Now()
+		if peer.wantClosed(); time.Since(start) != maxIdle {
+			t.Errorf("closed after %v", time.Since(start))
+		}
+		p.prime()
+		p.wantDials(2)
+	})
+}
+
+// A connection that nobody waited for in the end is closed like others.
+func TestConnectionThatNobodyUses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		dial := p.dial
+		p.dial = func(ctx context.Context) (net.Conn, error) {
+			time.Sleep(2 * time.Second)
+			return dial(ctx)
+		}
+		p.want(p.ask(t.Context(), time.Second, "a.example."), os.ErrDeadlineExceeded)
+		(<-p.accepted).wantClosed()
+	})
+}
+
+func TestServerCloses(t *testing.T) {
+	reused := func(t *testing.T, p *peers) (*peer, <-chan result, <-chan result) {
+		peer := p.prime()
+		a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		peer.query()
+		peer.query()
+		peer.Close()
+		return <-p.accepted, a, b
+	}
+	for name, test := range map[string]func(*testing.T, *peers){
+		"an idle connection": func(t *testing.T, p *peers) {
+			p.prime().Close()
+			synctest.Wait()
+			p.prime()
+			p.wantDials(2)
+		},
+		"one that was used before": func(t *testing.T, p *peers) {
+			again, a, b := reused(t, p)
+			answering(again.query())
+			answering(again.query())
+			p.want(a, nil)
+			p.want(b, nil)
+			p.wantDials(2)
+		},
+		"and the next as well": func(t *testing.T, p *peers) {
+			again, a, b := reused(t, p)
+			again.query()
+			again.query()
+			again.Close()
+			p.want(a, errHungUp)
+			p.want(b, errHungUp)
+			p.wantDials(2)
+		},
+		"a fresh one": func(t *testing.T, p *peers) {
+			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			peer := <-p.accepted
+			peer.query()
+			peer.query()
+			peer.Close()
+			p.want(a, errHungUp)
+			p.want(b, errHungUp)
+			p.wantDials(1)
+		},
+		"a fresh one that carried a reply": func(t *testing.T, p *peers) {
+			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			peer := <-p.accepted
+			answering(peer.query())
+			peer.query()
+			peer.Close()
+			answering((<-p.accepted).query())
+			p.want(a, nil)
+			p.want(b, nil)
+		},
+		"one that never carried a reply": func(t *testing.T, p *peers) {
+			ctx, cancel := context.WithCancel(t.Context())
+			left := p.ask(ctx, patience, "left.example.")
+			peer := <-p.accepted
+			peer.query()
+			cancel()
+			p.want(left, context.Canceled)
+			asked := p.ask(t.Context(), patience, "a.example.")
+			peer.query()
+			peer.Close()
+			answering((<-p.accepted).query())
+			p.want(asked, nil)
+		},
+		"within a message": func(t *testing.T, p *peers) {
+			peer := p.prime()
+			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			peer.query()
+			peer.query()
+			peer.Write([]byte{0, 50, 1})
+			peer.Close()
+			p.want(a, malformed("shorter than its length says"))
+			p.want(b, malformed("shorter than its length says"))
+			p.wantDials(1)
+			p.prime()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, newPeers(t)) })
+		})
+	}
+}
+
+func TestSilentConnectionIsRetired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		old := p.prime()
+		patient := p.ask(t.Context(), time.Hour, "slow.example.")
+		slow := old.query()
+		asked := p.ask(t.Context(), time.Second, "a.example.")
+		old.query()
+		p.want(asked, os.ErrDeadlineExceeded)
+
+		p.prime()
+		p.wantDials(2)
+		time.Sleep(time.Minute) // and what is in flight may finish
+		answering(slow)
+		p.want(patient, nil)
+		old.wantClosed()
+	})
+}
+
+// A query that is not answered while others are is no reason for a new
+// connection, and neither is one that had no time.
+func TestLiveConnectionIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		peer := p.prime()
+		dead := p.ask(t.Context(), 2*time.Second, "dead.example.")
+		peer.query()
+		live := p.ask(t.Context(), 2*time.Second, "a.example.")
+		answering(peer.query())
+		p.want(live, nil)
+		p.want(dead, os.ErrDeadlineExceeded)
+
+		hasty := p.ask(t.Context(), minWait-time.Millisecond, "b.example.")
+		peer.query()
+		p.want(hasty, os.ErrDeadlineExceeded)
+		live = p.ask(t.Context(), time.Second, "c.example.")
+		answering(peer.query())
+		p.want(live, nil)
+		p.wantDials(1)
+	})
+}
+
+// Callers that leave early never see a timeout, but a new connection in time.
+func TestSilenceWithoutATimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		old := p.prime()
+		for range 5 {
+			ctx, cancel := context.WithTimeout(t.Context(), maxSilence/4)
+			left := p.ask(ctx, patience, "a.example.")
+			old.query()
+			p.want(left, context.DeadlineExceeded)
+			cancel()
+		}
+		p.prime()
+		old.wantClosed()
+		p.wantDials(2)
+	})
+}
+
+func TestCallerLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		left, stayed := p.ask(ctx, patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		peer := <-p.accepted
+		queries := []*query{peer.query(), peer.query()}
+		cancel()
+		p.want(left, context.Canceled)
+		for _, q := range queries {
+			answering(q)
+		}
+		p.want(stayed, nil)
+		if p.wantDials(1); p.mismatches.Load() != 1 || len(p.conn.pending) != 0 {
+			t.Errorf("%d mismatches, %d IDs taken", p.mismatches.Load(), len(p.conn.pending))
+		}
+	})
+}
+
+func TestForgedOverStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		peer := <-p.accepted
+		for range 2 {
+			q := peer.query()
+			m := q.answer(evil)
+			if q.Question[0].Name == "a.example." {
+				m.Question[0].Name = "b.example."
+			}
+			for other := m.Copy(); ; {
+				other.Id++
+				p.mu.Lock()
+				_, taken := p.conn.pending[other.Id]
+				if p.mu.Unlock(); !taken {
+					q.reply(other)
+					break
+				}
+			}
+			q.reply(m)
+		}
+		p.want(a, malformed("not a reply to the query"))
+		p.want(b, nil)
+		if p.wantDials(1); p.mismatches.Load() != 2 {
+			t.Errorf("%d mismatches, want 2", p.mismatches.Load())
+		}
+	})
+}
+
+// A server that reads nothing holds nobody past the deadline, and only those
+// that were with it from the start.
+func TestBlockedWriter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		start := time.Now()
+		a, b, c := p.ask(ctx, time.Hour, "a.example."), p.ask(t.Context(), time.Second, "b.example."), p.ask(t.Context(), 2*time.Second, "c.example.")
+		stuck := <-p.accepted
+		if p.want(b, os.ErrDeadlineExceeded); time.Since(start) != time.Second {
+			t.Errorf("waited for %v", time.Since(start))
+		}
+		p.prime()
+		if p.want(c, os.ErrDeadlineExceeded); time.Since(start) != 2*time.Second {
+			t.Errorf("waited for %v", time.Since(start))
+		}
+		cancel()
+		p.want(a, context.Canceled)
+		stuck.wantClosed()
+		p.wantDials(2)
+	})
+}
+
+func TestNoTimeAtAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		p.prime()
+		p.want(p.ask(t.Context(), -time.Second, "a.example."), os.ErrDeadlineExceeded)
+		if p.conn == nil {
+			t.Error("the connection was retired")
+		}
+	})
+}
+
+func TestCloseStream(t *testing.T) {
+	for name, test := range map[string]func(*testing.T, *peers){
+		"unused": func(*testing.T, *peers) {},
+		"idle": func(t *testing.T, p *peers) {
+			peer := p.prime()
+			p.close()
+			peer.wantClosed()
+		},
+		"blocked": func(t *testing.T, p *peers) {
+			p.want(p.ask(t.Context(), minWait/2, "a.example."), os.ErrDeadlineExceeded)
+			p.close()
+		},
+		"dialling": func(t *testing.T, p *peers) {
+			p.dial = func(ctx context.Context) (net.Conn, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			p.want(p.ask(t.Context(), time.Second, "a.example."), os.ErrDeadlineExceeded)
+			start := time.Now()
+			if p.close(); time.Since(start) != 0 {
+				t.Error("waited for the dial")
+			}
+		},
+		"dialling without a way back": func(t *testing.T, p *peers) {
+			dial := p.dial
+			p.dial = func(ctx context.Context) (net.Conn, error) {
+				<-ctx.Done()
+				return dial(ctx)
+			}
+			p.want(p.ask(t.Context(), time.Second, "a.example."), os.ErrDeadlineExceeded)
+			p.close()
+			(<-p.accepted).wantClosed()
+		},
+		"in use": func(t *testing.T, p *peers) {
+			asked := p.ask(t.Context(), patience, "a.example.")
+			peer := <-p.accepted
+			q := peer.query()
+			p.close()
+			answering(q)
+			p.want(asked, nil)
+			peer.wantClosed()
+		},
+		"then used": func(t *testing.T, p *peers) {
+			p.close()
+			p.prime().wantClosed()
+			p.prime().wantClosed()
+			p.wantDials(2)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPeers(t)
+				test(t, p)
+				p.close()
+				if p.goroutines != 0 {
+					t.Errorf("%d goroutines are left", p.goroutines)
+				}
+			})
+		})
+	}
+}
+
+// After a truncated reply the connection is kept, too.
+func TestFallbackIsKept(t *testing.T) {
+	s := newScript(t, truncated, answering)
+	c := newClient(t, Config{}, s)
+	for range 3 {
+		if err := lookUp(t, c, "a.example"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	from := make(map[string]bool)
+	for _, q := range s.seen {
+		if q.transport == "tcp" {
+			from[q.from] = true
+		}
+	}
+	if len(from) != 1 || s.queries("tcp") != 3 {
+		t.Errorf("%d queries over %d connections", s.queries("tcp"), len(from))
+	}
+}
+
+// Many at once, while some leave and the server closes connections.
+func TestConcurrentStream(t *testing.T) {
+	s := newScript(t, nil, func(q *query) {
+		if answering(q); q.n%97 == 0 {
+			q.hangUp()
+		}
+	})
+	s.Network = "tcp"
+	c := newClient(t, Config{Tries: 3}, s)
+	var running sync.WaitGroup
+	for i := range 16 {
+		running.Go(func() {
+			for j := range 50 {
+				ctx, cancel := context.WithCancel(t.Context())
+				if j%10 == 9 {
+					go cancel()
+				}
+				_, _, err := c.Lookup(ctx, fmt.Sprintf("n%d-%d.example", i, j), dns.TypeA)
+				if cancel(); err != nil && !errors.Is(err, context.Canceled) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	running.Wait()
+}
+
+func TestTCPRefused(t *testing.T) {
+	s := &script{Nameserver: Nameserver{Network: "tcp", AddrPort: closedPort(t)}}
+	c := newClient(t, Config{}, s)
+	err := lookUp(t, c, "a.example")
+	if wantError(t, err, Network); !strings.HasSuffix(err.Error(), s.String()+": connection refused") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// FuzzStream has a server write any bytes while two queries are in flight. In
+// them, a byte of 0xff where an ID may be stands for the ID of a query.
+func FuzzStream(f *testing.F) {
+	reply := func(id byte, name string) []byte {
+		m := new(dns.Msg).SetQuestion(name, dns.TypeA)
+		m.Response, m.Answer = true, rrs(name+" 60 IN A 192.0.2.1")
+		b := pack(m)
+		b[0], b[1] = 0xff, id
+		return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
+	}
+	a, b := reply(0, "a.example."), reply(1, "b.example.")
+	f.Add(append(b, a...))
+	f.Add(append(a, a...))
+	f.Add(reply(1, "a.example."))
+	f.Add(append(reply(7, "a.example."), a[:len(a)-3]...))
+	f.Add([]byte{0, 0})
+	f.Add([]byte{0, 12, 0xff, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Add([]byte{0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPeers(t)
+			start := time.Now()
+			asked := []<-chan result{p.ask(t.Context(), time.Second, "a.example."), p.ask(t.Context(), 2*time.Second, "b.example.")}
+			peer := <-p.accepted
+			ids := make(map[string]uint16)
+			for range asked {
+				q := peer.query()
+				ids[q.Question[0].Name] = q.Id
+			}
+
+			// The IDs are not known before: put them where the framing has them.
+			for rest := script; len(rest) >= 4; {
+				n := 2 + int(binary.BigEndian.Uint16(rest))
+				if n >= 4 && rest[2] == 0xff && rest[3] < 2 {
+					binary.BigEndian.PutUint16(rest[2:], ids[[]string{"a.example.", "b.example."}[rest[3]]])
+				}
+				rest = rest[min(n, len(rest)):]
+			}
+			peer.SetWriteDeadline(start.Add(time.Minute))
+			peer.Write(script)
+			if len(script)%2 == 0 {
+				peer.Close()
+			}
+			go func() { // after a hang-up the server may be asked again
+				if again := <-p.accepted; again != nil {
+					again.Close()
+				}
+			}()
+			for _, results := range asked {
+				if r := <-results; (r.reply == nil) == (r.err == nil) {
+					t.Errorf("got reply %x and error %v", r.reply, r.err)
+				}
+			}
+			if time.Since(start) > 2*time.Second {
+				t.Errorf("took %v", time.Since(start))
+			}
+			close(p.accepted)
+		})
+	})
+}
+
+// BenchmarkStream is a lookup over a kept TCP connection, one at a time and many.
+func BenchmarkStream(b *testing.B) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	tail := pack(&dns.Msg{Answer: rrs(good)})[headerLen:]
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		var (
+			r   = bufio.NewReader(conn)
+			w   = bufio.NewWriter(conn)
+			msg []byte
+		)
+		for {
+			if msg, err = readMessage(r); err != nil {
+				return
+			}
+			msg[2], msg[3], msg[7], msg[11] = 0x81, 0x80, 1, 0
+			msg = append(msg[:len(msg)-11], tail...) // without the OPT record
+			w.Write(binary.BigEndian.AppendUint16(nil, uint16(len(msg))))
+			w.Write(msg)
+			if r.Buffered() == 0 {
+				w.Flush()
+			}
+		}
+	}()
+	c := New([]Nameserver{{Network: "tcp", AddrPort: listener.Addr().(*net.TCPAddr).AddrPort()}}, Config{})
+	lookUp := func() error {
+		_, _, err := c.Lookup(context.Background(), "a.example", dns.TypeA)
+		return err
+	}
+	b.Run("alone", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := lookUp(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("pipelined", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetParallelism(32)
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				if err := lookUp(); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	})
+	c.Close()
+	listener.Close()
+	<-done
+}

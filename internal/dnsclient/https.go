@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"time"
@@ -48,6 +49,7 @@ type https struct {
 type link struct {
 	net.Conn // set under https.mu, once
 	https    *https
+	dialling bool
 	cancel   context.CancelFunc // interrupts dialling
 }
 
@@ -85,21 +87,17 @@ func (h *https) exchange(ctx context.Context, deadline time.Time, q *question, e
 	defer h.leave()
 	ctx, cancel := context.WithDeadline(context.WithValue(ctx, dialBy{}, dialDeadline(deadline)), deadline)
 	defer cancel()
+	reused := false
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
+	})
 
 	const id = 0 // RFC 8484, section 4.1
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.url, bytes.NewReader(q.appendQuery(nil, id, edns)))
-	if err != nil {
-		return nil, 0, err
+	query := q.appendQuery(nil, id, edns)
+	resp, err := h.post(ctx, query)
+	if err != nil && reused && ctx.Err() == nil {
+		resp, err = h.post(ctx, query) // the server may close a connection at any time
 	}
-	req.Header = http.Header{
-		"Accept":       {messageType},
-		"Content-Type": {messageType},
-		"User-Agent":   nil, // says nothing
-		// Not sent; it lets http.Transport ask again when the server closes a
-		// connection that was used before.
-		"X-Idempotency-Key": nil,
-	}
-	resp, err := h.http.RoundTrip(req)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -123,47 +121,70 @@ func (h *https) exchange(ctx context.Context, deadline time.Time, q *question, e
 	return reply, 0, nil
 }
 
+func (h *https) post(ctx context.Context, query []byte) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.url, bytes.NewReader(query))
+	if err != nil {
+		return nil, err
+	}
+	req.Header = http.Header{
+		"Accept":       {messageType},
+		"Content-Type": {messageType},
+		"User-Agent":   nil, // says nothing
+	}
+	return h.http.RoundTrip(req)
+}
+
 // dialBy is the key of the context's value that says when to give up dialling:
 // http.Transport takes the deadline away, since others may wait for the same
 // connection.
 type dialBy struct{}
 
 // dial connects for http.Transport.
-func (h *https) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+func (h *https) dial(ctx context.Context, _, _ string) (secured net.Conn, err error) {
 	ctx, cancel := context.WithDeadline(ctx, ctx.Value(dialBy{}).(time.Time))
 	defer cancel()
-	l := &link{https: h, cancel: cancel}
+	l := &link{https: h, cancel: cancel, dialling: true}
 	h.mu.Lock()
 	h.links[l] = struct{}{}
 	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		l.dialling = false
+		if err != nil {
+			h.unlink(l)
+		}
+	}()
 
 	conn, err := h.dialer.connect(ctx)
 	if err != nil {
-		h.unlink(l)
 		return nil, err
 	}
 	h.mu.Lock()
 	l.Conn = conn
 	h.mu.Unlock()
-	secured, err := h.dialer.secure(ctx, l)
+	secured, err = h.dialer.secure(ctx, l)
 	if err != nil {
 		return nil, err
 	}
 	if secured.(*tls.Conn).ConnectionState().NegotiatedProtocol != "h2" {
-		_ = l.Close()
+		_ = conn.Close()
 		return nil, errors.New("the server does not speak HTTP/2")
 	}
 	return secured, nil
 }
 
 func (l *link) Close() error {
-	l.https.unlink(l)
+	l.https.mu.Lock()
+	if !l.dialling {
+		l.https.unlink(l)
+	}
+	l.https.mu.Unlock()
 	return l.Conn.Close()
 }
 
+// unlink forgets l. The caller holds h.mu.
 func (h *https) unlink(l *link) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	delete(h.links, l)
 	h.unlinked.Broadcast()
 }

@@ -2,7 +2,6 @@ package dnsclient
 
 import (
 	"encoding/binary"
-	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -69,43 +68,38 @@ func (s *script) serve(t testing.TB, conn *net.UDPConn, listener net.Listener) {
 		}
 	})
 
-	var mu sync.Mutex
-	var conns []net.Conn
-	running.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			conns = append(conns, conn)
-			mu.Unlock()
-			running.Go(func() {
-				var length [2]byte
-				for {
-					if _, err := io.ReadFull(conn, length[:]); err != nil {
-						return
-					}
-					msg := make([]byte, binary.BigEndian.Uint16(length[:]))
-					if _, err := io.ReadFull(conn, msg); err != nil {
-						return
-					}
-					s.handle("tcp", conn.RemoteAddr().String(), msg, func(b []byte) { conn.Write(b) }, func() { conn.Close() })
-				}
-			})
-		}
-	})
-
+	running.Go(func() { s.accept(listener) })
 	t.Cleanup(func() {
 		conn.Close()
 		listener.Close()
-		mu.Lock()
-		for _, conn := range conns {
-			conn.Close()
-		}
-		mu.Unlock()
 		running.Wait()
 	})
+}
+
+// accept serves connections until listener is closed.
+func (s *script) accept(listener net.Listener) {
+	var conns []net.Conn
+	var running sync.WaitGroup
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			break
+		}
+		conns = append(conns, conn)
+		running.Go(func() {
+			for {
+				msg, err := readMessage(conn)
+				if err != nil {
+					return
+				}
+				s.handle("tcp", conn.RemoteAddr().String(), msg, func(b []byte) { conn.Write(b) }, func() { conn.Close() })
+			}
+		})
+	}
+	for _, conn := range conns {
+		conn.Close()
+	}
+	running.Wait()
 }
 
 func (s *script) handle(transport, from string, msg []byte, send func([]byte), hangUp func()) {

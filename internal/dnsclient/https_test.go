@@ -1,0 +1,417 @@
+package dnsclient
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// web is a nameserver over HTTPS on loopback.
+type web struct {
+	*httptest.Server
+	Nameserver
+	roots  *x509.CertPool
+	conns  atomic.Int32 // accepted
+	silent atomic.Int32 // that many of them, the first, say nothing more
+}
+
+// newWeb starts a nameserver that ends with the test. Its certificate is for
+// 127.0.0.1 and ns.example.
+func newWeb(t *testing.T, handler http.HandlerFunc, change ...func(*httptest.Server)) *web {
+	ca := newAuthority(t)
+	w := &web{Server: httptest.NewUnstartedServer(handler), roots: ca.roots}
+	w.EnableHTTP2 = true
+	w.TLS = &tls.Config{Certificates: []tls.Certificate{ca.certify(t, "127.0.0.1", "ns.example")}}
+	w.Config.ErrorLog = log.New(io.Discard, "", 0)
+	w.Listener = &freezer{Listener: w.Listener, web: w}
+	for _, f := range change {
+		f(w.Server)
+	}
+	w.StartTLS()
+	t.Cleanup(w.Close)
+	w.Nameserver = Nameserver{Network: "https", AddrPort: w.Listener.Addr().(*net.TCPAddr).AddrPort(), Path: defaultPath}
+	return w
+}
+
+func (w *web) client(t *testing.T, timeout time.Duration) *Client {
+	return newClient(t, Config{Roots: w.roots, Timeout: timeout}, &script{Nameserver: w.Nameserver})
+}
+
+// freezer accepts connections that fall silent.
+type freezer struct {
+	net.Listener
+	web *web
+}
+
+func (f *freezer) Accept() (net.Conn, error) {
+	conn, err := f.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &freezing{Conn: conn, n: f.web.conns.Add(1), silent: &f.web.silent}, nil
+}
+
+type freezing struct {
+	net.Conn
+	n      int32
+	silent *atomic.Int32
+}
+
+func (c *freezing) Write(b []byte) (int, error) {
+	if c.n <= c.silent.Load() {
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+// onWeb answers a query, or fails the test if it is not one.
+func onWeb(t *testing.T) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		var m dns.Msg
+		if err != nil || m.Unpack(body) != nil {
+			t.Errorf("got %x, %v", body, err)
+		}
+		q := &query{Msg: &m}
+		w.Header().Set("Content-Type", messageType)
+		w.Write(pack(q.answer(m.Question[0].Name + " 60 IN A 192.0.2.1")))
+	}
+}
+
+func TestHTTPS(t *testing.T) {
+	var requests []*http.Request
+	var bodies [][]byte
+	answer := onWeb(t)
+	w := newWeb(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		requests, bodies = append(requests, r), append(bodies, body)
+		http.SetCookie(w, &http.Cookie{Name: "you", Value: "again"})
+		answer(w, r)
+	})
+	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+	w.Path = "/q?tenant=1"
+	c := w.client(t, patience)
+	for range 2 {
+		if got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil || len(got) != 1 || got[0].String() != "192.0.2.1" {
+			t.Errorf("got %v, %v", got, err)
+		}
+	}
+	for i, r := range requests {
+		if r.Method != http.MethodPost || r.ProtoMajor != 2 || r.RequestURI != "/q?tenant=1" || r.Host != w.AddrPort.String() ||
+			r.Header.Get("Content-Type") != messageType || r.Header.Get("Accept") != messageType || r.ContentLength != int64(len(bodies[i])) {
+			t.Errorf("unexpected request %+v", r)
+		}
+		for name := range r.Header {
+			switch name {
+			case "Accept", "Content-Type", "Content-Length":
+			default:
+				t.Errorf("unexpected header field %s: %s", name, r.Header.Get(name))
+			}
+		}
+		if binary.BigEndian.Uint16(bodies[i]) != 0 {
+			t.Errorf("the ID is not zero in %x", bodies[i])
+		}
+	}
+	if n := w.conns.Load(); n != 1 || len(requests) != 2 {
+		t.Errorf("%d connections for %d requests", n, len(requests))
+	}
+}
+
+func TestHTTPSNames(t *testing.T) {
+	for _, test := range []struct {
+		name, verified, host string
+		byName               bool
+		text                 string
+	}{
+		{name: "address", host: "127.0.0.1:%d"},
+		{name: "address and name", verified: "ns.example", host: "ns.example:%d"},
+		{name: "address and another name", verified: "other.example", text: "cannot be trusted to be other.example"},
+		{name: "host name that the certificate is not for", verified: "localhost", byName: true, text: "cannot be trusted to be localhost"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			hosts := make(chan string, 1)
+			names := make(chan string, 1)
+			answer := onWeb(t)
+			w := newWeb(t, func(w http.ResponseWriter, r *http.Request) {
+				hosts <- r.Host
+				names <- r.TLS.ServerName
+				answer(w, r)
+			})
+			if w.Name = test.verified; test.byName {
+				w.AddrPort = portOf(w.AddrPort)
+			}
+			err := lookUp(t, w.client(t, patience), "a.example")
+			if test.text != "" {
+				if wantError(t, err, Network); !strings.Contains(err.Error(), test.text) {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if host, name := <-hosts, <-names; host != fmt.Sprintf(test.host, w.AddrPort.Port()) || name != test.verified {
+				t.Errorf("Host %q, server name %q", host, name)
+			}
+		})
+	}
+	t.Run("URL", func(t *testing.T) {
+		for in, want := range map[string]string{
+			"https://[fe80::1%eth0]":        "https://[fe80::1]/dns-query",
+			"https://[::1]:8443/q":          "https://[::1]:8443/q",
+			"https://9.9.9.9/q#dns.example": "https://dns.example/q",
+			"https://dns.example:444":       "https://dns.example:444/dns-query",
+		} {
+			ns, err := ParseNameserver(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h := newHTTPS(ns, nil); h.url != want {
+				t.Errorf("%s is asked at %s, want %s", in, h.url, want)
+			}
+		}
+	})
+}
+
+func TestHTTPSRefusesBadResponses(t *testing.T) {
+	write := func(body []byte) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", messageType)
+			w.Write(body)
+		}
+	}
+	elsewhere := newWeb(t, func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") })
+	for _, test := range []struct {
+		name    string
+		handler http.HandlerFunc
+		kind    Kind
+		text    string
+	}{
+		{"status", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, Network, "HTTP status 503"},
+		{"redirect", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
+		}, Network, "HTTP status 307"},
+		{"type", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			w.Write([]byte("<html>"))
+		}, Malformed, `content type "text/html; charset=utf-8"`},
+		{"no type", func(w http.ResponseWriter, r *http.Request) {
+			w.Header()["Content-Type"] = nil
+			w.Write([]byte("hello"))
+		}, Malformed, `content type ""`},
+		{"type with a parameter", func(w http.ResponseWriter, r *http.Request) {
+			inner := httptest.NewRecorder()
+			onWeb(t)(inner, r)
+			w.Header().Set("Content-Type", "Application/DNS-Message; x=y")
+			w.Write(inner.Body.Bytes())
+		}, 0, ""},
+		{"too long", write(make([]byte, maxMessage+1)), Malformed, "longer than any message"},
+		{"endless", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", messageType)
+			for err := error(nil); err == nil; {
+				_, err = w.Write(make([]byte, maxMessage))
+			}
+		}, Malformed, "longer than any message"},
+		{"empty", write(nil), Malformed, "not a reply to the query"},
+		{"another question", func(w http.ResponseWriter, r *http.Request) {
+			m := new(dns.Msg).SetQuestion("b.example.", dns.TypeA)
+			m.Id, m.Response = 0, true
+			write(pack(m))(w, r)
+		}, Malformed, "not a reply to the query"},
+		{"another ID", func(w http.ResponseWriter, r *http.Request) {
+			m := new(dns.Msg).SetQuestion("a.example.", dns.TypeA)
+			m.Id, m.Response = 1, true
+			write(pack(m))(w, r)
+		}, Malformed, "not a reply to the query"},
+		{"cut off", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			write(make([]byte, 50))(w, r)
+		}, Malformed, "shorter than its length says"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWeb(t, test.handler)
+			err := lookUp(t, w.client(t, patience), "a.example")
+			if test.kind == 0 {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if wantError(t, err, test.kind); !strings.Contains(err.Error(), test.text) {
+				t.Errorf("got %v, want %q", err, test.text)
+			}
+		})
+	}
+}
+
+func TestHTTPSNeedsHTTP2(t *testing.T) {
+	t.Run("other protocols", func(t *testing.T) {
+		w := newWeb(t, onWeb(t), func(s *httptest.Server) { s.EnableHTTP2 = false })
+		err := lookUp(t, w.client(t, patience), "a.example")
+		if wantError(t, err, Network); !strings.Contains(err.Error(), "no application protocol") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("no protocols", func(t *testing.T) {
+		ca := newAuthority(t)
+		s := newTLSScript(t, &tls.Config{Certificates: []tls.Certificate{ca.certify(t, "127.0.0.1")}}, nil)
+		s.Network, s.Path = "https", defaultPath
+		err := lookUp(t, newClient(t, Config{Roots: ca.roots}, s), "a.example")
+		if wantError(t, err, Network); !strings.Contains(err.Error(), "does not speak HTTP/2") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// A burst of queries shares one connection even if there is none yet, and more
+// than a connection takes at a time find their way.
+func TestHTTPSBurst(t *testing.T) {
+	var inFlight, most atomic.Int32
+	answer := onWeb(t)
+	w := newWeb(t, func(w http.ResponseWriter, r *http.Request) {
+		for n := inFlight.Add(1); ; {
+			if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {
+				break
+			}
+		}
+		time.Sleep(time.Millisecond) // for others to come
+		inFlight.Add(-1)
+		answer(w, r)
+	}, func(s *httptest.Server) { s.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 100} })
+	c := w.client(t, patience)
+	burst := func(n int) {
+		var running sync.WaitGroup
+		for i := range n {
+			running.Go(func() {
+				if err := lookUp(t, c, fmt.Sprintf("n%d.example", i)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		running.Wait()
+	}
+	burst(50)
+	if n := w.conns.Load(); n != 1 || most.Load() < 2 {
+		t.Errorf("%d connections, at most %d requests at a time", n, most.Load())
+	}
+	burst(500)
+	t.Logf("%d connections, at most %d requests at a time", w.conns.Load(), most.Load())
+}
+
+func TestHTTPSServerFallsSilent(t *testing.T) {
+	t.Parallel()
+	w := newWeb(t, onWeb(t))
+	c := w.client(t, patience)
+	if err := lookUp(t, c, "a.example"); err != nil {
+		t.Fatal(err)
+	}
+	w.silent.Store(1)
+	start := time.Now()
+	if err := lookUp(t, c, "a.example"); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > patience/2 {
+		t.Errorf("noticed after %v", took)
+	}
+	if n := w.conns.Load(); n != 2 {
+		t.Errorf("%d connections, want 2", n)
+	}
+}
+
+// A server that goes away between two queries costs a connection, not a query.
+func TestHTTPSServerCloses(t *testing.T) {
+	w := newWeb(t, onWeb(t))
+	c := w.client(t, patience)
+	for range 3 {
+		if err := lookUp(t, c, "a.example"); err != nil {
+			t.Fatal(err)
+		}
+		w.CloseClientConnections()
+	}
+}
+
+func TestHTTPSCallerLeaves(t *testing.T) {
+	arrived, release := make(chan struct{}), make(chan struct{})
+	answer := onWeb(t)
+	w := newWeb(t, func(w http.ResponseWriter, r *http.Request) {
+		arrived <- struct{}{}
+		<-release
+		answer(w, r)
+	})
+	c := w.client(t, patience)
+	ctx, cancel := context.WithCancel(t.Context())
+	errs := make(chan error, 2)
+	for _, ctx := range []context.Context{ctx, t.Context()} {
+		go func() {
+			_, _, err := c.Lookup(ctx, "a.example", dns.TypeA)
+			errs <- err
+		}()
+		<-arrived
+	}
+	cancel()
+	if err := <-errs; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	close(release)
+	if err := <-errs; err != nil {
+		t.Error(err)
+	}
+	if n := w.conns.Load(); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+func TestCloseHTTPS(t *testing.T) {
+	t.Run("in use, and used afterwards", func(t *testing.T) {
+		var h *https
+		answer := onWeb(t)
+		w := newWeb(t, func(w http.ResponseWriter, r *http.Request) {
+			h.close()
+			answer(w, r)
+		})
+		h = newHTTPS(w.Nameserver, w.roots)
+		for range 2 {
+			if _, _, err := h.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true); err != nil {
+				t.Error(err)
+			}
+			if len(h.links) != 0 {
+				t.Error("a connection is left")
+			}
+		}
+		if n := w.conns.Load(); n != 2 {
+			t.Errorf("%d connections, want 2", n)
+		}
+	})
+	t.Run("dialling", func(t *testing.T) {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		h := newHTTPS(Nameserver{Network: "https", AddrPort: listener.Addr().(*net.TCPAddr).AddrPort(), Path: "/"}, nil)
+		start := time.Now()
+		if _, _, err := h.exchange(t.Context(), time.Now().Add(brief), rootQuestion, true); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+		if h.close(); len(h.links) != 0 || time.Since(start) >= minDial {
+			t.Errorf("%d connections are left after %v", len(h.links), time.Since(start))
+		}
+	})
+}

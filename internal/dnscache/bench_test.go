@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -14,6 +15,10 @@ import (
 
 // steady answers everything at once, with n A records and no AAAA record.
 type steady struct{ n int }
+
+func (steady) LookupSRV(context.Context, string) ([]net.SRV, time.Duration, error) {
+	return nil, 0, nil
+}
 
 func (steady) Outage() <-chan struct{} { return nil }
 
@@ -60,10 +65,15 @@ func BenchmarkHit(b *testing.B) {
 		order := accesses(list)
 		mask := len(order) - 1
 		c := filled(b, list, 1)
-		bare := make(map[string]*state, n)
-		for n := range c.nodes() {
-			s := *n.state.Load()
-			bare[strings.Clone(n.name)] = &s
+		type value struct { // what the cache returns of a name
+			addrs     []netip.Addr
+			preferred int
+			expires   time.Duration
+			err       error
+		}
+		bare := make(map[string]*value, n)
+		for e := range c.table.all() {
+			bare[strings.Clone(e.name())] = &value{e.addrs(), int(e.preferred), e.expires, nil}
 		}
 		hit := func(i int) bool {
 			answer, _ := c.Lookup(context.Background(), order[i&mask])
@@ -108,7 +118,7 @@ func BenchmarkInsert(b *testing.B) {
 	i := 0
 	for b.Loop() {
 		name := fmt.Sprintf("%08d.example.net", i)
-		c.insert(c.hash(name), name)
+		c.insert(c.hash(name), name, uint16(len(name)))
 		i++
 	}
 }
@@ -154,11 +164,17 @@ func TestHitAllocatesNothing(t *testing.T) {
 }
 
 func TestSizes(t *testing.T) {
-	var n node
-	if size, call := unsafe.Sizeof(n), unsafe.Offsetof(n.call); size != 128 || call != 64 {
-		t.Errorf("a node has %d bytes, %d of them for readers", size, call)
-	}
-	if size := unsafe.Sizeof(state{}); size != 96 {
-		t.Errorf("a state has %d bytes", size)
+	for _, tc := range []struct {
+		what       string
+		size, want uintptr
+	}{
+		{"an entry", unsafe.Sizeof(entry{}), 64},
+		{"a bucket", unsafe.Sizeof(bucket{}), 64},
+		{"a node", unsafe.Sizeof(node{}), 80},
+		{"a state", unsafe.Sizeof(state{}), 80},
+	} {
+		if tc.size != tc.want {
+			t.Errorf("%s has %d bytes, want %d", tc.what, tc.size, tc.want)
+		}
 	}
 }

@@ -12,18 +12,16 @@ import (
 	"errors"
 	"hash/maphash"
 	"math"
-	"math/bits"
+	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 )
 
 // Exchanger asks nameservers.
 //
-// The errors of Lookup may tell more by methods: Negative() (ttl time.Duration,
+// The errors of the lookups may tell more by methods: Negative() (ttl time.Duration,
 // ok bool) for an authoritative answer that there is nothing, with a negative
 // ttl where the answer named none; NotFound() bool where the name itself does
 // not exist, rather than just this type; Outage() bool where nothing was asked
@@ -32,6 +30,9 @@ type Exchanger interface {
 	// Lookup returns the addresses of a name, of one type (A or AAAA), and how
 	// long they hold. It gives up when ctx ends.
 	Lookup(ctx context.Context, name string, qtype uint16) ([]netip.Addr, time.Duration, error)
+
+	// LookupSRV returns the records of a service, and is like Lookup otherwise.
+	LookupSRV(ctx context.Context, name string) ([]net.SRV, time.Duration, error)
 
 	// Outage returns nil while asking makes sense; otherwise a channel that
 	// is closed when it does again.
@@ -71,10 +72,15 @@ type Config struct {
 	NegativeTTL time.Duration // longest time a negative answer holds; default 30s
 	Stale       time.Duration // how long after its end a last good answer may still serve; default 24h, negative: never
 	StaleWait   time.Duration // how long a lookup may keep readers waiting first, if the answer ended over a minute ago; default 500ms
-	Refresh     time.Duration // names used in this time are asked for again before they expire; default 5m, negative: none
+	Refresh     time.Duration // names used in this time are asked for again before they expire; default 5m, negative: none, Always: all
 	Deadline    time.Duration // one lookup in all; default 5s
 
-	Size       int // names; default 100000
+	// Preload are names that are asked for at Start, and kept fresh whether
+	// they are used or not. They are never evicted. One that fails or has no
+	// address is asked for again by itself, when that makes sense.
+	Preload []string
+
+	Size       int // names, those of Preload apart; default 100000
 	MaxLookups int // lookups in flight for readers; as many again may wait; default 1024
 
 	// Now is the clock, as the time since some fixed moment; default: the
@@ -82,11 +88,19 @@ type Config struct {
 	Now func() time.Duration
 }
 
+// Always is the Config.Refresh of a cache that keeps all names fresh until they
+// are evicted. Those that have no address are not asked for until somebody wants
+// them, as ever.
+const Always time.Duration = math.MaxInt64
+
 // ErrOverloaded is returned when too many lookups are in flight and waiting.
 var ErrOverloaded = errors.New("too many lookups in flight")
 
 // ErrClosed is returned by a closed cache for what it does not know.
 var ErrClosed = errors.New("resolver closed")
+
+// errNameTooLong is returned for what cannot be asked for.
+var errNameTooLong = errors.New("name too long")
 
 // State says where an answer came from.
 type State uint8
@@ -114,6 +128,16 @@ type Answer struct {
 	Waited time.Duration
 }
 
+// ServiceAnswer is what is known of a service.
+type ServiceAnswer struct {
+	// Records are in the order of their priorities, else always the same. The
+	// slice is shared: it must not be written to.
+	Records []net.SRV
+
+	State  State
+	Waited time.Duration // as in Answer
+}
+
 const (
 	// staleGrace is how long after its end an answer is served without any
 	// waiting. Later than that an address may belong to somebody else by now.
@@ -137,27 +161,26 @@ const (
 
 // Cache is a cache of names. It is safe for concurrent use.
 type Cache struct {
-	cfg  Config
-	ex   Exchanger
-	seed maphash.Seed
+	// What a hit needs, and what is seldom written.
+	table table
+	seed  maphash.Seed
 
-	// The table has a fixed number of chains. Readers follow them without a
-	// lock; writers hold mu.
-	table []atomic.Pointer[node]
+	// The time of the last tick, or 0: reading the clock stalls a processor
+	// until all it has begun is done, which costs more than the rest of a hit.
+	coarse atomic.Int64
+	steady bool // the clock does not jump, as an injected one may
+	ex     Exchanger
+	cfg    Config
 
-	mu     sync.Mutex
-	queues queues
+	mu        sync.Mutex // guards the table against other writers, and what follows
+	queues    queues
+	preloaded int // nodes, which are in no queue
 
 	slots   chan struct{} // one for each lookup in flight for a reader
 	pending atomic.Int64  // lookups for readers, in flight and waiting
 	slow    chan struct{} // one for each lookup that gave its slot back early
 
 	sched scheduler
-
-	// The time of the last tick, or 0: reading the clock stalls a processor
-	// until all it has begun is done, which costs more than the rest of a hit.
-	coarse atomic.Int64
-	steady bool // the clock does not jump, as an injected one may
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -166,44 +189,37 @@ type Cache struct {
 	wg     sync.WaitGroup
 }
 
-// node is a name in the cache. What readers need of it is in its first 64 bytes,
-// the bytes of the name included unless it is long, and the whole of it takes
-// 128: where there are many names, reaching memory is what costs time.
+// node is the part of a name in the cache that readers of a hit do not see, and
+// that stays when more is known of the name.
 type node struct {
-	name  string
-	chain atomic.Pointer[node]  // next in the table's chain
-	state atomic.Pointer[state] // nil until the first lookup has ended
-	used  atomic.Uint32         // when it was last read, in units of usedUnit
-	reads atomic.Uint32         // since the eviction last looked, at most maxReads
-	short [24]byte              // the bytes of name
-
-	call  atomic.Pointer[call] // the lookup that is planned or in flight
-	links [2]links             // by kind of list
-	due   uint32               // in the wheel: the tick; under scheduler.mu
-	gone  bool                 // evicted; under scheduler.mu
+	entry  atomic.Pointer[entry] // the one in the table
+	call   atomic.Pointer[call]  // the lookup that is planned or in flight
+	links  [2]links              // by kind of list
+	due    uint32                // in the wheel: the tick; under scheduler.mu
+	gone   bool                  // evicted; written under Cache.mu and scheduler.mu
+	pinned atomic.Bool           // one of Config.Preload
 }
 
 // call is a lookup.
 type call struct {
 	started atomic.Bool   // until then it is planned, and who sets this does it
 	since   time.Duration // when it was planned
-	done    chan struct{} // closed when state or err is set
-	state   *state
-	err     error // instead of state: the lookup did not take place
+	done    chan struct{} // closed when entry or err is set
+	entry   *entry
+	err     error // instead of entry: the lookup did not take place
 }
 
 func newCall(now time.Duration) *call {
 	return &call{since: now, done: make(chan struct{})}
 }
 
-const (
-	// usedUnit is the resolution of node.used.
-	usedUnit = time.Second
+// coarseError is how far Cache.coarse may be behind the clock, with much to
+// spare for a ticker that is late.
+const coarseError = time.Second
 
-	// coarseError is how far Cache.coarse may be behind the clock, with much to
-	// spare for a ticker that is late.
-	coarseError = time.Second
-)
+// longest is how long a time may be, so that sums and multiples of a few are
+// times as well.
+const longest time.Duration = 1 << 60
 
 // New returns a cache that asks ex. Known names are refreshed once Start was
 // called.
@@ -217,6 +233,9 @@ func New(ex Exchanger, cfg Config) *Cache {
 	setDefault(&cfg.Deadline, 5*time.Second)
 	setDefault(&cfg.Size, 100_000)
 	setDefault(&cfg.MaxLookups, 1024)
+	for _, d := range []*time.Duration{&cfg.MinTTL, &cfg.MaxTTL, &cfg.NegativeTTL, &cfg.Stale, &cfg.StaleWait} {
+		*d = min(*d, longest)
+	}
 	if cfg.Family == nil {
 		cfg.Family = func() Family { return Interleaved }
 	}
@@ -231,7 +250,7 @@ func New(ex Exchanger, cfg Config) *Cache {
 		steady: ownClock,
 		ex:     ex,
 		seed:   maphash.MakeSeed(),
-		table:  make([]atomic.Pointer[node], tableLen(cfg.Size)),
+		table:  newTable(cfg.Size + len(cfg.Preload)),
 		slots:  make(chan struct{}, cfg.MaxLookups),
 		slow:   make(chan struct{}, cfg.MaxLookups),
 	}
@@ -240,18 +259,16 @@ func New(ex Exchanger, cfg Config) *Cache {
 	return c
 }
 
-// tableLen returns how many chains a table of so many nodes has: a power of two,
-// such that most chains have one node at most.
-func tableLen(size int) int { return 2 << bits.Len(uint(size-1)) }
-
 func setDefault[T time.Duration | int](p *T, value T) {
 	if *p == 0 {
 		*p = value
 	}
 }
 
-// Start begins to refresh names before they expire. It is called once.
+// Start begins to refresh names before they expire, and asks for those of
+// Config.Preload. It is called once.
 func (c *Cache) Start() {
+	c.preload()
 	c.spawn(func() {
 		defer c.coarse.Store(0)
 		c.sched.run()
@@ -284,183 +301,243 @@ func (c *Cache) spawn(f func()) bool {
 // trailing dot. An error is that of the exchanger, of ctx, ErrOverloaded or
 // ErrClosed. A reader that leaves early does not disturb the lookup.
 func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
-	hash := c.hash(name)
-	n := c.find(hash, name)
-	if n == nil {
-		return c.lookupNew(ctx, hash, name)
-	}
-	s := n.state.Load()
-	if s == nil {
-		return c.await(ctx, n)
-	}
-	now := time.Duration(c.coarse.Load())
-	if now == 0 || s.expires-now < coarseError {
-		now = c.cfg.Now()
-	}
-	n.touch(now)
-	switch {
-	case now < s.expires:
-		if len(s.addrs) == 0 {
-			return Answer{State: Hit}, s.err
+	hash, size := c.hash(name), uint16(len(name))
+	e := c.table.find(hash, name, size)
+	if e != nil {
+		if now := c.now(e); now < e.expires {
+			e.touch(now)
+			if e.count == 0 {
+				return Answer{State: Hit}, e.more.err
+			}
+			return Answer{Addrs: e.addrs(), Preferred: int(e.preferred), State: Hit}, nil
 		}
-		return s.answer(Hit), nil
-	case len(s.addrs) > 0 && now < s.staleUntil:
-		return c.lookupStale(ctx, n, s, now)
-	default:
-		return c.await(ctx, n)
 	}
+	r := c.read(ctx, hash, name, size, e)
+	if r.err != nil {
+		return Answer{State: r.state, Waited: r.waited}, r.err
+	}
+	return Answer{Addrs: r.entry.addrs(), Preferred: int(r.entry.preferred), State: r.state, Waited: r.waited}, nil
 }
 
-func (s *state) answer(as State) Answer {
-	return Answer{Addrs: s.addrs, Preferred: int(s.preferred), State: as}
+// LookupSRV returns the records of a service, such as _http._tcp.example.com.
+// All that is said of Lookup holds.
+func (c *Cache) LookupSRV(ctx context.Context, name string) (ServiceAnswer, error) {
+	hash, size := c.hash(name), uint16(len(name))|isService
+	r := c.read(ctx, hash, name, size, c.table.find(hash, name, size))
+	if r.err != nil {
+		return ServiceAnswer{State: r.state, Waited: r.waited}, r.err
+	}
+	return ServiceAnswer{Records: r.entry.services(), State: r.state, Waited: r.waited}, nil
 }
 
 // Peek returns the addresses of a name if they are known, without counting as
 // a use of them.
 func (c *Cache) Peek(name string) (addrs []netip.Addr, known bool) {
-	n := c.find(c.hash(name), name)
-	if n == nil {
+	e := c.table.find(c.hash(name), name, uint16(len(name)))
+	if e == nil || !e.more.known {
 		return nil, false
 	}
-	s := n.state.Load()
-	if s == nil {
-		return nil, false
-	}
-	return s.addrs, true
+	return e.addrs(), true
 }
 
-// Len returns the number of names.
+// PeekSRV returns the records of a service if they are known, without counting
+// as a use of them.
+func (c *Cache) PeekSRV(name string) (records []net.SRV, known bool) {
+	e := c.table.find(c.hash(name), name, uint16(len(name))|isService)
+	if e == nil || !e.more.known {
+		return nil, false
+	}
+	return e.services(), true
+}
+
+// Len returns the number of names, those of Config.Preload included.
 func (c *Cache) Len() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.queues.len()
+	return c.queues.len() + c.preloaded
 }
 
 func (c *Cache) hash(name string) uint64 { return maphash.String(c.seed, name) }
 
-func (c *Cache) find(hash uint64, name string) *node {
-	for n := c.table[hash&uint64(len(c.table)-1)].Load(); n != nil; n = n.chain.Load() {
-		if n.name == name {
-			return n
+// now returns the time, near enough to tell whether e has expired.
+func (c *Cache) now(e *entry) time.Duration {
+	now := time.Duration(c.coarse.Load())
+	if now == 0 || e.expires-now < coarseError {
+		now = c.cfg.Now()
+	}
+	return now
+}
+
+// result is what a reader gets.
+type result struct {
+	entry  *entry // with addresses or records, unless there is an error
+	err    error
+	state  State
+	waited time.Duration
+}
+
+func (e *entry) result(as State) result {
+	if e.count == 0 {
+		return result{err: e.more.err, state: as}
+	}
+	return result{entry: e, state: as}
+}
+
+// read returns what is known of a name, or waits until something is. Its entry
+// is e, or nil if there was none just now.
+func (c *Cache) read(ctx context.Context, hash uint64, name string, size uint16, e *entry) result {
+	if e == nil {
+		switch {
+		case len(name) > maxName:
+			return result{err: errNameTooLong}
+		case c.pending.Load() >= c.maxPending():
+			return result{err: ErrOverloaded} // and is not remembered
 		}
+		e = c.insert(hash, name, size)
 	}
-	return nil
+	return c.serve(ctx, e)
 }
 
-func (n *node) touch(now time.Duration) {
-	if t := uint32(now / usedUnit); n.used.Load() != t {
-		n.used.Store(t)
-	}
-	if r := n.reads.Load(); r < maxReads {
-		n.reads.Store(r + 1)
+func (c *Cache) serve(ctx context.Context, e *entry) result {
+	now := c.cfg.Now()
+	e.touch(now)
+	switch {
+	case now < e.expires:
+		return e.result(Hit)
+	case e.count > 0 && now < e.staleUntil(&c.cfg):
+		return c.readStale(ctx, e, now)
+	default:
+		return c.await(ctx, e)
 	}
 }
 
-func (n *node) lastUsed() time.Duration {
-	return time.Duration(n.used.Load()) * usedUnit
-}
-
-// lookupNew asks for a name that is not in the cache.
-func (c *Cache) lookupNew(ctx context.Context, hash uint64, name string) (Answer, error) {
-	if c.pending.Load() >= c.maxPending() {
-		return Answer{}, ErrOverloaded // and is not remembered
-	}
-	return c.await(ctx, c.insert(hash, name))
-}
-
-// insert returns the node of a name, a new one if there is none, for which it
+// insert returns the entry of a name, a new one if there is none, for which it
 // may evict another.
-func (c *Cache) insert(hash uint64, name string) *node {
+func (c *Cache) insert(hash uint64, name string, size uint16) *entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n := c.find(hash, name); n != nil {
-		return n
+	if e := c.table.find(hash, name, size); e != nil {
+		return e
 	}
 	for c.queues.len() >= c.cfg.Size {
 		c.unlink(c.queues.evict(c.cfg.Size, c.hash))
 	}
-	n := newNode(name)
-	n.used.Store(uint32(c.cfg.Now() / usedUnit))
-	head := &c.table[hash&uint64(len(c.table)-1)]
-	n.chain.Store(head.Load())
-	head.Store(n)
+	n := c.add(hash, name, size)
 	c.queues.add(n, hash)
-	return n
+	return n.entry.Load()
 }
 
-// newNode copies the name, which may be a part of something large.
-func newNode(name string) *node {
+// add puts a new node into the table; c.mu is held.
+func (c *Cache) add(hash uint64, name string, size uint16) *node {
 	n := new(node)
-	if len(name) <= len(n.short) {
-		n.name = unsafe.String(&n.short[0], copy(n.short[:], name))
-	} else {
-		n.name = strings.Clone(name)
-	}
+	e := newEntry(name, size, &state{node: n})
+	e.used.Store(usedAt(c.cfg.Now()))
+	n.entry.Store(e)
+	c.table.insert(hash, e)
 	return n
 }
 
-// unlink takes a node out of the table; c.mu is held. Readers that stand on it
-// go on along the chain.
+// unlink takes a node out of the table; c.mu is held.
 func (c *Cache) unlink(n *node) {
-	p := &c.table[c.hash(n.name)&uint64(len(c.table)-1)]
-	for p.Load() != n {
-		p = &p.Load().chain
-	}
-	p.Store(n.chain.Load())
+	e := n.entry.Load()
+	c.table.remove(c.hash(e.name()), e)
 	c.sched.evict(n)
 }
 
-// lookupStale serves an answer that has expired while it is asked for anew.
-func (c *Cache) lookupStale(ctx context.Context, n *node, s *state, now time.Duration) (Answer, error) {
-	if now < s.nextRetry() {
-		return s.answer(Stale), nil
+// publish makes e what is known of a node.
+func (c *Cache) publish(n *node, e *entry) {
+	hash := c.hash(e.name())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := n.entry.Load()
+	e.used.Store(old.used.Load()) // a read at this very moment may be lost
+	n.entry.Store(e)
+	if !n.gone {
+		c.table.replace(hash, old, e)
 	}
-	cl := c.sched.request(n, now)
-	if cl == nil || now-s.expires <= staleGrace {
-		return s.answer(Stale), nil
+}
+
+// preload puts in the names of Config.Preload, which then are due.
+func (c *Cache) preload() {
+	nodes := make([]*node, 0, len(c.cfg.Preload))
+	for _, name := range c.cfg.Preload {
+		if len(name) <= maxName {
+			nodes = append(nodes, c.pin(name))
+		}
+	}
+	c.sched.preload(nodes, c.cfg.Now())
+}
+
+// pin returns the node of a name, which will never be evicted.
+func (c *Cache) pin(name string) *node {
+	hash, size := c.hash(name), uint16(len(name))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var n *node
+	if e := c.table.find(hash, name, size); e == nil {
+		n = c.add(hash, name, size)
+	} else if n = e.more.node; !n.pinned.Load() {
+		n.links[evictionList].in.remove(n)
+	}
+	if !n.pinned.Swap(true) {
+		c.preloaded++
+	}
+	return n
+}
+
+// readStale serves an answer that has expired while it is asked for anew.
+func (c *Cache) readStale(ctx context.Context, e *entry, now time.Duration) result {
+	r := e.result(Stale)
+	if now < e.more.nextRetry() {
+		return r
+	}
+	cl := c.sched.request(e.more.node, now)
+	if cl == nil || now-e.expires <= staleGrace {
+		return r
 	}
 	wait := cl.since + c.cfg.StaleWait - now
 	if wait <= 0 || c.ex.Outage() != nil {
-		return s.answer(Stale), nil
+		return r
 	}
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
 	select {
 	case <-cl.done:
 		if cl.err == nil {
-			a, err := cl.result()
-			a.Waited = c.cfg.Now() - now
-			return a, err
+			r = cl.result()
 		}
 	case <-timeout.C:
 	case <-ctx.Done():
 	}
-	a := s.answer(Stale)
-	a.Waited = c.cfg.Now() - now
-	return a, nil
+	r.waited = c.cfg.Now() - now
+	return r
 }
 
 // result is what those who waited for the lookup get.
-func (cl *call) result() (Answer, error) {
-	switch s := cl.state; {
+func (cl *call) result() result {
+	switch {
 	case cl.err != nil:
-		return Answer{}, cl.err
-	case len(s.addrs) == 0:
-		return Answer{}, s.err
-	case s.stale:
-		return s.answer(Stale), nil
+		return result{err: cl.err}
+	case cl.entry.more.stale:
+		return cl.entry.result(Stale)
 	default:
-		return s.answer(Miss), nil
+		return cl.entry.result(Miss)
 	}
 }
 
-// await waits for the lookup of n that is in flight, or for one that it starts.
-func (c *Cache) await(ctx context.Context, n *node) (Answer, error) {
+// await waits for the lookup of e's node that is in flight, or for one that it
+// starts.
+func (c *Cache) await(ctx context.Context, e *entry) result {
+	n := e.more.node
 	cl := n.call.Load()
 	for cl == nil || !cl.started.Load() {
+		if now := n.entry.Load(); now != e && cl == nil {
+			// a lookup has ended since e was found
+			return c.serve(ctx, now)
+		}
 		if c.pending.Add(1) > c.maxPending() {
 			c.pending.Add(-1)
-			return Answer{}, ErrOverloaded
+			return result{err: ErrOverloaded}
 		}
 		if mine := c.claim(n, cl); mine != nil {
 			cl = mine
@@ -476,11 +553,11 @@ func (c *Cache) await(ctx context.Context, n *node) (Answer, error) {
 	start := c.cfg.Now()
 	select {
 	case <-cl.done:
-		a, err := cl.result()
-		a.Waited = c.cfg.Now() - start
-		return a, err
+		r := cl.result()
+		r.waited = c.cfg.Now() - start
+		return r
 	case <-ctx.Done():
-		return Answer{Waited: c.cfg.Now() - start}, context.Cause(ctx)
+		return result{err: context.Cause(ctx), waited: c.cfg.Now() - start}
 	}
 }
 
@@ -545,6 +622,10 @@ func (c *Cache) end(n *node, cl *call, err error) {
 	cl.err = err
 	n.call.CompareAndSwap(cl, nil)
 	close(cl.done)
+	if n.pinned.Load() && err != ErrClosed {
+		now := c.cfg.Now()
+		c.sched.schedule(n, now, 0, now+c.cfg.MinTTL)
+	}
 }
 
 // lookup asks for all families of n at once and publishes what comes back: once
@@ -553,28 +634,31 @@ func (c *Cache) end(n *node, cl *call, err error) {
 func (c *Cache) lookup(ctx context.Context, n *node, cl *call, early func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	order := c.cfg.Family()
-	old, start := n.state.Load(), c.cfg.Now()
-	asked := old.wanted(order, c.cfg.Now())
+	old, start := n.entry.Load(), c.cfg.Now()
+	order := services
+	if !old.service() {
+		order = c.cfg.Family()
+	}
+	asked := old.more.wanted(order, start)
 	replies := make(chan reply, len(asked))
 	for _, f := range asked {
-		go func() { replies <- c.ask(ctx, n.name, f) }()
+		go func() { replies <- c.ask(ctx, old, f) }()
 	}
 
 	var got [2]reply
-	publish := func() *state {
+	publish := func() *entry {
 		now := c.cfg.Now()
-		s := merge(&c.cfg, n.name, old, got, order, now)
-		s.slow = now-start > slotTime
-		n.state.Store(s)
-		return s
+		e := merge(&c.cfg, old, got, order, now)
+		e.more.slow = now-start > slotTime
+		c.publish(n, e)
+		return e
 	}
 	var slow, grace <-chan time.Time
-	if early != nil && old.limited() {
+	if early != nil && old.more.limited() {
 		slow = time.After(slotTime)
 	}
 	// A family that takes long must not keep the other one from being refreshed.
-	overdue := time.NewTimer(old.patience(asked, c.cfg.Now()))
+	overdue := time.NewTimer(old.more.patience(asked, start))
 	defer overdue.Stop()
 	for left := len(asked); left > 0; {
 		select {
@@ -587,57 +671,68 @@ func (c *Cache) lookup(ctx context.Context, n *node, cl *call, early func()) {
 		case <-slow:
 			early()
 		case <-grace:
-			cl.state = publish()
+			cl.entry = publish()
 			close(cl.done)
 			if early != nil {
 				early()
 			}
 			for f, r := range got {
 				if r.done {
-					overdue.Reset(cl.state.records[f].overdue() - r.at)
+					overdue.Reset(cl.entry.more.overdue(family(f)) - r.at)
 				}
 			}
 		case <-overdue.C:
 			cancel()
 		}
 	}
-	s := publish()
-	if cl.state == nil {
-		cl.state = s
+	e := publish()
+	if cl.entry == nil {
+		cl.entry = e
 		defer close(cl.done)
 	}
 	n.call.Store(nil)
-	c.plan(n, s)
+	c.plan(n, e)
 }
 
 // ask puts one question.
-func (c *Cache) ask(ctx context.Context, name string, f family) reply {
-	addrs, ttl, err := c.ex.Lookup(ctx, name, f.qtype())
-	if err != nil {
-		addrs = nil
+func (c *Cache) ask(ctx context.Context, e *entry, f family) reply {
+	r := reply{family: f, done: true}
+	if e.service() {
+		r.services, r.ttl, r.err = c.ex.LookupSRV(ctx, e.name())
+	} else {
+		r.addrs, r.ttl, r.err = c.ex.Lookup(ctx, e.name(), f.qtype())
+	}
+	if r.err != nil {
+		r.addrs, r.services = nil, nil
 		if c.ctx.Err() != nil {
-			err = ErrClosed
+			r.err = ErrClosed
 		}
 	}
-	return reply{family: f, done: true, at: c.cfg.Now(), addrs: addrs, ttl: ttl, err: err}
+	r.at = c.cfg.Now()
+	return r
 }
 
-// plan says when n is to be looked up again, now that s is known of it.
-func (c *Cache) plan(n *node, s *state) {
-	now := c.cfg.Now()
-	if len(s.addrs) == 0 || c.cfg.Refresh < 0 {
+// plan says when n is to be looked up again, now that e is known of it.
+func (c *Cache) plan(n *node, e *entry) {
+	now, pinned := c.cfg.Now(), n.pinned.Load()
+	switch {
+	case e.count == 0 && pinned:
+		c.sched.schedule(n, now, 0, e.expires)
+		return
+	case e.count == 0, c.cfg.Refresh < 0 && !pinned:
 		return // when somebody wants it
 	}
-	latest := s.expires
+	latest := e.expires
 	if latest <= now {
-		latest = math.MaxInt64
+		latest = longest
 	}
-	for f, r := range s.records {
+	s := e.more
+	for f := range s.have {
 		if retry := s.retry[f]; retry > now {
 			latest = min(latest, retry)
-		} else if r != nil && r.ripe <= now {
+		} else if s.have[f] > 0 && s.ripe[f] <= now {
 			latest = now // at the next tick
 		}
 	}
-	c.sched.schedule(n, now, s.expires-now, latest)
+	c.sched.schedule(n, now, e.expires-now, latest)
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 )
 
 const a, b, c6, d6 = "192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"
@@ -393,7 +394,7 @@ func TestBackoffJitter(t *testing.T) {
 			w.get(name)
 			synctest.Wait()
 			for n := range w.nodes() {
-				retry[n.state.Load().expires] = true
+				retry[n.entry.Load().expires] = true
 			}
 		}
 		if len(retry) < 90 {
@@ -597,7 +598,7 @@ func TestPeek(t *testing.T) {
 		w.get("x")
 		used := func() (u uint32) {
 			for n := range w.nodes() {
-				u = n.used.Load()
+				u = n.entry.Load().used.Load()
 			}
 			return u
 		}
@@ -615,12 +616,11 @@ func TestPeek(t *testing.T) {
 // A name may be a part of something large, which the cache must not keep.
 func TestNameIsCopied(t *testing.T) {
 	run(t, Config{}, func(w world) {
-		large := []byte("x.example.com and more")
-		name := string(large)[:13]
+		name := "x.example.com and more"[:13]
 		w.get(name)
 		for n := range w.nodes() {
-			if n.name != name || &[]byte(n.name)[0] == &large[0] {
-				t.Error(n.name)
+			if n.name() != name || unsafe.StringData(n.name()) == unsafe.StringData(name) {
+				t.Error(n.name())
 			}
 		}
 	})

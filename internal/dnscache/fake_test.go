@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -43,11 +44,15 @@ func nodata(ttl time.Duration) error {
 // script is what the fake replies to a question.
 type script struct {
 	addrs []netip.Addr
+	srv   []net.SRV
 	ttl   time.Duration
 	err   error
 	delay time.Duration // before the reply
 	hang  bool          // until the question is given up
 }
+
+// typeSRV is the qtype of the questions for services.
+const typeSRV = 33
 
 type question struct {
 	name  string
@@ -106,12 +111,22 @@ func (f *fake) Outage() <-chan struct{} {
 }
 
 func (f *fake) Lookup(ctx context.Context, name string, qtype uint16) ([]netip.Addr, time.Duration, error) {
-	kind := map[uint16]string{TypeA: "A", TypeAAAA: "AAAA"}[qtype]
+	s, err := f.reply(ctx, name, qtype)
+	return s.addrs, s.ttl, err
+}
+
+func (f *fake) LookupSRV(ctx context.Context, name string) ([]net.SRV, time.Duration, error) {
+	s, err := f.reply(ctx, name, typeSRV)
+	return s.srv, s.ttl, err
+}
+
+func (f *fake) reply(ctx context.Context, name string, qtype uint16) (script, error) {
+	kind := map[uint16]string{TypeA: "A", TypeAAAA: "AAAA", typeSRV: "SRV"}[qtype]
 	key := name + " " + kind
 	f.mu.Lock()
 	if f.down != nil {
 		f.mu.Unlock()
-		return nil, 0, errOutage
+		return script{}, errOutage
 	}
 	s, ok := f.scripts[key]
 	if !ok {
@@ -132,15 +147,15 @@ func (f *fake) Lookup(ctx context.Context, name string, qtype uint16) ([]netip.A
 	switch {
 	case s.hang:
 		<-ctx.Done()
-		return nil, 0, ctx.Err()
+		return script{}, ctx.Err()
 	case s.delay > 0:
 		select {
 		case <-time.After(s.delay):
 		case <-ctx.Done():
-			return nil, 0, ctx.Err()
+			return script{}, ctx.Err()
 		}
 	}
-	return s.addrs, s.ttl, s.err
+	return s, s.err
 }
 
 // questions returns when questions of one type were asked since the last call
@@ -220,15 +235,28 @@ func (w world) wantLater(name, want string) {
 // nodes returns all nodes.
 func (c *Cache) nodes() iter.Seq[*node] {
 	return func(yield func(*node) bool) {
-		for i := range c.table {
-			for n := c.table[i].Load(); n != nil; n = n.chain.Load() {
-				if !yield(n) {
+		for e := range c.table.all() {
+			if !yield(e.more.node) {
+				return
+			}
+		}
+	}
+}
+
+// all returns all entries.
+func (t table) all() iter.Seq[*entry] {
+	return func(yield func(*entry) bool) {
+		for i := range t {
+			for at := range t[i].slots {
+				if e := t[i].slots[at].Load(); e != nil && !yield(e) {
 					return
 				}
 			}
 		}
 	}
 }
+
+func (n *node) name() string { return n.entry.Load().name() }
 
 func (w world) get(name string) string {
 	return text(w.Lookup(w.Context(), name))
@@ -277,20 +305,37 @@ func (c *Cache) check() error {
 	c.sched.mu.Lock()
 	defer c.sched.mu.Unlock()
 	seen := make(map[*node]bool)
-	byName := make(map[string]bool)
+	past := make(map[*bucket]uint64)
+	for e := range c.table.all() {
+		n := e.more.node
+		hash := c.hash(e.name())
+		b, at := c.table.slot(hash, e, func(b *bucket) { past[b]++ })
+		switch {
+		case seen[n]:
+			return fmt.Errorf("%s is twice in the table", e.name())
+		case n.entry.Load() != e:
+			return fmt.Errorf("%s: an old entry is in the table", e.name())
+		case c.table.find(hash, e.name(), e.size) != e:
+			return fmt.Errorf("%s is not found", e.name())
+		case b.tags.Load()>>(8*at)&0xff != tag(hash):
+			return fmt.Errorf("%s: a wrong tag", e.name())
+		case n.gone:
+			return fmt.Errorf("%s is gone, but in the table", e.name())
+		case n.pinned.Load() && n.links[evictionList].in != nil:
+			return fmt.Errorf("%s may be evicted", e.name())
+		}
+		seen[n] = true
+	}
 	for i := range c.table {
-		for n := c.table[i].Load(); n != nil; n = n.chain.Load() {
-			switch {
-			case seen[n]:
-				return errors.New("a node is twice in the table")
-			case byName[n.name]:
-				return fmt.Errorf("%s is twice in the table", n.name)
-			case c.hash(n.name)&uint64(len(c.table)-1) != uint64(i):
-				return fmt.Errorf("%s is in a wrong chain", n.name)
-			case n.gone:
-				return fmt.Errorf("%s is gone, but in the table", n.name)
+		b := &c.table[i]
+		tags := b.tags.Load()
+		if tags>>56 != past[b] {
+			return fmt.Errorf("bucket %d: %d entries went past, it says %d", i, past[b], tags>>56)
+		}
+		for at := range b.slots {
+			if (tags>>(8*at)&0xff == 0) != (b.slots[at].Load() == nil) {
+				return fmt.Errorf("bucket %d: tags %x do not fit the slots", i, tags)
 			}
-			seen[n], byName[n.name] = true, true
 		}
 	}
 	walk := func(l *list) (int, error) {
@@ -298,10 +343,10 @@ func (c *Cache) check() error {
 		var prev *node
 		for n := l.head; n != nil; n = n.links[l.kind].next {
 			if !seen[n] {
-				return 0, fmt.Errorf("%s is in a list of kind %d, but not in the table", n.name, l.kind)
+				return 0, fmt.Errorf("%s is in a list of kind %d, but not in the table", n.name(), l.kind)
 			}
 			if at := n.links[l.kind]; at.in != l || at.prev != prev {
-				return 0, fmt.Errorf("%s: broken links of kind %d", n.name, l.kind)
+				return 0, fmt.Errorf("%s: broken links of kind %d", n.name(), l.kind)
 			}
 			prev = n
 			count++
@@ -319,8 +364,8 @@ func (c *Cache) check() error {
 	if err != nil {
 		return err
 	}
-	if small+main != len(seen) || len(seen) > c.cfg.Size {
-		return fmt.Errorf("%d nodes in the table, %d in the queues, at most %d allowed", len(seen), small+main, c.cfg.Size)
+	if small+main+c.preloaded != len(seen) || small+main > c.cfg.Size {
+		return fmt.Errorf("%d nodes in the table, %d in the queues and at most %d allowed, %d preloaded", len(seen), small+main, c.cfg.Size, c.preloaded)
 	}
 	inWheel := 0
 	for i := range c.sched.wheel {

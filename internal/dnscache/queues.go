@@ -1,5 +1,7 @@
 package dnscache
 
+import "math/bits"
+
 // list is a list of nodes, the oldest first. A node stands in one list of each
 // kind at most.
 type list struct {
@@ -53,10 +55,7 @@ func (l *list) pop() *node {
 	return n
 }
 
-// maxReads is how many reads a node is given credit for.
-const maxReads = 3
-
-// queues hold all nodes and say which one to evict. This is S3-FIFO (Yang et
+// queues hold all nodes that may be evicted and say which one to evict. This is S3-FIFO (Yang et
 // al., "FIFO queues are all you need for cache eviction", SOSP 2023): names come
 // in by a small queue and move to the main one only if they are read again. A
 // scan of one-off names passes through the small queue and leaves the others
@@ -88,20 +87,22 @@ func (q *queues) evict(size int, hash func(name string) uint64) *node {
 	for {
 		if q.small.len > size/10 || q.main.len == 0 {
 			n := q.small.pop()
-			if n.reads.Swap(0) > 1 {
+			e := n.entry.Load()
+			if r := e.reads(); r > 1 {
+				e.forgive(r)
 				q.main.push(n)
 				continue
 			}
 			if q.ghosts == nil {
-				q.ghosts = make([]uint32, tableLen(size))
+				q.ghosts = make([]uint32, 2<<bits.Len(uint(size-1)))
 			}
-			h := hash(n.name)
+			h := hash(e.name())
 			*q.ghost(h) = mark(h)
 			return n
 		}
 		n := q.main.pop()
-		if r := n.reads.Load(); r > 0 {
-			n.reads.Store(r - 1)
+		if e := n.entry.Load(); e.reads() > 0 {
+			e.forgive(1)
 			q.main.push(n)
 			continue
 		}

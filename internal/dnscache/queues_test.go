@@ -193,7 +193,7 @@ func TestStress(t *testing.T) {
 	}
 	for n := range c.nodes() {
 		if n.call.Load() != nil {
-			t.Errorf("%s: a lookup that never ends", n.name)
+			t.Errorf("%s: a lookup that never ends", n.name())
 		}
 	}
 	c.Close()

@@ -3,6 +3,7 @@ package dnscache
 import (
 	"cmp"
 	"context"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -36,7 +37,7 @@ type scheduler struct {
 	plan  forecast      // how many nodes of the wheel are due in which second
 
 	due    [2]list // to be refreshed as soon as there is a slot; by class
-	parked list    // due, but there is an outage, or was one until just now
+	parked list    // due, but there is an outage, or was one until just now; and those preloaded
 	sorted bool    // parked is in the order in which it is let go
 	credit float64 // how many parked ones may be let go now
 	paced  time.Duration
@@ -47,14 +48,14 @@ type scheduler struct {
 // The classes of refreshes.
 const (
 	living  = iota // the last lookup answered soon
-	limited        // it did not
+	limited        // it did not, or there was none
 )
 
 func (n *node) class() int {
-	if n.state.Load().limited() {
-		return limited
+	if s := n.entry.Load().more; s.known && !s.limited() {
+		return living
 	}
-	return living
+	return limited
 }
 
 func (s *scheduler) init(c *Cache) {
@@ -77,17 +78,19 @@ func (f *forecast) at(due uint32) *int32 {
 }
 
 // dueAt returns the first tick at which what is due at t is due.
-func dueAt(t time.Duration) uint32 { return uint32(t/wheelTick) + 1 }
+func dueAt(t time.Duration) uint32 {
+	return uint32(min(t/wheelTick, math.MaxUint32-1)) + 1 //nolint:gosec // it fits
+}
 
 // pick chooses when to refresh an answer that has just come and holds for ttl:
 // at a random 75 to 90 % of it, so that names that were learned together are
 // not asked for together for ever. Where a crowd is due then already, because
 // very many names were learned together, it may be any earlier time.
 func (f *forecast) pick(now, ttl time.Duration) time.Duration {
-	due := now + ttl*3/4 + rand.N(ttl*15/100+1)
+	due := now + ttl*3/4 + rand.N(ttl/100*15+1)
 	even := float64(f.total) / (0.8 * ttl.Seconds()) // names a second if spread evenly
 	if n := *f.at(dueAt(due)); float64(n) > 1.5*even+64 {
-		if early := now + ttl/10 + rand.N(ttl*8/10+1); *f.at(dueAt(early)) < n {
+		if early := now + ttl/10 + rand.N(ttl/10*8+1); *f.at(dueAt(early)) < n {
 			return early
 		}
 	}
@@ -99,10 +102,17 @@ func (f *forecast) pick(now, ttl time.Duration) time.Duration {
 func (s *scheduler) schedule(n *node, now, ttl, latest time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n.gone || s.waits(n) {
+	if n.gone {
 		return
 	}
-	s.unschedule(n)
+	if s.waits(n) {
+		if n.call.Load() != nil {
+			return // to be looked up again
+		}
+		n.links[refreshList].in.remove(n) // a reader did what it waits for
+	} else {
+		s.unschedule(n)
+	}
 	due := latest
 	if ttl > 0 {
 		due = min(s.plan.pick(now, ttl), latest)
@@ -160,6 +170,23 @@ func (s *scheduler) request(n *node, now time.Duration) *call {
 	return cl
 }
 
+// preload makes nodes due that are new, and lets them go as after an outage.
+func (s *scheduler) preload(nodes []*node, now time.Duration) {
+	s.mu.Lock()
+	if s.parked.len == 0 {
+		s.credit, s.paced = recoveryRate/4, now
+	}
+	for _, n := range nodes {
+		if n.call.CompareAndSwap(nil, newCall(now)) && !s.waits(n) {
+			s.unschedule(n)
+			s.parked.push(n)
+			s.sorted = false
+		}
+	}
+	s.mu.Unlock()
+	s.dispatch(now)
+}
+
 // run refreshes what is due until the cache is closed.
 func (s *scheduler) run() {
 	ticker := time.NewTicker(wheelTick)
@@ -199,8 +226,9 @@ func (s *scheduler) turn(now time.Duration) {
 				continue
 			}
 			s.unschedule(n)
+			wanted := n.pinned.Load() || now-n.entry.Load().lastUsed()-usedUnit <= s.cache.cfg.Refresh
 			// a lookup that is in flight already will schedule it again
-			if now-n.lastUsed()-usedUnit <= s.cache.cfg.Refresh && n.call.CompareAndSwap(nil, newCall(now)) {
+			if wanted && n.call.CompareAndSwap(nil, newCall(now)) {
 				s.due[n.class()].push(n)
 			}
 		}
@@ -270,7 +298,7 @@ func (s *scheduler) sort() {
 	all := make([]parked, 0, s.parked.len)
 	for s.parked.len > 0 {
 		n := s.parked.pop()
-		all = append(all, parked{n.used.Load(), n})
+		all = append(all, parked{n.entry.Load().used.Load() / (maxReads + 1), n})
 	}
 	slices.SortStableFunc(all, func(a, b parked) int { return cmp.Compare(b.used, a.used) })
 	for _, p := range all {

@@ -281,8 +281,7 @@ func TestReaderTakesOver(t *testing.T) {
 func TestSchedulerLists(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.fake.setOutage(true)
-		n := w.insert(w.hash("x"), "x")
-		n.state.Store(&state{addrs: ips(a)})
+		n := w.insert(w.hash("x"), "x", 1).more.node
 		w.sched.request(n, 0)
 		w.sched.schedule(n, 0, time.Minute, time.Minute)
 		if w.sched.parked.len != 1 || w.sched.plan.total != 0 {
@@ -399,12 +398,13 @@ func TestWheel(t *testing.T) {
 			now := time.Hour
 			c := New(newFake(), Config{Now: func() time.Duration { return now }, Size: 1})
 			defer c.Close()
-			n := c.insert(c.hash("x"), "x")
+			e := c.insert(c.hash("x"), "x", 1)
+			n := e.more.node
 			c.sched.schedule(n, now, 0, now+tc.due)
-			n.used.Store(math.MaxInt32)
+			e.used.Store(math.MaxUint32)
 			for step := wheelTick; ; step += wheelTick {
 				c.sched.turn(now + step)
-				if c.sched.due[living].len == 1 {
+				if c.sched.due[limited].len == 1 {
 					if step != tc.at {
 						t.Errorf("due after %v, want %v", step, tc.at)
 					}
@@ -430,17 +430,17 @@ func TestWheelJumps(t *testing.T) {
 	for _, name := range names(2000) {
 		at := rand.N(4 * time.Hour)
 		due[name] = at
-		c.sched.schedule(c.insert(c.hash(name), name), now, 0, at)
+		c.sched.schedule(c.insert(c.hash(name), name, uint16(len(name))).more.node, now, 0, at)
 	}
 	for range 20 {
 		now += rand.N([]time.Duration{time.Second, time.Minute, time.Hour}[rand.N(3)])
 		c.sched.turn(now)
-		for c.sched.due[living].len > 0 {
-			n := c.sched.due[living].pop()
-			if due[n.name] > now {
-				t.Errorf("%s is due at %v, came at %v", n.name, due[n.name], now)
+		for c.sched.due[limited].len > 0 {
+			n := c.sched.due[limited].pop()
+			if due[n.name()] > now {
+				t.Errorf("%s is due at %v, came at %v", n.name(), due[n.name()], now)
 			}
-			delete(due, n.name)
+			delete(due, n.name())
 		}
 		for name, at := range due {
 			if at < now-wheelTick {
@@ -463,7 +463,8 @@ func TestRefreshesAreEven(t *testing.T) {
 		defer c.Close()
 		nodes := make([]*node, n)
 		for i := range nodes {
-			nodes[i] = &node{}
+			nodes[i] = new(node)
+			nodes[i].entry.Store(&entry{more: &state{known: true}})
 		}
 		perSecond := make([]int, end/time.Second+1)
 		known := 0

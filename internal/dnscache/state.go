@@ -7,9 +7,11 @@ import (
 	"hash/fnv"
 	"math"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
+	"unsafe"
 )
 
 // family is one of the two address families.
@@ -27,10 +29,14 @@ func (f family) qtype() uint16 {
 	return TypeA
 }
 
+// services is the order of what has records of a service; they take the place of
+// the first family.
+const services Family = 0xff
+
 // families returns the families to ask for, the first to be offered first.
 func families(order Family) []family {
 	switch order {
-	case IPv4:
+	case IPv4, services:
 		return []family{v4}
 	case IPv6:
 		return []family{v6}
@@ -46,63 +52,73 @@ type reply struct {
 	family family
 	done   bool          // false: not asked, or no reply yet
 	at     time.Duration // when it came
-	addrs  []netip.Addr
 	ttl    time.Duration
 	err    error
+
+	addrs    []netip.Addr
+	services []net.SRV // of a service, instead of addrs
 }
 
-// record is the last good answer for one family of a name.
-type record struct {
-	addrs   []netip.Addr
-	expires time.Duration
-	ripe    time.Duration // a lookup of the name asks for this family too from then on
-}
+func (r *reply) empty() bool { return len(r.addrs) == 0 && len(r.services) == 0 }
 
-// state is all that is known of a name. It is immutable.
+// state is what is known of a name beyond what a hit needs. It is immutable.
 type state struct {
-	addrs     []netip.Addr  // what readers get
-	expires   time.Duration // until then it is served without asking again
-	preferred int32
-	stale     bool     // addrs had expired when this was learned
-	slow      bool     // it took long to learn this
-	fails     [2]uint8 // by family: failed lookups in a row
-	err       error    // what readers get if there are no addresses, or why a family is missing
+	node *node
+	err  error // what readers get if there are no addresses, or why a family is missing
 
-	staleUntil time.Duration    // until then addrs may be served while asking fails
-	retry      [2]time.Duration // by family: one that failed is not asked for again before
+	// By family.
+	ends  [2]time.Duration // of the last good answer
+	ripe  [2]time.Duration // a lookup of the name asks for this family too from then on
+	retry [2]time.Duration // one that failed is not asked for again before
+	have  [2]uint8         // how many addresses of the last good answer; 0: there are none
+	fails [2]uint8         // failed lookups in a row
 
-	records [2]*record // by family; nil: no addresses
+	order Family // in which the addresses are offered
+	known bool   // false until the first lookup has ended
+	stale bool   // the addresses had expired when this was learned
+	slow  bool   // it took long to learn this
 }
 
-// maxAddrs is how many addresses of a family are kept.
+// maxAddrs is how many addresses of a family are kept, and how many records of a
+// service.
 const maxAddrs = 64
 
 // errNoAddress stands for a reply without addresses and without error.
 var errNoAddress = errors.New("no addresses")
 
-// merge makes the next state of a name from the last one and from what came
+// merge makes the next entry of a name from the last one and from what came
 // back for each family. A family that failed, is late or was not asked for
 // keeps the addresses it had, and is never taken to have none.
-func merge(cfg *Config, name string, old *state, got [2]reply, order Family, now time.Duration) *state {
-	if old == nil {
-		old = new(state)
+func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Duration) *entry {
+	old := last.more
+	s := &state{node: old.node, order: order, known: true}
+	e := newEntry(last.name(), last.size, s)
+	var addrs [2][]netip.Addr
+	var records []net.SRV // of a service
+	keep := func(f family) {
+		if old.have[f] > 0 && now < old.ends[f]+max(cfg.Stale, 0) {
+			s.have[f], s.ends[f], s.ripe[f] = old.have[f], old.ends[f], old.ripe[f]
+			addrs[f], records = last.addrsOf(f), last.services()
+		}
 	}
-	s := new(state)
 	jitter := rand.Float64()
 	var failure, negative error
 	notFound, negativeUntil := false, now+cfg.MaxTTL
 	for _, f := range families(order) {
 		r := &got[f]
 		if !r.done {
-			s.records[f], s.fails[f], s.retry[f] = old.lasting(f, cfg, now), old.fails[f], old.retry[f]
+			keep(f)
+			s.fails[f], s.retry[f] = old.fails[f], old.retry[f]
 			if s.fails[f] > 0 {
 				failure = cmp.Or(failure, old.err)
 			}
 			continue
 		}
-		if r.err == nil && len(r.addrs) > 0 {
+		if r.err == nil && !r.empty() {
 			ttl := min(max(r.ttl, cfg.MinTTL), cfg.MaxTTL)
-			s.records[f] = &record{inOrder(name, r.addrs), r.at + ttl, r.at + ttl*3/4}
+			s.ends[f], s.ripe[f] = r.at+ttl, r.at+ttl*3/4
+			addrs[f], records = inOrder(e.name(), r.addrs), servicesInOrder(r.services)
+			s.have[f] = uint8(len(addrs[f]) + len(records)) //nolint:gosec // at most maxAddrs
 			continue
 		}
 		if ttl, ok := negativeTTL(cfg, r.err); ok {
@@ -115,7 +131,7 @@ func merge(cfg *Config, name string, old *state, got [2]reply, order Family, now
 			continue
 		}
 		failure = cmp.Or(failure, r.err)
-		s.records[f] = old.lasting(f, cfg, now)
+		keep(f)
 		if isOutage(r.err) {
 			s.fails[f] = old.fails[f]
 		} else {
@@ -127,33 +143,32 @@ func merge(cfg *Config, name string, old *state, got [2]reply, order Family, now
 		// It is the name that does not exist: what a family had, but could not
 		// be asked for now, does not exist either.
 		failure, s.fails, s.retry = nil, [2]uint8{}, [2]time.Duration{}
-		for f, r := range s.records {
-			if r != nil && r.expires <= now {
-				s.records[f] = nil
+		for f := range s.have {
+			if s.ends[f] <= now {
+				s.have[f], addrs[f], records = 0, nil, nil
 			}
 		}
 	}
 
-	var preferred int
-	s.addrs, preferred = offer(order, s.records)
-	s.preferred = int32(preferred)
+	if e.service() {
+		e.list, e.count = unsafe.Pointer(unsafe.SliceData(records)), uint8(len(records)) //nolint:gosec // at most maxAddrs
+	} else {
+		all, preferred := offer(order, addrs)
+		e.list, e.count = unsafe.Pointer(unsafe.SliceData(all)), uint8(len(all)) //nolint:gosec // at most twice maxAddrs
+		e.preferred = uint8(preferred)                                           //nolint:gosec // at most len(all)
+	}
 	s.err = failure
 	switch {
-	case len(s.addrs) > 0:
-		s.expires = s.lifetime(now)
-		s.stale = s.expires <= now
-		for _, r := range s.records {
-			if r != nil {
-				s.staleUntil = max(s.staleUntil, r.expires+max(cfg.Stale, 0))
-			}
-		}
+	case e.count > 0:
+		e.expires = s.lifetime(now)
+		s.stale = e.expires <= now
 	case failure == nil:
-		s.err, s.expires = negative, negativeUntil
+		s.err, e.expires = negative, negativeUntil
 	default:
 		// a failure is remembered for as long as it is not tried again
-		s.expires = max(s.nextRetry(), now)
+		e.expires = max(s.nextRetry(), now)
 	}
-	return s
+	return e
 }
 
 // lifetime returns when the first of the families that hold now expires, so
@@ -161,16 +176,26 @@ func merge(cfg *Config, name string, old *state, got [2]reply, order Family, now
 // none holds, when the last one expired.
 func (s *state) lifetime(now time.Duration) time.Duration {
 	var first, last time.Duration
-	for _, r := range s.records {
-		if r == nil {
+	for f, end := range s.ends {
+		if s.have[f] == 0 {
 			continue
 		}
-		last = max(last, r.expires)
-		if r.expires > now && (first == 0 || r.expires < first) {
-			first = r.expires
+		last = max(last, end)
+		if end > now && (first == 0 || end < first) {
+			first = end
 		}
 	}
 	return cmp.Or(first, last)
+}
+
+// staleUntil returns until when the addresses may be served while asking fails.
+func (e *entry) staleUntil(cfg *Config) (end time.Duration) {
+	for f, n := range e.more.have {
+		if n > 0 {
+			end = max(end, e.more.ends[f]+max(cfg.Stale, 0))
+		}
+	}
+	return end
 }
 
 // nextRetry returns when the first of the families that failed may be asked for
@@ -183,23 +208,17 @@ func (s *state) nextRetry() time.Duration {
 }
 
 // limited says whether the next lookup is likely to take long.
-func (s *state) limited() bool { return s.failing() || s != nil && s.slow }
+func (s *state) limited() bool { return s.failing() || s.slow }
 
 // failing says whether a family failed when it was last asked for.
-func (s *state) failing() bool {
-	return s != nil && (s.fails[v4] > 0 || s.fails[v6] > 0)
-}
+func (s *state) failing() bool { return s.fails[v4] > 0 || s.fails[v6] > 0 }
 
 // wanted returns the families that a lookup should ask for: not those that have
 // most of their time before them, nor those that failed just now.
 func (s *state) wanted(order Family, now time.Duration) []family {
 	all := families(order)
-	if s == nil {
-		return all
-	}
 	wanted := slices.DeleteFunc(slices.Clone(all), func(f family) bool {
-		r := s.records[f]
-		return r != nil && now < r.ripe || now < s.retry[f]
+		return s.have[f] > 0 && now < s.ripe[f] || now < s.retry[f]
 	})
 	if len(wanted) == 0 {
 		return all
@@ -207,38 +226,26 @@ func (s *state) wanted(order Family, now time.Duration) []family {
 	return wanted
 }
 
-// overdue returns when there is just enough time left to ask for r again.
-func (r *record) overdue() time.Duration { return r.ripe + (r.expires-r.ripe)/2 }
+// overdue returns when there is just enough time left to ask for f again.
+func (s *state) overdue(f family) time.Duration { return s.ripe[f] + (s.ends[f]-s.ripe[f])/2 }
 
 // patience returns how long a lookup of the families asked may take before
 // another one, which holds, has to be asked for again.
 func (s *state) patience(asked []family, now time.Duration) time.Duration {
 	least := time.Duration(math.MaxInt64)
-	if s != nil {
-		for f, r := range s.records {
-			if r != nil && now < r.ripe && !slices.Contains(asked, family(f)) {
-				least = min(least, r.overdue()-now)
-			}
+	for f, n := range s.have {
+		if f := family(f); n > 0 && now < s.ripe[f] && !slices.Contains(asked, f) {
+			least = min(least, s.overdue(f)-now)
 		}
 	}
 	return least
 }
 
-// lasting returns what s knows of a family, if that may still be served.
-func (s *state) lasting(f family, cfg *Config, now time.Duration) *record {
-	if r := s.records[f]; r != nil && now < r.expires+max(cfg.Stale, 0) {
-		return r
-	}
-	return nil
-}
-
-// offer merges the families in the order they are offered.
-func offer(order Family, records [2]*record) (addrs []netip.Addr, preferred int) {
+// offer merges the addresses of the families in the order they are offered.
+func offer(order Family, addrs [2][]netip.Addr) (all []netip.Addr, preferred int) {
 	var lists [2][]netip.Addr
 	for i, f := range families(order) {
-		if r := records[f]; r != nil {
-			lists[i] = r.addrs
-		}
+		lists[i] = addrs[f]
 	}
 	first, second := lists[0], lists[1]
 	switch {
@@ -247,27 +254,67 @@ func offer(order Family, records [2]*record) (addrs []netip.Addr, preferred int)
 	case len(first) == 0:
 		return second, len(second)
 	case order == Interleaved:
-		addrs = make([]netip.Addr, 0, len(first)+len(second))
+		all = make([]netip.Addr, 0, len(first)+len(second))
 		for i := range max(len(first), len(second)) {
 			if i < len(first) {
-				addrs = append(addrs, first[i])
+				all = append(all, first[i])
 			}
 			if i < len(second) {
-				addrs = append(addrs, second[i])
+				all = append(all, second[i])
 			}
 		}
-		return addrs, len(addrs)
+		return all, len(all)
 	default:
-		addrs = append(make([]netip.Addr, 0, len(first)+len(second)), first...)
-		return append(addrs, second...), len(first)
+		all = append(make([]netip.Addr, 0, len(first)+len(second)), first...)
+		return append(all, second...), len(first)
 	}
+}
+
+// addrsOf takes apart what offer has merged.
+func (e *entry) addrsOf(wanted family) []netip.Addr {
+	all, s := e.addrs(), e.more
+	if int(s.have[wanted]) == len(all) {
+		return all
+	}
+	list := make([]netip.Addr, 0, s.have[wanted])
+	order := families(s.order)
+	for left := s.have; len(all) > 0; {
+		for _, f := range order {
+			n := uint8(1)
+			if s.order != Interleaved {
+				n = left[f]
+			}
+			n = min(n, left[f])
+			if f == wanted {
+				list = append(list, all[:n]...)
+			}
+			all, left[f] = all[n:], left[f]-n
+		}
+	}
+	return list
+}
+
+// servicesInOrder sorts the records of a service: by priority, which a client
+// has to follow, and then in an order that is the same at every lookup. What is
+// beyond maxAddrs is left out.
+func servicesInOrder(records []net.SRV) []net.SRV {
+	list := slices.Clone(records)
+	slices.SortFunc(list, func(a, b net.SRV) int {
+		return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(b.Weight, a.Weight),
+			cmp.Compare(a.Target, b.Target), cmp.Compare(a.Port, b.Port))
+	})
+	list = slices.Compact(list)
+	return slices.Clone(list[:min(len(list), maxAddrs)])
 }
 
 // inOrder sorts addresses in an order that is the same at every lookup, in
 // every instance, but differs between names: where more addresses come back
 // than are used, names spread over all of them.
 func inOrder(name string, addrs []netip.Addr) []netip.Addr {
-	if len(addrs) == 1 {
+	switch len(addrs) {
+	case 0:
+		return nil
+	case 1:
 		return []netip.Addr{addrs[0]} // whatever array it came in
 	}
 	type ranked struct {

@@ -1,0 +1,212 @@
+package dnscache
+
+import (
+	"math/bits"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+	"unsafe"
+)
+
+// entry is what is known of a name, as readers see it: all that a hit needs is
+// in 64 bytes, a line of the processor's cache, with the bytes of a name that is
+// longer than most right behind it. Where there are many names, reaching memory
+// is what costs time. An entry is immutable, but for used; when more is known,
+// another one takes its place in the table.
+type entry struct {
+	more      *state         // what a hit does not need
+	list      unsafe.Pointer // to count addresses, or to the records of a service
+	expires   time.Duration  // until then it is served without asking again
+	used      atomic.Uint32  // when it was last read, in units of usedUnit, and how often: see touch
+	size      uint16         // of the name; and isService
+	count     uint8
+	preferred uint8    // so many of the addresses, from the first
+	name32    [32]byte // the name; more than that follows
+}
+
+const (
+	// isService marks the size of a name that is asked for as a service, so
+	// that a host of the same name is another entry.
+	isService = 1 << 15
+
+	// maxName is the longest name there is, with some to spare (RFC 1035,
+	// section 2.3.4).
+	maxName = 256
+
+	// usedUnit is the resolution of entry.used: about a second, and a shift.
+	usedUnit time.Duration = 1 << 30
+
+	// maxReads is how many reads an entry is given credit for.
+	maxReads = 3
+)
+
+// newEntry returns an entry of a name, of which it keeps a copy: the name may be
+// a part of something large.
+func newEntry(name string, size uint16, more *state) *entry {
+	var e *entry
+	switch n := len(name); {
+	case n <= len(e.name32):
+		e = new(entry)
+	case n <= 96:
+		e = &new(struct {
+			entry
+			_ [96 - 32]byte
+		}).entry
+	default:
+		e = &new(struct {
+			entry
+			_ [maxName - 32]byte
+		}).entry
+	}
+	e.more, e.size = more, size
+	copy(unsafe.Slice(&e.name32[0], len(name)), name)
+	return e
+}
+
+func (e *entry) name() string {
+	return unsafe.String(&e.name32[0], int(e.size&^isService))
+}
+
+func (e *entry) service() bool { return e.size&isService != 0 }
+
+func (e *entry) addrs() []netip.Addr {
+	if e.service() {
+		return nil
+	}
+	return unsafe.Slice((*netip.Addr)(e.list), int(e.count))
+}
+
+func (e *entry) services() []net.SRV {
+	if !e.service() {
+		return nil
+	}
+	return unsafe.Slice((*net.SRV)(e.list), int(e.count))
+}
+
+// touch notes a read. It seldom writes, which would take the line from other
+// processors.
+func (e *entry) touch(now time.Duration) {
+	old := e.used.Load()
+	if used := usedAt(now) | min(old%(maxReads+1)+1, maxReads); used != old {
+		e.used.Store(used)
+	}
+}
+
+// usedAt returns the used of an entry that was inserted at now.
+func usedAt(now time.Duration) uint32 { return uint32(now/usedUnit) * (maxReads + 1) }
+
+func (e *entry) lastUsed() time.Duration {
+	return time.Duration(e.used.Load()/(maxReads+1)) * usedUnit
+}
+
+// reads returns how often e was read since the eviction last looked, at most
+// maxReads.
+func (e *entry) reads() uint32 { return e.used.Load() % (maxReads + 1) }
+
+// forgive takes so many reads off, unless e is read at this very moment.
+func (e *entry) forgive(reads uint32) {
+	if old := e.used.Load(); old%(maxReads+1) >= reads {
+		e.used.CompareAndSwap(old, old-reads)
+	}
+}
+
+// table finds entries: a hash table with open addressing. Readers take no lock,
+// writers have one among themselves. It does not grow, and an entry never moves
+// while it is in, so that a reader cannot miss it.
+type table []bucket
+
+// bucket is a line of the processor's cache. An entry that finds no room in the
+// bucket of its hash goes to the next one that has some.
+type bucket struct {
+	// In the lowest bytes, for each slot a part of the entry's hash, or 0 if
+	// the slot is free; in the highest byte, how many entries went past the
+	// bucket to another one.
+	tags  atomic.Uint64
+	slots [bucketSlots]atomic.Pointer[entry]
+}
+
+const (
+	bucketSlots = 7
+	lowBits     = 0x0001_0101_0101_0101 // of the tags' bytes
+	highBits    = lowBits << 7
+	overflow    = 1 << 56
+	overflowMax = 0xff
+)
+
+// newTable returns a table for so many entries: 2 to 4 in a bucket of 7.
+func newTable(size int) table {
+	return make(table, max(1, 1<<bits.Len(uint(size-1))/4))
+}
+
+// tag is the part of a hash that a bucket keeps; 0 is none.
+func tag(hash uint64) uint64 { return max(hash>>56, 1) }
+
+// find returns the entry of a name. Size is that of the entry.
+func (t table) find(hash uint64, name string, size uint16) *entry {
+	tag := tag(hash) * lowBits
+	for i := range t {
+		b := &t[(hash+uint64(i))&uint64(len(t)-1)]
+		tags := b.tags.Load()
+		// each byte of x that is 0 leaves its highest bit in m, and seldom another one does
+		x := tags ^ tag
+		for m := (x - lowBits) &^ x & highBits; m != 0; m &= m - 1 {
+			e := b.slots[bits.TrailingZeros64(m)/8].Load()
+			if e != nil && e.size == size && e.name() == name {
+				return e
+			}
+		}
+		if tags < overflow {
+			break
+		}
+	}
+	return nil
+}
+
+// insert puts in an entry that is not there.
+func (t table) insert(hash uint64, e *entry) {
+	for i := hash; ; i++ {
+		b := &t[i&uint64(len(t)-1)]
+		tags := b.tags.Load()
+		if free := (tags - lowBits) &^ tags & highBits; free != 0 {
+			at := bits.TrailingZeros64(free) / 8
+			b.slots[at].Store(e)
+			b.tags.Store(tags | tag(hash)<<(8*at))
+			return
+		}
+		if tags>>56 < overflowMax { // else it is not counted any more
+			b.tags.Store(tags + overflow)
+		}
+	}
+}
+
+// slot returns where an entry is, which is in, and calls past for each bucket
+// on the way there.
+func (t table) slot(hash uint64, e *entry, past func(*bucket)) (b *bucket, at int) {
+	for i := hash; ; i++ {
+		b := &t[i&uint64(len(t)-1)]
+		for at := range b.slots {
+			if b.slots[at].Load() == e {
+				return b, at
+			}
+		}
+		past(b)
+	}
+}
+
+// replace puts e in the place of old, an entry of the same name.
+func (t table) replace(hash uint64, old, e *entry) {
+	b, at := t.slot(hash, old, func(*bucket) {})
+	b.slots[at].Store(e)
+}
+
+// remove takes an entry out.
+func (t table) remove(hash uint64, e *entry) {
+	b, at := t.slot(hash, e, func(b *bucket) {
+		if tags := b.tags.Load(); tags>>56 < overflowMax {
+			b.tags.Store(tags - overflow)
+		}
+	})
+	b.tags.Store(b.tags.Load() &^ (0xff << (8 * at)))
+	b.slots[at].Store(nil)
+}

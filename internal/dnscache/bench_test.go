@@ -13,8 +13,8 @@ import (
 	"unsafe"
 )
 
-// steady answers everything at once, with n A records and no AAAA record.
-type steady struct{ n int }
+// steady answers everything at once, with so many A and AAAA records.
+type steady struct{ a, aaaa int }
 
 func (steady) LookupSRV(context.Context, string) ([]net.SRV, time.Duration, error) {
 	return nil, 0, nil
@@ -23,18 +23,21 @@ func (steady) LookupSRV(context.Context, string) ([]net.SRV, time.Duration, erro
 func (steady) Outage() <-chan struct{} { return nil }
 
 func (s steady) Lookup(_ context.Context, _ string, qtype uint16) ([]netip.Addr, time.Duration, error) {
+	n := s.a
 	if qtype == TypeAAAA {
-		return nil, 0, nil
+		n = s.aaaa
 	}
-	addrs := make([]netip.Addr, s.n)
+	addrs := make([]netip.Addr, n)
 	for i := range addrs {
-		addrs[i] = netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})
+		if addrs[i] = netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}); qtype == TypeAAAA {
+			addrs[i] = netip.AddrFrom16([16]byte{0x20, 0x01, 15: byte(i)})
+		}
 	}
 	return addrs, time.Hour, nil
 }
 
-func filled(b testing.TB, list []string, addrs int) *Cache {
-	c := New(steady{addrs}, Config{})
+func filled(b testing.TB, list []string, ex steady) *Cache {
+	c := New(ex, Config{})
 	c.Start()
 	for _, name := range list {
 		if _, err := c.Lookup(b.Context(), name); err != nil {
@@ -64,7 +67,7 @@ func BenchmarkHit(b *testing.B) {
 		list := names(n)
 		order := accesses(list)
 		mask := len(order) - 1
-		c := filled(b, list, 1)
+		c := filled(b, list, steady{a: 1})
 		type value struct { // what the cache returns of a name
 			addrs     []netip.Addr
 			preferred int
@@ -112,7 +115,7 @@ func BenchmarkHit(b *testing.B) {
 
 // BenchmarkInsert is a flood of new names in a full cache.
 func BenchmarkInsert(b *testing.B) {
-	c := filled(b, names(100_000), 1)
+	c := filled(b, names(100_000), steady{a: 1})
 	defer c.Close()
 	b.ReportAllocs()
 	i := 0
@@ -134,9 +137,9 @@ func TestMemory(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return int64(m.HeapAlloc)
 	}
-	for addrs := 1; addrs <= 2; addrs++ {
+	for _, ex := range []steady{{1, 0}, {2, 0}, {1, 1}, {2, 2}} {
 		before := heap()
-		c := filled(t, names(n), addrs)
+		c := filled(t, names(n), ex)
 		perName := float64(heap()-before) / n
 		for i := range n {
 			if _, err := c.Lookup(t.Context(), fmt.Sprintf("scan-%06d.example.com", i)); err != nil {
@@ -144,9 +147,9 @@ func TestMemory(t *testing.T) {
 			}
 		}
 		scanned := float64(heap()-before) / n
-		t.Logf("%d A: %.0f B a name, %.0f after a scan", addrs, perName, scanned)
+		t.Logf("%d A, %d AAAA: %.0f B a name, %.0f after a scan", ex.a, ex.aaaa, perName, scanned)
 		if perName > most || scanned > most {
-			t.Errorf("%d A: %.0f B a name, %.0f after a scan, want at most %d", addrs, perName, scanned, most)
+			t.Errorf("%d A, %d AAAA: %.0f B a name, %.0f after a scan, want at most %d", ex.a, ex.aaaa, perName, scanned, most)
 		}
 		if got := c.Len(); got != n {
 			t.Errorf("%d names", got)
@@ -156,7 +159,7 @@ func TestMemory(t *testing.T) {
 }
 
 func TestHitAllocatesNothing(t *testing.T) {
-	c := filled(t, []string{"x"}, 2)
+	c := filled(t, []string{"x"}, steady{a: 2})
 	defer c.Close()
 	if n := testing.AllocsPerRun(1000, func() { c.Lookup(context.Background(), "x") }); n != 0 {
 		t.Errorf("%v allocations", n)

@@ -84,6 +84,16 @@ func (e *entry) services() []net.SRV {
 	return unsafe.Slice((*net.SRV)(e.list), int(e.count))
 }
 
+// setAddrs is for new entries only, as setServices is.
+func (e *entry) setAddrs(addrs []netip.Addr, preferred int) {
+	e.list = unsafe.Pointer(unsafe.SliceData(addrs))
+	e.count, e.preferred = uint8(len(addrs)), uint8(preferred) // twice maxAddrs at most
+}
+
+func (e *entry) setServices(records []net.SRV) {
+	e.list, e.count = unsafe.Pointer(unsafe.SliceData(records)), uint8(len(records))
+}
+
 // touch notes a read. It seldom writes, which would take the line from other
 // processors.
 func (e *entry) touch(now time.Duration) {

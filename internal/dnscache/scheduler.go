@@ -79,7 +79,7 @@ func (f *forecast) at(due uint32) *int32 {
 
 // dueAt returns the first tick at which what is due at t is due.
 func dueAt(t time.Duration) uint32 {
-	return uint32(min(t/wheelTick, math.MaxUint32-1)) + 1 //nolint:gosec // it fits
+	return uint32(min(t/wheelTick, math.MaxUint32-1)) + 1
 }
 
 // pick chooses when to refresh an answer that has just come and holds for ttl:

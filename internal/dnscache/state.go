@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"slices"
 	"time"
-	"unsafe"
 )
 
 // family is one of the two address families.
@@ -118,7 +117,7 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 			ttl := min(max(r.ttl, cfg.MinTTL), cfg.MaxTTL)
 			s.ends[f], s.ripe[f] = r.at+ttl, r.at+ttl*3/4
 			addrs[f], records = inOrder(e.name(), r.addrs), servicesInOrder(r.services)
-			s.have[f] = uint8(len(addrs[f]) + len(records)) //nolint:gosec // at most maxAddrs
+			s.have[f] = uint8(len(addrs[f]) + len(records))
 			continue
 		}
 		if ttl, ok := negativeTTL(cfg, r.err); ok {
@@ -151,11 +150,9 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 	}
 
 	if e.service() {
-		e.list, e.count = unsafe.Pointer(unsafe.SliceData(records)), uint8(len(records)) //nolint:gosec // at most maxAddrs
+		e.setServices(records)
 	} else {
-		all, preferred := offer(order, addrs)
-		e.list, e.count = unsafe.Pointer(unsafe.SliceData(all)), uint8(len(all)) //nolint:gosec // at most twice maxAddrs
-		e.preferred = uint8(preferred)                                           //nolint:gosec // at most len(all)
+		e.setAddrs(offer(order, addrs))
 	}
 	s.err = failure
 	switch {

@@ -89,7 +89,7 @@ func dueAt(t time.Duration) uint32 {
 func (f *forecast) pick(now, ttl time.Duration) time.Duration {
 	due := now + ttl*3/4 + rand.N(ttl/100*15+1)
 	even := float64(f.total) / (0.8 * ttl.Seconds()) // names a second if spread evenly
-	if n := *f.at(dueAt(due)); float64(n) > 1.5*even+64 {
+	if n := *f.at(dueAt(due)); float64(n) > 1.25*even+64 {
 		if early := now + ttl/10 + rand.N(ttl/10*8+1); *f.at(dueAt(early)) < n {
 			return early
 		}

@@ -58,7 +58,7 @@ func TestRefreshAhead(t *testing.T) {
 func TestUsedNamesStayFresh(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.Start()
-		w.fake.set("A", script{addrs: ips(a), ttl: time.Second})
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Second, delay: 20 * time.Millisecond})
 		list := names(1000)
 		for _, name := range list {
 			go w.get(name)
@@ -66,8 +66,8 @@ func TestUsedNamesStayFresh(t *testing.T) {
 		w.sleep(200 * time.Millisecond)
 		for range 100 {
 			for _, name := range list {
-				if got := w.get(name); got != "hit "+a {
-					t.Fatalf("%v: %s: %s", time.Since(w.fake.start), name, got)
+				if answer, err := w.Lookup(w.Context(), name); answer.State != Hit || answer.Waited != 0 || err != nil {
+					t.Fatalf("%v: %s: %v, %v", time.Since(w.fake.start), name, answer, err)
 				}
 			}
 			w.sleep(99 * time.Millisecond)
@@ -88,6 +88,113 @@ func TestRefreshAlwaysAndNever(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Even with refresh always, a name without addresses is not asked for until
+// somebody wants it; one that has some is tried again and again, as long as these
+// may serve.
+func TestAlwaysKnowsItsEnd(t *testing.T) {
+	for _, gone := range []error{nxdomain(-1), nodata(-1), errServfail} {
+		run(t, Config{Refresh: Always, Stale: time.Hour}, func(w world) {
+			w.Start()
+			w.fake.fail("cold", gone)
+			w.want("cold", "miss "+gone.Error())
+			w.fake.a("x", time.Minute, a)
+			w.want("x", "miss "+a)
+			w.fake.fail("x", gone)
+			w.fake.forget()
+			w.sleep(2 * time.Hour)
+			w.wantAsked("cold", 0, 0)
+			at := w.fake.questions("x", TypeA)
+			switch n := len(at); {
+			case gone != errServfail && n != 1:
+				t.Errorf("%v: asked %d times", gone, n)
+			case gone == errServfail && (n < 3600/30 || n > 3600/22+7):
+				t.Errorf("%v: asked %d times", gone, n)
+			case gone == errServfail && (at[n-1] > 3660*time.Second+maxBackoff || at[n-1] < 3660*time.Second-maxBackoff):
+				t.Errorf("%v: asked until %v", gone, at[n-1])
+			}
+			w.fake.a("x", time.Minute, b)
+			w.fake.a("cold", time.Minute, b)
+			w.want("x", "miss "+b)
+			w.want("cold", "miss "+b)
+			w.sleep(time.Hour)
+			w.want("x", "hit "+b)
+			w.want("cold", "hit "+b)
+		})
+	}
+}
+
+// A name that nobody uses is not tried again in the background for longer than
+// Config.Refresh says.
+func TestFailingIsLeftAlone(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.Start()
+		w.fake.a("x", time.Minute, a)
+		w.want("x", "miss "+a)
+		w.fake.fail("x", errServfail)
+		w.sleep(6 * time.Minute)
+		w.fake.forget()
+		w.sleep(time.Hour)
+		w.wantAsked("x", 0, 0)
+		w.want("x", "stale "+a)
+	})
+}
+
+// Times as long as there are any, in all settings.
+func TestLongestTimes(t *testing.T) {
+	cfg := Config{MaxTTL: math.MaxInt64, NegativeTTL: math.MaxInt64, Stale: math.MaxInt64, StaleWait: math.MaxInt64, Refresh: math.MaxInt64, Deadline: math.MaxInt64}
+	run(t, cfg, func(w world) {
+		w.Start()
+		w.fake.a("x", math.MaxInt64, a)
+		w.fake.fail("none", nxdomain(math.MaxInt64))
+		w.fake.a("short", 10*time.Second, a)
+		w.want("x", "miss "+a)
+		w.want("none", "miss nxdomain")
+		w.want("short", "miss "+a)
+		w.sleep(10 * time.Hour)
+		w.want("x", "hit "+a)
+		w.want("none", "hit nxdomain")
+		w.want("short", "hit "+a)
+		w.wantAsked("x", 1, 1)
+		w.wantAsked("none", 1, 1)
+		w.fake.set("short A", script{err: errServfail, delay: time.Second})
+		w.sleep(time.Hour)
+		w.wantAfter("short", 0, "stale "+a)
+	})
+	cfg.MinTTL = math.MaxInt64
+	run(t, cfg, func(w world) {
+		w.Start()
+		w.fake.a("x", 0, a)
+		w.want("x", "miss "+a)
+		w.sleep(10 * time.Hour)
+		w.want("x", "hit "+a)
+		w.wantAsked("x", 1, 1)
+	})
+}
+
+// A name whose parked refresh a reader took over is refreshed in its time again.
+func TestTakenOverIsRefreshed(t *testing.T) {
+	run(t, Config{Refresh: Always, Stale: time.Second}, func(w world) {
+		w.Start()
+		w.fake.a("x", 10*time.Second, a)
+		w.want("x", "miss "+a)
+		w.fake.setOutage(true)
+		w.sleep(20*time.Second + wheelTick/2)
+		if n := w.sched.parked.len; n != 1 {
+			t.Fatalf("%d parked", n)
+		}
+		w.fake.setOutage(false)
+		w.want("x", "miss "+a)
+		if w.sched.parked.len != 0 || w.sched.plan.total != 1 {
+			t.Errorf("%d parked, %d in the wheel", w.sched.parked.len, w.sched.plan.total)
+		}
+		w.sleep(time.Minute)
+		w.want("x", "hit "+a)
+		if err := w.check(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestNegativeIsNotRefreshed(t *testing.T) {
@@ -457,7 +564,7 @@ func TestWheelJumps(t *testing.T) {
 // worst second has no more than twice the mean.
 func TestRefreshesAreEven(t *testing.T) {
 	const n, ttl, end = 100_000, 300 * time.Second, 1800 * time.Second
-	for _, learned := range []time.Duration{0, 10 * time.Second, 100 * time.Second} {
+	for _, learned := range []time.Duration{0, 5 * time.Second, time.Minute} {
 		var now time.Duration
 		c := New(newFake(), Config{Now: func() time.Duration { return now }, Refresh: math.MaxInt64})
 		defer c.Close()

@@ -1,0 +1,278 @@
+package dnscache
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// crowd answers A questions at once, for very many names, and counts them.
+type crowd struct {
+	ttl   time.Duration
+	delay time.Duration
+	start time.Time
+
+	mu        sync.Mutex
+	down      chan struct{}
+	perSecond []int
+	order     []string // of the names asked for, while it is not nil
+}
+
+func (c *crowd) Lookup(_ context.Context, name string, _ uint16) ([]netip.Addr, time.Duration, error) {
+	if c.delay > 0 {
+		time.Sleep(c.delay)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	second := int(time.Since(c.start) / time.Second)
+	for len(c.perSecond) <= second {
+		c.perSecond = append(c.perSecond, 0)
+	}
+	c.perSecond[second]++
+	if c.order != nil {
+		c.order = append(c.order, name)
+	}
+	return []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1})}, c.ttl, nil
+}
+
+func (c *crowd) LookupSRV(context.Context, string) ([]net.SRV, time.Duration, error) {
+	return nil, 0, nil
+}
+
+func (c *crowd) Outage() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.down
+}
+
+// TestLoadIsEven is TestRefreshesAreEven with all that is between the schedule
+// and the nameservers.
+func TestLoadIsEven(t *testing.T) {
+	const n, ttl, rounds = 100_000, 300 * time.Second, 4
+	list := names(n)
+	for _, learned := range []time.Duration{0, 5 * time.Second, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			ex := &crowd{ttl: ttl, start: time.Now()}
+			c := New(ex, Config{Refresh: Always, Family: func() Family { return IPv4 }})
+			defer c.Close()
+			c.Start()
+			for i, name := range list {
+				if _, err := c.Lookup(t.Context(), name); err != nil {
+					t.Fatal(err)
+				}
+				if learned > 0 && i%1000 == 999 {
+					time.Sleep(learned / (n / 1000))
+				}
+			}
+			warm := int(time.Since(ex.start)/time.Second) + 1 // all that comes later is refreshes
+			time.Sleep(rounds * ttl)
+			synctest.Wait()
+			for round := range rounds {
+				second := warm + round*int(ttl/time.Second)
+				load := ex.perSecond[second:min(second+int(ttl/time.Second), len(ex.perSecond)-1)]
+				sum := 0
+				for _, n := range load {
+					sum += n
+				}
+				mean, worst := float64(sum)/float64(len(load)), slices.Max(load)
+				t.Logf("learned in %v, TTL %d after that: mean %.0f questions a second, worst %d (%.2f times)", learned, round+1, mean, worst, float64(worst)/mean)
+				if float64(worst) > 2*mean {
+					t.Errorf("the worst second has %.2f times the mean", float64(worst)/mean)
+				}
+			}
+			for _, name := range list {
+				if a, err := c.Lookup(t.Context(), name); a.State != Hit || err != nil {
+					t.Fatalf("%s: %v, %v", name, a, err)
+				}
+			}
+		})
+	}
+}
+
+// In an outage nothing is asked and nobody waits, however many names there are
+// and whoever reads them; afterwards the names come back at a steady pace, the
+// most recently used first.
+func TestLargeOutage(t *testing.T) {
+	const n, ttl, readers = 100_000, 300 * time.Second, 20
+	list := names(n)
+	synctest.Test(t, func(t *testing.T) {
+		ex := &crowd{ttl: ttl, start: time.Now()}
+		c := New(ex, Config{Refresh: Always, Family: func() Family { return IPv4 }})
+		defer c.Close()
+		c.Start()
+		for i, name := range list {
+			if _, err := c.Lookup(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+			if i%1000 == 999 {
+				time.Sleep(100 * time.Millisecond)
+			}
+		}
+		ex.mu.Lock()
+		ex.down = make(chan struct{})
+		ex.perSecond, ex.order = nil, []string{}
+		ex.mu.Unlock()
+		var reads, stale atomic.Int64
+		var wg sync.WaitGroup
+		for range readers {
+			wg.Go(func() {
+				for range 600 { // 10 minutes
+					for range 20 {
+						switch a, err := c.Lookup(t.Context(), list[rand.N(n)]); {
+						case err != nil || a.Waited != 0:
+							t.Errorf("waited %v: %v", a.Waited, err)
+						case a.State == Stale:
+							stale.Add(1)
+						}
+						reads.Add(1)
+					}
+					time.Sleep(time.Second)
+				}
+			})
+		}
+		wg.Wait()
+		used := make(map[string]time.Duration, n)
+		for node := range c.nodes() {
+			used[node.name()] = node.entry.Load().lastUsed()
+		}
+		if len(ex.order) != 0 || c.sched.parked.len != n {
+			t.Errorf("%d questions in the outage, %d names parked", len(ex.order), c.sched.parked.len)
+		}
+		t.Logf("%d reads in the outage, %d of them stale", reads.Load(), stale.Load())
+
+		end := int(time.Since(ex.start) / time.Second)
+		ex.mu.Lock()
+		close(ex.down)
+		ex.down = nil
+		ex.mu.Unlock()
+		time.Sleep(n*time.Second/recoveryRate + time.Second)
+		synctest.Wait()
+		after := ex.perSecond[end:]
+		t.Logf("questions a second afterwards: %d to %d", slices.Min(after[1:n/recoveryRate-1]), slices.Max(after))
+		if worst := slices.Max(after); worst > recoveryRate*5/4 {
+			t.Errorf("%d questions in a second", worst)
+		}
+		if c.sched.parked.len != 0 {
+			t.Errorf("%d names parked at the end", c.sched.parked.len)
+		}
+		again := make(map[string]bool, n)
+		order := slices.DeleteFunc(ex.order, func(name string) bool {
+			defer func() { again[name] = true }()
+			return again[name]
+		})
+		if len(order) != n {
+			t.Fatalf("asked for %d names", len(order))
+		}
+		// those that are in flight together may overtake each other
+		for i, name := range order[refreshSlots:] {
+			if before := order[i]; used[name] > used[before] {
+				t.Fatalf("%s, used at %v, came %d after one used at %v", name, used[name], refreshSlots, used[before])
+			}
+		}
+		if first, last := used[order[0]], used[order[n-1]]; first <= last {
+			t.Errorf("from one used at %v to one used at %v", first, last)
+		}
+	})
+}
+
+// Of very many who wait for a name, none waits for longer than the lookup may
+// take, nor than it wants to.
+func TestWaitersLeaveInTime(t *testing.T) {
+	const n, deadline = 10_000, 3 * time.Second
+	run(t, Config{Deadline: deadline}, func(w world) {
+		w.fake.set("x A", script{hang: true})
+		w.fake.set("x AAAA", script{hang: true})
+		var left, failed atomic.Int32
+		for i := range n {
+			go func() {
+				patience := time.Hour
+				if i%2 == 0 {
+					patience = time.Duration(i) * time.Millisecond / 10
+				}
+				ctx, cancel := context.WithTimeout(w.Context(), patience)
+				defer cancel()
+				start := time.Now()
+				answer, err := w.Lookup(ctx, "x")
+				took := time.Since(start)
+				if err == nil || took != min(patience, deadline) || answer.Waited != took {
+					t.Errorf("patience %v: took %v, says %v: %v", patience, took, answer.Waited, err)
+				}
+				if ctx.Err() != nil {
+					left.Add(1)
+				} else {
+					failed.Add(1)
+				}
+			}()
+		}
+		w.sleep(deadline)
+		if left.Load() != n/2 || failed.Load() != n/2 {
+			t.Errorf("%d left early, %d got an error", left.Load(), failed.Load())
+		}
+		w.wantAsked("x", 1, 1)
+	})
+}
+
+// fifo is a cache that evicts what came first.
+type fifo struct {
+	size  int
+	in    map[string]bool
+	queue []string
+}
+
+func (f *fifo) read(name string) (hit bool) {
+	if f.in[name] {
+		return true
+	}
+	if len(f.queue) == f.size {
+		delete(f.in, f.queue[0])
+		f.queue = f.queue[1:]
+	}
+	f.in[name] = true
+	f.queue = append(f.queue, name)
+	return false
+}
+
+// TestScan compares how many reads of a used set find their name while it is
+// swept by one-off names.
+func TestScan(t *testing.T) {
+	const size, reads = 1000, 100_000
+	for _, share := range []int{25, 50, 75, 90} {
+		run(t, Config{Size: size}, func(w world) {
+			w.fake.set("A", script{addrs: ips(a), ttl: time.Hour})
+			r := rand.New(rand.NewPCG(1, 2))
+			zipf := rand.NewZipf(r, 1.01, 10, size-1)
+			list := names(size)
+			f := &fifo{size: size, in: make(map[string]bool)}
+			var used, hits, fifoHits int
+			for i := range reads {
+				name := fmt.Sprint("scan-", i)
+				if scan := r.IntN(100) < share; scan {
+					w.get(name)
+					f.read(name)
+					continue
+				}
+				name = list[zipf.Uint64()]
+				used++
+				if answer, _ := w.Lookup(w.Context(), name); answer.State == Hit {
+					hits++
+				}
+				if f.read(name) {
+					fifoHits++
+				}
+			}
+			ratio, fifoRatio := float64(hits)/float64(used), float64(fifoHits)/float64(used)
+			t.Logf("%d %% one-off names: %.1f %% of the others are hits, %.1f %% with FIFO", share, 100*ratio, 100*fifoRatio)
+			if 1-ratio > 0.8*(1-fifoRatio) {
+				t.Errorf("misses: %.3f, %.3f with FIFO", 1-ratio, 1-fifoRatio)
+			}
+		})
+	}
+}

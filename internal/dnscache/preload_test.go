@@ -1,0 +1,183 @@
+package dnscache
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestPreload(t *testing.T) {
+	for _, refresh := range []time.Duration{0, -1} {
+		run(t, Config{Preload: []string{"x", "y", "x"}, Refresh: refresh, Size: 1}, func(w world) {
+			w.fake.a("x", 10*time.Second, a)
+			w.fake.a("y", 1000*time.Second, b)
+			w.sleep(time.Minute)
+			if len(w.fake.asked) != 0 || w.Len() != 0 {
+				t.Errorf("before the start: asked %v, %d names", w.fake.asked, w.Len())
+			}
+			w.Start()
+			w.sleep(0)
+			w.want("x", "hit "+a)
+			w.wantAsked("x", 1, 1)
+			w.wantAsked("y", 1, 1)
+			for range 100 { // nor does anything evict them
+				w.sleep(10 * time.Second)
+				if addrs, known := w.Peek("x"); !known || !slices.Equal(addrs, ips(a)) {
+					t.Fatal(addrs, known)
+				}
+				w.get(fmt.Sprint(time.Now()))
+				w.get(fmt.Sprint(time.Now()))
+			}
+			w.want("x", "hit "+a)
+			w.want("y", "hit "+b)
+			if n := len(w.fake.questions("x", TypeA)); n < 100 || n > 134 {
+				t.Errorf("asked %d times in 1000 s", n)
+			}
+			if n := len(w.fake.questions("y", TypeA)); n != 1 {
+				t.Errorf("asked %d times in 1000 s", n)
+			}
+			if n := w.Len(); n != 3 {
+				t.Errorf("%d names", n)
+			}
+			if err := w.check(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A name that is in the cache at the start is pinned.
+func TestPreloadKnown(t *testing.T) {
+	run(t, Config{Preload: []string{"x", "y"}, Size: 2}, func(w world) {
+		w.fake.a("x", time.Second, a)
+		w.fake.set("y A", script{addrs: ips(b), ttl: time.Second, delay: time.Second})
+		w.fake.set("y AAAA", script{err: nodata(-1)})
+		w.want("x", "miss "+a)
+		go w.wantLater("y", "miss "+b)
+		w.sleep(500 * time.Millisecond)
+		w.Start() // while y is looked up
+		w.sleep(0)
+		if w.Len() != 2 || w.preloaded != 2 || w.queues.len() != 0 {
+			t.Errorf("%d names, %d preloaded, %d in the queues", w.Len(), w.preloaded, w.queues.len())
+		}
+		w.sleep(time.Hour)
+		w.want("x", "hit "+a)
+		if got := w.get("y"); got != "hit "+b && got != "stale "+b { // it takes as long as it holds
+			t.Error(got)
+		}
+		if err := w.check(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What fails is asked for again with the backoff of failures, what does not
+// exist when that has expired; by itself.
+func TestPreloadFails(t *testing.T) {
+	run(t, Config{Preload: []string{"dead", "none"}}, func(w world) {
+		w.fake.fail("dead", errServfail)
+		w.fake.fail("none", nxdomain(20*time.Second))
+		w.Start()
+		w.sleep(10 * time.Minute)
+		at := w.fake.questions("dead", TypeA)
+		for i, pause := range [][2]float64{{1, 1.25}, {2, 2.5}, {4, 5}, {8, 10}, {16, 20}, {22.5, 30}, {22.5, 30}} {
+			if got := (at[i+1] - at[i]).Seconds(); got < pause[0] || got > pause[1]+2*wheelTick.Seconds() {
+				t.Errorf("pause %d: %.2f s, want %g to %g", i, got, pause[0], pause[1])
+			}
+		}
+		if n := len(at); n < 20 || n > 32 {
+			t.Errorf("dead: asked %d times in 10 minutes", n)
+		}
+		if n := len(w.fake.questions("none", TypeA)); n < 29 || n > 31 {
+			t.Errorf("none: asked %d times in 10 minutes", n)
+		}
+		w.fake.a("dead", time.Minute, a)
+		w.fake.a("none", time.Minute, b)
+		w.sleep(31 * time.Second)
+		w.want("dead", "hit "+a)
+		w.want("none", "hit "+b)
+	})
+}
+
+// A lookup that did not take place is made up for.
+func TestPreloadOverload(t *testing.T) {
+	run(t, Config{Preload: []string{"x"}, MaxLookups: 1, Deadline: 3 * time.Second}, func(w world) {
+		w.fake.set("A", script{hang: true})
+		w.fake.setOutage(true)
+		w.Start()
+		w.sleep(time.Second + wheelTick/2)
+		w.fake.mu.Lock()
+		w.fake.down = nil // readers may ask, but what is parked is not let go yet
+		w.fake.mu.Unlock()
+		go w.get("other")
+		w.sleep(0)
+		go w.wantLater("x", "miss "+ErrOverloaded.Error()) // takes the lookup over
+		w.sleep(3 * time.Second)
+		w.fake.a("x", time.Minute, a)
+		w.sleep(2 * time.Second)
+		w.want("x", "hit "+a)
+	})
+}
+
+// Very many names are no burst, and an outage holds them back.
+func TestPreloadIsPaced(t *testing.T) {
+	const n = 10_000
+	run(t, Config{Preload: names(n), Refresh: -1}, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Hour, delay: 10 * time.Millisecond})
+		w.fake.setOutage(true)
+		w.Start()
+		w.sleep(time.Minute)
+		if len(w.fake.asked) != 0 || w.sched.parked.len != n {
+			t.Errorf("%d questions in an outage, %d parked", len(w.fake.asked), w.sched.parked.len)
+		}
+		w.fake.setOutage(false)
+		most := 0
+		for range 1200 {
+			w.sleep(10 * time.Millisecond)
+			w.sched.mu.Lock()
+			most = max(most, w.sched.busy[living]+w.sched.busy[limited])
+			w.sched.mu.Unlock()
+		}
+		perSecond := make(map[time.Duration]int)
+		total := 0
+		for _, q := range w.fake.asked {
+			if q.qtype == TypeA {
+				perSecond[q.at/time.Second]++
+				total++
+			}
+		}
+		if total != n {
+			t.Errorf("asked for %d names", total)
+		}
+		for at, count := range perSecond {
+			if count > recoveryRate*5/4 {
+				t.Errorf("second %d: %d questions", at, count)
+			}
+		}
+		t.Logf("at most %d in flight, %d a second", most, slices.Max([]int{perSecond[60], perSecond[61], perSecond[65]}))
+		if most > refreshSlots/2 {
+			t.Errorf("%d lookups in flight", most)
+		}
+		if err := w.check(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A few names are there at once, even if some are dead.
+func TestPreloadFew(t *testing.T) {
+	list := names(200)
+	run(t, Config{Preload: list}, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Hour})
+		for _, name := range list[:50] {
+			w.fake.set(name+" A", script{hang: true})
+		}
+		w.Start()
+		w.sleep(0)
+		for _, name := range list[50:] {
+			w.want(name, "hit "+a)
+		}
+		w.sleep(10 * time.Second)
+	})
+}

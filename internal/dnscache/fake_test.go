@@ -287,7 +287,16 @@ func (w world) wantAsked(name string, a, aaaa int) {
 	if got := len(w.fake.questions(name, TypeAAAA)); got != aaaa {
 		w.Errorf("%s: asked %d times for AAAA, want %d", name, got, aaaa)
 	}
+	w.fake.mu.Lock()
+	defer w.fake.mu.Unlock()
 	w.fake.asked = slices.DeleteFunc(w.fake.asked, func(q question) bool { return q.name == name })
+}
+
+// counts returns how many names are parked, and how many are in the wheel.
+func (w world) counts() (parked, wheel int) {
+	w.sched.mu.Lock()
+	defer w.sched.mu.Unlock()
+	return w.sched.parked.len, w.sched.plan.total
 }
 
 func names(n int) []string {

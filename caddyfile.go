@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"strconv"
@@ -57,21 +58,31 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 // UnmarshalCaddyfile sets up the resolver from Caddyfile tokens. Syntax:
 //
 //	resolver [<nameserver...>] {
-//	    nameservers  <address...>
-//	    timeout      <duration>
-//	    tries        <n>
-//	    deadline     <duration>
-//	    family       auto|ipv4|ipv6|prefer_ipv4|prefer_ipv6
-//	    min_ttl      <duration>
-//	    max_ttl      <duration>
-//	    negative_ttl <duration>
-//	    stale        <duration>|off
-//	    stale_wait   <duration>
-//	    refresh      <duration>|off
-//	    cache_size   <n>
-//	    max_lookups  <n>
-//	    hosts        <file>|off
+//	    nameservers          <address...>
+//	    zone                 <suffix> <nameserver...>
+//	    tls_trusted_ca_certs <pem_file...>
+//	    timeout              <duration>
+//	    tries                <n>
+//	    deadline             <duration>
+//	    family               auto|ipv4|ipv6|prefer_ipv4|prefer_ipv6
+//	    min_ttl              <duration>
+//	    max_ttl              <duration>
+//	    negative_ttl         <duration>
+//	    stale                <duration>|off
+//	    stale_wait           <duration>
+//	    refresh              <duration>|always|off
+//	    preload              <name...>
+//	    cache_size           <n>
+//	    max_lookups          <n>
+//	    hosts                <file>|off
+//	    search
 //	}
+//
+// The addresses of nameservers are
+//
+//	[udp://|tcp://]ADDRESS[:PORT]
+//	tls://ADDRESS[:PORT][#NAME]
+//	https://HOST[:PORT]/PATH[#NAME]
 func (r *Resolver) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume option name
 	r.Nameservers = d.RemainingArgs()
@@ -84,31 +95,58 @@ func (r *Resolver) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	complete := r.defaults()
 	// what is left to find is that two of them contradict each other
-	return wrap(seen.last(d, "min_ttl", "max_ttl"), complete.validate())
+	err = complete.validate()
+	at := d
+	if c, ok := errors.AsType[*conflict](err); ok {
+		at = seen.last(d, c.options...)
+	}
+	return wrap(at, err)
 }
 
 // options returns how to parse the subdirectives of the resolver.
 func (r *Resolver) options() options {
 	return options{
-		"nameservers":  listOption(&r.Nameservers, r.checkNameservers),
-		"timeout":      durationOption(&r.Timeout),
-		"tries":        numberOption(&r.Tries),
-		"deadline":     durationOption(&r.Deadline),
-		"family":       checked(textOption(&r.Family), r.checkFamily),
-		"min_ttl":      durationOption(&r.MinTTL),
-		"max_ttl":      durationOption(&r.MaxTTL),
-		"negative_ttl": durationOption(&r.NegativeTTL),
-		"stale":        orOff(&r.Stale, durationOption(&r.Stale)),
-		"stale_wait":   durationOption(&r.StaleWait),
-		"refresh":      orOff(&r.Refresh, durationOption(&r.Refresh)),
-		"cache_size":   numberOption(&r.CacheSize),
-		"max_lookups":  numberOption(&r.MaxLookups),
-		"hosts":        textOption(&r.Hosts),
+		"nameservers":          listOption(&r.Nameservers, r.checkNameservers),
+		"zone":                 r.parseZone,
+		"tls_trusted_ca_certs": listOption(&r.TLSTrustedCACerts, func() error { return nil }),
+		"timeout":              durationOption(&r.Timeout),
+		"tries":                numberOption(&r.Tries),
+		"deadline":             durationOption(&r.Deadline),
+		"family":               checked(textOption(&r.Family), r.checkFamily),
+		"min_ttl":              durationOption(&r.MinTTL),
+		"max_ttl":              durationOption(&r.MaxTTL),
+		"negative_ttl":         durationOption(&r.NegativeTTL),
+		"stale":                orOff(&r.Stale, durationOption(&r.Stale)),
+		"stale_wait":           durationOption(&r.StaleWait),
+		"refresh":              orWord("always", &r.RefreshAlways, true, orOff(&r.Refresh, durationOption(&r.Refresh))),
+		"preload":              listOption(&r.Preload, r.checkPreload),
+		"cache_size":           numberOption(&r.CacheSize),
+		"max_lookups":          numberOption(&r.MaxLookups),
+		"hosts":                textOption(&r.Hosts),
+		"search":               flagOption(&r.Search),
 	}
 }
 
+// parseZone parses one of the zones. The same one twice is found by parseZones,
+// unless it is written in the same way.
+func (r *Resolver) parseZone(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) < 2 {
+		return d.ArgErr()
+	}
+	if _, ok := r.Zones[args[0]]; ok {
+		return d.Errf("zone %s already specified", args[0])
+	}
+	if r.Zones == nil {
+		r.Zones = make(map[string][]string)
+	}
+	r.Zones[args[0]] = args[1:]
+	_, err := r.parseZones()
+	return wrap(d, err)
+}
+
 func (r *Resolver) checkNameservers() error {
-	_, err := r.parseNameservers()
+	_, err := parseNameservers(r.Nameservers)
 	return err
 }
 
@@ -161,7 +199,7 @@ func (h *Handler) options() options {
 
 // UnmarshalCaddyfile sets up the source from Caddyfile tokens. Syntax:
 //
-//	dynamic target [<name> <port>] {
+//	dynamic target [<name> [<port>]] {
 //	    resolver      [<nameserver...>] {
 //	        ...
 //	    }
@@ -175,13 +213,18 @@ func (h *Handler) options() options {
 //	    ports         <port|from-to ...>
 //	}
 //
-// What may be called, from allow to ports, is for a name with placeholders.
+// What may be called, from allow to ports, is for a name with placeholders. A
+// name that begins with an underscore is that of a service, and has no port.
 func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume source name
 	switch args := d.RemainingArgs(); len(args) {
 	case 0:
+	case 1:
+		u.Name = args[0]
 	case 2:
-		u.Name, u.Port = args[0], args[1]
+		if u.Name, u.Port = args[0], args[1]; u.Port == "" {
+			return d.Err("no port")
+		}
 	default:
 		return d.ArgErr()
 	}
@@ -377,7 +420,7 @@ type options map[string]func(d *caddyfile.Dispenser) error
 var guardOptions = []string{"allow", "deny", "allow_ips", "deny_ips", "ports"}
 
 // repeatable are the subdirectives that may stand in a block more than once.
-var repeatable = append([]string{"schemes", "nameservers"}, guardOptions...)
+var repeatable = append([]string{"schemes", "nameservers", "zone", "tls_trusted_ca_certs", "preload"}, guardOptions...)
 
 // block is what stood in a block: for each subdirective a dispenser at its name.
 type block []*caddyfile.Dispenser
@@ -462,6 +505,17 @@ func checked(parse func(*caddyfile.Dispenser) error, check func() error) func(*c
 	}
 }
 
+// flagOption has no arguments.
+func flagOption(to *bool) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		if d.NextArg() {
+			return d.ArgErr()
+		}
+		*to = true
+		return nil
+	}
+}
+
 func listOption(to *[]string, check func() error) func(*caddyfile.Dispenser) error {
 	return checked(func(d *caddyfile.Dispenser) error {
 		args := d.RemainingArgs()
@@ -511,10 +565,15 @@ func parseDuration(d *caddyfile.Dispenser, to *caddy.Duration, least time.Durati
 
 // orOff makes an option accept "off", which is stored as -1.
 func orOff[T ~int | ~int64](to *T, parse func(*caddyfile.Dispenser) error) func(*caddyfile.Dispenser) error {
+	return orWord("off", to, -1, parse)
+}
+
+// orWord makes an option accept a word, which stands for a value.
+func orWord[T any](word string, to *T, value T, parse func(*caddyfile.Dispenser) error) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
 		if d.CountRemainingArgs() == 1 && d.NextArg() {
-			if d.Val() == "off" {
-				*to = -1
+			if d.Val() == word {
+				*to = value
 				return nil
 			}
 			d.Prev()

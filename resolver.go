@@ -1,20 +1,29 @@
 package caddytarget
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/miekg/dns"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/dnsclient"
@@ -30,9 +39,23 @@ type Resolver struct {
 	// The nameservers, in order of preference: an IP address with an optional
 	// port, `10.0.0.53` or `[2001:db8::53]:5353`. Questions go over UDP, and
 	// over TCP if a reply is truncated; `tcp://10.0.0.53` is asked over TCP
-	// only. Default: those of /etc/resolv.conf, which is read again when it
-	// changes.
+	// only. `tls://ADDRESS[:PORT][#NAME]` is asked over TLS (RFC 7858) and has
+	// to prove NAME, or else its address; `https://HOST[:PORT]/PATH[#NAME]`
+	// over HTTPS (RFC 8484). Default: those of /etc/resolv.conf, which is read
+	// again when it changes.
 	Nameservers []string `json:"nameservers,omitempty"`
+
+	// Names that have nameservers of their own: for each suffix, which stands
+	// for itself and for all names below it, a list as in `nameservers`. The
+	// longest suffix wins. Each zone has its own cache and its own lookups, to
+	// which all limits apply anew, so that one whose nameservers are down
+	// disturbs nothing else.
+	Zones map[string][]string `json:"zones,omitempty"`
+
+	// Files with the certificate authorities, in PEM, that nameservers with
+	// `tls://` and `https://` have to lead to, instead of those of the system.
+	// They are read when the configuration is loaded.
+	TLSTrustedCACerts []string `json:"tls_trusted_ca_certs,omitempty"`
 
 	// How long one try may take. Default: `2s`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
@@ -71,6 +94,13 @@ type Resolver struct {
 	// background before they expire. Negative: none are. Default: `5m`.
 	Refresh caddy.Duration `json:"refresh,omitempty"`
 
+	// Whether all names in the cache are asked for again in the background,
+	// however long ago they were used; instead of `refresh`.
+	RefreshAlways bool `json:"refresh_always,omitempty"`
+
+	// Names that are resolved at the start and kept fresh, used or not.
+	Preload []string `json:"preload,omitempty"`
+
 	// How many names are kept. Default: 100000.
 	CacheSize int `json:"cache_size,omitempty"`
 
@@ -82,6 +112,12 @@ type Resolver struct {
 	// The hosts file, whose names are not asked for; it is read again when it
 	// changes. `off`: none. Default: `/etc/hosts`.
 	Hosts string `json:"hosts,omitempty"`
+
+	// Whether names are tried with the search domains of /etc/resolv.conf too,
+	// as the system's resolver does: before the name as it is if that has fewer
+	// dots than the option ndots says, else after it. The next one is tried
+	// only if there is no such name or no address. Default: false.
+	Search bool `json:"search,omitempty"`
 }
 
 var familyNames = map[string]dnscache.Family{
@@ -103,7 +139,9 @@ func (r Resolver) defaults() Resolver {
 	setDefault(&r.NegativeTTL, caddy.Duration(30*time.Second))
 	setDefault(&r.Stale, caddy.Duration(24*time.Hour))
 	setDefault(&r.StaleWait, caddy.Duration(500*time.Millisecond))
-	setDefault(&r.Refresh, caddy.Duration(5*time.Minute))
+	if !r.RefreshAlways {
+		setDefault(&r.Refresh, caddy.Duration(5*time.Minute))
+	}
 	setDefault(&r.CacheSize, 100_000)
 	setDefault(&r.MaxLookups, 1024)
 	setDefault(&r.Hosts, "/etc/hosts")
@@ -115,6 +153,33 @@ func setDefault[T comparable](p *T, value T) {
 	if *p == zero {
 		*p = value
 	}
+}
+
+// normal returns a valid r with its names in normal form, for the same reason.
+func (r Resolver) normal() Resolver {
+	zones := make(map[string][]string, len(r.Zones))
+	for suffix, servers := range r.Zones {
+		suffix, _ = normalName(suffix)
+		zones[suffix] = servers
+	}
+	r.Zones = zones
+	r.Preload = slices.Clone(r.Preload)
+	for i, name := range r.Preload {
+		r.Preload[i], _ = normalName(name)
+	}
+	slices.Sort(r.Preload)
+	r.Preload = slices.Compact(r.Preload)
+	return r
+}
+
+// conflict is an error about options that do not go together.
+type conflict struct {
+	error
+	options []string // the Caddyfile's names of them
+}
+
+func conflictf(options []string, format string, args ...any) error {
+	return &conflict{fmt.Errorf(format, args...), options}
 }
 
 // validate checks a configuration whose defaults are filled in.
@@ -135,7 +200,11 @@ func (r *Resolver) validate() error {
 		}
 	}
 	if r.MinTTL > r.MaxTTL {
-		return fmt.Errorf("min_ttl %s is longer than max_ttl %s", time.Duration(r.MinTTL), time.Duration(r.MaxTTL))
+		return conflictf([]string{"min_ttl", "max_ttl"}, "min_ttl %s is longer than max_ttl %s",
+			time.Duration(r.MinTTL), time.Duration(r.MaxTTL))
+	}
+	if r.RefreshAlways && r.Refresh != 0 {
+		return errors.New("refresh and refresh_always exclude each other")
 	}
 	if err := r.checkFamily(); err != nil {
 		return err
@@ -152,16 +221,40 @@ func (r *Resolver) validate() error {
 			return fmt.Errorf("%s %d is not positive", n.name, n.value)
 		}
 	}
-	servers, err := r.parseNameservers()
+	if err := r.checkPreload(); err != nil {
+		return err
+	}
+	servers, err := parseNameservers(r.Nameservers)
+	if err != nil {
+		return err
+	}
+	zones, err := r.parseZones()
 	if err != nil {
 		return err
 	}
 	n := len(servers)
 	setDefault(&n, 3) // the system's
 	if r.Tries > 3*n {
-		return fmt.Errorf("tries %d is more than 3 for each of %d nameservers (RFC 9520)", r.Tries, n)
+		return conflictf([]string{"tries", "nameservers"},
+			"tries %d is more than 3 for each of %d nameservers (RFC 9520)", r.Tries, n)
+	}
+	for _, suffix := range slices.Sorted(maps.Keys(zones)) {
+		if n := len(zones[suffix]); r.Tries > 3*n {
+			return conflictf([]string{"tries", "zone"},
+				"tries %d is more than 3 for each of %d nameservers of zone %s (RFC 9520)", r.Tries, n, suffix)
+		}
+		servers = append(servers, zones[suffix]...)
+	}
+	if len(r.TLSTrustedCACerts) > 0 && !slices.ContainsFunc(servers, hasCertificate) {
+		return conflictf([]string{"tls_trusted_ca_certs"}, "tls_trusted_ca_certs without a nameserver with tls:// or https://")
 	}
 	return nil
+}
+
+// hasCertificate tells whether a nameserver has to prove who it is.
+func hasCertificate(ns dnsclient.Nameserver) bool {
+	scheme, _, _ := strings.Cut(ns.String(), "://")
+	return scheme == "tls" || scheme == "https"
 }
 
 func (r *Resolver) checkFamily() error {
@@ -171,9 +264,9 @@ func (r *Resolver) checkFamily() error {
 	return nil
 }
 
-func (r *Resolver) parseNameservers() ([]dnsclient.Nameserver, error) {
-	servers := make([]dnsclient.Nameserver, 0, len(r.Nameservers))
-	for _, s := range r.Nameservers {
+func parseNameservers(list []string) ([]dnsclient.Nameserver, error) {
+	servers := make([]dnsclient.Nameserver, 0, len(list))
+	for _, s := range list {
 		server, err := dnsclient.ParseNameserver(s)
 		if err != nil {
 			return nil, err
@@ -183,18 +276,90 @@ func (r *Resolver) parseNameservers() ([]dnsclient.Nameserver, error) {
 	return servers, nil
 }
 
+// parseZones returns the nameservers of each zone, by its suffix in normal form.
+func (r *Resolver) parseZones() (map[string][]dnsclient.Nameserver, error) {
+	zones := make(map[string][]dnsclient.Nameserver, len(r.Zones))
+	for _, text := range slices.Sorted(maps.Keys(r.Zones)) {
+		if text == "." {
+			return nil, fmt.Errorf("zone %q: all names that are in no zone belong to nameservers", text)
+		}
+		suffix, err := normalName(text)
+		if err != nil {
+			return nil, fmt.Errorf("zone %q: %w", text, err)
+		}
+		if zones[suffix] != nil {
+			return nil, fmt.Errorf("zone %s already specified", suffix)
+		}
+		if len(r.Zones[text]) == 0 {
+			return nil, fmt.Errorf("zone %s has no nameservers", suffix)
+		}
+		if zones[suffix], err = parseNameservers(r.Zones[text]); err != nil {
+			return nil, fmt.Errorf("zone %s: %w", suffix, err)
+		}
+	}
+	return zones, nil
+}
+
+func (r *Resolver) checkPreload() error {
+	for _, name := range r.Preload {
+		if _, err := normalName(name); err != nil {
+			return fmt.Errorf("preload %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// normalName returns a name that nameservers may be asked for in normal form.
+func normalName(text string) (string, error) {
+	name, err := guard.NormalizeHost(text)
+	if err != nil {
+		return "", err
+	}
+	if _, err := netip.ParseAddr(name); err == nil {
+		return "", errors.New("an IP address is not a name")
+	}
+	if isLocalhost(name) || neverAsked(name) {
+		return "", errors.New("such names are never asked for (RFC 6761, RFC 7686)")
+	}
+	return name, nil
+}
+
+// roots returns the certificate authorities of nameservers, nil for those of
+// the system, and what changes when the files do.
+func (r *Resolver) roots() (pool *x509.CertPool, digest string, err error) {
+	if len(r.TLSTrustedCACerts) == 0 {
+		return nil, "", nil
+	}
+	pool = x509.NewCertPool()
+	sum := sha256.New()
+	for _, file := range r.TLSTrustedCACerts {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return nil, "", fmt.Errorf("tls_trusted_ca_certs: %w", err)
+		}
+		if !pool.AppendCertsFromPEM(data) {
+			return nil, "", fmt.Errorf("tls_trusted_ca_certs: %s has no certificate", file)
+		}
+		ofFile := sha256.Sum256(data)
+		sum.Write(ofFile[:])
+	}
+	return pool, hex.EncodeToString(sum.Sum(nil)), nil
+}
+
 // resolvers are the resolvers in use, by configuration; they outlive a reload.
 var resolvers = caddy.NewUsagePool()
 
-// resolver is a running resolver: a client, a cache, and what needs neither.
+// resolver is a running resolver: a client and a cache for each zone, and what
+// needs neither.
 type resolver struct {
 	key    string
 	config Resolver
-	client *dnsclient.Client
-	cache  *dnscache.Cache
-	hosts  atomic.Pointer[hostsFile] // nil if there is none
+	zone   // of the names that are in none of zones
+	zones  map[string]*zone
+	depth  int                        // the most labels that one of zones has
+	hosts  atomic.Pointer[hostsFile]  // nil if there is none
+	search atomic.Pointer[searchList] // nil if there is none
 	route6 routeProbe
-	log    *zap.Logger
 
 	resolvConf string // another one in tests
 
@@ -206,6 +371,26 @@ type resolver struct {
 	wg        sync.WaitGroup
 }
 
+// zone is a part of all names, with what it takes to ask for them: what happens
+// in one disturbs no other.
+type zone struct {
+	client *dnsclient.Client
+	cache  *dnscache.Cache
+}
+
+// zoneOf returns the zone that a name is in, that with the longest suffix.
+func (r *resolver) zoneOf(name string) *zone {
+	z := &r.zone
+	end := len(name)
+	for i := 0; i < r.depth && end >= 0; i++ {
+		end = strings.LastIndexByte(name[:end], '.')
+		if longer := r.zones[name[end+1:]]; longer != nil {
+			z = longer
+		}
+	}
+	return z
+}
+
 // acquire returns the resolver of a configuration, a new one if there is none.
 // It has to be released.
 func (r Resolver) acquire() (*resolver, error) {
@@ -213,12 +398,18 @@ func (r Resolver) acquire() (*resolver, error) {
 	if err := r.validate(); err != nil {
 		return nil, fmt.Errorf("resolver: %w", err)
 	}
+	r = r.normal()
+	roots, digest, err := r.roots()
+	if err != nil {
+		return nil, fmt.Errorf("resolver: %w", err)
+	}
 	key, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
+	key = append(key, digest...)
 	value, _, err := resolvers.LoadOrNew(string(key), func() (caddy.Destructor, error) {
-		return newResolver(string(key), r)
+		return newResolver(string(key), r, roots)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("resolver: %w", err)
@@ -235,50 +426,91 @@ func (r *resolver) release() error {
 	return err
 }
 
-func newResolver(key string, config Resolver) (*resolver, error) {
+func newResolver(key string, config Resolver, roots *x509.CertPool) (*resolver, error) {
 	r := &resolver{
 		key:        key,
 		config:     config,
 		resolvConf: "/etc/resolv.conf",
-		// not a config's logger: the resolver outlives it
-		log:  caddy.Log().Named("target.resolver"),
-		stop: make(chan struct{}),
+		stop:       make(chan struct{}),
 	}
-	servers, err := config.parseNameservers()
+	servers, err := parseNameservers(config.Nameservers)
 	if err != nil {
 		return nil, err
 	}
-	if len(servers) == 0 {
-		servers = r.systemNameservers()
+	zones, err := config.parseZones()
+	if err != nil {
+		return nil, err
 	}
-	r.client = dnsclient.New(servers, dnsclient.Config{
+	r.readHosts()
+	if r.usesResolvConf() {
+		if system := r.readResolvConf(); len(servers) == 0 {
+			servers = system
+		}
+	}
+
+	r.zones = make(map[string]*zone, len(zones))
+	for suffix := range zones {
+		r.zones[suffix] = new(zone)
+		r.depth = max(r.depth, strings.Count(suffix, ".")+1)
+	}
+	preload := make(map[*zone][]string)
+	for _, name := range config.Preload {
+		if _, ok := r.local(name); !ok {
+			z := r.zoneOf(name)
+			preload[z] = append(preload[z], name)
+		}
+	}
+	clientConfig := dnsclient.Config{
 		Timeout: time.Duration(config.Timeout),
 		Tries:   config.Tries,
-	})
+		Roots:   roots,
+		Trace:   r.trace,
+	}
+	if len(zones) > 0 {
+		clientConfig.Route = func(name string) *dnsclient.Client {
+			return r.zoneOf(strings.ToLower(strings.TrimSuffix(name, "."))).client
+		}
+	}
+	r.zone = r.newZone(servers, clientConfig, preload[&r.zone])
+	for suffix, z := range r.zones {
+		*z = r.newZone(zones[suffix], clientConfig, preload[z])
+	}
+	return r, nil
+}
+
+func (r *resolver) newZone(servers []dnsclient.Nameserver, clientConfig dnsclient.Config, preload []string) zone {
+	config := &r.config
 	family := r.autoFamily
 	if fixed, ok := familyNames[config.Family]; ok {
 		family = func() dnscache.Family { return fixed }
 	}
-	r.cache = dnscache.New(r.client, dnscache.Config{
+	refresh := time.Duration(config.Refresh)
+	if config.RefreshAlways {
+		refresh = math.MaxInt64
+	}
+	client := dnsclient.New(servers, clientConfig)
+	return zone{client, dnscache.New(client, dnscache.Config{
 		Family:      family,
 		MinTTL:      time.Duration(config.MinTTL),
 		MaxTTL:      time.Duration(config.MaxTTL),
 		NegativeTTL: time.Duration(config.NegativeTTL),
 		Stale:       time.Duration(config.Stale),
 		StaleWait:   time.Duration(config.StaleWait),
-		Refresh:     time.Duration(config.Refresh),
+		Refresh:     refresh,
+		Preload:     preload,
 		Deadline:    time.Duration(config.Deadline),
 		Size:        config.CacheSize,
 		MaxLookups:  config.MaxLookups,
-	})
-	r.readHosts()
-	return r, nil
+	})}
 }
 
 // start begins what a resolver does on its own; it may be called many times.
 func (r *resolver) start() {
 	r.startOnce.Do(func() {
 		r.cache.Start()
+		for _, z := range r.zones {
+			z.cache.Start()
+		}
 		r.wg.Go(r.watchFiles)
 	})
 }
@@ -287,8 +519,60 @@ func (r *resolver) start() {
 func (r *resolver) Destruct() error {
 	close(r.stop)
 	r.cache.Close()
+	for _, z := range r.zones {
+		z.cache.Close()
+	}
+	// now that no alias leads from one zone to another any more
 	r.client.Close()
+	for _, z := range r.zones {
+		z.client.Close()
+	}
 	r.wg.Wait()
+	return nil
+}
+
+// logger returns the logger of resolvers: Caddy's current one, not that of a
+// configuration, which a resolver outlives.
+func (*resolver) logger() *zap.Logger { return caddy.Log().Named("target.resolver") }
+
+// trace logs a lookup.
+func (r *resolver) trace(t *dnsclient.Trace) {
+	if !caddy.Log().Core().Enabled(zap.DebugLevel) {
+		return
+	}
+	c := r.logger().Check(zap.DebugLevel, "lookup")
+	if c == nil {
+		return
+	}
+	c.Write(
+		zap.String("name", t.Name),
+		zap.Stringer("type", dns.Type(t.Type)),
+		zap.Duration("duration", t.Duration),
+		zap.Error(t.Err),
+		zap.Stringers("addresses", t.Addrs),
+		zap.Duration("ttl", t.TTL),
+		zap.Array("tries", tries(t.Tries)),
+	)
+}
+
+// tries are the tries of a lookup, for a log.
+type tries []dnsclient.Try
+
+// MarshalLogArray implements zapcore.ArrayMarshaler.
+func (t tries) MarshalLogArray(to zapcore.ArrayEncoder) error {
+	for _, try := range t {
+		err := to.AppendObject(zapcore.ObjectMarshalerFunc(func(to zapcore.ObjectEncoder) error {
+			to.AddString("name", try.Name)
+			to.AddString("server", try.Server.String())
+			to.AddString("transport", try.Transport)
+			to.AddDuration("duration", try.Duration)
+			to.AddString("outcome", cmp.Or(try.Outcome, "NOERROR"))
+			return nil
+		}))
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -302,8 +586,17 @@ type answer struct {
 
 var lookupNames = [...]string{dnscache.Miss: "miss", dnscache.Hit: "hit", dnscache.Stale: "stale"}
 
-// lookup returns the addresses of a name in normal form.
+// lookup returns the addresses of a name in normal form, which may have to be
+// completed by a search domain.
 func (r *resolver) lookup(ctx context.Context, name string) (answer, error) {
+	if s := r.search.Load(); s != nil {
+		return r.lookupSearching(ctx, s, name)
+	}
+	return r.lookupComplete(ctx, name)
+}
+
+// lookupComplete returns the addresses of a name in normal form.
+func (r *resolver) lookupComplete(ctx context.Context, name string) (answer, error) {
 	if addrs, ok := r.local(name); ok {
 		if len(addrs) == 0 {
 			return answer{lookup: "hosts"}, fmt.Errorf("%s has no address of the family %s in the hosts file", name, r.config.Family)
@@ -311,32 +604,37 @@ func (r *resolver) lookup(ctx context.Context, name string) (answer, error) {
 		return answer{addrs: addrs, preferred: len(addrs), lookup: "hosts"}, nil
 	}
 	if neverAsked(name) {
-		return answer{lookup: "miss"}, fmt.Errorf("%s does not exist in the DNS (RFC 6761, RFC 7686)", name)
+		return answer{lookup: "miss"}, errNeverAsked(name)
 	}
-	a, err := r.cache.Lookup(ctx, name)
+	a, err := r.zoneOf(name).cache.Lookup(ctx, name)
 	if errors.Is(err, dnscache.ErrClosed) {
-		return r.lookupAfterEnd(ctx, name)
+		again, err := r.again()
+		if err != nil {
+			return answer{lookup: "miss"}, err
+		}
+		defer func() { _ = again.release() }()
+		return again.lookupComplete(ctx, name)
 	}
 	return answer{addrs: a.Addrs, preferred: a.Preferred, lookup: lookupNames[a.State], waited: a.Waited}, err
 }
 
-// lookupAfterEnd returns the addresses of a name for a request that outlives
-// the configuration, and so the resolver, that it came with.
-func (r *resolver) lookupAfterEnd(ctx context.Context, name string) (answer, error) {
-	again, err := r.config.acquire()
-	if err != nil {
-		return answer{lookup: "miss"}, err
-	}
-	defer func() { _ = again.release() }()
-	return again.lookup(ctx, name)
-}
+// again acquires another resolver of the same configuration, for a request that
+// outlives the one that it came with.
+func (r *resolver) again() (*resolver, error) { return r.config.acquire() }
 
 // peek returns the addresses of a name if they are known.
 func (r *resolver) peek(name string) ([]netip.Addr, bool) {
+	if s := r.search.Load(); s != nil {
+		return r.peekSearching(s, name)
+	}
+	return r.peekComplete(name)
+}
+
+func (r *resolver) peekComplete(name string) ([]netip.Addr, bool) {
 	if addrs, ok := r.local(name); ok {
 		return addrs, true
 	}
-	return r.cache.Peek(name)
+	return r.zoneOf(name).cache.Peek(name)
 }
 
 // local answers for names that are not asked for: those of the hosts file and
@@ -347,7 +645,7 @@ func (r *resolver) local(name string) ([]netip.Addr, bool) {
 			return r.ofFamily(addrs), true
 		}
 	}
-	if name == "localhost" || strings.HasSuffix(name, ".localhost") {
+	if isLocalhost(name) {
 		return r.ofFamily(localhost), true
 	}
 	return nil, false
@@ -355,10 +653,18 @@ func (r *resolver) local(name string) ([]netip.Addr, bool) {
 
 var localhost = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 
+func isLocalhost(name string) bool {
+	return name == "localhost" || strings.HasSuffix(name, ".localhost")
+}
+
 // neverAsked tells of names that have no place in the DNS.
 func neverAsked(name string) bool {
 	tld := name[strings.LastIndexByte(name, '.')+1:]
 	return tld == "onion" || tld == "invalid"
+}
+
+func errNeverAsked(name string) error {
+	return fmt.Errorf("%s does not exist in the DNS (RFC 6761, RFC 7686)", name)
 }
 
 // ofFamily leaves out the addresses of a family that is not wanted.
@@ -431,11 +737,15 @@ func (r *resolver) checkFiles() {
 	if fileStamp(r.config.Hosts) != r.hostsStamp {
 		r.readHosts()
 	}
-	if len(r.config.Nameservers) == 0 && fileStamp(r.resolvConf) != r.confStamp {
-		if servers := r.systemNameservers(); len(servers) > 0 {
+	if r.usesResolvConf() && fileStamp(r.resolvConf) != r.confStamp {
+		if servers := r.readResolvConf(); len(servers) > 0 && len(r.config.Nameservers) == 0 {
 			r.client.SetNameservers(servers)
 		}
 	}
+}
+
+func (r *resolver) usesResolvConf() bool {
+	return len(r.config.Nameservers) == 0 || r.config.Search
 }
 
 // stamp is what changes when a file is written or replaced.
@@ -452,13 +762,16 @@ func fileStamp(path string) stamp {
 	return stamp{info.Size(), info.ModTime()}
 }
 
-// systemNameservers returns the nameservers of the system, none if they cannot
-// be read now.
-func (r *resolver) systemNameservers() []dnsclient.Nameserver {
+// readResolvConf returns the nameservers of the system and sets the search
+// list. If the file cannot be read now, there are none and the list stays.
+func (r *resolver) readResolvConf() []dnsclient.Nameserver {
 	stamp := fileStamp(r.resolvConf)
 	servers, err := dnsclient.SystemNameservers(r.resolvConf)
+	if err == nil && r.config.Search {
+		err = r.readSearch()
+	}
 	if err != nil {
-		r.log.Warn("reading the system's nameservers failed", zap.String("file", r.resolvConf), zap.Error(err))
+		r.logger().Warn("reading resolv.conf failed", zap.String("file", r.resolvConf), zap.Error(err))
 		return nil
 	}
 	r.confStamp = stamp
@@ -478,7 +791,7 @@ func (r *resolver) readHosts() {
 	stamp := fileStamp(r.config.Hosts)
 	data, err := os.ReadFile(r.config.Hosts)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		r.log.Warn("reading the hosts file failed", zap.String("file", r.config.Hosts), zap.Error(err))
+		r.logger().Warn("reading the hosts file failed", zap.String("file", r.config.Hosts), zap.Error(err))
 		return
 	}
 	r.hostsStamp = stamp
@@ -510,4 +823,7 @@ func parseHosts(data string) *hostsFile {
 }
 
 // Interface guards
-var _ caddy.Destructor = (*resolver)(nil)
+var (
+	_ caddy.Destructor       = (*resolver)(nil)
+	_ zapcore.ArrayMarshaler = (tries)(nil)
+)

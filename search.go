@@ -1,0 +1,228 @@
+package caddytarget
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	// maxSearch is how many search domains count: as many as Kubernetes gives
+	// to a pod. glibc has no limit since 2.26, but each one may cost a lookup.
+	maxSearch = 32
+
+	// maxDots is the most that ndots can be (RES_MAXNDOTS).
+	maxDots = 15
+
+	// maxName is the most octets of a name.
+	maxName = 253
+
+	// maxFound bounds the names of which it is remembered where they were found.
+	maxFound = 10_000
+)
+
+// searchList is what resolv.conf says about names that are not complete. It
+// remembers where it found a name.
+type searchList struct {
+	domains []string
+	ndots   int
+
+	mu    sync.RWMutex
+	found map[string]found
+}
+
+// found is what a name was found to be short for.
+type found struct {
+	name string
+	at   time.Time
+}
+
+// parseSearch reads the search list of a resolv.conf(5) file: of the lines
+// `search` and `domain` the last one counts. It is nil if there is none.
+// Domains that are no names are passed over.
+func parseSearch(data string) *searchList {
+	s := &searchList{ndots: 1, found: make(map[string]found)}
+	for line := range strings.Lines(data) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 {
+			continue
+		}
+		switch args := fields[1:]; fields[0] {
+		case "search":
+			s.setDomains(args)
+		case "domain":
+			if len(args) > 0 {
+				s.setDomains(args[:1])
+			}
+		case "options":
+			for _, option := range args {
+				if n, ok := strings.CutPrefix(option, "ndots:"); ok {
+					if n, err := strconv.ParseUint(n, 10, 0); err == nil {
+						s.ndots = int(min(n, maxDots))
+					}
+				}
+			}
+		}
+	}
+	if len(s.domains) == 0 {
+		return nil
+	}
+	return s
+}
+
+func (s *searchList) setDomains(list []string) {
+	s.domains = nil
+	for _, text := range list {
+		if domain, err := normalName(text); err == nil && !slices.Contains(s.domains, domain) {
+			s.domains = append(s.domains, domain)
+		}
+	}
+}
+
+// readSearch sets the search list to that of resolv.conf.
+func (r *resolver) readSearch() error {
+	data, err := os.ReadFile(r.resolvConf)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	s := parseSearch(string(data))
+	if s != nil && len(s.domains) > maxSearch {
+		r.logger().Warn("too many search domains: the last ones are not used",
+			zap.String("file", r.resolvConf), zap.Int("used", maxSearch), zap.Strings("unused", s.domains[maxSearch:]))
+		s.domains = s.domains[:maxSearch]
+	}
+	r.search.Store(s)
+	return nil
+}
+
+// candidates returns what a name may be short for, in the order in which that
+// is tried.
+func (s *searchList) candidates(name string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		complete := strings.Count(name, ".") >= s.ndots
+		if complete && !yield(name) {
+			return
+		}
+		for _, domain := range s.domains {
+			if len(name)+1+len(domain) <= maxName && !yield(name+"."+domain) {
+				return
+			}
+		}
+		if !complete {
+			yield(name)
+		}
+	}
+}
+
+// lookupSearching returns the addresses of the first of the candidates for a
+// name that has any. The next one is tried only if there is no such name or no
+// address: if a candidate could not be asked for, going on could lead to
+// another host, which only goes by the same name in another domain. Then the
+// name stays what it was found to be, for as long as stale answers may serve.
+func (r *resolver) lookupSearching(ctx context.Context, s *searchList, name string) (answer, error) {
+	if _, ok := r.local(name); ok || neverAsked(name) {
+		return r.lookupComplete(ctx, name)
+	}
+	whole := answer{lookup: "hit"}
+	var asItIs error
+	for candidate := range s.candidates(name) {
+		a, err := r.lookupComplete(ctx, candidate)
+		whole.waited += a.waited
+		if a.lookup != "hit" {
+			whole.lookup = a.lookup
+		}
+		if err == nil {
+			s.remember(name, candidate)
+			whole.addrs, whole.preferred = a.addrs, a.preferred
+			return whole, nil
+		}
+		if candidate == name {
+			asItIs = err
+		}
+		if isNegative(err) {
+			if whole.waited < time.Duration(r.config.Deadline) {
+				continue
+			}
+			err = fmt.Errorf("searching for %s: %w", name, context.DeadlineExceeded)
+		}
+		before, ok := s.recall(name, time.Duration(r.config.Stale))
+		if !ok || before == candidate {
+			return whole, err
+		}
+		if a, before := r.lookupComplete(ctx, before); before == nil {
+			a.waited += whole.waited
+			a.lookup = "stale"
+			return a, nil
+		}
+		return whole, err
+	}
+	return whole, fmt.Errorf("%w (nor is there %s with one of the search domains %s)",
+		asItIs, name, strings.Join(s.domains, ", "))
+}
+
+// peekSearching returns the addresses that lookupSearching would, if they are
+// known.
+func (r *resolver) peekSearching(s *searchList, name string) ([]netip.Addr, bool) {
+	if addrs, ok := r.local(name); ok {
+		return addrs, true
+	}
+	for candidate := range s.candidates(name) {
+		if addrs, known := r.peekComplete(candidate); !known || len(addrs) > 0 {
+			return addrs, known
+		}
+	}
+	return nil, true
+}
+
+// isNegative tells whether an error is an answer: there is no such name, or no
+// address of it.
+func isNegative(err error) bool {
+	var e interface {
+		Negative() (ttl time.Duration, ok bool)
+	}
+	if !errors.As(err, &e) {
+		return false
+	}
+	_, ok := e.Negative()
+	return ok
+}
+
+// remember notes what a name was found to be short for.
+func (s *searchList) remember(name, as string) {
+	now := time.Now()
+	s.mu.RLock()
+	before, ok := s.found[name]
+	s.mu.RUnlock()
+	if ok && before.name == as && now.Sub(before.at) < time.Second {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.found) >= maxFound && !ok {
+		clear(s.found)
+	}
+	if !ok {
+		name = strings.Clone(name) // it may be a part of something large
+	}
+	s.found[name] = found{as, now}
+}
+
+// recall returns what a name was found to be short for, not longer ago than
+// that.
+func (s *searchList) recall(name string, ago time.Duration) (string, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	f, ok := s.found[name]
+	return f.name, ok && time.Since(f.at) < ago
+}

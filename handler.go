@@ -198,6 +198,7 @@ type call struct {
 	strip    string       // a header field of the request that is not sent on
 	rules    *guard.Rules // nil: not judged, the operator wrote the name
 	resolver *resolver
+	service  *serviceCall // that it belongs to, if to any
 
 	tried []netip.AddrPort
 	state *requestState
@@ -409,7 +410,11 @@ func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
 		c.answer = answer{addrs: []netip.Addr{literal.Unmap()}, preferred: 1, lookup: "literal"}
 	} else {
 		var err error
-		c.answer, err = c.resolver.lookup(ctx, c.host)
+		if c.service != nil { // the targets of its records are complete names
+			c.answer, err = c.resolver.lookupComplete(ctx, c.host)
+		} else {
+			c.answer, err = c.resolver.lookup(ctx, c.host)
+		}
 		if err != nil {
 			return err
 		}

@@ -9,7 +9,6 @@ import (
 	"math"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -310,7 +309,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	key := poolKey{address: info.Address}
-	if c := a.call; c != nil && len(c.tried) < t.retries && len(c.addrs) > 1 {
+	if c := a.call; c != nil && c.attempts() < t.retries {
 		a.last = !c.othersThan(info.Address)
 	}
 
@@ -419,16 +418,6 @@ func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme strin
 
 func isUpgrade(header http.Header) bool {
 	return header["Upgrade"] != nil && httpguts.HeaderValuesContainsToken(header["Connection"], "Upgrade")
-}
-
-// othersThan tells whether there is an address of c that was not tried, other
-// than the one that is about to be.
-func (c *call) othersThan(address string) bool {
-	this, _ := netip.ParseAddrPort(address)
-	return slices.ContainsFunc(c.addrs, func(a netip.Addr) bool {
-		other := netip.AddrPortFrom(a, c.port)
-		return other != this && !slices.Contains(c.tried, other)
-	})
 }
 
 // failed records an attempt that got no response.

@@ -20,8 +20,14 @@ import (
 )
 
 // Upstreams offers the addresses of a request's target, which the handler
-// `target` has resolved, to `reverse_proxy`; or, with a name and a port, those
-// of this name.
+// `target` has resolved, to `reverse_proxy`; or, with a name, those of this name.
+//
+// A name that begins with an underscore, `_http._tcp.example.com`, is that of a
+// service, whose SRV records (RFC 2782) say on which hosts and ports it is
+// offered. Records of the lowest priority number that has an address that works
+// are used. If their weights differ, each request goes to one record, chosen
+// in proportion to the weights; else the addresses of all records are offered.
+// Where TLS is used, it is the host of the record that has to prove its name.
 //
 // Addresses that failed are left out for a while, as long as others remain. A
 // TCP connection that cannot be opened takes the address and port from all
@@ -31,10 +37,12 @@ import (
 type Upstreams struct {
 	// The name to resolve, instead of the request's target. Placeholders are
 	// supported, but then at least one of the fields of the guard has to be
-	// set; a name without placeholders is not judged.
+	// set; a name without placeholders is not judged. Of a service its name is
+	// judged, its ports and its addresses.
 	Name string `json:"name,omitempty"`
 
-	// The port to use with the name. Placeholders are supported. Default: 80.
+	// The port to use with the name. Placeholders are supported. A service has
+	// none. Default: 80.
 	Port string `json:"port,omitempty"`
 
 	Guard
@@ -87,7 +95,9 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if u.Name != "" {
-		setDefault(&u.Port, "80")
+		if !u.isService() {
+			setDefault(&u.Port, "80")
+		}
 		u.dynamic = strings.Contains(u.Name, "{")
 	} else if proxy := proxyOf(ctx); proxy != nil {
 		_, ok := proxy.Transport.(*Transport)
@@ -110,6 +120,8 @@ func (u *Upstreams) Validate() error {
 		return errors.New("schemes has no meaning here: it is the transport that decides")
 	case u.Name == "" && u.Port != "":
 		return errors.New("a port without a name")
+	case u.isService() && u.Port != "":
+		return fmt.Errorf("%s is the name of a service, whose SRV records have the ports: no port goes with it", u.Name)
 	case u.Name == "" && (guarded || u.Resolver != nil):
 		return errors.New("without a name, the resolver and what may be called are configured at the target handler")
 	case u.dynamic && !guarded:
@@ -131,7 +143,7 @@ func (u *Upstreams) Validate() error {
 			return err
 		}
 	}
-	if u.Name != "" && !strings.Contains(u.Port, "{") {
+	if u.Port != "" && !strings.Contains(u.Port, "{") {
 		if _, err := parsePort(u.Port); err != nil {
 			return err
 		}
@@ -139,8 +151,8 @@ func (u *Upstreams) Validate() error {
 	return nil
 }
 
-// namedCall is the call of a source with a name, for the transport, which
-// finds it by the upstream that was selected.
+// namedCall is the call of a source with a name, or of one record of a service,
+// for the transport, which finds it by the upstream that was selected.
 type namedCall struct {
 	source *Upstreams
 	call   call
@@ -178,14 +190,23 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	st := stateOf(r.Context(), repl)
+	if u.isService() {
+		s, err := u.service(r, repl, st)
+		if err != nil {
+			return u.failed(st, err)
+		}
+		upstreams, err := u.offerService(r.Context(), s)
+		if err != nil {
+			return u.failed(st, err)
+		}
+		return upstreams, nil
+	}
 	i := slices.IndexFunc(st.named, func(n *namedCall) bool { return n.source == u })
 	if i < 0 {
 		n := &namedCall{source: u}
 		n.call.state = st
 		if err := u.resolveName(r, repl, &n.call); err != nil {
-			st.err = err
-			u.logFailure(err)
-			return nil, nil
+			return u.failed(st, err)
 		}
 		i = len(st.named)
 		st.named = append(st.named, n)
@@ -219,13 +240,19 @@ func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, c *call) 
 	return c.resolve(r.Context(), literal)
 }
 
-// logFailure logs a failed lookup, at most once a second.
-func (u *Upstreams) logFailure(err error) {
+// failed offers nothing, since there was an error. It is logged, at most one a
+// second.
+func (u *Upstreams) failed(st *requestState, err error) ([]*reverseproxy.Upstream, error) {
+	st.err = err
 	now := time.Now().Unix()
-	if last := u.lastLog.Load(); last == now || !u.lastLog.CompareAndSwap(last, now) {
-		return
+	if last := u.lastLog.Load(); last != now && u.lastLog.CompareAndSwap(last, now) {
+		configured := u.Name
+		if !u.isService() {
+			configured = net.JoinHostPort(u.Name, u.Port)
+		}
+		u.log.Error("no upstreams", zap.String("configured", configured), zap.Error(err))
 	}
-	u.log.Error("no upstreams", zap.String("configured", net.JoinHostPort(u.Name, u.Port)), zap.Error(err))
+	return nil, nil
 }
 
 // slab holds n upstreams and the pointers to them in one allocation, for the
@@ -250,9 +277,17 @@ func slab(n int) ([]reverseproxy.Upstream, []*reverseproxy.Upstream) {
 
 // offer returns upstreams for the addresses of c that should be tried now.
 func (u *Upstreams) offer(c *call) []*reverseproxy.Upstream {
-	addrs := u.choose(c)
-	addrs = addrs[:min(len(addrs), u.MaxUpstreams)]
+	chosen, _ := u.choose(c)
+	var buf [defaultMaxUpstreams]netip.AddrPort
+	addrs := buf[:0]
+	for _, a := range chosen[:min(len(chosen), u.MaxUpstreams)] {
+		addrs = append(addrs, netip.AddrPortFrom(a, c.port))
+	}
+	return upstreamsFor(addrs)
+}
 
+// upstreamsFor returns upstreams for some addresses.
+func upstreamsFor(addrs []netip.AddrPort) []*reverseproxy.Upstream {
 	upstreams, pointers := slab(len(addrs))
 	// one string for all
 	var buf [defaultMaxUpstreams * len("[0000:0000:0000:0000:0000:0000:0000:0000]:65535")]byte
@@ -260,7 +295,7 @@ func (u *Upstreams) offer(c *call) []*reverseproxy.Upstream {
 	var ends [16]int
 	dials := ends[:0]
 	for _, a := range addrs {
-		text = netip.AddrPortFrom(a, c.port).AppendTo(text)
+		text = a.AppendTo(text)
 		dials = append(dials, len(text))
 	}
 	all, start := string(text), 0
@@ -272,26 +307,29 @@ func (u *Upstreams) offer(c *call) []*reverseproxy.Upstream {
 	return pointers
 }
 
+// usable judges an address of c for u. What is on trial is taken to be tried now
+// with try. One that was tried for this request is ejected.
+func (u *Upstreams) usable(c *call, a netip.Addr, try bool) (v verdict, tried bool) {
+	addr := netip.AddrPortFrom(a, c.port)
+	if slices.Contains(c.tried, addr) {
+		return ejected, true
+	}
+	if u.failDuration == 0 {
+		return good, false
+	}
+	return u.health.judge(c.host, addr, u.MaxFails, u.failDuration, try), false
+}
+
 // choose returns the addresses to try now: those that work and were not tried,
 // the preferred ones if there are any; else those that do not work, for some
 // address has to be tried; else those that were tried. An address whose time is
-// over is returned alone, so that this request tries it.
-func (u *Upstreams) choose(c *call) []netip.Addr {
-	usable := func(a netip.Addr, try bool) (v verdict, tried bool) {
-		addr := netip.AddrPortFrom(a, c.port)
-		if slices.Contains(c.tried, addr) {
-			return ejected, true
-		}
-		if u.failDuration == 0 {
-			return good, false
-		}
-		return u.health.judge(c.host, addr, u.MaxFails, u.failDuration, try), false
-	}
+// over is returned alone, on trial, so that this request tries it.
+func (u *Upstreams) choose(c *call) (addrs []netip.Addr, trial bool) {
 	if !slices.ContainsFunc(c.addrs[:c.preferred], func(a netip.Addr) bool {
-		v, _ := usable(a, false)
+		v, _ := u.usable(c, a, false)
 		return v != good
 	}) {
-		return c.addrs[:c.preferred]
+		return c.addrs[:c.preferred], false
 	}
 
 	var working, others []netip.Addr
@@ -300,10 +338,10 @@ func (u *Upstreams) choose(c *call) []netip.Addr {
 		if i >= c.preferred && workingPreferred > 0 {
 			break
 		}
-		switch v, tried := usable(a, true); {
+		switch v, tried := u.usable(c, a, true); {
 		case tried:
 		case v == onTrial:
-			return []netip.Addr{a}
+			return []netip.Addr{a}, true
 		case v == ejected:
 			others = append(others, a)
 		default:
@@ -315,13 +353,13 @@ func (u *Upstreams) choose(c *call) []netip.Addr {
 	}
 	switch {
 	case workingPreferred > 0:
-		return working[:workingPreferred]
+		return working[:workingPreferred], false
 	case len(working) > 0:
-		return working
+		return working, false
 	case len(others) > 0:
-		return others
+		return others, false
 	}
-	return c.addrs
+	return c.addrs, false
 }
 
 // Interface guards

@@ -1,0 +1,412 @@
+package caddytarget
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"caddytarget/internal/dnscache"
+)
+
+const (
+	// maxRecords is how many SRV records of a service are considered.
+	maxRecords = 32
+
+	// serviceGrace is how long a request waits for the addresses of more
+	// targets once it has those of one; they are for other requests then.
+	serviceGrace = 50 * time.Millisecond
+
+	// weightUnit is what a weight of 1 counts beside one of 0, which RFC 2782
+	// gives "a very small chance".
+	weightUnit = 256
+)
+
+// serviceCall is the call of a service: a call for each of its records.
+type serviceCall struct {
+	name     string
+	records  []net.SRV   // by priority
+	calls    []namedCall // of records
+	resolved int         // how many of calls, always whole priorities
+	err      error       // why there is no address, as far as it is known
+}
+
+// isService tells whether the name is that of a service (RFC 2782).
+func (u *Upstreams) isService() bool { return strings.HasPrefix(u.Name, "_") }
+
+// service returns the call of the source's service, a new one at first.
+func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestState) (*serviceCall, error) {
+	if i := slices.IndexFunc(st.named, func(n *namedCall) bool { return n.source == u }); i >= 0 {
+		return st.named[i].call.service, nil
+	}
+	name, _, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
+	if err != nil {
+		return nil, err
+	}
+	if u.dynamic {
+		if err := u.rules.CheckName(name); err != nil {
+			return nil, err
+		}
+	}
+	records, err := u.resolver.lookupService(r.Context(), name)
+	if err != nil {
+		return nil, err
+	}
+	s := &serviceCall{name: name, records: inServiceOrder(records)}
+	s.calls = make([]namedCall, len(s.records))
+	for i, record := range s.records {
+		n := &s.calls[i]
+		n.source = u
+		n.call.service, n.call.state, n.call.resolver = s, st, u.resolver
+		n.call.hostport = r.Host // as long as there is no TLS, the client's
+		if u.dynamic {
+			n.call.rules = u.rules
+		}
+		if err := n.call.setTarget(record); err != nil {
+			s.err = cmp.Or(s.err, err)
+		}
+	}
+	st.named = append(st.named, &namedCall{source: u, call: call{service: s}})
+	return s, nil
+}
+
+// inServiceOrder returns the records in the order in which they are considered,
+// which is the same at every lookup.
+func inServiceOrder(records []net.SRV) []net.SRV {
+	order := func(a, b net.SRV) int {
+		return cmp.Or(
+			cmp.Compare(a.Priority, b.Priority),
+			cmp.Compare(a.Target, b.Target),
+			cmp.Compare(a.Port, b.Port),
+		)
+	}
+	if !slices.IsSortedFunc(records, order) {
+		records = slices.Clone(records) // they are the cache's
+		slices.SortStableFunc(records, order)
+	}
+	return records[:min(len(records), maxRecords)]
+}
+
+// setTarget makes c the call of a record. Without a host, it is that of none.
+func (c *call) setTarget(record net.SRV) error {
+	host, literal, err := normalizeHost(record.Target)
+	switch {
+	case err != nil:
+		return err
+	case record.Port == 0:
+		return fmt.Errorf("%s: port 0 cannot be called", host)
+	case c.rules != nil:
+		if err := c.rules.CheckPort(record.Port); err != nil {
+			return err
+		}
+	}
+	c.host, c.port = host, record.Port
+	if !literal.IsValid() {
+		return nil
+	}
+	err = c.resolve(context.Background(), literal)
+	if err != nil {
+		c.host = ""
+	}
+	return err
+}
+
+// errNotYet is the end of atOnce.
+var errNotYet = errors.New("not known yet")
+
+// atOnce is the context of a lookup that does not wait: if the answer is not
+// known, it is asked for, for whoever comes back.
+var atOnce = func() context.Context {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(errNotYet)
+	return ctx
+}()
+
+// endOf returns where the priority ends that begins at a record.
+func (s *serviceCall) endOf(from int) int {
+	to := from
+	for to < len(s.records) && s.records[to].Priority == s.records[from].Priority {
+		to++
+	}
+	return to
+}
+
+// resolveNext resolves the targets of the next priority.
+func (s *serviceCall) resolveNext(ctx context.Context) {
+	from := s.resolved
+	s.resolved = s.endOf(from)
+	group := s.calls[from:s.resolved]
+
+	some := false
+	var unknown, stale []*call
+	for i := range group {
+		c := &group[i].call
+		if c.host == "" || len(c.addrs) > 0 {
+			some = some || c.host != ""
+			continue
+		}
+		switch err := c.resolve(atOnce, netip.Addr{}); {
+		case errors.Is(err, errNotYet):
+			unknown = append(unknown, c)
+		case err != nil:
+			s.err = cmp.Or(s.err, err)
+		case c.lookup == "stale":
+			stale = append(stale, c)
+			some = true
+		default:
+			some = true
+		}
+	}
+	for _, c := range stale { // they may have to wait, all for the same time
+		if err := c.resolve(ctx, netip.Addr{}); err != nil {
+			s.err = cmp.Or(s.err, err)
+		}
+	}
+	if len(unknown) > 0 {
+		s.await(ctx, unknown, some)
+	}
+	for i := range group {
+		if n := &group[i]; len(n.call.addrs) > 0 {
+			n.call.state.named = append(n.call.state.named, n)
+		}
+	}
+}
+
+// await resolves targets that were not known: as many as come in time, if there
+// are others, or the first of them and those that follow soon.
+func (s *serviceCall) await(ctx context.Context, calls []*call, others bool) {
+	type result struct {
+		i   int
+		a   answer
+		err error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	results := make(chan result, len(calls))
+	for i, c := range calls {
+		c := *c
+		go func() {
+			err := c.resolve(ctx, netip.Addr{})
+			results <- result{i, c.answer, err}
+		}()
+	}
+	var grace <-chan time.Time
+	if others {
+		grace = time.After(serviceGrace)
+	}
+	for left := len(calls); left > 0; {
+		select {
+		case r := <-results:
+			left--
+			if r.err != nil {
+				s.err = cmp.Or(s.err, r.err)
+				continue
+			}
+			calls[r.i].answer = r.a
+			if grace == nil && !others {
+				others, grace = true, time.After(serviceGrace)
+			}
+		case <-grace:
+			cancel() // the lookups go on, without us
+			grace = nil
+		}
+	}
+}
+
+// standing is how well a call can be made now.
+type standing int
+
+const (
+	fit    standing = iota // it has an address that works, or may by now
+	unfit                  // it has no address left that works
+	spent                  // all its addresses were tried
+	absent                 // it has none
+)
+
+// standing returns how well c can be made now.
+func (u *Upstreams) standing(c *call) standing {
+	best := absent
+	for _, a := range c.addrs {
+		switch v, tried := u.usable(c, a, false); {
+		case tried:
+			best = min(best, spent)
+		case v == ejected:
+			best = min(best, unfit)
+		default:
+			return fit
+		}
+	}
+	return best
+}
+
+// offerService returns upstreams for the addresses of a service that should be
+// tried now: of the first priority that has one that works; else of the first
+// of those that are left, for some address has to be tried.
+func (u *Upstreams) offerService(ctx context.Context, s *serviceCall) ([]*reverseproxy.Upstream, error) {
+	var candidates []candidate
+	best := absent
+	for from := 0; from < len(s.records) && best > fit; {
+		if from == s.resolved {
+			s.resolveNext(ctx)
+		}
+		to := s.endOf(from)
+		for i := from; i < to; i++ {
+			n := &s.calls[i]
+			n.offers = nil
+			switch st := u.standing(&n.call); {
+			case st == absent || st > best:
+			case st == best && candidates[0].priority == s.records[i].Priority:
+				candidates = append(candidates, candidate{n, s.records[i].Priority, s.records[i].Weight})
+			case st < best:
+				best = st
+				candidates = append(candidates[:0], candidate{n, s.records[i].Priority, s.records[i].Weight})
+			}
+		}
+		from = to
+	}
+	if len(candidates) == 0 {
+		if s.err == nil {
+			return nil, fmt.Errorf("%s: the service is not offered", s.name)
+		}
+		return nil, fmt.Errorf("%s: %w", s.name, s.err)
+	}
+	return u.offerRecords(draw(candidates, rand.Uint64N)), nil
+}
+
+// candidate is a record whose addresses may be offered.
+type candidate struct {
+	call             *namedCall
+	priority, weight uint16
+}
+
+// draw returns the candidates to offer: all of them if their weights are equal;
+// else one, at random in proportion to the weights, so that they hold whatever
+// chooses among what is offered.
+func draw(candidates []candidate, random func(n uint64) uint64) []candidate {
+	equal := true
+	sum := uint64(0)
+	for _, c := range candidates {
+		equal = equal && c.weight == candidates[0].weight
+		sum += c.share()
+	}
+	if equal {
+		return candidates
+	}
+	at := random(sum)
+	for i, c := range candidates {
+		if at < c.share() {
+			return candidates[i : i+1]
+		}
+		at -= c.share()
+	}
+	return candidates[:1] // never: at is less than sum
+}
+
+func (c candidate) share() uint64 { return max(1, weightUnit*uint64(c.weight)) }
+
+// offerRecords returns upstreams for the addresses of some records.
+func (u *Upstreams) offerRecords(candidates []candidate) []*reverseproxy.Upstream {
+	total := 0
+	for _, c := range candidates {
+		total += len(c.call.call.addrs)
+	}
+	if total > u.MaxUpstreams {
+		// not always the same ones: the others would never be called
+		at := rand.IntN(len(candidates))
+		candidates = slices.Concat(candidates[at:], candidates[:at])
+	}
+	var buf [defaultMaxUpstreams]netip.AddrPort
+	addrs := buf[:0]
+	type part struct {
+		of       *namedCall
+		from, to int
+	}
+	var partsBuf [defaultMaxUpstreams]part
+	parts := partsBuf[:0]
+	for _, c := range candidates {
+		if len(addrs) == u.MaxUpstreams {
+			break
+		}
+		list, onTrial := u.choose(&c.call.call)
+		if onTrial { // this request tries it
+			addrs, parts = addrs[:0], parts[:0]
+		}
+		from := len(addrs)
+		for _, a := range list[:min(len(list), u.MaxUpstreams-from)] {
+			addrs = append(addrs, netip.AddrPortFrom(a, c.call.call.port))
+		}
+		parts = append(parts, part{c.call, from, len(addrs)})
+		if onTrial {
+			break
+		}
+	}
+	upstreams := upstreamsFor(addrs)
+	for _, p := range parts {
+		p.of.offers = upstreams[p.from:p.to]
+	}
+	return upstreams
+}
+
+// attempts returns how many addresses were tried for the request.
+func (c *call) attempts() int {
+	if c.service == nil {
+		return len(c.tried)
+	}
+	n := 0
+	for i := range c.service.calls {
+		n += len(c.service.calls[i].call.tried)
+	}
+	return n
+}
+
+// othersThan tells whether there is an address for the request that was not
+// tried, other than the one that is about to be.
+func (c *call) othersThan(address string) bool {
+	this, _ := netip.ParseAddrPort(address)
+	if c.service == nil {
+		return len(c.addrs) > 1 && c.hasUntried(this)
+	}
+	s := c.service
+	for i := range s.calls {
+		if s.calls[i].call.hasUntried(this) {
+			return true
+		}
+	}
+	return s.resolved < len(s.records)
+}
+
+// hasUntried tells whether an address of c was not tried, other than this one.
+func (c *call) hasUntried(this netip.AddrPort) bool {
+	return slices.ContainsFunc(c.addrs, func(a netip.Addr) bool {
+		other := netip.AddrPortFrom(a, c.port)
+		return other != this && !slices.Contains(c.tried, other)
+	})
+}
+
+// lookupService returns the SRV records of a name in normal form, which belong
+// to the cache.
+func (r *resolver) lookupService(ctx context.Context, name string) ([]net.SRV, error) {
+	if isLocalhost(name) || neverAsked(name) {
+		return nil, errNeverAsked(name)
+	}
+	a, err := r.zoneOf(name).cache.LookupSRV(ctx, name)
+	if errors.Is(err, dnscache.ErrClosed) {
+		again, err := r.again()
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = again.release() }()
+		return again.lookupService(ctx, name)
+	}
+	return a.Records, err
+}

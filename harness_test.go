@@ -3,6 +3,7 @@ package caddytarget
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -90,6 +91,9 @@ type dnsName struct {
 	hold   <-chan struct{} // no reply until it is closed
 	silent bool            // no reply
 	rcode  int
+	srv    []string // priority, weight, port, target
+	alias  string   // the reply has this alias, and nothing about where it leads
+	broken bool     // the reply ends too early
 }
 
 // dnsServer is a nameserver. Names that it does not know do not exist.
@@ -99,7 +103,7 @@ type dnsServer struct {
 	mu      sync.Mutex
 	names   map[string]dnsName
 	silent  bool           // no reply to anything
-	queries map[string]int // for A records, by name; AAAA as "AAAA name"
+	queries map[string]int // for A records, by name; AAAA as "AAAA name", SRV as "SRV name"
 	total   int
 
 	stop chan struct{}
@@ -181,10 +185,10 @@ func (s *dnsServer) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	n, known := s.names[name]
 	silent := s.silent || n.silent
 	s.total++
-	if q.Qtype == dns.TypeAAAA {
-		s.queries["AAAA "+name]++
-	} else {
+	if q.Qtype == dns.TypeA {
 		s.queries[name]++
+	} else {
+		s.queries[dns.TypeToString[q.Qtype]+" "+name]++
 	}
 	s.mu.Unlock()
 	if silent {
@@ -213,6 +217,25 @@ func (s *dnsServer) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 		case q.Qtype == dns.TypeAAAA && addr.Is6():
 			reply.Answer = append(reply.Answer, &dns.AAAA{Hdr: header, AAAA: addr.AsSlice()})
 		}
+	}
+	if n.alias != "" {
+		header := dns.RR_Header{Name: q.Name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: n.ttl}
+		reply.Answer = append(reply.Answer, &dns.CNAME{Hdr: header, Target: dns.Fqdn(n.alias)})
+	}
+	if q.Qtype == dns.TypeSRV {
+		for _, text := range n.srv {
+			rr, err := dns.NewRR(fmt.Sprintf("%s %d IN SRV %s", q.Name, n.ttl, text))
+			if err != nil {
+				panic(err)
+			}
+			reply.Answer = append(reply.Answer, rr)
+		}
+	}
+	if n.broken {
+		if wire, err := reply.Pack(); err == nil {
+			_, _ = w.Write(wire[:len(wire)-2])
+		}
+		return
 	}
 	if len(reply.Answer) == 0 && n.rcode == 0 {
 		reply.Ns = append(reply.Ns, &dns.SOA{
@@ -679,6 +702,7 @@ type world struct {
 	runs     int
 	global   string // more global options
 	resolver string // more of the default resolver
+	log      string // the default log, instead of none
 }
 
 func newWorld(t testing.TB) *world {
@@ -709,8 +733,7 @@ func (w *world) caddyfile(site string) string {
 	persist_config off
 	storage file_system %q
 	log default {
-		output discard
-		level ERROR
+		%s
 	}
 	%s
 	target {
@@ -729,7 +752,7 @@ http://:%s {
 	respond @run %d
 	%s
 }
-%s`, w.storage(), w.global, w.dns.addr, w.resolver, w.port, w.runs, site, more)
+%s`, w.storage(), cmp.Or(w.log, "output discard\nlevel ERROR"), w.global, w.dns.addr, w.resolver, w.port, w.runs, site, more)
 }
 
 func (w *world) storage() string { return filepath.Join(filepath.Dir(w.ca.file), "storage") }

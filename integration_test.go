@@ -88,6 +88,7 @@ func TestStatuses(t *testing.T) {
 	w.dns.set("none.example", dnsName{})
 	w.dns.set("failing.example", dnsName{rcode: 2})
 	w.dns.set("refused.example", dnsName{rcode: 5})
+	w.dns.set("broken.example", dnsName{addrs: []string{"127.0.0.2"}, ttl: 60, broken: true})
 	w.dns.set("silent.example", dnsName{silent: true})
 	dead := freePort(t)
 	w.run(w.proxy())
@@ -117,15 +118,16 @@ func TestStatuses(t *testing.T) {
 		{"mapped metadata", "http://[::ffff:169.254.169.254]/", 403, "169.254.169.254"},
 		{"unspecified", "http://0.0.0.0/", 403, "0.0.0.0"},
 
-		{"no such name", "http://unknown.example/", 502, "unknown.example"},
-		{"no address", "http://none.example/", 502, "none.example"},
-		{"no address of the family", "http://six.example/", 502, "six.example"},
-		{"nameserver fails", "http://failing.example/", 502, "failing.example"},
-		{"nameserver refuses", "http://refused.example/", 502, "refused.example"},
+		{"no such name", "http://unknown.example/", 502, "looking up unknown.example (A): " + w.dns.addr + " replied NXDOMAIN"},
+		{"no address", "http://none.example/", 502, "looking up none.example (A): " + w.dns.addr + " replied that there is none"},
+		{"no address of the family", "http://six.example/", 502, "looking up six.example (A): " + w.dns.addr + " replied that there is none"},
+		{"nameserver fails", "http://failing.example/", 502, "looking up failing.example (A): " + w.dns.addr + " replied SERVFAIL"},
+		{"nameserver refuses", "http://refused.example/", 502, "looking up refused.example (A): " + w.dns.addr + " replied REFUSED"},
+		{"malformed reply", "http://broken.example/", 502, "looking up broken.example (A): " + w.dns.addr + ": malformed"},
 		{"onion", "http://abc.onion/", 502, "abc.onion"},
 		{"nobody listens", "http://a.example:" + dead + "/", 502, "connection refused"},
 		{"nobody listens, https", "https://a.example:" + dead + "/", 502, "connection refused"},
-		{"nameserver silent", "http://silent.example/", 504, "silent.example"},
+		{"nameserver silent", "http://silent.example/", 504, "looking up silent.example (A): no nameserver replied in time (" + w.dns.addr + ")"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			res := w.get("/", test.target)
@@ -335,6 +337,9 @@ func TestTooManyLookups(t *testing.T) {
 			case err != nil:
 				t.Error(err)
 			case res.StatusCode == http.StatusServiceUnavailable && res.Header.Get("Retry-After") != "":
+				if res.body != "503 too many lookups in flight" {
+					t.Errorf("body %q", res.body)
+				}
 				refused.Add(1)
 			case res.StatusCode == http.StatusOK:
 				served.Add(1)
@@ -894,6 +899,12 @@ func TestOutage(t *testing.T) {
 	if stale == 0 {
 		t.Error("no answer was stale: there was no outage")
 	}
+	n := 0
+	eventually(t, "the outage is known", func() bool {
+		n++
+		res := w.get("/", fmt.Sprintf("http://unknown%d.example:%s", n, b.port))
+		return res.body == fmt.Sprintf("502 looking up unknown%d.example (A): all nameservers are down (%s)", n, w.dns.addr)
+	})
 	for _, name := range []string{"new.example", "unknown.example"} {
 		res := w.get("/", "http://"+name+":"+b.port)
 		if res.StatusCode != 502 && res.StatusCode != 504 {

@@ -478,7 +478,12 @@ func newResolver(key string, config Resolver, roots *x509.CertPool) (*resolver, 
 	return r, nil
 }
 
-func (r *resolver) newZone(servers []dnsclient.Nameserver, clientConfig dnsclient.Config, preload []string) zone {
+func (r *resolver) newZone(servers []dnsclient.Nameserver, config dnsclient.Config, preload []string) zone {
+	client := dnsclient.New(servers, config)
+	return zone{client, dnscache.New(client, r.cacheConfig(preload))}
+}
+
+func (r *resolver) cacheConfig(preload []string) dnscache.Config {
 	config := &r.config
 	family := r.autoFamily
 	if fixed, ok := familyNames[config.Family]; ok {
@@ -488,8 +493,7 @@ func (r *resolver) newZone(servers []dnsclient.Nameserver, clientConfig dnsclien
 	if config.RefreshAlways {
 		refresh = math.MaxInt64
 	}
-	client := dnsclient.New(servers, clientConfig)
-	return zone{client, dnscache.New(client, dnscache.Config{
+	return dnscache.Config{
 		Family:      family,
 		MinTTL:      time.Duration(config.MinTTL),
 		MaxTTL:      time.Duration(config.MaxTTL),
@@ -501,7 +505,7 @@ func (r *resolver) newZone(servers []dnsclient.Nameserver, clientConfig dnsclien
 		Deadline:    time.Duration(config.Deadline),
 		Size:        config.CacheSize,
 		MaxLookups:  config.MaxLookups,
-	})}
+	}
 }
 
 // start begins what a resolver does on its own; it may be called many times.

@@ -1,0 +1,320 @@
+package caddytarget
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// TestParseSearch has what is read from resolv.conf, as glibc reads it.
+func TestParseSearch(t *testing.T) {
+	many := make([]string, 40)
+	for i := range many {
+		many[i] = fmt.Sprintf("d%d.test", i)
+	}
+	for _, test := range []struct{ name, text, want string }{
+		{"empty", "", "none"},
+		{"no domains", "nameserver 192.0.2.1\noptions ndots:5\n", "none"},
+		{"search", "search a.test b.test\n", "[a.test b.test] 1"},
+		{"tabs, no newline", "search\ta.test\t b.test", "[a.test b.test] 1"},
+		{"domain", "domain a.test\n", "[a.test] 1"},
+		{"domain takes one", "domain a.test b.test\n", "[a.test] 1"},
+		{"the last one wins", "search a.test\nsearch b.test c.test\n", "[b.test c.test] 1"},
+		{"domain after search", "search a.test b.test\ndomain c.test\n", "[c.test] 1"},
+		{"search after domain", "domain c.test\nsearch a.test b.test\n", "[a.test b.test] 1"},
+		{"nothing after search", "search a.test\nsearch\n", "none"},
+		{"nothing after domain", "search a.test\ndomain\n", "[a.test] 1"},
+		{"comments", "# search x.test\n;search y.test\nsearch a.test\n#search z.test\n", "[a.test] 1"},
+		{"normal form", "search A.Test. bücher.test\n", "[a.test xn--bcher-kva.test] 1"},
+		{"twice the same", "search a.test A.test b.test\n", "[a.test b.test] 1"},
+		{"no names", "search . a..test 192.0.2.1 b.test x.onion localhost\n", "[b.test] 1"},
+		{"ndots", "options timeout:1 ndots:5 rotate\nsearch a.test\n", "[a.test] 5"},
+		{"ndots 0", "search a.test\noptions ndots:0\n", "[a.test] 0"},
+		{"ndots capped", "search a.test\noptions ndots:99\n", "[a.test] 15"},
+		{"the last ndots wins", "search a.test\noptions ndots:3\noptions ndots:2 attempts:1\n", "[a.test] 2"},
+		{"ndots that is none", "search a.test\noptions ndots:3 ndots:x ndots: ndots:-1\n", "[a.test] 3"},
+		{"many", "search " + strings.Join(many, " "), fmt.Sprint(many) + " 1"},
+	} {
+		got := "none"
+		if s := parseSearch(test.text); s != nil {
+			got = fmt.Sprint(s.domains, " ", s.ndots)
+		}
+		if got != test.want {
+			t.Errorf("%s: %s, want %s", test.name, got, test.want)
+		}
+	}
+}
+
+// TestCandidates has the order in which names are tried.
+func TestCandidates(t *testing.T) {
+	s := &searchList{domains: []string{"a.test", "b.test"}}
+	long := strings.Repeat("x.", 124) + "xx" // 250 octets
+	for _, test := range []struct {
+		ndots      int
+		name, want string
+	}{
+		{1, "web", "[web.a.test web.b.test web]"},
+		{1, "web.dc", "[web.dc web.dc.a.test web.dc.b.test]"},
+		{2, "web.dc", "[web.dc.a.test web.dc.b.test web.dc]"},
+		{0, "web", "[web web.a.test web.b.test]"},
+		{5, "a.b.c.d.e.f", "[a.b.c.d.e.f a.b.c.d.e.f.a.test a.b.c.d.e.f.b.test]"},
+		{1, long, "[" + long + "]"},
+	} {
+		s.ndots = test.ndots
+		if got := fmt.Sprint(slices.Collect(s.candidates(test.name))); got != test.want {
+			t.Errorf("ndots %d: %s: %s, want %s", test.ndots, test.name, got, test.want)
+		}
+	}
+}
+
+// searching returns a resolver whose resolv.conf has this text, and what
+// changes it.
+func searching(t *testing.T, config Resolver, text string) (r *resolver, change func(string)) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "resolv.conf")
+	config.Search = true
+	r = acquire(t, config)
+	r.resolvConf = file
+	at := time.Now()
+	change = func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		at = at.Add(time.Second)
+		if err := os.Chtimes(file, at, at); err != nil {
+			t.Fatal(err)
+		}
+		r.checkFiles()
+	}
+	change(text)
+	return r, change
+}
+
+// TestSearch has the names that are tried, and where that ends.
+func TestSearch(t *testing.T) {
+	checkLeaks(t)
+	for _, test := range []struct {
+		name   string
+		config Resolver
+		set    func(s *dnsServer)
+		text   string // search a.test b.test; options ndots:2
+		lookup string
+		want   string
+		asked  string
+	}{
+		{
+			name: "the first domain", lookup: "web", set: func(s *dnsServer) { s.has("web.a.test", "192.0.2.1"); s.has("web.b.test", "192.0.2.2") },
+			want: "miss [192.0.2.1]", asked: "[web.a.test]",
+		},
+		{
+			name: "NXDOMAIN goes on", lookup: "web", set: func(s *dnsServer) { s.has("web.b.test", "192.0.2.2") },
+			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
+		},
+		{
+			name: "no data goes on", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{}); s.has("web.b.test", "192.0.2.2") },
+			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
+		},
+		{
+			name: "as it is, last", lookup: "web.dc", set: func(s *dnsServer) { s.has("web.dc", "192.0.2.3") },
+			want: "miss [192.0.2.3]", asked: "[web.dc.a.test web.dc.b.test web.dc]",
+		},
+		{
+			name: "as it is, first", lookup: "web.dc.example", set: func(s *dnsServer) { s.has("web.dc.example", "192.0.2.3"); s.has("web.dc.example.a.test", "192.0.2.1") },
+			want: "miss [192.0.2.3]", asked: "[web.dc.example]",
+		},
+		{
+			name: "as it is, first, then domains", lookup: "web.dc.example", set: func(s *dnsServer) { s.has("web.dc.example.b.test", "192.0.2.2") },
+			want: "miss [192.0.2.2]", asked: "[web.dc.example web.dc.example.a.test web.dc.example.b.test]",
+		},
+		{
+			name: "nothing", lookup: "web", set: func(*dnsServer) {},
+			want:  "looking up web (A): SERVER replied NXDOMAIN (nor is there web with one of the search domains a.test, b.test)",
+			asked: "[web.a.test web.b.test web]",
+		},
+		{
+			name: "SERVFAIL ends it", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{rcode: 2}); s.has("web.b.test", "192.0.2.2") },
+			want: "looking up web.a.test (A): SERVER replied SERVFAIL", asked: "[web.a.test]",
+		},
+		{
+			name: "a timeout ends it", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{silent: true}); s.has("web.b.test", "192.0.2.2") },
+			want: "looking up web.a.test (A): no nameserver replied in time (SERVER)", asked: "[web.a.test]",
+		},
+		{
+			name: "no list", lookup: "web", text: "options ndots:2\n", set: func(s *dnsServer) { s.has("web", "192.0.2.1") },
+			want: "miss [192.0.2.1]", asked: "[web]",
+		},
+		{
+			name: "localhost", lookup: "localhost", set: func(*dnsServer) {}, want: "hosts [127.0.0.1]", asked: "[]",
+		},
+		{
+			name: "onion", lookup: "a.onion", set: func(*dnsServer) {}, want: "a.onion does not exist in the DNS (RFC 6761, RFC 7686)", asked: "[]",
+		},
+		{
+			name: "hosts file", lookup: "web", config: Resolver{Hosts: "HOSTS"}, set: func(s *dnsServer) { s.has("web.a.test", "192.0.2.1") },
+			want: "hosts [192.0.2.9]", asked: "[]",
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newDNSServer(t)
+			test.set(s)
+			test.config.Nameservers = []string{s.addr}
+			test.config.Timeout = caddy.Duration(100 * time.Millisecond)
+			test.config.Tries = 1
+			if test.config.Hosts == "HOSTS" {
+				test.config.Hosts = filepath.Join(t.TempDir(), "hosts")
+				if err := os.WriteFile(test.config.Hosts, []byte("192.0.2.9 web\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if test.text == "" {
+				test.text = "search a.test b.test\noptions ndots:2\nnameserver 192.0.2.99\n"
+			}
+			r, _ := searching(t, test.config, test.text)
+			if got := strings.ReplaceAll(mustLookup(t, r, test.lookup), s.addr, "SERVER"); got != test.want {
+				t.Errorf("%s, want %s", got, test.want)
+			}
+			s.mu.Lock()
+			asked := make(map[string]int)
+			for name, n := range s.queries {
+				asked[name] = n
+			}
+			s.mu.Unlock()
+			for name := range strings.FieldsSeq(strings.Trim(test.asked, "[]")) {
+				if asked[name] != 1 {
+					t.Errorf("%d queries for %s", asked[name], name)
+				}
+				delete(asked, name)
+			}
+			if len(asked) > 0 {
+				t.Errorf("queries for others: %v", asked)
+			}
+			// what is known is known by the same name
+			addrs, known := r.peek(test.lookup)
+			again := strings.Replace(mustLookup(t, r, test.lookup), "miss", "hit", 1)
+			if _, list, ok := strings.Cut(test.want, "["); ok && !strings.Contains(list, "domains") {
+				if want := "[" + list; !known || fmt.Sprint(addrs) != want || !strings.HasSuffix(again, want) || strings.HasPrefix(again, "miss") {
+					t.Errorf("known: %v, %v; again: %s", addrs, known, again)
+				}
+			} else if len(addrs) > 0 {
+				t.Errorf("known: %v", addrs)
+			}
+		})
+	}
+}
+
+// TestSearchZones: what a name is short for may be in a zone.
+func TestSearchZones(t *testing.T) {
+	checkLeaks(t)
+	main, zone := newDNSServer(t), newDNSServer(t)
+	zone.has("web.a.test", "192.0.2.2")
+	r, _ := searching(t, Resolver{
+		Nameservers: []string{main.addr}, Zones: map[string][]string{"a.test": {zone.addr}},
+	}, "search b.test a.test\n")
+	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
+		t.Error(got)
+	}
+	if main.asked("web.b.test") != 1 || main.asked("web.a.test") != 0 {
+		t.Error(main.queries)
+	}
+}
+
+// TestSearchRemembers: a name stays what it was found to be while that cannot
+// be found out again.
+func TestSearchRemembers(t *testing.T) {
+	checkLeaks(t)
+	s := newDNSServer(t)
+	s.set("web.b.test", dnsName{addrs: []string{"192.0.2.2"}, ttl: 60})
+	s.has("new.b.test", "192.0.2.3")
+	config := Resolver{
+		Nameservers: []string{s.addr}, Tries: 1,
+		MinTTL: 1, NegativeTTL: caddy.Duration(20 * time.Millisecond),
+	}
+	r, change := searching(t, config, "search a.test b.test\n")
+	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
+		t.Fatal(got)
+	}
+	s.set("web.a.test", dnsName{rcode: 2})
+	s.set("new.a.test", dnsName{rcode: 2})
+	eventually(t, "the first domain is asked again", func() bool {
+		got := mustLookup(t, r, "web")
+		if !strings.HasSuffix(got, " [192.0.2.2]") {
+			t.Fatal(got)
+		}
+		return strings.HasPrefix(got, "stale")
+	})
+	if got := mustLookup(t, r, "new"); !strings.HasSuffix(got, "SERVFAIL") {
+		t.Errorf("a name that was not found before: %s", got)
+	}
+	change("search a.test b.test\noptions ndots:1\n")
+	if got := mustLookup(t, r, "web"); !strings.HasSuffix(got, "SERVFAIL") {
+		t.Errorf("with another list: %s", got)
+	}
+	config.Stale = -1
+	r, _ = searching(t, config, "search a.test b.test\n")
+	s.set("web.a.test", dnsName{rcode: 3})
+	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
+		t.Fatal(got)
+	}
+	s.set("web.a.test", dnsName{rcode: 2})
+	eventually(t, "nothing is served stale", func() bool { return strings.HasSuffix(mustLookup(t, r, "web"), "SERVFAIL") })
+}
+
+// TestSearchReadAgain: a changed resolv.conf takes effect, also where
+// nameservers are configured.
+func TestSearchReadAgain(t *testing.T) {
+	s := newDNSServer(t)
+	s.has("web.a.test", "192.0.2.1")
+	s.has("web.b.test", "192.0.2.2")
+	r, change := searching(t, Resolver{Nameservers: []string{s.addr}}, "search a.test\nnameserver 192.0.2.53\n")
+	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.1]" {
+		t.Error(got)
+	}
+	change("search b.test\nnameserver 192.0.2.53\n")
+	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
+		t.Error(got)
+	}
+	if got := fmt.Sprint(r.client.Nameservers()); got != "["+s.addr+"]" {
+		t.Errorf("nameservers %s", got)
+	}
+	// it cannot be read
+	if err := os.Remove(r.resolvConf); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(r.resolvConf, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.checkFiles()
+	if got := mustLookup(t, r, "web"); got != "hit [192.0.2.2]" {
+		t.Error(got)
+	}
+
+	long := strings.Builder{}
+	for i := range 40 {
+		fmt.Fprintf(&long, " d%d.test", i)
+	}
+	if err := os.Remove(r.resolvConf); err != nil {
+		t.Fatal(err)
+	}
+	change("search" + long.String() + "\n")
+	if n := len(r.search.Load().domains); n != maxSearch {
+		t.Errorf("%d domains", n)
+	}
+}
+
+// TestSearchRemembersLittle: the memory is bounded.
+func TestSearchRemembersLittle(t *testing.T) {
+	s := parseSearch("search a.test")
+	for i := range 3 * maxFound {
+		s.remember(fmt.Sprint(i), "x")
+	}
+	if n := len(s.found); n > maxFound {
+		t.Errorf("%d names", n)
+	}
+}

@@ -1,0 +1,421 @@
+package caddytarget
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"caddytarget/internal/guard"
+)
+
+// TestDraw: what is drawn is in proportion to the weights.
+func TestDraw(t *testing.T) {
+	const draws = 200_000
+	random := rand.New(rand.NewPCG(1, 2))
+	for _, test := range []struct {
+		weights []uint16
+		shares  []float64 // nil: all are offered
+	}{
+		{weights: []uint16{0}},
+		{weights: []uint16{7}},
+		{weights: []uint16{0, 0, 0}},
+		{weights: []uint16{5, 5}},
+		{weights: []uint16{1, 2}, shares: []float64{1. / 3, 2. / 3}},
+		{weights: []uint16{60, 20, 20}, shares: []float64{.6, .2, .2}},
+		{weights: []uint16{65535, 65535, 1}, shares: []float64{65535. / 131071, 65535. / 131071, 1. / 131071}},
+		{weights: []uint16{0, 1}, shares: []float64{1. / 257, 256. / 257}},
+		{weights: []uint16{0, 100, 0}, shares: []float64{1. / 25602, 25600. / 25602, 1. / 25602}},
+	} {
+		var candidates []candidate
+		for _, w := range test.weights {
+			candidates = append(candidates, candidate{call: new(namedCall), weight: w})
+		}
+		if test.shares == nil {
+			if got := draw(candidates, random.Uint64N); !slices.Equal(got, candidates) {
+				t.Errorf("weights %d: %v", test.weights, got)
+			}
+			continue
+		}
+		counts := make([]int, len(candidates))
+		for range draws {
+			got := draw(candidates, random.Uint64N)
+			if len(got) != 1 {
+				t.Fatalf("weights %d: %v", test.weights, got)
+			}
+			counts[slices.Index(candidates, got[0])]++
+		}
+		for i, p := range test.shares {
+			mean, sigma := draws*p, math.Sqrt(draws*p*(1-p))
+			if math.Abs(float64(counts[i])-mean) > 3*sigma {
+				t.Errorf("weights %d: the one of %d was drawn %d times, want %.0f ± %.0f", test.weights, test.weights[i], counts[i], mean, 3*sigma)
+			}
+		}
+	}
+}
+
+// TestServiceOrder has the records that are considered.
+func TestServiceOrder(t *testing.T) {
+	records := []net.SRV{
+		{Target: "b", Port: 1, Priority: 2}, {Target: "b", Port: 2, Priority: 1}, {Target: "a", Port: 3, Priority: 2}, {Target: "b", Port: 1, Priority: 1},
+	}
+	before := slices.Clone(records)
+	if got, want := fmt.Sprint(inServiceOrder(records)), "[{b 1 1 0} {b 2 1 0} {a 3 2 0} {b 1 2 0}]"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if !slices.Equal(records, before) {
+		t.Error("the cache's records were written to")
+	}
+	var many []net.SRV
+	for i := range 100 {
+		many = append(many, net.SRV{Target: "a", Port: 1, Priority: uint16(100 - i)})
+	}
+	if got := inServiceOrder(many); len(got) != maxRecords || got[0].Priority != 1 {
+		t.Errorf("%d records, the first is %v", len(got), got[0])
+	}
+}
+
+// TestSetTarget has the records that cannot be called.
+func TestSetTarget(t *testing.T) {
+	rules, err := guard.Config{Ports: []string{"80"}, AllowIPs: []string{"10.0.0.1"}}.Compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		record net.SRV
+		rules  *guard.Rules
+		host   string
+		reason string
+	}{
+		{record: net.SRV{Target: "A.example", Port: 1}, host: "a.example"},
+		{record: net.SRV{Target: "a.example", Port: 80}, rules: rules, host: "a.example"},
+		{record: net.SRV{Target: "10.0.0.1", Port: 80}, rules: rules, host: "10.0.0.1"},
+		{record: net.SRV{Target: "10.0.0.2", Port: 80}, rules: rules, reason: "10.0.0.2 is refused"},
+		{record: net.SRV{Target: "a.example", Port: 81}, rules: rules, reason: "port 81 is refused"},
+		{record: net.SRV{Target: "a.example", Port: 0}, reason: "port 0"},
+		{record: net.SRV{Target: "a..example", Port: 1}, reason: "empty label"},
+		{record: net.SRV{Target: "", Port: 1}, reason: "no host"},
+	} {
+		c := &call{rules: test.rules}
+		err := c.setTarget(test.record)
+		if c.host != test.host || (err != nil) != (test.reason != "") || err != nil && !strings.Contains(err.Error(), test.reason) {
+			t.Errorf("%v: host %q, %v", test.record, c.host, err)
+		}
+	}
+}
+
+// service is a site that calls a service.
+func (w *world) service(name, options string, more ...string) string {
+	if !slices.ContainsFunc(more, func(s string) bool { return strings.HasPrefix(s, "transport") }) {
+		more = append(more, "transport target")
+	}
+	return fmt.Sprintf(`reverse_proxy {
+		dynamic target %s {
+			%s
+		}
+		%s
+	}
+	handle_errors {
+		respond "{err.status_code} {http.target.error}"
+	}`, name, options, strings.Join(more, "\n\t\t"))
+}
+
+// TestService has services with backends.
+func TestService(t *testing.T) {
+	w := newWorld(t)
+	const name = "_http._tcp.svc.example"
+	a := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
+	c := newBackend(t, backendConfig{addrs: []string{"127.0.0.4"}})
+	tlsA := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
+	tlsB := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
+	w.dns.has("a.example", "127.0.0.2")
+	w.dns.has("b.example", "127.0.0.3")
+	w.dns.has("c.example", "127.0.0.4")
+	w.dns.has("dead.example", "127.0.0.9")
+	w.dns.has("private.example", "10.0.0.1")
+	w.dns.set("failing.example", dnsName{rcode: 2})
+	dead := freePort(t)
+	text := strings.NewReplacer("DEAD", dead, "TLSA", tlsA.port, "TLSB", tlsB.port, "CA", w.ca.file, "AA", a.port, "BB", b.port, "CC", c.port)
+
+	const requests = 300
+	wide := 5 * math.Sqrt(requests/4.) // sigmas, since nothing is seeded here
+	type share struct{ least, most float64 }
+	exactly := func(n float64) share { return share{n, n} }
+	half := share{requests/2 - wide, requests/2 + wide}
+	for i, test := range []struct {
+		name    string
+		srv     []string
+		options string
+		more    []string
+		shares  map[*backend]share // of the requests; all are served if there are any
+		status  int
+		reason  string
+	}{
+		{
+			name: "one", srv: []string{"0 0 AA a.example."},
+			shares: map[*backend]share{a: exactly(requests)},
+		},
+		{
+			name: "Caddy's own transport", srv: []string{"0 0 AA a.example."}, more: []string{"transport http"},
+			shares: map[*backend]share{a: exactly(requests)},
+		},
+		{
+			name: "upper case", srv: []string{"0 0 AA A.Example."},
+			shares: map[*backend]share{a: exactly(requests)},
+		},
+		{
+			name: "equal weights", srv: []string{"0 5 AA a.example.", "0 5 BB b.example."},
+			shares: map[*backend]share{a: half, b: half},
+		},
+		{
+			name: "equal weights, first", srv: []string{"0 0 BB b.example.", "0 0 AA a.example."}, more: []string{"lb_policy first"},
+			shares: map[*backend]share{a: exactly(requests)},
+		},
+		{
+			name: "equal weights, round robin", srv: []string{"0 0 BB b.example.", "0 0 AA a.example.", "0 0 CC c.example."}, more: []string{"lb_policy round_robin"},
+			shares: map[*backend]share{a: exactly(requests / 3), b: exactly(requests / 3), c: exactly(requests / 3)},
+		},
+		{
+			name: "more than are offered", srv: []string{"0 0 BB b.example.", "0 0 AA a.example."}, options: "max_upstreams 1",
+			shares: map[*backend]share{a: half, b: half},
+		},
+		{
+			name: "weights", srv: []string{"0 9 AA a.example.", "0 3 BB b.example."}, more: []string{"lb_policy first"},
+			shares: map[*backend]share{a: {225 - wide, 225 + wide}, b: {75 - wide, 75 + wide}},
+		},
+		{
+			name: "weight 0", srv: []string{"0 0 AA a.example.", "0 100 BB b.example."},
+			shares: map[*backend]share{a: {0, 2}, b: {requests - 2, requests}},
+		},
+		{
+			name: "priorities", srv: []string{"2 9 AA a.example.", "1 0 BB b.example.", "3 0 CC c.example."},
+			shares: map[*backend]share{b: exactly(requests)},
+		},
+		{
+			name: "the first priority has no address", srv: []string{"2 0 AA a.example.", "1 0 BB unknown.example.", "1 0 BB failing.example."},
+			shares: map[*backend]share{a: exactly(requests)},
+		},
+		{
+			name: "the first priority is down", srv: []string{"2 0 AA a.example.", "1 0 DEAD b.example.", "1 0 DEAD c.example."}, more: []string{"lb_retries 3", "lb_policy first"},
+			shares: map[*backend]share{a: exactly(requests)},
+		},
+		{
+			name: "a heavy record is down", srv: []string{"0 1 AA a.example.", "0 50 DEAD b.example."}, more: []string{"lb_retries 3"},
+			shares: map[*backend]share{a: exactly(requests)},
+		},
+		{
+			name: "some targets have no address", srv: []string{"0 0 AA a.example.", "0 0 BB unknown.example.", "0 0 CC c.example."},
+			shares: map[*backend]share{a: half, c: half},
+		},
+		{
+			name: "one is not offered", srv: []string{"0 0 AA a.example.", "0 0 BB ."},
+			shares: map[*backend]share{a: exactly(requests)},
+		},
+		{
+			name: "TLS, two names on one address", srv: []string{"0 0 TLSA a.example.", "0 0 TLSB other.example."},
+			more:   []string{"transport target {\ntls\ntls_trust_pool file CA\n}"},
+			shares: map[*backend]share{tlsA: half, tlsB: half},
+		},
+		{
+			name: "guard: ports", srv: []string{"0 0 AA a.example.", "0 0 BB b.example."}, options: "ports AA\nallow_ips 127.0.0.0/8",
+			shares: map[*backend]share{a: exactly(requests)},
+		},
+		{
+			name: "guard: addresses", srv: []string{"0 0 AA a.example.", "0 0 BB b.example.", "1 0 AA private.example."}, options: "allow_ips 127.0.0.3",
+			shares: map[*backend]share{b: exactly(requests)},
+		},
+		{
+			name: "guard: all ports", srv: []string{"0 0 AA a.example."}, options: "ports 1\nallow_ips any",
+			status: 503, reason: ": port AA is refused: it is not an allowed port",
+		},
+		{
+			name: "guard: all addresses", srv: []string{"0 0 AA private.example.", "1 0 AA private.example."}, options: "ports 1-65535",
+			status: 503, reason: ": private.example: address 10.0.0.1 is refused: it is a private address",
+		},
+		{
+			name: "guard: names", srv: []string{"0 0 AA a.example."}, options: "allow a.example\nallow_ips any",
+			status: 503, reason: `is refused: it is not in the allow list`,
+		},
+		{
+			name: "no target has an address", srv: []string{"0 0 AA unknown.example.", "1 0 AA failing.example."},
+			status: 503, reason: "looking up unknown.example (A): " + w.dns.addr + " replied NXDOMAIN",
+		},
+		{
+			name: "not offered", srv: []string{"0 0 0 ."}, status: 503, reason: "_http._tcp.svc",
+		},
+		{
+			name: "no such service", status: 503, reason: "looking up _http._tcp.svc",
+		},
+		{
+			name: "all are down", srv: []string{"0 0 DEAD a.example.", "1 0 DEAD b.example."}, more: []string{"lb_retries 3"},
+			status: 502, reason: "connection refused",
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w.dns.has("other.example", "127.0.0.2")
+			service := strings.Replace(name, "svc", fmt.Sprint("svc", i), 1) // the last one's is in the cache
+			if test.srv != nil {
+				var srv []string
+				for _, record := range test.srv {
+					srv = append(srv, text.Replace(record))
+				}
+				w.dns.set(service, dnsName{srv: srv, ttl: 60})
+			}
+			template := service
+			if test.options != "" && !strings.HasPrefix(test.options, "max") {
+				template = "_http._tcp.{header.X-Name}"
+			}
+			// what failed in other tests is of no interest here
+			w.run(text.Replace(w.service(template, "fail_duration 1h\n"+test.options, test.more...)))
+			served := func() map[*backend]int64 {
+				counts := make(map[*backend]int64)
+				for _, backend := range []*backend{a, b, c, tlsA, tlsB} {
+					counts[backend] = backend.served.Load()
+				}
+				return counts
+			}
+			n := requests
+			if test.shares == nil {
+				n = 3
+			}
+			before := served()
+			for range n {
+				res := w.get("/x?y", "", header("Host", "client.example"), header("X-Name", strings.TrimPrefix(service, "_http._tcp.")))
+				if test.shares == nil {
+					if res.StatusCode != test.status || !strings.Contains(res.body, text.Replace(test.reason)) {
+						t.Fatalf("status %d: %s", res.StatusCode, res.body)
+					}
+					continue
+				}
+				if res.StatusCode != 200 || res.seen.URI != "/x?y" {
+					t.Fatalf("status %d: %s", res.StatusCode, res.body)
+				}
+				wantHost, wantSNI := "client.example", ""
+				if strings.HasPrefix(test.name, "TLS") {
+					wantHost, wantSNI = "a.example:"+tlsA.port, "a.example"
+					if strings.HasSuffix(res.Header.Get("Backend"), tlsB.port) {
+						wantHost, wantSNI = "other.example:"+tlsB.port, "other.example"
+					}
+				}
+				if res.seen.Host != wantHost || res.seen.SNI != wantSNI {
+					t.Fatalf("Host %q, SNI %q", res.seen.Host, res.seen.SNI)
+				}
+			}
+			for backend, after := range served() {
+				got, want := float64(after-before[backend]), test.shares[backend]
+				if got < want.least || got > want.most {
+					t.Errorf("%v requests to port %s, want %v to %v", got, backend.port, want.least, want.most)
+				}
+			}
+			if n := w.dns.asked("SRV " + service); n > 1 && test.srv != nil && test.srv[0] != "0 0 0 ." {
+				t.Errorf("%d queries for the service", n)
+			}
+		})
+	}
+	for _, shared := range append(tlsA.sharedConns(), tlsB.sharedConns()...) {
+		t.Errorf("a connection served more than one name: %s", shared)
+	}
+}
+
+// TestServiceRecovers: a priority that works again is used again, and nobody
+// but the request that tries it finds out that it does not.
+func TestServiceRecovers(t *testing.T) {
+	w := newWorld(t)
+	backup := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
+	w.dns.has("a.example", "127.0.0.2")
+	w.dns.has("b.example", "127.0.0.3")
+	port := freePort(t)
+	w.dns.set("_http._tcp.example", dnsName{srv: []string{"1 0 " + port + " a.example.", "2 0 " + backup.port + " b.example."}, ttl: 60})
+	w.run(w.service("_http._tcp.example", "fail_duration 100ms", "lb_retries 2"))
+	for range 20 {
+		if res := w.mustGet("/", ""); res.seen.Address != "127.0.0.3" {
+			t.Fatal(res)
+		}
+	}
+	main := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, port: port})
+	eventually(t, "the first priority is used again", func() bool { return w.mustGet("/", "").seen.Address == "127.0.0.2" })
+	for range 20 {
+		if res := w.mustGet("/", ""); res.seen.Address != "127.0.0.2" {
+			t.Fatal(res)
+		}
+	}
+	main.close()
+	if res := w.mustGet("/", ""); res.seen.Address != "127.0.0.3" {
+		t.Error(res)
+	}
+}
+
+// TestServicePatience: a target that nobody answers for does not hold up
+// requests that others can serve.
+func TestServicePatience(t *testing.T) {
+	w := newWorld(t)
+	w.resolver = "timeout 50s\ndeadline 50s"
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	w.dns.has("a.example", "127.0.0.2")
+	w.dns.set("silent.example", dnsName{silent: true})
+	records := []string{"1 0 " + b.port + " silent.example.", "1 0 " + b.port + " a.example.", "2 0 " + b.port + " silent2.example."}
+	w.dns.set("_http._tcp.example", dnsName{srv: records, ttl: 60})
+	w.run(w.service("_http._tcp.example", "max_fails 1"))
+	start := time.Now()
+	for range 5 {
+		w.mustGet("/", "")
+	}
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if n := w.dns.asked("silent2.example"); n > 0 {
+		t.Errorf("%d queries for a target that is not needed", n)
+	}
+	// a first connection that takes long leaves time for others
+	hole := blackhole(t, "127.0.0.7")
+	w.dns.has("hole.example", "127.0.0.7")
+	w.dns.set("_hole._tcp.example", dnsName{srv: []string{"1 0 " + hole + " hole.example.", "2 0 " + b.port + " a.example."}, ttl: 60})
+	w.run(w.service("_hole._tcp.example", "max_fails 1", "lb_retries 1", "transport target {\ndial_timeout 50s\n}"))
+	start = time.Now()
+	w.mustGet("/", "")
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+// TestServiceResolver: services have zones, their targets are complete names,
+// and what never is in the DNS has no services.
+func TestServiceResolver(t *testing.T) {
+	checkLeaks(t)
+	main, zone := newDNSServer(t), newDNSServer(t)
+	zone.set("_http._tcp.web.zone", dnsName{srv: []string{"1 2 3 a.example."}, ttl: 60})
+	main.has("a.example", "192.0.2.1")
+	main.has("a.example.b.test", "192.0.2.2")
+	r, _ := searching(t, Resolver{
+		Nameservers: []string{main.addr}, Zones: map[string][]string{"zone": {zone.addr}},
+	}, "search b.test\noptions ndots:5\n")
+	records, err := r.lookupService(t.Context(), "_http._tcp.web.zone")
+	if err != nil || fmt.Sprint(records) != "[{a.example 3 1 2}]" {
+		t.Errorf("%v, %v", records, err)
+	}
+	if main.askedInAll() > 0 {
+		t.Error("the wrong nameserver was asked")
+	}
+	c := &call{host: "a.example", resolver: r, service: new(serviceCall)}
+	if err := c.resolve(t.Context(), netip.Addr{}); err != nil || fmt.Sprint(c.addrs) != "[192.0.2.1]" {
+		t.Errorf("%v, %v", c.addrs, err)
+	}
+	for _, name := range []string{"_http._tcp.localhost", "_http._tcp.a.onion", "_http._tcp.invalid"} {
+		before := main.askedInAll()
+		if _, err := r.lookupService(t.Context(), name); err == nil || !strings.Contains(err.Error(), "RFC 6761") || main.askedInAll() != before {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	_, err = r.lookupService(t.Context(), "_none._tcp.example")
+	if err == nil || statusOf(err) != http.StatusBadGateway || errors.Is(err, errNotYet) {
+		t.Error(err)
+	}
+}

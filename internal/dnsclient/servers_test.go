@@ -276,6 +276,7 @@ func dnsmasq() *server {
 		args: func(s *server) []string { return []string{"-k", "-C", s.dir + "/config"} },
 		config: `
 user=root
+group=root
 port={port}
 listen-address=127.0.0.1
 bind-interfaces

@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"log"
 	"math/big"
 	"net"
@@ -31,20 +32,30 @@ import (
 
 // lab is the world around one caddy: nameserver, backends, and the process.
 type lab struct {
-	dir    string
-	names  *nameserver
-	caddy  *exec.Cmd
-	stderr *os.File
-	closer []func()
+	dir     string
+	names   *nameserver
+	second  *nameserver // nil unless a scenario wants it
+	options string      // of the resolver
+	caddy   *exec.Cmd
+	stderr  *os.File
+	closer  []func()
 }
 
 func newLab() *lab {
 	dir, err := os.MkdirTemp("", "caddytarget-bench-")
 	must(err)
-	l := &lab{dir: dir}
+	l := &lab{dir: dir, options: "timeout 500ms\n\t\t\tdeadline 2s"}
 	l.names = newNameserver()
 	l.onClose(l.names.close)
 	return l
+}
+
+// addNameserver starts a second one that has the same names.
+func (l *lab) addNameserver() {
+	l.second = newNameserver()
+	l.second.addrs = l.names.addrs
+	l.second.ttl = l.names.ttl
+	l.onClose(l.second.close)
 }
 
 func (l *lab) onClose(f func()) { l.closer = append(l.closer, f) }
@@ -121,6 +132,25 @@ func (l *lab) cpu() time.Duration {
 	return time.Duration(ticks) * time.Second / 100
 }
 
+// memory returns the resident memory of caddy and the bytes on its heap after a
+// collection.
+func (l *lab) memory(admin int) (rss, heap int64) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.caddy.Process.Pid))
+	must(err)
+	_, rest, _ := strings.Cut(string(data), "VmRSS:")
+	_, err = fmt.Sscan(rest, &rss)
+	must(err)
+	res, err := http.Get("http://" + address(admin) + "/debug/pprof/heap?gc=1&debug=1")
+	must(err)
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	must(err)
+	_, value, _ := strings.Cut(string(text), "# HeapAlloc = ")
+	_, err = fmt.Sscan(value, &heap)
+	must(err)
+	return rss << 10, heap
+}
+
 // freePort returns a port that is free on all of loopback now.
 func freePort() int {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -137,6 +167,7 @@ type nameserver struct {
 	addrs   []netip.Addr
 	ttl     uint32
 	silent  atomic.Bool
+	delay   atomic.Int64 // of replies, in nanoseconds
 	queries atomic.Int64
 	dead    atomic.Int64
 	perSec  sync.Map // Unix second → *atomic.Int64
@@ -168,6 +199,7 @@ func (n *nameserver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	if n.silent.Load() {
 		return
 	}
+	time.Sleep(time.Duration(n.delay.Load()))
 	m := new(dns.Msg)
 	m.SetReply(q)
 	m.RecursionAvailable = true

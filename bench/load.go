@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -125,6 +126,62 @@ func openLoop(url string, rate int, duration time.Duration, target func() string
 	}
 	wg.Wait()
 	return r
+}
+
+// clients sends requests from so many clients, each after a pause when its last
+// one has been answered. Those to a target whose other is set are counted apart.
+func clients(url string, n int, pause, duration time.Duration, target func() (target string, other bool)) (known, others *result) {
+	known, others = &result{errors: make(map[string]int)}, &result{errors: make(map[string]int)}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	end := time.Now().Add(duration)
+	for range n {
+		wg.Go(func() {
+			for time.Now().Before(end) {
+				t, other := target()
+				start := time.Now()
+				status, body := get(url, t)
+				latency := time.Since(start)
+				mu.Lock()
+				r := known
+				if other {
+					r = others
+				}
+				r.sent++
+				switch status {
+				case http.StatusOK:
+					r.latencies = append(r.latencies, latency)
+				case 0:
+					r.failed++
+					r.errors[body]++
+				default:
+					r.failed++
+					r.errors[strconv.Itoa(status)]++
+				}
+				mu.Unlock()
+				time.Sleep(pause)
+			}
+		})
+	}
+	wg.Wait()
+	return known, others
+}
+
+// each asks for n targets once, from 64 clients, and returns how many failed.
+func each(url string, n int, target func(int) string) (failed int64) {
+	var wg sync.WaitGroup
+	var next, bad atomic.Int64
+	for range 64 {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
+				if status, _ := get(url, target(int(i))); status != http.StatusOK {
+					bad.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return bad.Load()
 }
 
 func never() (string, bool) { return "", false }

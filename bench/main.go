@@ -3,6 +3,7 @@
 //
 //	go run ./build && go run ./bench            # all scenarios
 //	go run ./bench throughput dead              # some of them
+//	go run ./bench -names 100000 -ttl 5m names  # 11 minutes
 //
 // The throughput scenario needs wrk. What is compared runs interleaved, several
 // times, and medians are printed: single runs on a busy machine mean little.
@@ -24,6 +25,8 @@ var (
 	rounds    = flag.Int("rounds", 7, "how many `times` each side of a comparison runs")
 	profile   = flag.String("profile", "", "write a CPU profile of caddy serving targets to this `file`")
 	seconds   = flag.Int("seconds", 4, "`seconds` per run")
+	nameCount = flag.Int("names", 20_000, "how many `names` the scenario names keeps fresh")
+	nameTTL   = flag.Duration("ttl", 30*time.Second, "their `TTL`")
 )
 
 // scenarios, in the order in which they run.
@@ -34,7 +37,10 @@ var scenarios = []struct {
 }{
 	{"throughput", "500 domains against static upstreams, closed loop", throughput},
 	{"dead", "1 % of an open-loop load to names whose nameserver is dead", dead},
-	{"outage", "nameservers go silent after warm-up, and come back", outage},
+	{"nameserver", "the first of two nameservers goes silent, and comes back: new names", oneNameserver},
+	{"outage", "both nameservers go silent after warm-up, and come back", outage},
+	{"names", "many names are kept fresh: queries a second, memory", names},
+	{"waiters", "10 000 clients wait for one new name, half of them leave", waiters},
 	{"move", "a name moves to another address", move},
 	{"reload", "100 reloads under load", reload},
 	{"https", "50 https domains on one address", https},

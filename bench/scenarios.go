@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -17,13 +18,16 @@ import (
 
 // gateway is a Caddyfile with a site that calls what X-Target names.
 func (l *lab) gateway(port, admin int, more string) string {
+	nameservers := l.names.addr
+	if l.second != nil {
+		nameservers += " " + l.second.addr
+	}
 	return fmt.Sprintf(`{
 	admin 127.0.0.1:%d
 	auto_https off
 	target {
 		resolver %s {
-			timeout 500ms
-			deadline 2s
+			%s
 		}
 	}
 }
@@ -33,7 +37,7 @@ http://127.0.0.1:%d {
 		%s
 	}
 }
-`, admin, l.names.addr, port, more)
+`, admin, nameservers, l.options, port, more)
 }
 
 func address(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
@@ -141,50 +145,239 @@ func dead(l *lab) {
 	fmt.Printf("%d of %d requests to the others failed; %d queries for dead names\n", failed, sent, l.names.dead.Load())
 }
 
-// outage silences the nameserver and lets it speak again.
-func outage(l *lab) {
+// oneNameserver silences the first of two nameservers and lets it speak again,
+// while all requests are for new names.
+func oneNameserver(l *lab) {
+	l.options = "" // as the product has them
 	b := l.startBackends(8, nil)
+	l.addNameserver()
 	port := freePort()
 	l.startCaddy(l.gateway(port, freePort(), ""), address(port))
 	url := "http://" + address(port) + "/"
-	pick := oneOf("http", 500, b.port)
-	const rate = 500
-	openLoop(url, rate, 12*time.Second, pick, never)
-
+	var next atomic.Int64
+	target := func() string { return fmt.Sprintf("http://d%d.test:%d", next.Add(1), b.port) }
+	show := func(about string, duration time.Duration) {
+		first, second := l.names.queries.Load(), l.second.queries.Load()
+		r := openLoop(url, 200, duration, target, never)
+		fmt.Printf("%-32s p50 %6.1f ms  p99 %6.1f ms  max %6.1f ms  %d of %d failed  queries a second: first %.1f, second %.1f\n", about,
+			r.quantile(.5).Seconds()*1e3, r.quantile(.99).Seconds()*1e3, r.quantile(1).Seconds()*1e3, r.failed, r.sent,
+			float64(l.names.queries.Load()-first)/duration.Seconds(), float64(l.second.queries.Load()-second)/duration.Seconds())
+	}
+	openLoop(url, 200, 3*time.Second, target, never)
+	show("both healthy", 10*time.Second)
 	l.names.silent.Store(true)
-	before := l.names.queries.Load()
-	var detected, settled int64
-	time.AfterFunc(3*time.Second, func() { detected = l.names.queries.Load() })
-	r := openLoop(url, rate, 30*time.Second, pick, never)
-	settled = l.names.queries.Load()
-	fmt.Printf("30 s without nameserver: %d of %d requests to known names failed, p99 %.1f ms\n",
-		r.failed, r.sent, r.quantile(.99).Seconds()*1e3)
-	fmt.Printf("queries: %d in the first 3 s, %.1f a second after that\n", detected-before, float64(settled-detected)/27)
-
+	show("first silent, the first 3 s", 3*time.Second)
+	show("first silent, after that", 10*time.Second)
 	back := time.Now()
 	l.names.silent.Store(false)
+	show("it is back", 10*time.Second)
+	var earliest time.Duration
+	l.names.last.Range(func(_, at any) bool {
+		if d := at.(time.Time).Sub(back); d > 0 && (earliest == 0 || d < earliest) {
+			earliest = d
+		}
+		return true
+	})
+	fmt.Printf("it answered a new name again %.1f s after its return\n", earliest.Seconds())
+	show("after that", 5*time.Second)
+}
+
+// outage silences both nameservers and lets them speak again.
+func outage(l *lab) {
+	const count = 2000
+	b := l.startBackends(8, nil)
+	l.addNameserver()
+	port := freePort()
+	l.startCaddy(l.gateway(port, freePort(), ""), address(port))
+	url := "http://" + address(port) + "/"
+	var next atomic.Int64
+	next.Store(count)
+	// one request in a hundred is for a name that nobody has seen
+	pick := func() (string, bool) {
+		if rand.N(100) == 0 {
+			return fmt.Sprintf("http://d%d.test:%d", next.Add(1), b.port), true
+		}
+		return fmt.Sprintf("http://d%d.test:%d", rand.N(count), b.port), false
+	}
+	load := func(duration time.Duration) (known, others *result) {
+		return clients(url, 64, 50*time.Millisecond, duration, pick)
+	}
+	each(url, count, func(i int) string { return fmt.Sprintf("http://d%d.test:%d", i, b.port) })
+	load(12 * time.Second)
+
+	servers := []*nameserver{l.names, l.second}
+	var before, detected [2]int64
+	silent := time.Now()
+	for i, s := range servers {
+		s.silent.Store(true)
+		before[i] = s.queries.Load()
+	}
+	time.AfterFunc(3*time.Second, func() {
+		for i, s := range servers {
+			detected[i] = s.queries.Load()
+		}
+	})
+	known, others := load(30 * time.Second)
+	rest := time.Since(silent).Seconds() - 3
+	fmt.Printf("30 s without nameservers, 64 clients: %d of %d requests to %d known names failed, p99 %.1f ms; of %d to new names %d, %v\n",
+		known.failed, known.sent, count, known.quantile(.99).Seconds()*1e3, others.sent, others.failed, others.errors)
+	for i, s := range servers {
+		fmt.Printf("queries to nameserver %d: %d in the first 3 s, %.1f a second after that\n",
+			i+1, detected[i]-before[i], float64(s.queries.Load()-detected[i])/rest)
+	}
+
+	back := time.Now()
+	for _, s := range servers {
+		s.silent.Store(false)
+	}
+	fresh := func() (n int) {
+		for i := range count {
+			name := "d" + strconv.Itoa(i) + ".test"
+			for _, s := range servers {
+				if t, ok := s.last.Load(name); ok && t.(time.Time).After(back) {
+					n++
+					break
+				}
+			}
+		}
+		return n
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for range 150 {
-			fresh := 0
-			for i := range 500 {
-				if t, ok := l.names.last.Load("d" + strconv.Itoa(i) + ".test"); ok && t.(time.Time).After(back) {
-					fresh++
-				}
-			}
-			if fresh == 500 {
-				fmt.Printf("back: all 500 names fresh after %.1f s\n", time.Since(back).Seconds())
+			if fresh() == count {
+				fmt.Printf("back: all %d names fresh after %.1f s\n", count, time.Since(back).Seconds())
 				return
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
-		fmt.Println("back: not all names fresh after 15 s")
+		fmt.Printf("back: %d of %d names fresh after 15 s\n", fresh(), count)
 	}()
-	r = openLoop(url, rate, 10*time.Second, pick, never)
+	known, others = load(10 * time.Second)
 	<-done
-	most, _ := l.names.since(back)
-	fmt.Printf("10 s after: %d of %d requests failed, at most %d queries in a second\n", r.failed, r.sent, most)
+	var most int64
+	for _, s := range servers {
+		m, _ := s.since(back)
+		most = max(most, m)
+	}
+	fmt.Printf("10 s after: %d of %d requests failed, of %d to new names %d; at most %d queries in a second to one nameserver\n",
+		known.failed, known.sent, others.sent, others.failed, most)
+}
+
+// names keeps many names fresh and counts what that takes.
+func names(l *lab) {
+	l.names.ttl = uint32(nameTTL.Seconds())
+	l.options = fmt.Sprintf("family ipv4\n\t\t\trefresh 24h\n\t\t\tcache_size %d", *nameCount+1000)
+	b := l.startBackends(8, nil)
+	port, admin := freePort(), freePort()
+	l.startCaddy(l.gateway(port, admin, ""), address(port))
+	url := "http://" + address(port) + "/"
+	target := func(i int) string { return fmt.Sprintf("http://d%d.test:%d", i, b.port) }
+	each(url, 64, func(int) string { return target(*nameCount) }) // connections are no matter of names
+	time.Sleep(time.Second)
+	rss0, heap0 := l.memory(admin)
+
+	start := time.Now()
+	failed := each(url, *nameCount, target)
+	fmt.Printf("%d names with TTL %s, all asked for in %.1f s, %d failed\n", *nameCount, *nameTTL, time.Since(start).Seconds(), failed)
+	time.Sleep(*nameTTL) // the first round of refreshes still has the shape of the load
+	from, cpu := time.Now(), l.cpu()
+	time.Sleep(2 * *nameTTL)
+	used := l.cpu() - cpu
+	seconds := int64(time.Since(from).Seconds()) - 1
+	var sum, most int64
+	for s := from.Unix() + 1; s <= from.Unix()+seconds; s++ {
+		if c, ok := l.names.perSec.Load(s); ok {
+			n := c.(*atomic.Int64).Load()
+			sum, most = sum+n, max(most, n)
+		}
+	}
+	mean := float64(sum) / float64(seconds)
+	stale := 0
+	for i := range *nameCount {
+		if t, ok := l.names.last.Load("d" + strconv.Itoa(i) + ".test"); !ok || time.Since(t.(time.Time)) > *nameTTL {
+			stale++
+		}
+	}
+	fmt.Printf("in %d s without requests: %.0f queries a second, %d in the worst, ratio %.2f; %.1f %% of a CPU; %d names not fresh at the end\n",
+		seconds, mean, most, float64(most)/mean, 100*used.Seconds()/float64(seconds+1), stale)
+	rss, heap := l.memory(admin)
+	fmt.Printf("memory: %.0f MB resident, before %.0f; %.1f MB on the heap, before %.1f: %.0f bytes a name\n",
+		float64(rss)/1e6, float64(rss0)/1e6, float64(heap)/1e6, float64(heap0)/1e6, float64(heap-heap0)/float64(*nameCount))
+}
+
+// waiters has many clients wait for one name.
+func waiters(l *lab) {
+	const count, perConn = 10_000, 200
+	l.options = "family prefer_ipv4"
+	b := l.startBackends(1, nil)
+	port := freePort()
+	// HTTP/2, since so many connections would take so many descriptors
+	config := strings.Replace(l.gateway(port, freePort(), ""), "auto_https off", "auto_https off\n\tservers {\n\t\tprotocols h1 h2c\n\t}", 1)
+	l.startCaddy(config, address(port))
+	url := "http://" + address(port) + "/"
+
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	ask := func(ctx context.Context, c *http.Client, name string) (int, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		must(err)
+		req.Header.Set("X-Target", fmt.Sprintf("http://%s:%d", name, b.port))
+		res, err := c.Do(req)
+		if err != nil {
+			return 0, err
+		}
+		defer res.Body.Close()
+		_, err = io.Copy(io.Discard, res.Body)
+		return res.StatusCode, err
+	}
+	conns := make([]*http.Client, count/perConn)
+	for i := range conns {
+		transport := &http.Transport{Protocols: protocols}
+		defer transport.CloseIdleConnections()
+		conns[i] = &http.Client{Transport: transport, Timeout: time.Minute}
+		_, err := ask(context.Background(), conns[i], "d0.test")
+		must(err)
+	}
+
+	l.names.delay.Store(int64(time.Second))
+	before := l.names.queries.Load()
+	var (
+		wg             sync.WaitGroup
+		mu             sync.Mutex
+		good, left     int
+		other          = make(map[string]int)
+		longest, leave time.Duration
+	)
+	for i := range count {
+		wg.Go(func() {
+			ctx := context.Background()
+			if i%2 == 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, 300*time.Millisecond)
+				defer cancel()
+			}
+			start := time.Now()
+			status, err := ask(ctx, conns[i/perConn], "d1.test")
+			took := time.Since(start)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case i%2 == 0 && ctx.Err() != nil:
+				left++
+				leave = max(leave, took)
+			case status == http.StatusOK && err == nil:
+				good++
+				longest = max(longest, took)
+			default:
+				other[fmt.Sprint(status, " ", err)]++
+			}
+		})
+	}
+	wg.Wait()
+	fmt.Printf("%d clients, an answer after 1 s: %d queries (A and AAAA); %d left after 300 ms (the last at %.0f ms), %d were served, the last after %.2f s; otherwise %v\n",
+		count, l.names.queries.Load()-before, left, leave.Seconds()*1e3, good, longest.Seconds(), other)
 }
 
 // move changes the address of a name under load.

@@ -148,7 +148,8 @@ func dead(l *lab) {
 // oneNameserver silences the first of two nameservers and lets it speak again,
 // while all requests are for new names.
 func oneNameserver(l *lab) {
-	l.options = "" // as the product has them
+	l.options = ""     // as the product has them
+	l.names.ttl = 3600 // nothing but new names is asked for
 	b := l.startBackends(8, nil)
 	l.addNameserver()
 	port := freePort()
@@ -283,7 +284,7 @@ func names(l *lab) {
 	fmt.Printf("%d names with TTL %s, all asked for in %.1f s, %d failed\n", *nameCount, *nameTTL, time.Since(start).Seconds(), failed)
 	time.Sleep(*nameTTL) // the first round of refreshes still has the shape of the load
 	from, cpu := time.Now(), l.cpu()
-	time.Sleep(2 * *nameTTL)
+	time.Sleep(max(*nameTTL, time.Minute))
 	used := l.cpu() - cpu
 	seconds := int64(time.Since(from).Seconds()) - 1
 	var sum, most int64
@@ -311,6 +312,7 @@ func names(l *lab) {
 func waiters(l *lab) {
 	const count, perConn = 10_000, 200
 	l.options = "family prefer_ipv4"
+	l.names.ttl = 3600
 	b := l.startBackends(1, nil)
 	port := freePort()
 	// HTTP/2, since so many connections would take so many descriptors

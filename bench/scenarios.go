@@ -179,7 +179,7 @@ func oneNameserver(l *lab) {
 		}
 		return true
 	})
-	fmt.Printf("it answered a new name again %.1f s after its return\n", earliest.Seconds())
+	fmt.Printf("it answered again %.1f s after its return\n", earliest.Seconds())
 	show("after that", 5*time.Second)
 }
 

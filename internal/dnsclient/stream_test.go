@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -145,8 +146,8 @@ func TestPipelining(t *testing.T) {
 			queries = append(queries, q)
 			ids[q.Id] = true
 		}
-		for i := len(queries) - 1; i >= 0; i-- {
-			answering(queries[i])
+		for _, q := range slices.Backward(queries) {
+			answering(q)
 		}
 		for _, results := range asked {
 			if r := p.want(results, nil); r.ignored != 0 {
@@ -407,6 +408,24 @@ func TestSilentConnectionIsRetired(t *testing.T) {
 	})
 }
 
+// Messages that nobody asked for are no sign of life.
+func TestGarbageIsSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		asked := p.ask(t.Context(), time.Second, "a.example.")
+		old := <-p.accepted
+		q := old.query()
+		m := q.answer(evil)
+		m.Id++
+		q.reply(m, m)
+		if r := p.want(asked, os.ErrDeadlineExceeded); r.ignored != 2 {
+			t.Errorf("%d messages ignored, want 2", r.ignored)
+		}
+		old.wantClosed()
+		p.prime()
+	})
+}
+
 // A query that is not answered while others are is no reason for a new
 // connection, and neither is one that had no time.
 func TestLiveConnectionIsKept(t *testing.T) {
@@ -457,6 +476,9 @@ func TestCallerLeaves(t *testing.T) {
 		queries := []*query{peer.query(), peer.query()}
 		cancel()
 		p.want(left, context.Canceled)
+		if n := len(p.conn.pending); n != 2 {
+			t.Errorf("%d IDs are taken while 2 replies are due", n)
+		}
 		for _, q := range queries {
 			answering(q)
 		}

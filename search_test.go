@@ -2,6 +2,8 @@ package caddytarget
 
 import (
 	"fmt"
+	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -139,6 +141,11 @@ func TestSearch(t *testing.T) {
 			asked: "[web.a.test web.b.test web]",
 		},
 		{
+			name: "nothing, as it is first", lookup: "web.dc.example", set: func(*dnsServer) {},
+			want:  "looking up web.dc.example (A): SERVER replied NXDOMAIN (nor is there web.dc.example with one of the search domains a.test, b.test)",
+			asked: "[web.dc.example web.dc.example.a.test web.dc.example.b.test]",
+		},
+		{
 			name: "SERVFAIL ends it", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{rcode: 2}); s.has("web.b.test", "192.0.2.2") },
 			want: "looking up web.a.test (A): SERVER replied SERVFAIL", asked: "[web.a.test]",
 		},
@@ -181,10 +188,7 @@ func TestSearch(t *testing.T) {
 				t.Errorf("%s, want %s", got, test.want)
 			}
 			s.mu.Lock()
-			asked := make(map[string]int)
-			for name, n := range s.queries {
-				asked[name] = n
-			}
+			asked := maps.Clone(s.queries)
 			s.mu.Unlock()
 			for name := range strings.FieldsSeq(strings.Trim(test.asked, "[]")) {
 				if asked[name] != 1 {
@@ -206,6 +210,26 @@ func TestSearch(t *testing.T) {
 				t.Errorf("known: %v", addrs)
 			}
 		})
+	}
+}
+
+// TestSearchDeadline: the deadline is for all that is tried.
+func TestSearchDeadline(t *testing.T) {
+	checkLeaks(t)
+	s := newDNSServer(t)
+	for i, name := range []string{"web.a.test", "web.b.test"} {
+		hold := make(chan struct{})
+		s.set(name, dnsName{hold: hold, rcode: 3})
+		time.AfterFunc(time.Duration(i+1)*600*time.Millisecond, func() { close(hold) })
+	}
+	s.has("web", "192.0.2.1")
+	r, _ := searching(t, Resolver{Nameservers: []string{s.addr}, Deadline: caddy.Duration(time.Second)}, "search a.test b.test\n")
+	a, err := r.lookup(t.Context(), "web")
+	if err == nil || statusOf(err) != http.StatusGatewayTimeout || a.waited < time.Second {
+		t.Errorf("%v, %v after %s", a.addrs, err, a.waited)
+	}
+	if s.asked("web") > 0 {
+		t.Error("it was still tried")
 	}
 }
 

@@ -419,3 +419,74 @@ func TestServiceResolver(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestOfferService has the addresses that are offered after some have failed or
+// were tried.
+func TestOfferService(t *testing.T) {
+	type record struct {
+		addr             string
+		priority, weight uint16
+	}
+	two := []record{{"192.0.2.1", 1, 0}, {"192.0.2.2", 1, 0}, {"192.0.2.3", 2, 0}}
+	heavy := []record{{"192.0.2.1", 1, 9}, {"192.0.2.2", 1, 1}, {"192.0.2.3", 2, 0}}
+	for _, test := range []struct {
+		name          string
+		records       []record
+		failed, tried []string
+		later         time.Duration
+		want          string
+	}{
+		{name: "all work", records: two, want: "[192.0.2.1:80 192.0.2.2:80]"},
+		{name: "one failed", records: two, failed: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
+		{name: "a priority failed", records: two, failed: []string{"192.0.2.1", "192.0.2.2"}, want: "[192.0.2.3:80]"},
+		{name: "all failed", records: two, failed: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, want: "[192.0.2.1:80 192.0.2.2:80]"},
+		{name: "one is on trial", records: two, failed: []string{"192.0.2.2"}, later: time.Minute, want: "[192.0.2.2:80]"},
+		{name: "a better one is on trial", records: two[1:], failed: []string{"192.0.2.2"}, later: time.Minute, want: "[192.0.2.2:80]"},
+		{name: "a worse one is on trial", records: two, failed: []string{"192.0.2.3"}, later: time.Minute, want: "[192.0.2.1:80 192.0.2.2:80]"},
+		{name: "one was tried", records: two, tried: []string{"192.0.2.2"}, want: "[192.0.2.1:80]"},
+		{name: "a priority was tried", records: two, tried: []string{"192.0.2.1", "192.0.2.2"}, want: "[192.0.2.3:80]"},
+		{name: "tried or failed", records: two, tried: []string{"192.0.2.1", "192.0.2.3"}, failed: []string{"192.0.2.2"}, want: "[192.0.2.2:80]"},
+		{name: "all were tried", records: two, tried: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, want: "[192.0.2.1:80 192.0.2.2:80]"},
+		{name: "the heavy one failed", records: heavy, failed: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
+		{name: "the heavy one was tried", records: heavy, tried: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
+	} {
+		h, now := newHealth(), time.Now()
+		h.now = func() time.Time { return now }
+		u := &Upstreams{MaxUpstreams: 4, MaxFails: 1, failDuration: 10 * time.Second, health: h}
+		s := &serviceCall{resolved: len(test.records)}
+		s.calls = make([]namedCall, len(test.records))
+		for i, r := range test.records {
+			s.records = append(s.records, net.SRV{Priority: r.priority, Weight: r.weight})
+			c := &s.calls[i].call
+			c.service, c.host, c.port = s, r.addr, 80
+			c.addrs, c.preferred = []netip.Addr{netip.MustParseAddr(r.addr)}, 1
+			addr := netip.AddrPortFrom(c.addrs[0], 80)
+			if slices.Contains(test.failed, r.addr) {
+				h.fail(healthID{addr: addr})
+			}
+			if slices.Contains(test.tried, r.addr) {
+				c.tried = append(c.tried, addr)
+			}
+		}
+		now = now.Add(test.later)
+		upstreams, err := u.offerService(t.Context(), s)
+		var got []string
+		for _, upstream := range upstreams {
+			got = append(got, upstream.Dial)
+			i := slices.IndexFunc(s.calls, func(n namedCall) bool { return slices.Contains(n.offers, upstream) })
+			if i < 0 || !strings.HasPrefix(upstream.Dial, s.calls[i].call.host) {
+				t.Errorf("%s: the upstream %s is that of record %d", test.name, upstream.Dial, i)
+			}
+		}
+		if err != nil || fmt.Sprint(got) != test.want {
+			t.Errorf("%s: %s, %v, want %s", test.name, got, err, test.want)
+		}
+		n := 0
+		for i := range s.calls {
+			n += len(s.calls[i].call.tried)
+		}
+		if got := s.calls[0].call.attempts(); got != n {
+			t.Errorf("%s: %d attempts, want %d", test.name, got, n)
+		}
+	}
+}

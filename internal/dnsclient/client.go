@@ -300,8 +300,14 @@ func (l *lookup) resolve(c *Client, q *question, dangling bool) (reply, failure)
 	defer c.running.Done()
 
 	servers, up := c.plan(q)
+	nth := func(try int) *server {
+		if try >= up && try == c.tries-1 && up < len(servers) {
+			return servers[up] // the last try may as well go to one that is down
+		}
+		return servers[try%up]
+	}
 	over := make(chan *attempt, c.tries)
-	running, sent := 0, 0
+	running, sent, before := 0, 0, len(l.attempts)
 	var (
 		last  *attempt
 		worst failure
@@ -342,18 +348,16 @@ func (l *lookup) resolve(c *Client, q *question, dangling bool) (reply, failure)
 		if up == 0 || sent > 0 && c.Outage() != nil {
 			return reply{}, failure{kind: Outage, rcode: -1}
 		}
-		s := servers[sent%up]
-		if sent >= up && sent == c.tries-1 && up < len(servers) {
-			s = servers[up] // the last try may as well go to one that is down
-		}
-		a := &attempt{c: c, s: s, q: q, dangling: dangling, start: time.Now()}
+		a := &attempt{c: c, s: nth(sent), q: q, dangling: dangling, start: time.Now()}
 		a.end, _ = l.ctx.Deadline()
 		l.attempts = append(l.attempts, a)
 		c.running.Go(func() {
 			a.run()
 			over <- a
 		})
-		patience.Reset(c.patience(s, sent/up))
+		next := nth(sent + 1)
+		again := slices.ContainsFunc(l.attempts[before:], func(a *attempt) bool { return a.s == next })
+		patience.Reset(c.patience(a.s, again))
 		last = a
 		running++
 		sent++

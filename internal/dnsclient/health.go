@@ -133,17 +133,21 @@ func (c *Client) plan(q *question) (servers []*server, up int) {
 	return servers, up
 }
 
-// patience returns how long to wait for a try to s before the next one begins,
-// given how many tries s has had in this lookup: as long as a reply usually
-// takes (RFC 6298, section 2), and twice as long each time.
-func (c *Client) patience(s *server, before int) time.Duration {
+// patience returns how long to wait for a try to s before the next one begins:
+// as long as a reply usually takes (RFC 6298, section 2). If the next one goes
+// to a server that was asked already, it is most of the timeout: that server is
+// more likely to wait for others than to have lost the question.
+func (c *Client) patience(s *server, again bool) time.Duration {
+	if again {
+		return c.timeout * 3 / 4
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	d := c.intervals.patience
 	if s.rtt > 0 {
 		d = max(s.rtt+4*s.deviation, c.intervals.leastPatience)
 	}
-	return min(d<<min(before, 4), c.timeout)
+	return min(d, c.timeout)
 }
 
 // gotReply notes that s is alive.

@@ -218,8 +218,9 @@ func TestDialIsShared(t *testing.T) {
 func TestDialOutlivesItsQuery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
-		dial := p.dial
+		dial, dials := p.dial, 0
 		p.dial = func(ctx context.Context) (net.Conn, error) {
+			dials++
 			select {
 			case <-time.After(minDial - time.Second):
 				return dial(ctx)
@@ -228,8 +229,9 @@ func TestDialOutlivesItsQuery(t *testing.T) {
 			}
 		}
 		p.want(p.ask(t.Context(), time.Second, "a.example."), os.ErrDeadlineExceeded)
-		p.prime()
-		p.wantDials(1)
+		if p.prime(); dials != 1 {
+			t.Errorf("%d dials, want 1", dials)
+		}
 	})
 }
 
@@ -337,6 +339,18 @@ func TestServerCloses(t *testing.T) {
 			p.want(b, errHungUp)
 			p.wantDials(2)
 		},
+		"and the next after a reply": func(t *testing.T, p *peers) {
+			again, a, b := reused(t, p)
+			queries := []*query{again.query(), again.query()}
+			if queries[0].Question[0].Name != "a.example." {
+				a, b = b, a
+			}
+			answering(queries[0])
+			p.want(a, nil)
+			again.Close()
+			p.want(b, errHungUp)
+			p.wantDials(2)
+		},
 		"a fresh one": func(t *testing.T, p *peers) {
 			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
 			peer := <-p.accepted
@@ -421,8 +435,8 @@ func TestGarbageIsSilence(t *testing.T) {
 		if r := p.want(asked, os.ErrDeadlineExceeded); r.ignored != 2 {
 			t.Errorf("%d messages ignored, want 2", r.ignored)
 		}
-		old.wantClosed()
 		p.prime()
+		old.wantClosed()
 	})
 }
 
@@ -545,10 +559,26 @@ func TestBlockedWriter(t *testing.T) {
 func TestNoTimeAtAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
-		p.prime()
-		p.want(p.ask(t.Context(), -time.Second, "a.example."), os.ErrDeadlineExceeded)
-		if p.conn == nil {
-			t.Error("the connection was retired")
+		peer := p.prime()
+		p.want(p.ask(t.Context(), 0, "a.example."), os.ErrDeadlineExceeded)
+		asked := p.ask(t.Context(), patience, "b.example.")
+		q := peer.query()
+		if answering(q); q.Question[0].Name != "b.example." {
+			t.Errorf("got a query for %s", q.Question[0].Name)
+		}
+		p.want(asked, nil)
+	})
+}
+
+// A query may go out with the one before it, after it has woken the writer.
+func TestNothingToWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers(t)
+		peer := p.prime()
+		p.conn.wake <- struct{}{}
+		peer.SetReadDeadline(time.Now().Add(time.Second))
+		if _, err := peer.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("something was written: %v", err)
 		}
 	})
 }
@@ -605,10 +635,11 @@ func TestCloseStream(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newPeers(t)
+				start := time.Now()
 				test(t, p)
 				p.close()
-				if p.goroutines != 0 {
-					t.Errorf("%d goroutines are left", p.goroutines)
+				if took := time.Since(start); took >= minDial || p.goroutines != 0 {
+					t.Errorf("%d goroutines are left after %v", p.goroutines, took)
 				}
 			})
 		})

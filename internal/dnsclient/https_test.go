@@ -379,6 +379,11 @@ func TestHTTPSCallerLeaves(t *testing.T) {
 }
 
 func TestCloseHTTPS(t *testing.T) {
+	links := func(h *https) int {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return len(h.links)
+	}
 	t.Run("in use, and used afterwards", func(t *testing.T) {
 		var h *https
 		answer := onWeb(t)
@@ -391,8 +396,8 @@ func TestCloseHTTPS(t *testing.T) {
 			if _, _, err := h.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true); err != nil {
 				t.Error(err)
 			}
-			if len(h.links) != 0 {
-				t.Error("a connection is left")
+			if n := links(h); n != 0 {
+				t.Errorf("%d connections are left", n)
 			}
 		}
 		if n := w.conns.Load(); n != 2 {
@@ -410,8 +415,9 @@ func TestCloseHTTPS(t *testing.T) {
 		if _, _, err := h.exchange(t.Context(), time.Now().Add(brief), rootQuestion, true); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}
-		if h.close(); len(h.links) != 0 || time.Since(start) >= minDial {
-			t.Errorf("%d connections are left after %v", len(h.links), time.Since(start))
+		h.close()
+		if n, took := links(h), time.Since(start); n != 0 || took >= minDial {
+			t.Errorf("%d connections are left after %v", n, took)
 		}
 	})
 }

@@ -587,7 +587,12 @@ func (c *Cache) lookupForReader(n *node, cl *call) {
 	defer cancel()
 	select {
 	case c.slots <- struct{}{}:
+		if ctx.Err() != nil { // both at once
+			<-c.slots
+		}
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
 		c.pending.Add(-1)
 		if c.ctx.Err() != nil {
 			c.end(n, cl, ErrClosed)

@@ -455,12 +455,12 @@ func TestAllClientsLeave(t *testing.T) {
 
 func TestDeadline(t *testing.T) {
 	run(t, Config{Deadline: 3 * time.Second, MaxLookups: 1}, func(w world) {
-		w.fake.set("A", script{hang: true})
-		w.fake.set("AAAA", script{hang: true})
+		w.fake.set("first A", script{hang: true, late: time.Second})
 		go w.get("first")
 		w.sleep(0)
 		w.wantAfter("second", 3*time.Second, "miss "+ErrOverloaded.Error()) // it got no slot, and that is not held against it
 		w.fake.a("second", time.Minute, a)
+		w.sleep(time.Second)
 		w.want("second", "miss "+a)
 	})
 }

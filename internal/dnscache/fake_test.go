@@ -49,6 +49,7 @@ type script struct {
 	err   error
 	delay time.Duration // before the reply
 	hang  bool          // until the question is given up
+	late  time.Duration // to notice that
 }
 
 // typeSRV is the qtype of the questions for services.
@@ -147,6 +148,7 @@ func (f *fake) reply(ctx context.Context, name string, qtype uint16) (script, er
 	switch {
 	case s.hang:
 		<-ctx.Done()
+		time.Sleep(s.late)
 		return script{}, ctx.Err()
 	case s.delay > 0:
 		select {

@@ -103,7 +103,8 @@ func TestPreloadFails(t *testing.T) {
 // A lookup that did not take place is made up for.
 func TestPreloadOverload(t *testing.T) {
 	run(t, Config{Preload: []string{"x"}, MaxLookups: 1, Deadline: 3 * time.Second}, func(w world) {
-		w.fake.set("A", script{hang: true})
+		w.fake.set("other A", script{hang: true, late: time.Second})
+		w.fake.set("x A", script{hang: true})
 		w.fake.setOutage(true)
 		w.Start()
 		w.sleep(time.Second + wheelTick/2)
@@ -115,7 +116,7 @@ func TestPreloadOverload(t *testing.T) {
 		go w.wantLater("x", "miss "+ErrOverloaded.Error()) // takes the lookup over
 		w.sleep(3 * time.Second)
 		w.fake.a("x", time.Minute, a)
-		w.sleep(2 * time.Second)
+		w.sleep(1200 * time.Millisecond)
 		w.want("x", "hit "+a)
 	})
 }
@@ -123,46 +124,56 @@ func TestPreloadOverload(t *testing.T) {
 // Very many names are no burst, and an outage holds them back.
 func TestPreloadIsPaced(t *testing.T) {
 	const n = 10_000
-	run(t, Config{Preload: names(n), Refresh: -1}, func(w world) {
-		w.fake.set("A", script{addrs: ips(a), ttl: time.Hour, delay: 10 * time.Millisecond})
-		w.fake.setOutage(true)
-		w.Start()
-		w.sleep(time.Minute)
-		if len(w.fake.asked) != 0 || w.sched.parked.len != n {
-			t.Errorf("%d questions in an outage, %d parked", len(w.fake.asked), w.sched.parked.len)
-		}
-		w.fake.setOutage(false)
-		most := 0
-		for range 1200 {
-			w.sleep(10 * time.Millisecond)
-			w.sched.mu.Lock()
-			most = max(most, w.sched.busy[living]+w.sched.busy[limited])
-			w.sched.mu.Unlock()
-		}
-		perSecond := make(map[time.Duration]int)
-		total := 0
-		for _, q := range w.fake.asked {
-			if q.qtype == TypeA {
-				perSecond[q.at/time.Second]++
-				total++
+	for _, tc := range []struct {
+		name         string
+		delay        time.Duration
+		outage       time.Duration
+		least, flood int // questions in the second second, and in any
+	}{
+		{"at the start", 10 * time.Millisecond, 0, recoveryRate, recoveryRate * 5 / 4},
+		{"after an outage", 10 * time.Millisecond, time.Minute, recoveryRate, recoveryRate * 5 / 4},
+		{"slow", time.Second, 0, refreshSlots / 2, refreshSlots / 2},
+	} {
+		run(t, Config{Preload: names(n), Refresh: -1}, func(w world) {
+			w.fake.set("A", script{addrs: ips(a), ttl: time.Hour, delay: tc.delay})
+			if tc.outage > 0 {
+				w.fake.setOutage(true)
 			}
-		}
-		if total != n {
-			t.Errorf("asked for %d names", total)
-		}
-		for at, count := range perSecond {
-			if count > recoveryRate*5/4 {
-				t.Errorf("second %d: %d questions", at, count)
+			w.Start()
+			if tc.outage > 0 {
+				w.sleep(tc.outage)
+				if parked, _ := w.counts(); len(w.fake.asked) != 0 || parked != n {
+					t.Errorf("%s: %d questions in the outage, %d parked", tc.name, len(w.fake.asked), parked)
+				}
+				w.fake.setOutage(false)
 			}
-		}
-		t.Logf("at most %d in flight, %d a second", most, slices.Max([]int{perSecond[60], perSecond[61], perSecond[65]}))
-		if most > refreshSlots/2 {
-			t.Errorf("%d lookups in flight", most)
-		}
-		if err := w.check(); err != nil {
-			t.Error(err)
-		}
-	})
+			most := 0
+			for range 9000 {
+				w.sleep(10 * time.Millisecond)
+				w.sched.mu.Lock()
+				most = max(most, w.sched.busy[living]+w.sched.busy[limited])
+				w.sched.mu.Unlock()
+			}
+			perSecond := make([]int, 200)
+			asked := make(map[string]bool)
+			for _, q := range w.fake.asked {
+				if q.qtype == TypeA {
+					perSecond[(q.at-tc.outage)/time.Second]++
+					asked[q.name] = true
+				}
+			}
+			t.Logf("%s: at most %d in flight, %d questions a second", tc.name, most, slices.Max(perSecond))
+			if len(asked) != n || most > refreshSlots/2 {
+				t.Errorf("%s: asked for %d names, %d at once", tc.name, len(asked), most)
+			}
+			if worst := slices.Max(perSecond); perSecond[1] < tc.least || worst > tc.flood {
+				t.Errorf("%s: questions in each second: %v", tc.name, perSecond)
+			}
+			if err := w.check(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 // A few names are there at once, even if some are dead.

@@ -201,3 +201,25 @@ func TestStress(t *testing.T) {
 		t.Errorf("%d pending, %d slots taken, %d slow at the end", c.pending.Load(), len(c.slots), len(c.slow))
 	}
 }
+
+// Names that are in use all the time stay, though others are read often enough
+// for a while to come into the main queue.
+func TestUsedOutliveFashions(t *testing.T) {
+	run(t, Config{Size: 100}, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Hour})
+		used := names(20)
+		for i := range 1000 {
+			for range 3 {
+				w.get(fmt.Sprint("fashion-", i))
+			}
+			if i%5 > 0 {
+				continue
+			}
+			for _, name := range used {
+				if got := w.get(name); i > 0 && got != "hit "+a {
+					t.Fatalf("after %d others: %s", i, got)
+				}
+			}
+		}
+	})
+}

@@ -125,8 +125,8 @@ func nameservers(servers []*server) []Nameserver {
 	return all
 }
 
-// Mismatches returns how many datagrams were ignored because they were no reply
-// to the query that was sent on their socket. Some are late or repeated
+// Mismatches returns how many messages were ignored because they were no reply
+// to a query that was sent on their socket. Some are late or repeated
 // replies; many are a sign of somebody who forges them.
 func (c *Client) Mismatches() uint64 { return c.mismatches.Load() }
 

@@ -83,10 +83,10 @@ type Try struct {
 	Name string
 
 	Server    Nameserver
-	Transport string // "udp" or "tcp"
+	Transport string // "udp", "tcp", "tls" or "https"
 	Duration  time.Duration
 
-	// Ignored is how many datagrams came that were no reply to the query.
+	// Ignored is how many messages came that were no reply to the query.
 	Ignored int
 
 	// Outcome is the rcode of the reply ("SERVFAIL"), or a few words about what

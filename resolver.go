@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -491,7 +490,7 @@ func (r *resolver) cacheConfig(preload []string) dnscache.Config {
 	}
 	refresh := time.Duration(config.Refresh)
 	if config.RefreshAlways {
-		refresh = math.MaxInt64
+		refresh = dnscache.Always
 	}
 	return dnscache.Config{
 		Family:      family,

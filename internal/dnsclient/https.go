@@ -174,6 +174,7 @@ func (h *https) dial(ctx context.Context, _, _ string) (secured net.Conn, err er
 	return secured, nil
 }
 
+// Close closes the connection, which is no link then.
 func (l *link) Close() error {
 	l.https.mu.Lock()
 	if !l.dialling {

@@ -32,10 +32,11 @@ type registry struct {
 	seed   maphash.Seed
 	shards [16]shard
 
-	life   sync.Mutex // guards closed against sweeping
-	closed atomic.Bool
-	stop   chan struct{} // ends the sweeper; nil while there is none
-	wg     sync.WaitGroup
+	surplus sync.Mutex // one looks for what to close, so that not too much is
+	life    sync.Mutex // guards closed against sweeping
+	closed  atomic.Bool
+	stop    chan struct{} // ends the sweeper; nil while there is none
+	wg      sync.WaitGroup
 }
 
 // poolKey is what a connection may be used for.
@@ -72,6 +73,7 @@ type pool struct {
 
 	// who may tell whether the address is still that of the target
 	target   string
+	complete bool // target is no short name
 	resolver *resolver
 
 	// under shard.mu
@@ -118,7 +120,7 @@ func (g *registry) acquire(key poolKey, c *call) *pool {
 		p = &pool{key: key, host: g.hostFor(&key), shard: s, conns: make(map[*trackedConn]struct{})}
 		p.addr, _ = netip.ParseAddrPort(key.address)
 		if c != nil {
-			p.target, p.resolver = c.host, c.resolver
+			p.target, p.complete, p.resolver = c.host, c.service != nil, c.resolver
 		}
 		s.pools[key] = p
 	}
@@ -255,6 +257,11 @@ func (s *shard) unlist(p *pool) {
 // closeSurplus closes idle keys, the one longest idle first, while there are
 // more connections than there should be.
 func (g *registry) closeSurplus() {
+	if g.open.Load() <= g.max {
+		return
+	}
+	g.surplus.Lock()
+	defer g.surplus.Unlock()
 	for g.open.Load() > g.max {
 		var from *shard
 		least := uint64(math.MaxUint64)
@@ -328,7 +335,11 @@ func (p *pool) moved() bool {
 		return false
 	}
 	// a target that is an address itself is not known to the resolver
-	addrs, known := p.resolver.peek(p.target)
+	peek := p.resolver.peek
+	if p.complete {
+		peek = p.resolver.peekComplete
+	}
+	addrs, known := peek(p.target)
 	return known && len(addrs) > 0 && !slices.Contains(addrs, p.addr.Addr())
 }
 

@@ -217,7 +217,7 @@ func TestHostileNameserver(t *testing.T) {
 		}, status: 502, reason: "malformed reply", udp: 2},
 		{name: "an address of no octets", first: alter(func(m *dns.Msg) {
 			m.Answer = []dns.RR{&dns.RFC3597{Hdr: dns.RR_Header{Name: "a.example.", Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}}}
-		}), status: 502, reason: "malformed reply: bad address record", udp: 2},
+		}), status: 502, reason: "malformed reply: bad record", udp: 2},
 		{name: "malformed, a second server", first: alter(func(m *dns.Msg) { m.Question = nil }), second: always(good), status: 200, udp: 1, others: 1},
 
 		// aliases

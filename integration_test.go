@@ -903,7 +903,7 @@ func TestOutage(t *testing.T) {
 	eventually(t, "the outage is known", func() bool {
 		n++
 		res := w.get("/", fmt.Sprintf("http://unknown%d.example:%s", n, b.port))
-		return res.body == fmt.Sprintf("502 looking up unknown%d.example (A): all nameservers are down (%s)", n, w.dns.addr)
+		return res.body == fmt.Sprintf("502 looking up unknown%d.example (A): all nameservers are down (%s: no reply)", n, w.dns.addr)
 	})
 	for _, name := range []string{"new.example", "unknown.example"} {
 		res := w.get("/", "http://"+name+":"+b.port)

@@ -1,7 +1,6 @@
 package caddytarget
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -156,10 +155,11 @@ func setDefault[T comparable](p *T, value T) {
 
 // normal returns a valid r with its names in normal form, for the same reason.
 func (r Resolver) normal() Resolver {
+	r.Nameservers = normalNameservers(r.Nameservers)
 	zones := make(map[string][]string, len(r.Zones))
 	for suffix, servers := range r.Zones {
 		suffix, _ = normalName(suffix)
-		zones[suffix] = servers
+		zones[suffix] = normalNameservers(servers)
 	}
 	r.Zones = zones
 	r.Preload = slices.Clone(r.Preload)
@@ -171,6 +171,16 @@ func (r Resolver) normal() Resolver {
 	return r
 }
 
+// normalNameservers returns valid nameservers in normal form, each once.
+func normalNameservers(list []string) []string {
+	servers, _ := parseNameservers(list)
+	var normal []string
+	for _, server := range servers {
+		normal = append(normal, server.String())
+	}
+	return normal
+}
+
 // conflict is an error about options that do not go together.
 type conflict struct {
 	error
@@ -180,6 +190,10 @@ type conflict struct {
 func conflictf(options []string, format string, args ...any) error {
 	return &conflict{fmt.Errorf(format, args...), options}
 }
+
+// maxNumber is the most that a number of the configuration may be: far more than
+// makes sense, and little enough to be counted with.
+const maxNumber = 100_000_000
 
 // validate checks a configuration whose defaults are filled in.
 func (r *Resolver) validate() error {
@@ -216,8 +230,11 @@ func (r *Resolver) validate() error {
 		{"cache_size", r.CacheSize},
 		{"max_lookups", r.MaxLookups},
 	} {
-		if n.value < 1 {
+		switch {
+		case n.value < 1:
 			return fmt.Errorf("%s %d is not positive", n.name, n.value)
+		case n.value > maxNumber:
+			return fmt.Errorf("%s %d is more than %d", n.name, n.value, maxNumber)
 		}
 	}
 	if err := r.checkPreload(); err != nil {
@@ -252,8 +269,7 @@ func (r *Resolver) validate() error {
 
 // hasCertificate tells whether a nameserver has to prove who it is.
 func hasCertificate(ns dnsclient.Nameserver) bool {
-	scheme, _, _ := strings.Cut(ns.String(), "://")
-	return scheme == "tls" || scheme == "https"
+	return ns.Network == "tls" || ns.Network == "https"
 }
 
 func (r *Resolver) checkFamily() error {
@@ -263,6 +279,7 @@ func (r *Resolver) checkFamily() error {
 	return nil
 }
 
+// parseNameservers returns the nameservers of a list, each once.
 func parseNameservers(list []string) ([]dnsclient.Nameserver, error) {
 	servers := make([]dnsclient.Nameserver, 0, len(list))
 	for _, s := range list {
@@ -270,7 +287,9 @@ func parseNameservers(list []string) ([]dnsclient.Nameserver, error) {
 		if err != nil {
 			return nil, err
 		}
-		servers = append(servers, server)
+		if !slices.Contains(servers, server) {
+			servers = append(servers, server)
+		}
 	}
 	return servers, nil
 }
@@ -301,6 +320,9 @@ func (r *Resolver) parseZones() (map[string][]dnsclient.Nameserver, error) {
 
 func (r *Resolver) checkPreload() error {
 	for _, name := range r.Preload {
+		if strings.HasPrefix(name, "_") {
+			return fmt.Errorf("preload %q: a service cannot be preloaded, only names of hosts", name)
+		}
 		if _, err := normalName(name); err != nil {
 			return fmt.Errorf("preload %q: %w", name, err)
 		}
@@ -464,10 +486,12 @@ func newResolver(key string, config Resolver, roots *x509.CertPool) (*resolver, 
 		Tries:   config.Tries,
 		Roots:   roots,
 		Trace:   r.trace,
+		Health:  r.health,
+		Traced:  func() bool { return caddy.Log().Core().Enabled(zap.DebugLevel) },
 	}
 	if len(zones) > 0 {
 		clientConfig.Route = func(name string) *dnsclient.Client {
-			return r.zoneOf(strings.ToLower(strings.TrimSuffix(name, "."))).client
+			return r.zoneOf(name).client
 		}
 	}
 	r.zone = r.newZone(servers, clientConfig, preload[&r.zone])
@@ -538,21 +562,31 @@ func (r *resolver) Destruct() error {
 // configuration, which a resolver outlives.
 func (*resolver) logger() *zap.Logger { return caddy.Log().Named("target.resolver") }
 
-// trace logs a lookup.
-func (r *resolver) trace(t *dnsclient.Trace) {
-	if !caddy.Log().Core().Enabled(zap.DebugLevel) {
+// health logs that a nameserver went down, or came up again.
+func (r *resolver) health(server dnsclient.Nameserver, why string) {
+	if why == "" {
+		r.logger().Info("nameserver is up again", zap.Stringer("nameserver", server))
 		return
 	}
+	r.logger().Warn("nameserver is down", zap.Stringer("nameserver", server), zap.String("reason", why))
+}
+
+// trace logs a lookup.
+func (r *resolver) trace(t *dnsclient.Trace) {
 	c := r.logger().Check(zap.DebugLevel, "lookup")
 	if c == nil {
 		return
+	}
+	answer := zap.Stringers("addresses", t.Addrs)
+	if t.Type == dns.TypeSRV {
+		answer = zap.Any("services", t.Services)
 	}
 	c.Write(
 		zap.String("name", t.Name),
 		zap.Stringer("type", dns.Type(t.Type)),
 		zap.Duration("duration", t.Duration),
 		zap.Error(t.Err),
-		zap.Stringers("addresses", t.Addrs),
+		answer,
 		zap.Duration("ttl", t.TTL),
 		zap.Array("tries", tries(t.Tries)),
 	)
@@ -569,7 +603,10 @@ func (t tries) MarshalLogArray(to zapcore.ArrayEncoder) error {
 			to.AddString("server", try.Server.String())
 			to.AddString("transport", try.Transport)
 			to.AddDuration("duration", try.Duration)
-			to.AddString("outcome", cmp.Or(try.Outcome, "NOERROR"))
+			to.AddString("outcome", try.Outcome)
+			if try.Ignored > 0 {
+				to.AddInt("ignored", try.Ignored)
+			}
 			return nil
 		}))
 		if err != nil {

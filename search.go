@@ -102,6 +102,9 @@ func (r *resolver) readSearch() error {
 			zap.String("file", r.resolvConf), zap.Int("used", maxSearch), zap.Strings("unused", s.domains[maxSearch:]))
 		s.domains = s.domains[:maxSearch]
 	}
+	if old := r.search.Load(); old != nil && s != nil && old.ndots == s.ndots && slices.Equal(old.domains, s.domains) {
+		return nil // and what was found stays known
+	}
 	r.search.Store(s)
 	return nil
 }
@@ -130,6 +133,7 @@ func (s *searchList) candidates(name string) iter.Seq[string] {
 // address: if a candidate could not be asked for, going on could lead to
 // another host, which only goes by the same name in another domain. Then the
 // name stays what it was found to be, for as long as stale answers may serve.
+// The whole search has the deadline of one lookup.
 func (r *resolver) lookupSearching(ctx context.Context, s *searchList, name string) (answer, error) {
 	if _, ok := r.local(name); ok || neverAsked(name) {
 		return r.lookupComplete(ctx, name)
@@ -137,7 +141,13 @@ func (r *resolver) lookupSearching(ctx context.Context, s *searchList, name stri
 	whole := answer{lookup: "hit"}
 	var asItIs error
 	for candidate := range s.candidates(name) {
-		a, err := r.lookupComplete(ctx, candidate)
+		searching := ctx
+		if whole.waited > 0 {
+			var cancel context.CancelFunc
+			searching, cancel = context.WithTimeout(ctx, time.Duration(r.config.Deadline)-whole.waited)
+			defer cancel()
+		}
+		a, err := r.lookupComplete(searching, candidate)
 		whole.waited += a.waited
 		if a.lookup != "hit" {
 			whole.lookup = a.lookup
@@ -150,10 +160,10 @@ func (r *resolver) lookupSearching(ctx context.Context, s *searchList, name stri
 		if candidate == name {
 			asItIs = err
 		}
-		if isNegative(err) {
-			if whole.waited < time.Duration(r.config.Deadline) {
-				continue
-			}
+		switch late := whole.waited >= time.Duration(r.config.Deadline); {
+		case isNegative(err) && !late:
+			continue
+		case isNegative(err), searching.Err() != nil && ctx.Err() == nil:
 			err = fmt.Errorf("searching for %s: %w", name, context.DeadlineExceeded)
 		}
 		before, ok := s.recall(name, time.Duration(r.config.Stale))

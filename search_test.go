@@ -276,7 +276,11 @@ func TestSearchRemembers(t *testing.T) {
 	if got := mustLookup(t, r, "new"); !strings.HasSuffix(got, "SERVFAIL") {
 		t.Errorf("a name that was not found before: %s", got)
 	}
-	change("search a.test b.test\noptions ndots:1\n")
+	change("# written again\nsearch a.test b.test\noptions ndots:1\n")
+	if got := mustLookup(t, r, "web"); got != "stale [192.0.2.2]" {
+		t.Errorf("with the same list: %s", got)
+	}
+	change("search a.test b.test\noptions ndots:2\n")
 	if got := mustLookup(t, r, "web"); !strings.HasSuffix(got, "SERVFAIL") {
 		t.Errorf("with another list: %s", got)
 	}

@@ -62,7 +62,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 	if err != nil {
 		return nil, err
 	}
-	s := &serviceCall{name: name, records: inServiceOrder(records)}
+	s := &serviceCall{name: name, records: records[:min(len(records), maxRecords)]}
 	s.calls = make([]namedCall, len(s.records))
 	for i, record := range s.records {
 		n := &s.calls[i]
@@ -78,23 +78,6 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 	}
 	st.named = append(st.named, &namedCall{source: u, call: call{service: s}})
 	return s, nil
-}
-
-// inServiceOrder returns the records in the order in which they are considered,
-// which is the same at every lookup.
-func inServiceOrder(records []net.SRV) []net.SRV {
-	order := func(a, b net.SRV) int {
-		return cmp.Or(
-			cmp.Compare(a.Priority, b.Priority),
-			cmp.Compare(a.Target, b.Target),
-			cmp.Compare(a.Port, b.Port),
-		)
-	}
-	if !slices.IsSortedFunc(records, order) {
-		records = slices.Clone(records) // they are the cache's
-		slices.SortStableFunc(records, order)
-	}
-	return records[:min(len(records), maxRecords)]
 }
 
 // setTarget makes c the call of a record. Without a host, it is that of none.

@@ -61,27 +61,6 @@ func TestDraw(t *testing.T) {
 	}
 }
 
-// TestServiceOrder has the records that are considered.
-func TestServiceOrder(t *testing.T) {
-	records := []net.SRV{
-		{Target: "b", Port: 1, Priority: 2}, {Target: "b", Port: 2, Priority: 1}, {Target: "a", Port: 3, Priority: 2}, {Target: "b", Port: 1, Priority: 1},
-	}
-	before := slices.Clone(records)
-	if got, want := fmt.Sprint(inServiceOrder(records)), "[{b 1 1 0} {b 2 1 0} {a 3 2 0} {b 1 2 0}]"; got != want {
-		t.Errorf("%s, want %s", got, want)
-	}
-	if !slices.Equal(records, before) {
-		t.Error("the cache's records were written to")
-	}
-	var many []net.SRV
-	for i := range 100 {
-		many = append(many, net.SRV{Target: "a", Port: 1, Priority: uint16(100 - i)})
-	}
-	if got := inServiceOrder(many); len(got) != maxRecords || got[0].Priority != 1 {
-		t.Errorf("%d records, the first is %v", len(got), got[0])
-	}
-}
-
 // TestSetTarget has the records that cannot be called.
 func TestSetTarget(t *testing.T) {
 	rules, err := guard.Config{Ports: []string{"80"}, AllowIPs: []string{"10.0.0.1"}}.Compile()

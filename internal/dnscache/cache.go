@@ -340,16 +340,6 @@ func (c *Cache) Peek(name string) (addrs []netip.Addr, known bool) {
 	return e.addrs(), true
 }
 
-// PeekSRV returns the records of a service if they are known, without counting
-// as a use of them.
-func (c *Cache) PeekSRV(name string) (records []net.SRV, known bool) {
-	e := c.table.find(c.hash(name), name, uint16(len(name))|isService)
-	if e == nil || !e.more.known {
-		return nil, false
-	}
-	return e.services(), true
-}
-
 // Len returns the number of names, those of Config.Preload included.
 func (c *Cache) Len() int {
 	c.mu.Lock()
@@ -627,7 +617,7 @@ func (c *Cache) end(n *node, cl *call, err error) {
 	cl.err = err
 	n.call.CompareAndSwap(cl, nil)
 	close(cl.done)
-	if n.pinned.Load() && err != ErrClosed {
+	if err != ErrClosed && (n.pinned.Load() || n.entry.Load().count > 0 && c.cfg.Refresh >= 0) {
 		now := c.cfg.Now()
 		c.sched.schedule(n, now, 0, now+c.cfg.MinTTL)
 	}

@@ -18,6 +18,10 @@ import (
 const (
 	defaultTimeout = 2 * time.Second
 	defaultTries   = 3
+
+	// maxPerServer is how many times a question is sent to one server (RFC 9520,
+	// section 3.1).
+	maxPerServer = 3
 )
 
 // Config is how a Client asks. The zero value is useful.
@@ -29,7 +33,8 @@ type Config struct {
 	Timeout time.Duration
 
 	// Tries is how many times a question is sent, to the next nameserver each
-	// time; default 3, the most that RFC 9520 allows to one server.
+	// time; default 3, the most that RFC 9520 allows to one server, and that one
+	// gets.
 	Tries int
 
 	// Roots are the authorities that certificates of nameservers must lead to;
@@ -40,8 +45,14 @@ type Config struct {
 	// led: this one or another one.
 	Route func(name string) *Client
 
-	// Trace, if not nil, is called after each lookup.
-	Trace func(*Trace)
+	// Trace, if not nil, is called after each lookup for which Traced says so;
+	// default: all.
+	Trace  func(*Trace)
+	Traced func() bool
+
+	// Health, if not nil, is called when a nameserver goes down, with the reason,
+	// and with none when it replies again.
+	Health func(server Nameserver, why string)
 }
 
 // Client asks nameservers. It is safe for concurrent use.
@@ -51,6 +62,8 @@ type Client struct {
 	roots     *x509.CertPool
 	route     func(name string) *Client
 	trace     func(*Trace)
+	traced    func() bool
+	health    func(Nameserver, string)
 	intervals intervals
 
 	ctx        context.Context // ends with Close
@@ -70,7 +83,10 @@ type Client struct {
 func New(servers []Nameserver, cfg Config) *Client {
 	c := &Client{
 		timeout: cfg.Timeout, tries: cfg.Tries, roots: cfg.Roots,
-		route: cfg.Route, trace: cfg.Trace, intervals: defaultIntervals,
+		route: cfg.Route, trace: cfg.Trace, traced: cfg.Traced, health: cfg.Health, intervals: defaultIntervals,
+	}
+	if c.health == nil {
+		c.health = func(Nameserver, string) {}
 	}
 	if c.timeout <= 0 {
 		c.timeout = defaultTimeout
@@ -87,6 +103,13 @@ func New(servers []Nameserver, cfg Config) *Client {
 // and what is known about their health; lookups under way end with the ones
 // they began with.
 func (c *Client) SetNameservers(nameservers []Nameserver) {
+	for _, s := range c.replaceServers(nameservers) {
+		s.close()
+	}
+}
+
+// replaceServers returns the servers that no longer are.
+func (c *Client) replaceServers(nameservers []Nameserver) (removed []*server) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.servers
@@ -104,10 +127,11 @@ func (c *Client) SetNameservers(nameservers []Nameserver) {
 	}
 	for _, s := range old {
 		if !slices.Contains(c.servers, s) {
-			s.close()
+			removed = append(removed, s)
 		}
 	}
 	c.reviewOutage()
+	return removed
 }
 
 // Nameservers returns the nameservers in the configured order.
@@ -141,8 +165,9 @@ func (c *Client) Close() {
 	c.running.Wait()
 
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, s := range c.servers {
+	servers := c.servers
+	c.mu.Unlock()
+	for _, s := range servers {
 		s.close()
 	}
 }
@@ -184,7 +209,8 @@ func (c *Client) lookup(ctx context.Context, name string, qtype uint16) (reply, 
 	start := time.Now()
 	l := lookup{ctx: ctx}
 	r, f := l.run(c, name, qtype)
-	if f.kind == 0 && c.trace == nil {
+	traced := c.trace != nil && (c.traced == nil || c.traced())
+	if f.kind == 0 && !traced {
 		return r, nil
 	}
 	tries := l.tries()
@@ -193,19 +219,16 @@ func (c *Client) lookup(ctx context.Context, name string, qtype uint16) (reply, 
 		e := &Error{
 			Name: name, Type: qtype,
 			Kind: f.kind, Rcode: f.rcode, Server: f.server, err: f.err,
-			Tries: tries,
+			Tries: tries, down: f.down, elsewhere: f.elsewhere,
 		}
-		switch f.kind {
-		case NotFound, NoData:
+		if f.kind == NotFound || f.kind == NoData {
 			if e.HasSOA = r.soa; r.soa {
 				e.TTL = min(r.ttl, r.soaTTL)
 			}
-		case Outage:
-			e.down = c.Nameservers()
 		}
 		r, err = reply{}, e
 	}
-	if c.trace != nil {
+	if traced {
 		c.trace(&Trace{
 			Name: name, Type: qtype, Duration: time.Since(start), Tries: tries,
 			Addrs: r.addrs, Services: r.services, TTL: r.ttl, Err: err,
@@ -259,7 +282,7 @@ func (l *lookup) tries() []Try {
 
 func (l *lookup) run(c *Client, name string, qtype uint16) (reply, failure) {
 	if name == "" || qtype == dns.TypeNone {
-		return reply{}, failure{kind: Invalid, rcode: -1, err: errors.New("not a question for addresses")}
+		return reply{}, failure{kind: Invalid, rcode: -1, err: errors.New("no name, or not a type that is asked for")}
 	}
 	q, err := newQuestion(dns.Fqdn(name), qtype)
 	if err != nil {
@@ -274,10 +297,12 @@ func (l *lookup) run(c *Client, name string, qtype uint16) (reply, failure) {
 		return reply{}, failure{kind: Malformed, rcode: r.rcode, err: err}
 	}
 	q.links = r.links
+	asked := c
 	if c.route != nil {
-		c = c.route(strings.ToLower(strings.TrimSuffix(q.name, ".")))
+		asked = c.route(strings.ToLower(strings.TrimSuffix(q.name, ".")))
 	}
-	rest, f := l.resolve(c, q, false)
+	rest, f := l.resolve(asked, q, false)
+	f.elsewhere = asked != c
 	rest.ttl = min(rest.ttl, r.ttl)
 	return rest, f
 }
@@ -300,13 +325,17 @@ func (l *lookup) resolve(c *Client, q *question, dangling bool) (reply, failure)
 	defer c.running.Done()
 
 	servers, up := c.plan(q)
+	tries := min(c.tries, maxPerServer*up)
+	if up < len(servers) {
+		tries = min(c.tries, maxPerServer*up+1)
+	}
 	nth := func(try int) *server {
-		if try >= up && try == c.tries-1 && up < len(servers) {
+		if try >= up && try == tries-1 && up < len(servers) {
 			return servers[up] // the last try may as well go to one that is down
 		}
 		return servers[try%up]
 	}
-	over := make(chan *attempt, c.tries)
+	over := make(chan *attempt, tries)
 	running, sent, before := 0, 0, len(l.attempts)
 	var (
 		last  *attempt
@@ -336,17 +365,19 @@ func (l *lookup) resolve(c *Client, q *question, dangling bool) (reply, failure)
 		case <-l.ctx.Done():
 		}
 
-		if f := contextFailure(l.ctx); f.kind != 0 {
+		switch f := contextFailure(l.ctx); {
+		case f.kind == Timeout && worst.kind > Timeout:
+			return reply{}, worst
+		case f.kind != 0:
 			return reply{}, f
+		case up == 0 || sent > 0 && sent < tries && c.Outage() != nil:
+			return reply{}, failure{kind: Outage, rcode: -1, down: c.causes()}
 		}
-		if sent == c.tries {
+		if sent == tries {
 			if running == 0 {
 				return reply{}, worst
 			}
 			continue
-		}
-		if up == 0 || sent > 0 && c.Outage() != nil {
-			return reply{}, failure{kind: Outage, rcode: -1}
 		}
 		a := &attempt{c: c, s: nth(sent), q: q, dangling: dangling, start: time.Now()}
 		a.end, _ = l.ctx.Deadline()

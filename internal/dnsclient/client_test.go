@@ -245,7 +245,7 @@ func TestLookup(t *testing.T) {
 				m.Answer = []dns.RR{rr("a.example.", dns.TypeA, "")}
 				q.reply(m)
 			},
-			kind: Malformed, text: "bad address record",
+			kind: Malformed, text: "bad record",
 		},
 		{
 			name: "RDLENGTH 5",
@@ -254,7 +254,7 @@ func TestLookup(t *testing.T) {
 				m.Answer = []dns.RR{rr("a.example.", dns.TypeA, "c000020101")}
 				q.reply(m)
 			},
-			kind: Malformed, text: "bad address record",
+			kind: Malformed, text: "bad record",
 		},
 		{
 			name: "A record of 16 octets",
@@ -263,7 +263,7 @@ func TestLookup(t *testing.T) {
 				m.Answer = []dns.RR{rr("a.example.", dns.TypeA, "20010db8000000000000000000000001")}
 				q.reply(m)
 			},
-			kind: Malformed, text: "bad address record",
+			kind: Malformed, text: "bad record",
 		},
 		{
 			name: "one bad record in a set",

@@ -1,5 +1,5 @@
 // Package dnsclient turns questions into replies: it asks nameservers for the
-// addresses of a name, over UDP and, where a reply is truncated, over TCP, or
+// addresses of a name, or where a service is, over UDP and, where a reply is truncated, over TCP, or
 // over TCP, TLS or HTTPS alone, and moves on to the next nameserver when one
 // fails.
 //

@@ -16,7 +16,7 @@ import (
 // ErrClosed is what lookups return after Close.
 var ErrClosed = errors.New("DNS client closed")
 
-// Kind says why a lookup gave no addresses.
+// Kind says why a lookup gave no addresses or services.
 type Kind int
 
 // The kinds of failure. Where the tries of one lookup failed in different ways,
@@ -34,20 +34,20 @@ const (
 	// Timeout means that no nameserver replied in time.
 	Timeout
 	// Network means that nameservers could not be reached: the system refused
-	// to send, or the other side to take.
+	// to send, or the other side to take, or could not prove who it is.
 	Network
 	// Malformed is a reply that makes no sense.
 	Malformed
 	// ServerFailure is a reply by which the server does not answer: an rcode such
 	// as SERVFAIL or REFUSED, or a referral to other servers.
 	ServerFailure
-	// NoData means that the name exists, but has no address of this type.
+	// NoData means that the name exists, but has no record of this type.
 	NoData
 	// NotFound means that the name does not exist (NXDOMAIN).
 	NotFound
 )
 
-// Error is why a lookup gave no addresses.
+// Error is why a lookup gave no addresses or services.
 type Error struct {
 	// Name and Type are the question of the lookup, as it was asked.
 	Name string
@@ -72,8 +72,9 @@ type Error struct {
 	// Tries is all that was sent, in order.
 	Tries []Try
 
-	err  error        // what went wrong, if something did besides the rcode
-	down []Nameserver // for Outage
+	err       error    // what went wrong, if something did besides the rcode
+	down      []string // for Outage: the servers, and why each is down
+	elsewhere bool     // it was another client that failed, to which an alias led
 }
 
 // Try is one query to one nameserver.
@@ -122,35 +123,35 @@ func (e *Error) reason() string {
 }
 
 // asked returns the servers that were asked, each once.
-func (e *Error) asked() []Nameserver {
-	var asked []Nameserver
+func (e *Error) asked() []string {
+	var asked []string
 	for _, try := range e.Tries {
-		if !slices.Contains(asked, try.Server) {
-			asked = append(asked, try.Server)
+		if server := try.Server.String(); !slices.Contains(asked, server) {
+			asked = append(asked, server)
 		}
 	}
 	return asked
 }
 
-// others names the servers that were asked too, without success.
+// others tells what came of the servers that were asked too.
 func (e *Error) others() string {
-	others := slices.DeleteFunc(e.asked(), func(s Nameserver) bool { return s == e.Server })
-	if len(others) == 0 {
-		return ""
+	var b strings.Builder
+	told := []Nameserver{e.Server}
+	for _, try := range slices.Backward(e.Tries) {
+		if !slices.Contains(told, try.Server) {
+			told = append(told, try.Server)
+			fmt.Fprintf(&b, "; %s: %s", try.Server, try.Outcome)
+		}
 	}
-	return "; asked in vain too:" + list(others)
+	return b.String()
 }
 
-// list writes servers as " (A, B)".
-func list(servers []Nameserver) string {
-	if len(servers) == 0 {
+// list writes a list as " (A, B)".
+func list(all []string) string {
+	if len(all) == 0 {
 		return ""
 	}
-	names := make([]string, len(servers))
-	for i, server := range servers {
-		names[i] = server.String()
-	}
-	return " (" + strings.Join(names, ", ") + ")"
+	return " (" + strings.Join(all, ", ") + ")"
 }
 
 // Unwrap returns the cause: the error of the context or of the network. It is
@@ -177,9 +178,9 @@ func (e *Error) NotFound() bool { return e.Kind == NotFound }
 // Timeout reports whether time ran out.
 func (e *Error) Timeout() bool { return e.Kind == Timeout }
 
-// Outage reports whether nothing was learned about the name because all
-// nameservers are down.
-func (e *Error) Outage() bool { return e.Kind == Outage }
+// Outage reports whether nothing was asked because all nameservers of this
+// client are down.
+func (e *Error) Outage() bool { return e.Kind == Outage && !e.elsewhere }
 
 // rcodeString returns the name of an rcode, or RCODE and its number.
 func rcodeString(rcode int) string {
@@ -191,10 +192,12 @@ func rcodeString(rcode int) string {
 
 // failure is why one try, or a lookup, gave no addresses.
 type failure struct {
-	kind   Kind
-	server Nameserver
-	rcode  int
-	err    error
+	kind      Kind
+	server    Nameserver
+	rcode     int
+	err       error
+	down      []string
+	elsewhere bool
 }
 
 // String is the outcome in a Try.

@@ -66,6 +66,7 @@ type server struct {
 	failed    time.Time // the last of them
 	silent    int       // tries without a reply since the last reply
 	replies   uint64    // all that came
+	why       string    // it is silent, as of the last try
 	down      bool
 	watched   bool      // a goroutine runs watch
 	suspected time.Time // when it last began to
@@ -110,7 +111,7 @@ func (c *Client) plan(q *question) (servers []*server, up int) {
 			up--
 		}
 	}
-	if !slices.ContainsFunc(servers, func(s *server) bool { return s.failures > 0 }) {
+	if !slices.ContainsFunc(servers, func(s *server) bool { return s.down || s.failures > 0 }) {
 		return servers, up
 	}
 
@@ -153,7 +154,6 @@ func (c *Client) patience(s *server, again bool) time.Duration {
 // gotReply notes that s is alive.
 func (c *Client) gotReply(s *server, took time.Duration) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if s.rtt == 0 {
 		s.rtt, s.deviation = took, took/2
 	} else {
@@ -162,10 +162,26 @@ func (c *Client) gotReply(s *server, took time.Duration) {
 	}
 	s.silent = 0
 	s.replies++
-	if s.down {
+	up := s.down
+	if up {
 		s.down = false
 		c.reviewOutage()
 	}
+	c.mu.Unlock()
+	if up {
+		c.health(s.Nameserver, "")
+	}
+}
+
+// causes tells of all servers why they are silent.
+func (c *Client) causes() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	causes := make([]string, len(c.servers))
+	for i, s := range c.servers {
+		causes[i] = s.String() + ": " + s.why
+	}
+	return causes
 }
 
 // gotAnswer notes that the server can answer the question.
@@ -199,6 +215,7 @@ func (c *Client) gotNothing(a *attempt) {
 	defer c.mu.Unlock()
 	a.fail()
 	s := a.s
+	s.why = a.f.String()
 	s.silent++
 	if s.good != nil && s.good.name == a.q.name {
 		s.doubtGood = true
@@ -285,13 +302,16 @@ func (c *Client) confirmDown(s *server) bool {
 	c.probe(s.ctx, s, q)
 
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if s.replies != before || s.ctx.Err() != nil {
 		s.watched = false
+		c.mu.Unlock()
 		return false
 	}
 	s.down = true
 	c.reviewOutage()
+	why := s.why
+	c.mu.Unlock()
+	c.health(s.Nameserver, why)
 	return true
 }
 
@@ -313,6 +333,9 @@ func (c *Client) probe(ctx context.Context, s *server, q *question) bool {
 	start := time.Now()
 	msg, _, err := s.first.exchange(ctx, start.Add(c.timeout), q, c.wantsEDNS(s))
 	if err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		s.why = exchangeFailure(s.Nameserver, err).String()
 		return false
 	}
 	c.gotReply(s, time.Since(start))

@@ -342,7 +342,7 @@ func (r *reply) follow(records []record) malformed {
 	case unavailable: // as good as the word of an SOA record
 		r.soa, r.soaTTL = true, r.ttl
 	case bad:
-		return "bad address record"
+		return "bad record"
 	}
 	return ""
 }

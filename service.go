@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	// maxRecords is how many SRV records of a service are considered.
-	maxRecords = 32
+	// priorityWait is how long a request waits for the addresses of one priority
+	// while there is another one.
+	priorityWait = time.Second
 
 	// serviceGrace is how long a request waits for the addresses of more
 	// targets once it has those of one; they are for other requests then.
@@ -38,6 +39,7 @@ type serviceCall struct {
 	records  []net.SRV   // by priority
 	calls    []namedCall // of records
 	resolved int         // how many of calls, always whole priorities
+	end      time.Time   // after it, what is not known is not waited for
 	err      error       // why there is no address, as far as it is known
 }
 
@@ -62,7 +64,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 	if err != nil {
 		return nil, err
 	}
-	s := &serviceCall{name: name, records: records[:min(len(records), maxRecords)]}
+	s := &serviceCall{name: name, records: records, end: time.Now().Add(time.Duration(u.resolver.config.Deadline))}
 	s.calls = make([]namedCall, len(s.records))
 	for i, record := range s.records {
 		n := &s.calls[i]
@@ -128,6 +130,12 @@ func (s *serviceCall) endOf(from int) int {
 func (s *serviceCall) resolveNext(ctx context.Context) {
 	from := s.resolved
 	s.resolved = s.endOf(from)
+	end := s.end
+	if next := time.Now().Add(priorityWait); s.resolved < len(s.records) && next.Before(end) {
+		end = next
+	}
+	ctx, cancel := context.WithDeadline(ctx, end)
+	defer cancel()
 	group := s.calls[from:s.resolved]
 
 	some := false

@@ -206,7 +206,7 @@ func TestHugeAnswers(t *testing.T) {
 				t.Errorf("%d addresses, room for %d, %v", len(answer.Addrs), cap(answer.Addrs), err)
 			}
 			service, err := w.LookupSRV(w.Context(), "x")
-			if len(service.Records) != maxAddrs || service.Records[maxAddrs-1].Priority != 0 || err != nil {
+			if len(service.Records) != maxRecords || service.Records[maxRecords-1].Priority != 0 || err != nil {
 				t.Errorf("%d records, %v", len(service.Records), err)
 			}
 			got, gotSRV := fmt.Sprint(answer.Addrs), fmt.Sprint(service.Records)

@@ -78,9 +78,14 @@ type state struct {
 	slow  bool   // it took long to learn this
 }
 
-// maxAddrs is how many addresses of a family are kept, and how many records of a
-// service.
-const maxAddrs = 64
+const (
+	// maxAddrs is how many addresses of a family are kept.
+	maxAddrs = 64
+
+	// maxRecords is how many records of a service are kept, those first that a
+	// client has to use first.
+	maxRecords = 32
+)
 
 // errNoAddress stands for a reply without addresses and without error.
 var errNoAddress = errors.New("no addresses")
@@ -293,7 +298,7 @@ func (e *entry) addrsOf(wanted family) []netip.Addr {
 
 // servicesInOrder sorts the records of a service: by priority, which a client
 // has to follow, and then in an order that is the same at every lookup. What is
-// beyond maxAddrs is left out.
+// beyond maxRecords is left out.
 func servicesInOrder(records []net.SRV) []net.SRV {
 	list := slices.Clone(records)
 	slices.SortFunc(list, func(a, b net.SRV) int {
@@ -301,7 +306,7 @@ func servicesInOrder(records []net.SRV) []net.SRV {
 			cmp.Compare(a.Target, b.Target), cmp.Compare(a.Port, b.Port))
 	})
 	list = slices.Compact(list)
-	return slices.Clone(list[:min(len(list), maxAddrs)])
+	return slices.Clone(list[:min(len(list), maxRecords)])
 }
 
 // inOrder sorts addresses in an order that is the same at every lookup, in

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +23,9 @@ const (
 	// maxPerServer is how many times a question is sent to one server (RFC 9520,
 	// section 3.1).
 	maxPerServer = 3
+
+	// largeMessage is from which size on a message is parsed beside few others.
+	largeMessage = 4096
 )
 
 // Config is how a Client asks. The zero value is useful.
@@ -42,7 +46,8 @@ type Config struct {
 	Roots *x509.CertPool
 
 	// Route, if not nil, returns the client to ask for a name to which an alias
-	// led: this one or another one.
+	// led: this one or another one, whose word then counts, whatever the reply
+	// with the alias says about the name.
 	Route func(name string) *Client
 
 	// Trace, if not nil, is called after each lookup for which Traced says so;
@@ -70,6 +75,7 @@ type Client struct {
 	cancel     context.CancelFunc
 	running    sync.WaitGroup // lookups and watches
 	mismatches atomic.Uint64
+	parsing    chan struct{} // one for each large message that is parsed
 
 	mu      sync.Mutex
 	closed  bool
@@ -83,7 +89,8 @@ type Client struct {
 func New(servers []Nameserver, cfg Config) *Client {
 	c := &Client{
 		timeout: cfg.Timeout, tries: cfg.Tries, roots: cfg.Roots,
-		route: cfg.Route, trace: cfg.Trace, traced: cfg.Traced, health: cfg.Health, intervals: defaultIntervals,
+		route: cfg.Route, trace: cfg.Trace, traced: cfg.Traced, health: cfg.Health,
+		parsing: make(chan struct{}, runtime.GOMAXPROCS(0)), intervals: defaultIntervals,
 	}
 	if c.health == nil {
 		c.health = func(Nameserver, string) {}
@@ -289,7 +296,11 @@ func (l *lookup) run(c *Client, name string, qtype uint16) (reply, failure) {
 		return reply{}, failure{kind: Invalid, rcode: -1, err: err}
 	}
 	r, f := l.resolve(c, q, true)
-	if f.kind != 0 || !r.dangling() {
+	asked := c
+	if c.route != nil && r.links > 0 {
+		asked = c.route(strings.ToLower(strings.TrimSuffix(r.end, ".")))
+	}
+	if asked == c && (f.kind != 0 || !r.dangling()) {
 		return r, f
 	}
 	q, err = newQuestion(r.end, qtype)
@@ -297,10 +308,6 @@ func (l *lookup) run(c *Client, name string, qtype uint16) (reply, failure) {
 		return reply{}, failure{kind: Malformed, rcode: r.rcode, err: err}
 	}
 	q.links = r.links
-	asked := c
-	if c.route != nil {
-		asked = c.route(strings.ToLower(strings.TrimSuffix(q.name, ".")))
-	}
 	rest, f := l.resolve(asked, q, false)
 	f.elsewhere = asked != c
 	rest.ttl = min(rest.ttl, r.ttl)
@@ -439,8 +446,8 @@ func (a *attempt) run() {
 			switch {
 			case c.ctx.Err() != nil:
 				a.f = failure{kind: Closed, rcode: -1, err: ErrClosed}
-			case a.f.kind == Malformed:
-				c.failed(a)
+			case a.f.kind == Malformed, errors.Is(err, errHungUp):
+				c.failed(a) // but something is there
 			case a.f.kind == Network, !cut, took >= c.intervals.evidence:
 				c.gotNothing(a)
 			}
@@ -449,7 +456,7 @@ func (a *attempt) run() {
 		}
 		c.gotReply(s, took)
 
-		r, err := parse(msg, q)
+		r, err := c.parse(msg, q)
 		switch {
 		case err != nil:
 			note(err.Error())
@@ -487,6 +494,16 @@ func (a *attempt) run() {
 		}
 		return
 	}
+}
+
+// parse reads a reply. Few large ones are read at a time, since what they take
+// in memory is a multiple of their size.
+func (c *Client) parse(msg []byte, q *question) (reply, error) {
+	if len(msg) > largeMessage {
+		c.parsing <- struct{}{}
+		defer func() { <-c.parsing }()
+	}
+	return parse(msg, q)
 }
 
 // refusesEDNS reports whether r may be due to the OPT record of the query

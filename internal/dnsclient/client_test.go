@@ -831,6 +831,13 @@ func TestLookupSRV(t *testing.T) {
 			want:  []net.SRV{{Target: "a.example", Port: 80}}, ttl: 40 * time.Second,
 		},
 		{
+			name: "a target that is no host",
+			reply: func(q *query) *dns.Msg {
+				return q.answer(srv(name, 40, `0 0 80 \000.example.`))
+			},
+			kind: Malformed,
+		},
+		{
 			name: "a bad record beside a good one",
 			reply: func(q *query) *dns.Msg {
 				m := q.answer(srv(name, 40, "0 0 80 a.example."))
@@ -935,6 +942,32 @@ func TestRoute(t *testing.T) {
 	}
 	if a, b := inside.queries("udp"), outside.queries("udp"); a != 1 || b != 1 {
 		t.Errorf("%d and %d queries, want 1 and 1", a, b)
+	}
+
+	// whatever the first server says about the name
+	for _, reply := range []func(*query) *dns.Msg{
+		func(q *query) *dns.Msg {
+			m := q.fail(dns.RcodeNameError, "outside. 300 IN SOA ns. root. 1 2 3 4 5")
+			m.Answer = rrs("a.inside. 50 IN CNAME b.outside.")
+			return m
+		},
+		func(q *query) *dns.Msg {
+			return q.answer("a.inside. 50 IN CNAME b.outside.", "b.outside. 60 IN A 203.0.113.66")
+		},
+	} {
+		inside.play(func(q *query) { q.reply(reply(q)) })
+		if got, _, err := c.Lookup(t.Context(), "a.inside", dns.TypeA); err != nil || !slices.Equal(got, addrs("192.0.2.1")) {
+			t.Errorf("got %v, %v", got, err)
+		}
+	}
+
+	// an outage there is none of the first server
+	outside.play(nil)
+	other.timeout = brief
+	waitForOutage(t, other)
+	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)
+	if e := wantError(t, err, Outage); e.Outage() || c.Outage() != nil || !strings.Contains(err.Error(), outside.String()) {
+		t.Errorf("got %v", err)
 	}
 	other.Close()
 	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)

@@ -184,6 +184,9 @@ func (e *Error) Outage() bool { return e.Kind == Outage && !e.elsewhere }
 
 // rcodeString returns the name of an rcode, or RCODE and its number.
 func rcodeString(rcode int) string {
+	if rcode == dns.RcodeBadVers {
+		return "BADVERS" // and not BADSIG, which has the same number
+	}
 	if s, ok := dns.RcodeToString[rcode]; ok {
 		return s
 	}

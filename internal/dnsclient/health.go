@@ -38,8 +38,8 @@ type intervals struct {
 	// lookup cut it short, to count as one without a reply.
 	evidence time.Duration
 
-	// patience is how long the first try to a server waits before the next one
-	// begins, and leastPatience the least that round trips can make of it.
+	// patience is how long a try waits before the next one begins, and
+	// leastPatience the least that round trips can make of it.
 	patience, leastPatience time.Duration
 }
 
@@ -135,9 +135,9 @@ func (c *Client) plan(q *question) (servers []*server, up int) {
 }
 
 // patience returns how long to wait for a try to s before the next one begins:
-// as long as a reply usually takes (RFC 6298, section 2). If the next one goes
-// to a server that was asked already, it is most of the timeout: that server is
-// more likely to wait for others than to have lost the question.
+// as long as a reply usually takes (RFC 6298, section 2), within bounds. If the
+// next one goes to a server that was asked already, it is most of the timeout:
+// that server is more likely to wait for others than to have lost the question.
 func (c *Client) patience(s *server, again bool) time.Duration {
 	if again {
 		return c.timeout * 3 / 4
@@ -146,7 +146,7 @@ func (c *Client) patience(s *server, again bool) time.Duration {
 	defer c.mu.Unlock()
 	d := c.intervals.patience
 	if s.rtt > 0 {
-		d = max(s.rtt+4*s.deviation, c.intervals.leastPatience)
+		d = min(max(s.rtt+4*s.deviation, c.intervals.leastPatience), d)
 	}
 	return min(d, c.timeout)
 }
@@ -184,12 +184,15 @@ func (c *Client) causes() []string {
 	return causes
 }
 
-// gotAnswer notes that the server can answer the question.
+// gotAnswer notes that the server can answer the question. Late answers do not
+// give it its place back, or a slow server would be asked before a fast one.
 func (c *Client) gotAnswer(a *attempt) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	a.counted = true
-	a.s.failures = 0
+	if !a.counted {
+		a.counted = true
+		a.s.failures = 0
+	}
 	a.s.good, a.s.doubtGood = a.q, false
 }
 
@@ -278,7 +281,7 @@ func (c *Client) watch(s *server) {
 		c.mu.Unlock()
 
 		probes.Go(func() {
-			if c.probe(ctx, s, q) {
+			if c.probe(ctx, s, s.first, q) {
 				select {
 				case answered <- struct{}{}:
 				default:
@@ -299,7 +302,14 @@ func (c *Client) confirmDown(s *server) bool {
 	}
 	c.mu.Unlock()
 
-	c.probe(s.ctx, s, q)
+	// over a connection of its own, since another query may be what makes the
+	// server close those that are kept
+	transport, fallback := newTransports(s.Nameserver, c.roots, &c.mismatches)
+	c.probe(s.ctx, s, transport, q)
+	transport.close()
+	if fallback != nil {
+		fallback.close()
+	}
 
 	c.mu.Lock()
 	if s.replies != before || s.ctx.Err() != nil {
@@ -329,21 +339,22 @@ func (c *Client) probeQuestion(s *server, turn int) *question {
 }
 
 // probe asks s and reports whether it replied, no matter what.
-func (c *Client) probe(ctx context.Context, s *server, q *question) bool {
+func (c *Client) probe(ctx context.Context, s *server, first transport, q *question) bool {
 	start := time.Now()
-	msg, _, err := s.first.exchange(ctx, start.Add(c.timeout), q, c.wantsEDNS(s))
+	msg, _, err := first.exchange(ctx, start.Add(c.timeout), q, c.wantsEDNS(s))
 	if err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		s.why = exchangeFailure(s.Nameserver, err).String()
 		return false
 	}
-	c.gotReply(s, time.Since(start))
+	took := time.Since(start)
+	c.gotReply(s, took)
 
 	r, err := parse(msg, q)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err == nil && (r.truncated || r.rcode == dns.RcodeSuccess || r.rcode == dns.RcodeNameError) {
+	if err == nil && took < c.intervals.patience && (r.truncated || r.rcode == dns.RcodeSuccess || r.rcode == dns.RcodeNameError) {
 		s.failures = 0
 	} else {
 		s.failed = time.Now()

@@ -93,8 +93,8 @@ func TestLateServer(t *testing.T) {
 		c.mu.Unlock()
 		answering(<-arrived)
 		c.running.Wait()
-		if n := c.servers[0].failures; n != 0 {
-			t.Errorf("%d failures after the late answer, want 0", n)
+		if n := c.servers[0].failures; n != 1 {
+			t.Errorf("%d failures after the late answer, want 1: others are faster", n)
 		}
 	})
 	t.Run("it answers first all the same", func(t *testing.T) {
@@ -166,7 +166,7 @@ func TestPatience(t *testing.T) {
 	for range 50 {
 		c.gotReply(s, 3*time.Second)
 	}
-	want("all slow", 2*time.Second)
+	want("all slow", time.Second)
 }
 
 // A server that replies and does not answer is asked after the others.
@@ -377,9 +377,9 @@ func TestOutage(t *testing.T) {
 	})
 
 	t.Run("a lookup under way ends", func(t *testing.T) {
-		var c *Client
-		s := newScript(t, func(*query) { c.SetNameservers(nil) }, nil)
-		c = newClient(t, Config{Timeout: brief, Tries: 3}, s)
+		s := newScript(t, nil, nil)
+		c := newClient(t, Config{Timeout: brief, Tries: 3}, s)
+		s.play(func(*query) { c.SetNameservers(nil) })
 		_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 		if e := wantError(t, err, Outage); len(e.Tries) != 1 {
 			t.Errorf("after %d tries", len(e.Tries))

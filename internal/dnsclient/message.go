@@ -254,8 +254,8 @@ func service(msg []byte, off int) net.SRV {
 		return net.SRV{}
 	}
 	target, n, err := dns.UnpackDomainName(msg, off+6)
-	if err != nil || n != len(msg) {
-		return net.SRV{}
+	if err != nil || n != len(msg) || strings.Contains(target, `\`) {
+		return net.SRV{} // what has to be escaped is not the name of a host
 	}
 	return net.SRV{
 		Priority: binary.BigEndian.Uint16(msg[off:]),

@@ -82,7 +82,9 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //
 //	[udp://|tcp://]ADDRESS[:PORT]
 //	tls://ADDRESS[:PORT][#NAME]
-//	https://HOST[:PORT]/PATH[#NAME]
+//	tls://HOST[:PORT]
+//	https://ADDRESS[:PORT][/PATH][#NAME]
+//	https://HOST[:PORT][/PATH]
 func (r *Resolver) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume option name
 	r.Nameservers = d.RemainingArgs()

@@ -286,7 +286,7 @@ func (st *requestState) placeholder(key string) (any, bool) {
 	case "lookup":
 		return c.lookup, true
 	case "lookup_ms":
-		return c.waited.Seconds() * 1e3, true
+		return float64(c.waited.Microseconds()) / 1e3, true
 	}
 	return nil, false
 }

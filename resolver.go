@@ -38,9 +38,11 @@ type Resolver struct {
 	// port, `10.0.0.53` or `[2001:db8::53]:5353`. Questions go over UDP, and
 	// over TCP if a reply is truncated; `tcp://10.0.0.53` is asked over TCP
 	// only. `tls://ADDRESS[:PORT][#NAME]` is asked over TLS (RFC 7858) and has
-	// to prove NAME, or else its address; `https://HOST[:PORT]/PATH[#NAME]`
-	// over HTTPS (RFC 8484). Default: those of /etc/resolv.conf, which is read
-	// again when it changes.
+	// to prove NAME, or else its address; `https://ADDRESS[:PORT][/PATH][#NAME]`
+	// over HTTPS (RFC 8484), PATH being /dns-query by default. Of these two, the
+	// address may also be a host name without #NAME, which the operating system
+	// looks up for each connection. Default: those of /etc/resolv.conf, which is
+	// read again when it changes.
 	Nameservers []string `json:"nameservers,omitempty"`
 
 	// Names that have nameservers of their own: for each suffix, which stands

@@ -350,8 +350,16 @@ func TestServicePatience(t *testing.T) {
 	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("it took %s", took)
 	}
+	w.dns.set("_late._tcp.example", dnsName{srv: []string{"1 0 " + b.port + " silent3.example.", "2 0 " + b.port + " a.example."}, ttl: 60})
 	if n := w.dns.asked("silent2.example"); n > 0 {
 		t.Errorf("%d queries for a target that is not needed", n)
+	}
+	// nor does a priority for which nobody answers
+	w.run(w.service("_late._tcp.example", "max_fails 1"))
+	start = time.Now()
+	w.mustGet("/", "")
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("it took %s", took)
 	}
 	// a first connection that takes long leaves time for others
 	hole := blackhole(t, "127.0.0.7")

@@ -159,7 +159,7 @@ func (t *Transport) refused() error {
 	case len(t.NetworkProxyRaw) > 0 || t.ForwardProxyURL != "":
 		return errors.New("a proxy for the transport is not supported: it would connect to addresses that nobody judged")
 	case t.Resolver != nil:
-		return errors.New("resolver is not supported: names are resolved by the target's resolver")
+		return errors.New("resolvers (in JSON, resolver) is not supported: names are resolved by the target's resolver")
 	case t.FallbackDelay != 0:
 		return errors.New("dial_fallback_delay is not supported: every address is dialled on its own")
 	case t.TLS != nil && len(t.TLS.ExceptPorts) > 0:

@@ -188,7 +188,8 @@ func TestNegative(t *testing.T) {
 		{"NXDOMAIN is for both", nxdomain(20 * time.Second), errServfail, 20 * time.Second, "nxdomain"},
 		{"NODATA is for one", nodata(20 * time.Second), errServfail, 0, "servfail"},
 		{"neither address nor error", nil, nil, 5 * time.Second, "no addresses"},
-		{"wrapped", errors.Join(errors.New("more:"), nodata(-1)), nodata(-1), 5 * time.Second, "nodata"},
+		{"wrapped", errors.Join(errors.New("more:"), nodata(-1)), nodata(-1), 5 * time.Second, "more:\nnodata"},
+		{"the text is of A", nodata(-1), errors.Join(errors.New("more:"), nodata(-1)), 5 * time.Second, "nodata"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			run(t, Config{}, func(w world) {

@@ -106,7 +106,7 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 		}
 	}
 	jitter := rand.Float64()
-	var failure, negative error
+	var failure, negative error // if both families have one, that of IPv4
 	notFound, negativeUntil := false, now+cfg.MaxTTL
 	for _, f := range families(order) {
 		r := &got[f]
@@ -129,12 +129,14 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 			negativeUntil = min(negativeUntil, r.at+ttl)
 			if isNotFound(r.err) {
 				notFound, negative = true, r.err
-			} else if negative == nil {
+			} else if negative == nil || f == v4 && !notFound {
 				negative = cmp.Or(r.err, errNoAddress)
 			}
 			continue
 		}
-		failure = cmp.Or(failure, r.err)
+		if failure == nil || f == v4 {
+			failure = r.err
+		}
 		keep(f)
 		if isOutage(r.err) {
 			s.fails[f] = old.fails[f]

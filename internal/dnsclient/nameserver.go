@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -146,6 +147,11 @@ func parseAddrPort(s string, defaultPort uint16) (netip.AddrPort, error) {
 	}
 	addr, err := netip.ParseAddr(bare)
 	if err != nil {
+		if host, port, splitErr := net.SplitHostPort(s); splitErr == nil {
+			if _, err := netip.ParseAddr(host); err == nil {
+				return netip.AddrPort{}, fmt.Errorf("port %q is not a number from 1 to 65535", port)
+			}
+		}
 		return netip.AddrPort{}, errNoAddress
 	}
 	return netip.AddrPortFrom(addr.Unmap(), defaultPort), nil

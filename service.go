@@ -266,8 +266,11 @@ func (u *Upstreams) offerService(ctx context.Context, s *serviceCall) ([]*revers
 		from = to
 	}
 	if len(candidates) == 0 {
-		if s.err == nil {
+		switch {
+		case s.err == nil:
 			return nil, fmt.Errorf("%s: the service is not offered", s.name)
+		case errors.Is(s.err, context.DeadlineExceeded):
+			return nil, fmt.Errorf("%s: no address of a host of the service came in time", s.name)
 		}
 		return nil, fmt.Errorf("%s: %w", s.name, s.err)
 	}

@@ -488,7 +488,7 @@ func (a *attempt) run() {
 		case a.f.kind != 0:
 			note(a.f.String())
 		case r.dangling():
-			note("alias")
+			note(isAlias)
 		default:
 			note("answer")
 		}

@@ -77,6 +77,9 @@ type Error struct {
 	elsewhere bool     // it was another client that failed, to which an alias led
 }
 
+// isAlias is the Outcome of a try that led to another name.
+const isAlias = "alias"
+
 // Try is one query to one nameserver.
 type Try struct {
 	// Name is the name in the question: that of the lookup, or the one at the
@@ -122,11 +125,11 @@ func (e *Error) reason() string {
 	}
 }
 
-// asked returns the servers that were asked, each once.
+// asked returns the servers that were asked in vain, each once.
 func (e *Error) asked() []string {
 	var asked []string
 	for _, try := range e.Tries {
-		if server := try.Server.String(); !slices.Contains(asked, server) {
+		if server := try.Server.String(); try.Outcome != isAlias && !slices.Contains(asked, server) {
 			asked = append(asked, server)
 		}
 	}

@@ -388,6 +388,13 @@ func (l *lookup) resolve(c *Client, q *question, dangling bool) (reply, failure)
 		}
 		a := &attempt{c: c, s: nth(sent), q: q, dangling: dangling, start: time.Now()}
 		a.end, _ = l.ctx.Deadline()
+		if a.left = maxPerServer - queriesTo(a.s, l.attempts[before:]); a.left <= 0 {
+			tries = sent
+			if running == 0 {
+				return reply{}, worst
+			}
+			continue
+		}
 		l.attempts = append(l.attempts, a)
 		c.running.Go(func() {
 			a.run()
@@ -402,6 +409,24 @@ func (l *lookup) resolve(c *Client, q *question, dangling bool) (reply, failure)
 	}
 }
 
+// queriesTo returns how many queries of some attempts went to s the first way.
+func queriesTo(s *server, attempts []*attempt) (n int) {
+	for _, a := range attempts {
+		switch {
+		case a.s != s:
+		case !a.over:
+			n++
+		default:
+			for _, try := range a.tries {
+				if try.Transport == s.first.String() {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}
+
 // attempt is one try, which goes on when its lookup has got an answer from
 // elsewhere: whether the server replies after all is worth knowing.
 type attempt struct {
@@ -411,6 +436,7 @@ type attempt struct {
 	dangling bool
 	start    time.Time
 	end      time.Time // of the lookup; zero: none
+	left     int       // how many queries may go to the server the first way
 	counted  bool      // as a failure, or not to be; under Client.mu
 
 	// The lookup's once the attempt was received as over.
@@ -463,7 +489,7 @@ func (a *attempt) run() {
 			a.f = failure{kind: Malformed, server: s.Nameserver, rcode: r.rcode, err: err}
 			c.failed(a)
 			return
-		case edns && r.refusesEDNS():
+		case edns && r.refusesEDNS() && a.left > 1:
 			note(rcodeString(r.rcode))
 			edns, fellBack = false, true
 			continue

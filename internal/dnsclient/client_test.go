@@ -1134,6 +1134,17 @@ func TestEDNSNotAtFault(t *testing.T) {
 	}
 }
 
+// However often it is asked, with EDNS and without, a server gets three queries.
+func TestQueriesToOneServer(t *testing.T) {
+	s := newScript(t, func(q *query) { q.reply(q.fail(dns.RcodeFormatError)) }, nil)
+	c := newClient(t, Config{Tries: 3}, s)
+	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
+	wantError(t, err, ServerFailure)
+	if n := s.queries("udp"); n != maxPerServer {
+		t.Errorf("%d queries, want %d", n, maxPerServer)
+	}
+}
+
 func TestInvalidQuestions(t *testing.T) {
 	s := newScript(t, nil, nil)
 	c := newClient(t, Config{}, s)

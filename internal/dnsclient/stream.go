@@ -27,11 +27,23 @@ const (
 
 	// maxIDs is how many IDs of one connection may be taken.
 	maxIDs = 1 << 14
+
+	// maxStrays is how many messages in a row a connection may bring that nobody
+	// asked for.
+	maxStrays = 1000
+
+	// maxAlone is how many queries at a time may have a connection each.
+	maxAlone = 16
 )
 
 // stream asks over TCP or TLS. All queries share one connection, which is kept
 // while it is used, and need not wait for each other: the replies come in any
 // order, and the ID tells whose they are (RFC 7766, section 6.2).
+//
+// A server may close a connection at any time, so a query that comes to nothing
+// that way is asked once more (RFC 7766, section 6.2.4), over a connection of its
+// own: some servers close after each reply, and some at one query that they do
+// not like, which is nothing to the others.
 //
 // A query that cannot wait leaves, and the connection goes on without it. Only
 // the goroutines of the connection read and write, so that nobody's deadline is
@@ -40,6 +52,7 @@ type stream struct {
 	name       string
 	dial       func(context.Context) (net.Conn, error)
 	mismatches *atomic.Uint64
+	alone      chan struct{} // has one for each connection of a query's own
 
 	mu         sync.Mutex // guards all below, and streamConn and pending where not noted
 	conn       *streamConn
@@ -54,6 +67,7 @@ type stream struct {
 // the stream: whoever began it may leave.
 type dialing struct {
 	cancel context.CancelFunc
+	wanted int           // by so many queries
 	done   chan struct{} // closed when conn or err is set
 	conn   *streamConn
 	err    error
@@ -69,8 +83,10 @@ type streamConn struct {
 	retired  bool                // closes when nothing is in flight any more
 	err      error               // why it is closed; nil while it is open
 
+	asked   uint64
 	replies uint64
 	ignored int
+	strays  int       // since the last message that was asked for
 	quiet   time.Time // when the first query was sent since the last reply; zero if none was
 
 	out    []byte        // queries to be written
@@ -84,7 +100,7 @@ type pending struct {
 	conn    *streamConn
 	id      uint16
 	sent    time.Time
-	fresh   bool   // the connection was made for this query, among others
+	own     bool   // the connection was made for this query, and no other wanted it
 	replies uint64 // of the connection, when this query was sent
 	passed  int    // ignored by the connection until then
 
@@ -92,11 +108,11 @@ type pending struct {
 	reply   []byte
 	ignored int
 	err     error
-	again   bool // worth asking again over another connection
+	again   bool // worth asking again over a connection of its own
 }
 
 func newStream(ns Nameserver, roots *x509.CertPool, mismatches *atomic.Uint64) *stream {
-	s := &stream{name: ns.Network, dial: newDialer(ns, roots).dial, mismatches: mismatches}
+	s := &stream{name: ns.Network, dial: newDialer(ns, roots).dial, mismatches: mismatches, alone: make(chan struct{}, maxAlone)}
 	s.ended = sync.NewCond(&s.mu)
 	return s
 }
@@ -113,31 +129,31 @@ func (s *stream) exchange(ctx context.Context, deadline time.Time, q *question, 
 	timer := time.NewTimer(left)
 	defer timer.Stop()
 
-	// A server may close a connection at any time, so a query that comes to
-	// nothing that way is asked once more (RFC 7766, section 6.2.4).
-	for first := true; ; first = false {
-		p, err := s.send(ctx, timer.C, deadline, q, edns)
-		if err != nil {
-			return nil, ignored, err
-		}
+	p, again, err := s.send(ctx, timer.C, deadline, q, edns)
+	if err == nil {
 		s.wait(ctx, timer.C, p)
-		ignored += p.ignored
-		if p.err == nil || !p.again || !first {
-			return p.reply, ignored, p.err
-		}
+		reply, ignored, again, err = p.reply, p.ignored, p.again, p.err
 	}
+	if again {
+		var more int
+		reply, more, err = s.askAlone(ctx, deadline, q, edns)
+		ignored += more
+	}
+	return reply, ignored, err
 }
 
-// send has q sent over the connection, or a new one if there is none.
-func (s *stream) send(ctx context.Context, timeout <-chan time.Time, deadline time.Time, q *question, edns bool) (*pending, error) {
+// send has q sent over the connection, or a new one if there is none. Again is
+// set if the new one ended too early for q, and others may be to blame.
+func (s *stream) send(ctx context.Context, timeout <-chan time.Time, deadline time.Time, q *question, edns bool) (p *pending, again bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	conn, fresh := s.usable(), false
+	conn, own := s.usable(), false
 	for conn == nil {
 		d, joined := s.dialing, true
 		if d == nil {
 			d, joined = s.startDialing(deadline), false
 		}
+		d.wanted++
 		s.mu.Unlock()
 		var err error
 		select {
@@ -152,20 +168,20 @@ func (s *stream) send(ctx context.Context, timeout <-chan time.Time, deadline ti
 		var timedOut net.Error
 		switch {
 		case err != nil:
-			return nil, err
+			return nil, false, err
 		case joined && errors.As(d.err, &timedOut) && timedOut.Timeout():
 			// It had less time than there is.
 		case d.err != nil:
-			return nil, d.err
+			return nil, false, d.err
 		case d.conn.err != nil:
-			return nil, d.conn.err
+			return nil, (d.conn.asked > 0 || d.wanted > 1) && d.conn.worthAnother(), d.conn.err
 		default:
-			conn, fresh = d.conn, true
+			conn, own = d.conn, d.wanted == 1
 		}
 	}
-	p := conn.add(q, edns)
-	p.fresh = fresh
-	return p, nil
+	p = conn.add(q, edns)
+	p.own = own
+	return p, false, nil
 }
 
 // usable returns the connection if it takes queries. The caller holds s.mu.
@@ -236,6 +252,7 @@ func (c *streamConn) add(q *question, edns bool) *pending {
 		done: make(chan struct{}),
 	}
 	c.pending[id] = p
+	c.asked++
 	if c.inFlight++; c.inFlight == 1 {
 		c.idle.Stop()
 	}
@@ -318,7 +335,7 @@ func (s *stream) end(c *streamConn, err error) {
 	for _, p := range c.pending {
 		if p != nil {
 			p.err, p.ignored = err, c.ignored-p.passed
-			p.again = (c.replies > 0 || !p.fresh) && !errors.As(err, new(malformed))
+			p.again = (c.asked > 1 || !p.own) && c.worthAnother()
 			close(p.done)
 		}
 	}
@@ -326,6 +343,9 @@ func (s *stream) end(c *streamConn, err error) {
 	_ = c.SetWriteDeadline(longAgo)
 	close(c.closed)
 }
+
+// worthAnother reports whether the end of c is a reason to ask again.
+func (c *streamConn) worthAnother() bool { return !errors.As(c.err, new(malformed)) }
 
 // write writes what is queued, until c is closed, and closes the socket.
 func (s *stream) write(c *streamConn) {
@@ -346,7 +366,7 @@ func (s *stream) write(c *streamConn) {
 
 		if _, err := c.Write(out); err != nil {
 			s.mu.Lock()
-			s.end(c, err)
+			s.end(c, hungUp(err))
 			s.mu.Unlock()
 			abort(c.Conn)
 			return
@@ -369,7 +389,7 @@ func (s *stream) read(c *streamConn) {
 		msg, err := readMessage(r)
 		s.mu.Lock()
 		if err != nil || c.err != nil {
-			s.end(c, err)
+			s.end(c, hungUp(err))
 			s.mu.Unlock()
 			return
 		}
@@ -385,11 +405,17 @@ func (s *stream) deliver(c *streamConn, msg []byte) {
 	if known {
 		delete(c.pending, id)
 		c.replies++
+		c.strays = 0
 		c.quiet = time.Time{}
+	} else {
+		c.strays++
 	}
 	if p == nil { // for nobody, or for one that left
 		c.ignored++
 		s.mismatches.Add(1)
+		if c.strays >= maxStrays {
+			s.end(c, errStrays)
+		}
 		return
 	}
 	p.ignored = c.ignored - p.passed
@@ -403,13 +429,77 @@ func (s *stream) deliver(c *streamConn, msg []byte) {
 	s.release(c)
 }
 
+// errStrays ends a connection whose messages nobody asked for.
+const errStrays = malformed("too many messages that nobody asked for")
+
+// askAlone asks over a connection that carries nothing but q.
+func (s *stream) askAlone(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error) {
+	caller := ctx
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	defer func() {
+		switch {
+		case err == nil:
+		case caller.Err() != nil:
+			err = caller.Err()
+		case ctx.Err() != nil:
+			err = os.ErrDeadlineExceeded
+		}
+	}()
+	select {
+	case s.alone <- struct{}{}:
+		defer func() { <-s.alone }()
+	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
+		return nil, 0, ctx.Err()
+	}
+
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer abort(conn)
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		_ = conn.SetDeadline(longAgo)
+	})
+	defer func() {
+		if !stop() {
+			<-interrupted
+		}
+	}()
+
+	id := newID()
+	query := q.appendQuery(make([]byte, 2), id, edns)
+	binary.BigEndian.PutUint16(query, uint16(len(query)-2))
+	if _, err := conn.Write(query); err != nil {
+		return nil, 0, hungUp(err)
+	}
+	for r := bufio.NewReader(conn); ignored < maxStrays; ignored++ {
+		msg, err := readMessage(r)
+		switch {
+		case err != nil:
+			return nil, ignored, hungUp(err)
+		case binary.BigEndian.Uint16(msg) != id:
+			s.mismatches.Add(1)
+		case q.answeredBy(msg, id):
+			return msg, ignored, nil
+		default:
+			return nil, ignored + 1, malformed("not a reply to the query")
+		}
+	}
+	return nil, ignored, errStrays
+}
+
 // readMessage reads a message with its length before it (RFC 1035, section
 // 4.2.2).
 func readMessage(r io.Reader) ([]byte, error) {
 	var length [2]byte
-	switch _, err := io.ReadFull(r, length[:]); {
-	case err == io.EOF:
-		return nil, errHungUp
+	switch n, err := io.ReadFull(r, length[:]); {
+	case n == 0 && err != nil:
+		return nil, hungUp(err)
 	case err != nil:
 		return nil, unexpected(err)
 	}

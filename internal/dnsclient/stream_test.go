@@ -2,6 +2,7 @@ package dnsclient
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,11 +38,13 @@ type peer struct {
 }
 
 func newPeers(t *testing.T) *peers {
-	p := &peers{t: t, accepted: make(chan *peer, 10)}
+	p := &peers{t: t, accepted: make(chan *peer, 100)}
 	p.stream = newStream(Nameserver{Network: "tcp"}, nil, new(atomic.Uint64))
 	p.stream.dial = func(context.Context) (net.Conn, error) {
 		time.Sleep(time.Millisecond) // until all who ask at the same time wait
+		p.mu.Lock()
 		p.dials++
+		p.mu.Unlock()
 		near, far := net.Pipe()
 		p.accepted <- &peer{Conn: far, t: t}
 		return near, nil
@@ -124,11 +128,15 @@ func (p *peers) want(results <-chan result, want error) result {
 
 func (p *peers) wantDials(want int) {
 	p.t.Helper()
+	if n := p.dialled(); n != want {
+		p.t.Errorf("%d connections, want %d", n, want)
+	}
+}
+
+func (p *peers) dialled() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.dials != want {
-		p.t.Errorf("%d connections, want %d", p.dials, want)
-	}
+	return p.dials
 }
 
 func TestPipelining(t *testing.T) {
@@ -325,41 +333,94 @@ func TestServerCloses(t *testing.T) {
 		"one that was used before": func(t *testing.T, p *peers) {
 			again, a, b := reused(t, p)
 			answering(again.query())
-			answering(again.query())
+			again.wantClosed()
+			other := <-p.accepted
+			answering(other.query())
+			other.wantClosed()
 			p.want(a, nil)
 			p.want(b, nil)
-			p.wantDials(2)
+			p.wantDials(3)
 		},
 		"and the next as well": func(t *testing.T, p *peers) {
 			again, a, b := reused(t, p)
 			again.query()
-			again.query()
 			again.Close()
+			other := <-p.accepted
+			other.query()
+			other.Close()
 			p.want(a, errHungUp)
 			p.want(b, errHungUp)
-			p.wantDials(2)
-		},
-		"and the next after a reply": func(t *testing.T, p *peers) {
-			again, a, b := reused(t, p)
-			queries := []*query{again.query(), again.query()}
-			if queries[0].Question[0].Name != "a.example." {
-				a, b = b, a
-			}
-			answering(queries[0])
-			p.want(a, nil)
-			again.Close()
-			p.want(b, errHungUp)
-			p.wantDials(2)
+			p.wantDials(3)
 		},
 		"a fresh one": func(t *testing.T, p *peers) {
-			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			asked := p.ask(t.Context(), patience, "a.example.")
 			peer := <-p.accepted
 			peer.query()
-			peer.query()
 			peer.Close()
-			p.want(a, errHungUp)
-			p.want(b, errHungUp)
+			p.want(asked, errHungUp)
 			p.wantDials(1)
+		},
+		"a fresh one of many": func(t *testing.T, p *peers) {
+			bad := p.ask(t.Context(), patience, "bad.example.")
+			var good []<-chan result
+			for range 10 {
+				good = append(good, p.ask(t.Context(), patience, "good.example."))
+			}
+			peer := <-p.accepted
+			for range 11 {
+				peer.query()
+			}
+			peer.Close()
+			for range 11 {
+				peer := <-p.accepted
+				if q := peer.query(); q.Question[0].Name == "bad.example." {
+					peer.Close()
+				} else {
+					answering(q)
+				}
+			}
+			p.want(bad, errHungUp)
+			for _, results := range good {
+				p.want(results, nil)
+			}
+			p.wantDials(12)
+		},
+		"before any query": func(t *testing.T, p *peers) {
+			dial := p.dial
+			p.dial = func(ctx context.Context) (net.Conn, error) {
+				if conn, err := dial(ctx); p.dialled() > 1 {
+					return conn, err
+				}
+				return hangsUp{}, nil
+			}
+			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			<-p.accepted
+			for range 2 {
+				answering((<-p.accepted).query())
+			}
+			p.want(a, nil)
+			p.want(b, nil)
+			p.wantDials(3)
+		},
+		"each with another error": func(t *testing.T, p *peers) {
+			for _, c := range []struct{ err, want error }{
+				{syscall.ECONNRESET, errHungUp},
+				{&net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EPIPE)}, errHungUp},
+				{io.ErrUnexpectedEOF, errHungUp},
+				{io.EOF, errHungUp},
+				{syscall.ETIMEDOUT, syscall.ETIMEDOUT},
+			} {
+				p.dial = func(context.Context) (net.Conn, error) { return hangsUp{c.err}, nil }
+				p.want(p.ask(t.Context(), patience, "a.example."), c.want)
+				q, _ := newQuestion("a.example.", dns.TypeA)
+				if _, _, err := p.askAlone(t.Context(), time.Now().Add(patience), q, true); !errors.Is(err, c.want) {
+					t.Errorf("alone, got %v, want %v", err, c.want)
+				}
+			}
+			p.dial = func(context.Context) (net.Conn, error) { return nil, syscall.ECONNRESET }
+			if r := p.want(p.ask(t.Context(), patience, "a.example."), syscall.ECONNRESET); errors.Is(r.err, errHungUp) {
+				t.Error("failed to dial, and says that it hung up")
+			}
 		},
 		"a fresh one that carried a reply": func(t *testing.T, p *peers) {
 			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
@@ -370,6 +431,7 @@ func TestServerCloses(t *testing.T) {
 			answering((<-p.accepted).query())
 			p.want(a, nil)
 			p.want(b, nil)
+			p.wantDials(2)
 		},
 		"one that never carried a reply": func(t *testing.T, p *peers) {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -395,6 +457,246 @@ func TestServerCloses(t *testing.T) {
 			p.want(b, malformed("shorter than its length says"))
 			p.wantDials(1)
 			p.prime()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, newPeers(t)) })
+		})
+	}
+}
+
+// hangsUp is a connection that ends at once with err.
+type hangsUp struct{ err error }
+
+func (c hangsUp) Read([]byte) (int, error)         { return 0, cmp.Or(c.err, io.EOF) }
+func (c hangsUp) Write(b []byte) (int, error)      { return 0, cmp.Or(c.err, io.EOF) }
+func (c hangsUp) Close() error                     { return nil }
+func (c hangsUp) LocalAddr() net.Addr              { return nil }
+func (c hangsUp) RemoteAddr() net.Addr             { return nil }
+func (c hangsUp) SetDeadline(time.Time) error      { return nil }
+func (c hangsUp) SetReadDeadline(time.Time) error  { return nil }
+func (c hangsUp) SetWriteDeadline(time.Time) error { return nil }
+
+// A query that is asked again alone is held up by nothing but its deadline.
+func TestAlone(t *testing.T) {
+	// again has n queries asked again, each over a connection of its own.
+	again := func(p *peers, ctx context.Context, timeout time.Duration, n int) (results []<-chan result) {
+		for range n {
+			results = append(results, p.ask(ctx, timeout, "a.example."))
+		}
+		peer := <-p.accepted
+		for range n {
+			peer.query()
+		}
+		peer.Close()
+		return results
+	}
+	for name, test := range map[string]func(*testing.T, *peers){
+		"silence": func(t *testing.T, p *peers) {
+			start := time.Now()
+			for _, results := range again(p, t.Context(), time.Second, 2) {
+				p.want(results, os.ErrDeadlineExceeded)
+			}
+			if took := time.Since(start); took != time.Second {
+				t.Errorf("took %v", took)
+			}
+		},
+		"callers leave": func(t *testing.T, p *peers) {
+			ctx, cancel := context.WithCancel(t.Context())
+			asked := again(p, ctx, patience, 2*maxAlone)
+			synctest.Wait()
+			for range maxAlone / 2 {
+				(<-p.accepted).query() // others wait to write
+			}
+			cancel()
+			start := time.Now()
+			for _, results := range asked {
+				p.want(results, context.Canceled)
+			}
+			if took := time.Since(start); took > time.Millisecond { // which dial takes
+				t.Errorf("took %v", took)
+			}
+		},
+		"dialling": func(t *testing.T, p *peers) {
+			dial := p.dial
+			p.dial = func(ctx context.Context) (net.Conn, error) {
+				if p.dialled() == 0 {
+					return dial(ctx)
+				}
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			for _, results := range again(p, t.Context(), time.Second, 2) {
+				p.want(results, os.ErrDeadlineExceeded)
+			}
+		},
+		"not too many at a time": func(t *testing.T, p *peers) {
+			asked := again(p, t.Context(), patience, 3*maxAlone)
+			for done := 0; done < len(asked); done += maxAlone {
+				time.Sleep(time.Second)
+				p.wantDials(1 + done + maxAlone)
+				for range maxAlone {
+					answering((<-p.accepted).query())
+				}
+			}
+			for _, results := range asked {
+				p.want(results, nil)
+			}
+		},
+		"other IDs": func(t *testing.T, p *peers) {
+			asked := again(p, t.Context(), patience, 2)
+			for range asked {
+				q := (<-p.accepted).query()
+				m := q.answer(evil)
+				m.Id++
+				q.reply(m, m)
+				answering(q)
+			}
+			for _, results := range asked {
+				if r := p.want(results, nil); r.ignored != 2 {
+					t.Errorf("%d messages ignored, want 2", r.ignored)
+				}
+			}
+			if n := p.mismatches.Load(); n != 4 {
+				t.Errorf("%d mismatches, want 4", n)
+			}
+		},
+		"another question": func(t *testing.T, p *peers) {
+			asked := again(p, t.Context(), patience, 2)
+			for range asked {
+				q := (<-p.accepted).query()
+				m := q.answer(evil)
+				m.Question[0].Name = "b.example."
+				q.reply(m)
+			}
+			for _, results := range asked {
+				p.want(results, malformed("not a reply to the query"))
+			}
+		},
+		"closed": func(t *testing.T, p *peers) {
+			asked := again(p, t.Context(), patience, 2)
+			p.close()
+			for range asked {
+				answering((<-p.accepted).query())
+			}
+			for _, results := range asked {
+				p.want(results, nil)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPeers(t)
+				test(t, p)
+				p.close()
+				if p.goroutines != 0 || len(p.alone) != 0 {
+					t.Errorf("%d goroutines and %d connections are left", p.goroutines, len(p.alone))
+				}
+			})
+		})
+	}
+}
+
+// A server that answers one query and closes is slow, but loses none.
+func TestOneReplyPerConnection(t *testing.T) {
+	s := newScript(t, nil, func(q *query) {
+		answering(q)
+		q.hangUp()
+	})
+	s.Network = "tcp"
+	c := newClient(t, Config{}, s)
+	var running sync.WaitGroup
+	for i := range 20 {
+		running.Go(func() {
+			for j := range 10 {
+				if err := lookUp(t, c, fmt.Sprintf("n%d-%d.example", i, j)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	running.Wait()
+}
+
+// A server that talks without being asked is not listened to for ever.
+func TestStrays(t *testing.T) {
+	stray := func(p *peers, peer *peer) error {
+		id := uint16(0)
+		p.mu.Lock()
+		for c := p.conn; c != nil; id++ {
+			if _, taken := c.pending[id]; !taken {
+				break
+			}
+		}
+		p.mu.Unlock()
+		m := &dns.Msg{MsgHdr: dns.MsgHdr{Id: id, Response: true}}
+		b := pack(m)
+		_, err := peer.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...))
+		return err
+	}
+	for name, test := range map[string]func(*testing.T, *peers){
+		"in flight": func(t *testing.T, p *peers) {
+			peer := p.prime()
+			asked := p.ask(t.Context(), patience, "a.example.")
+			peer.query()
+			n := 0
+			for stray(p, peer) == nil {
+				if n++; n > 10*maxStrays {
+					t.Fatal("no end")
+				}
+			}
+			if p.want(asked, errStrays); n < maxStrays || n > maxStrays+1 { // one may be read already
+				t.Errorf("after %d messages", n)
+			}
+			p.wantDials(1)
+		},
+		"idle": func(t *testing.T, p *peers) {
+			peer := p.prime()
+			for range maxStrays {
+				stray(p, peer)
+			}
+			start := time.Now()
+			if peer.wantClosed(); time.Since(start) != 0 {
+				t.Errorf("closed after %v", time.Since(start))
+			}
+		},
+		"with replies in between": func(t *testing.T, p *peers) {
+			peer := p.prime()
+			for range 3 {
+				for range maxStrays - 1 {
+					stray(p, peer)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				left := p.ask(ctx, patience, "a.example.")
+				q := peer.query()
+				cancel()
+				p.want(left, context.Canceled)
+				answering(q) // late, and still asked for
+			}
+			p.wantDials(1)
+		},
+		"alone": func(t *testing.T, p *peers) {
+			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			peer := <-p.accepted
+			peer.query()
+			peer.query()
+			peer.Close()
+			for range 2 {
+				again := <-p.accepted
+				q, n := again.query(), 0
+				m := q.answer(evil)
+				m.Id++
+				b := pack(m)
+				b = append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
+				for _, err := again.Write(b); err == nil; _, err = again.Write(b) {
+					if n++; n > 10*maxStrays {
+						t.Fatal("no end")
+					}
+				}
+			}
+			p.want(a, errStrays)
+			p.want(b, errStrays)
+			p.wantDials(3)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -497,6 +799,7 @@ func TestCallerLeaves(t *testing.T) {
 			answering(q)
 		}
 		p.want(stayed, nil)
+		synctest.Wait()
 		if p.wantDials(1); p.mismatches.Load() != 1 || len(p.conn.pending) != 0 {
 			t.Errorf("%d mismatches, %d IDs taken", p.mismatches.Load(), len(p.conn.pending))
 		}
@@ -746,7 +1049,7 @@ func FuzzStream(f *testing.F) {
 				peer.Close()
 			}
 			go func() { // after a hang-up the server may be asked again
-				if again := <-p.accepted; again != nil {
+				for again := range p.accepted {
 					again.Close()
 				}
 			}()

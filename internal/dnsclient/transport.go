@@ -6,7 +6,9 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"errors"
+	"io"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -46,11 +48,24 @@ func newTransports(ns Nameserver, roots *x509.CertPool, mismatches *atomic.Uint6
 const maxMessage = 65535
 
 var (
+	// errHungUp is the error of a connection that came about, and that the server
+	// then closed or reset. It says little about whether the server is up.
 	errHungUp = errors.New("connection closed without a reply")
 
 	// longAgo is a deadline that interrupts whatever waits.
 	longAgo = time.Unix(1, 0)
 )
+
+// hungUp returns errHungUp for an error that means that the other side closed or
+// reset the connection, and any other error as it is.
+func hungUp(err error) error {
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, end) {
+			return errHungUp
+		}
+	}
+	return err
+}
 
 // newID returns an ID that cannot be guessed (RFC 5452, section 4.3).
 func newID() uint16 {

@@ -14,6 +14,7 @@ import (
 	"net/http/httptrace"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,6 +24,10 @@ const (
 	// pingAfter is for how long an HTTP/2 connection may be silent before the
 	// server is pinged, and within which it must reply to that.
 	pingAfter = time.Second
+
+	// maxDials is how many connections one exchange may begin. It needs a second
+	// one after the server has closed the first. http.Transport has no limit.
+	maxDials = 2
 )
 
 // https asks over HTTPS (RFC 8484), with POST, so that no cache on the way keeps
@@ -85,20 +90,25 @@ func (*https) String() string { return "https" }
 func (h *https) exchange(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error) {
 	h.enter()
 	defer h.leave()
-	ctx, cancel := context.WithDeadline(context.WithValue(ctx, dialBy{}, dialDeadline(deadline)), deadline)
+	dials := &dials{by: dialDeadline(deadline)}
+	ctx, cancel := context.WithDeadline(context.WithValue(ctx, dialsKey{}, dials), deadline)
 	defer cancel()
-	reused := false
+	var connected, reused bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
+		GotConn: func(info httptrace.GotConnInfo) { connected, reused = true, info.Reused },
 	})
 
 	const id = 0 // RFC 8484, section 4.1
 	query := q.appendQuery(nil, id, edns)
 	resp, err := h.post(ctx, query)
-	if err != nil && reused && ctx.Err() == nil {
+	if err != nil && (reused || errors.Is(err, errHungUp)) && ctx.Err() == nil {
+		connected = false
 		resp, err = h.post(ctx, query) // the server may close a connection at any time
 	}
-	if err != nil {
+	switch {
+	case err != nil && connected:
+		return nil, 0, http2HungUp(err)
+	case err != nil:
 		return nil, 0, err
 	}
 	defer resp.Body.Close()
@@ -112,7 +122,7 @@ func (h *https) exchange(ctx context.Context, deadline time.Time, q *question, e
 	reply, err = io.ReadAll(io.LimitReader(resp.Body, maxMessage+1))
 	switch {
 	case err != nil:
-		return nil, 0, unexpected(err)
+		return nil, 0, http2HungUp(unexpected(err))
 	case len(reply) > maxMessage:
 		return nil, 0, malformed("longer than any message")
 	case !q.answeredBy(reply, id):
@@ -121,11 +131,32 @@ func (h *https) exchange(ctx context.Context, deadline time.Time, q *question, e
 	return reply, 0, nil
 }
 
+// http2HungUp is hungUp for the errors of http.Transport over a connection that
+// came about. Some have no more than their text to be known by.
+func http2HungUp(err error) error {
+	for _, text := range []string{
+		"http2: server sent GOAWAY",
+		"http2: Transport received GOAWAY",
+		"http2: client conn could not be established",
+		"http2: client connection force closed",
+	} {
+		if strings.HasPrefix(err.Error(), text) {
+			return errHungUp
+		}
+	}
+	return hungUp(err)
+}
+
+// post sends query, once at most.
 func (h *https) post(ctx context.Context, query []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.url, bytes.NewReader(query))
 	if err != nil {
 		return nil, err
 	}
+	// This keeps http.Transport from sending it again, which it does for as long as
+	// the server refuses it, and is what it returns then. The query was not
+	// processed.
+	req.GetBody = func() (io.ReadCloser, error) { return nil, errHungUp }
 	req.Header = http.Header{
 		"Accept":       {messageType},
 		"Content-Type": {messageType},
@@ -134,14 +165,23 @@ func (h *https) post(ctx context.Context, query []byte) (*http.Response, error) 
 	return h.http.RoundTrip(req)
 }
 
-// dialBy is the key of the context's value that says when to give up dialling:
-// http.Transport takes the deadline away, since others may wait for the same
-// connection.
-type dialBy struct{}
+// dials are those of one exchange.
+type dials struct {
+	by    time.Time // give up then
+	begun atomic.Int32
+}
+
+// dialsKey is the key of the context's value that holds dials: http.Transport
+// takes the deadline away, since others may wait for the same connection.
+type dialsKey struct{}
 
 // dial connects for http.Transport.
 func (h *https) dial(ctx context.Context, _, _ string) (secured net.Conn, err error) {
-	ctx, cancel := context.WithDeadline(ctx, ctx.Value(dialBy{}).(time.Time))
+	dials := ctx.Value(dialsKey{}).(*dials)
+	if dials.begun.Add(1) > maxDials {
+		return nil, errHungUp // so far all did
+	}
+	ctx, cancel := context.WithDeadline(ctx, dials.by)
 	defer cancel()
 	l := &link{https: h, cancel: cancel, dialling: true}
 	h.mu.Lock()

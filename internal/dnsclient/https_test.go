@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // web is a nameserver over HTTPS on loopback.
@@ -347,10 +349,211 @@ func TestHTTPSServerCloses(t *testing.T) {
 	}
 }
 
+// framed is a nameserver over HTTPS that a test writes frame by frame.
+type framed struct {
+	Nameserver
+	roots           *x509.CertPool
+	conns, requests atomic.Int32
+}
+
+// newFramed starts a nameserver that ends with the test. It does what onConn and
+// onRequest say, and closes when they return false.
+func newFramed(t *testing.T, onConn func(*http2.Framer) bool, onRequest func(f *http2.Framer, stream uint32, query []byte) bool) *framed {
+	ca := newAuthority(t)
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
+		Certificates: []tls.Certificate{ca.certify(t, "127.0.0.1")},
+		NextProtos:   []string{"h2"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &framed{
+		Nameserver: Nameserver{Network: "https", AddrPort: listener.Addr().(*net.TCPAddr).AddrPort(), Path: defaultPath},
+		roots:      ca.roots,
+	}
+	serve := func(conn net.Conn) {
+		defer conn.Close()
+		f := http2.NewFramer(conn, conn)
+		if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil || f.WriteSettings() != nil {
+			return
+		}
+		for on := onConn == nil || onConn(f); on; {
+			frame, err := f.ReadFrame()
+			if err != nil {
+				return
+			}
+			if data, ok := frame.(*http2.DataFrame); ok && len(data.Data()) > 0 {
+				s.requests.Add(1)
+				on = onRequest(f, data.StreamID, bytes.Clone(data.Data()))
+			}
+		}
+	}
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			s.conns.Add(1)
+			running.Go(func() {
+				conn.SetDeadline(time.Now().Add(patience))
+				serve(conn)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		listener.Close()
+		running.Wait()
+	})
+	return s
+}
+
+// answerFramed answers a query.
+func answerFramed(f *http2.Framer, stream uint32, query []byte) bool {
+	var m dns.Msg
+	if m.Unpack(query) != nil {
+		return false
+	}
+	var header bytes.Buffer
+	fields := hpack.NewEncoder(&header)
+	fields.WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
+	fields.WriteField(hpack.HeaderField{Name: "content-type", Value: messageType})
+	f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: header.Bytes(), EndHeaders: true})
+	return f.WriteData(stream, true, pack(new(dns.Msg).SetReply(&m))) == nil
+}
+
+// Whatever the server does, an exchange sends its query twice at most and begins
+// two connections.
+func TestHTTPSServerRefuses(t *testing.T) {
+	type onRequest = func(*http2.Framer, uint32, []byte) bool
+	reset := func(code http2.ErrCode) onRequest {
+		return func(f *http2.Framer, stream uint32, _ []byte) bool { return f.WriteRSTStream(stream, code) == nil }
+	}
+	goAway := func(open bool, code http2.ErrCode) onRequest {
+		return func(f *http2.Framer, _ uint32, _ []byte) bool {
+			f.WriteGoAway(0, code, nil)
+			return open
+		}
+	}
+	for name, test := range map[string]struct {
+		onConn    func(*http2.Framer) bool
+		onRequest onRequest
+		hungUp    bool
+	}{
+		"GOAWAY":               {nil, goAway(true, http2.ErrCodeNo), true},
+		"GOAWAY and close":     {nil, goAway(false, http2.ErrCodeNo), true},
+		"GOAWAY for a reason":  {nil, goAway(true, http2.ErrCodeEnhanceYourCalm), true},
+		"GOAWAY, closed at it": {nil, goAway(false, http2.ErrCodeEnhanceYourCalm), true},
+		"GOAWAY at once": {func(f *http2.Framer) bool {
+			return f.WriteGoAway(0, http2.ErrCodeNo, nil) == nil
+		}, goAway(true, http2.ErrCodeNo), true},
+		"GOAWAY at once and close": {func(f *http2.Framer) bool {
+			f.WriteGoAway(0, http2.ErrCodeNo, nil)
+			return false
+		}, nil, true},
+		"GOAWAY that spares the request": {nil, func(f *http2.Framer, stream uint32, _ []byte) bool {
+			f.WriteGoAway(stream, http2.ErrCodeNo, nil)
+			return false
+		}, true},
+		"close at once":  {func(*http2.Framer) bool { return false }, nil, true},
+		"close":          {nil, func(*http2.Framer, uint32, []byte) bool { return false }, true},
+		"REFUSED_STREAM": {nil, reset(http2.ErrCodeRefusedStream), true},
+		"PROTOCOL_ERROR": {nil, reset(http2.ErrCodeProtocol), true},
+		"INTERNAL_ERROR": {nil, reset(http2.ErrCodeInternal), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newFramed(t, test.onConn, test.onRequest)
+			h := newHTTPS(s.Nameserver, s.roots)
+			defer h.close()
+			total := int32(0) // the server may count late
+			for _, n := range []int32{1, 1, 20} {
+				total += n
+				start := time.Now()
+				var running sync.WaitGroup
+				for range n {
+					running.Go(func() {
+						_, _, err := h.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true)
+						if err == nil || errors.Is(err, errHungUp) != test.hungUp || test.hungUp && err != errHungUp {
+							t.Errorf("%d at a time: got error %v", n, err)
+						}
+					})
+				}
+				running.Wait()
+				if conns, requests := s.conns.Load(), s.requests.Load(); conns > maxDials*total || requests > 2*total {
+					t.Errorf("%d exchanges: %d connections, %d requests", total, conns, requests)
+				} else {
+					t.Logf("%d exchanges: %d connections, %d requests", total, conns, requests)
+				}
+				if took := time.Since(start); took > patience/2 {
+					t.Errorf("%d at a time: took %v", n, took)
+				}
+			}
+		})
+	}
+}
+
+// What the server did not process is asked again, once.
+func TestHTTPSRefusedOnce(t *testing.T) {
+	for name, refuse := range map[string]func(*http2.Framer, uint32){
+		"GOAWAY":         func(f *http2.Framer, _ uint32) { f.WriteGoAway(0, http2.ErrCodeNo, nil) },
+		"REFUSED_STREAM": func(f *http2.Framer, stream uint32) { f.WriteRSTStream(stream, http2.ErrCodeRefusedStream) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var refused atomic.Bool
+			s := newFramed(t, nil, func(f *http2.Framer, stream uint32, query []byte) bool {
+				if refused.CompareAndSwap(false, true) {
+					refuse(f, stream)
+					return true
+				}
+				return answerFramed(f, stream, query)
+			})
+			h := newHTTPS(s.Nameserver, s.roots)
+			defer h.close()
+			if _, _, err := h.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true); err != nil {
+				t.Error(err)
+			}
+			if n := s.requests.Load(); n != 2 {
+				t.Errorf("%d requests, want 2", n)
+			}
+		})
+	}
+}
+
+// The failure to connect is none of a connection.
+func TestHTTPSDialErrors(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn.(*net.TCPConn).SetLinger(0)
+			conn.Close()
+		}
+	}()
+	for _, network := range []string{"tls", "https"} {
+		ns := Nameserver{Network: network, AddrPort: listener.Addr().(*net.TCPAddr).AddrPort(), Path: defaultPath}
+		tr, _ := newTransports(ns, nil, new(atomic.Uint64))
+		if _, _, err := tr.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true); err == nil || errors.Is(err, errHungUp) {
+			t.Errorf("%s: got error %v", network, err)
+		}
+		tr.close()
+	}
+}
+
 func TestHTTPSCallerLeaves(t *testing.T) {
 	arrived, release := make(chan struct{}), make(chan struct{})
 	answer := onWeb(t)
 	w := newWeb(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body) // which is gone with the caller
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		arrived <- struct{}{}
 		<-release
 		answer(w, r)

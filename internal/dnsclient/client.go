@@ -332,9 +332,9 @@ func (l *lookup) resolve(c *Client, q *question, dangling bool) (reply, failure)
 	defer c.running.Done()
 
 	servers, up := c.plan(q)
-	tries := min(c.tries, maxPerServer*up)
+	tries := c.tries
 	if up < len(servers) {
-		tries = min(c.tries, maxPerServer*up+1)
+		tries = min(tries, maxPerServer*up+1)
 	}
 	nth := func(try int) *server {
 		if try >= up && try == tries-1 && up < len(servers) {

@@ -1191,6 +1191,17 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
+// A reply says more than the end of time.
+func TestDeadlineAfterReply(t *testing.T) {
+	a := newScript(t, func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) }, nil)
+	b := newScript(t, nil, nil)
+	c := newClient(t, Config{Timeout: time.Hour, Tries: 3}, a, b)
+	ctx, cancel := context.WithTimeout(t.Context(), brief)
+	defer cancel()
+	_, _, err := c.Lookup(ctx, "a.example", dns.TypeA)
+	wantError(t, err, ServerFailure)
+}
+
 func TestClose(t *testing.T) {
 	arrived := make(chan struct{})
 	s := newScript(t, func(*query) { arrived <- struct{}{} }, nil)

@@ -2,6 +2,7 @@ package dnsclient
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -256,6 +257,7 @@ func TestDownServerIsLastResort(t *testing.T) {
 		2: {a.Nameserver, b.Nameserver},
 		3: {a.Nameserver, b.Nameserver, down.Nameserver},
 		4: {a.Nameserver, b.Nameserver, a.Nameserver, down.Nameserver},
+		9: {a.Nameserver, b.Nameserver, a.Nameserver, b.Nameserver, a.Nameserver, b.Nameserver, down.Nameserver},
 	} {
 		c := newClient(t, Config{Tries: tries}, down, a, b)
 		c.intervals.recheck = never
@@ -512,5 +514,69 @@ func TestRemovedWhileSuspect(t *testing.T) {
 	}
 	if err := lookUp(t, c, "a.example"); err != nil {
 		t.Error(err)
+	}
+}
+
+// It is told when a server goes down, with the reason, and when it is up again.
+func TestHealth(t *testing.T) {
+	s := newScript(t, nil, nil)
+	told := make(chan string, 10)
+	c := newClient(t, Config{Timeout: brief, Health: func(server Nameserver, why string) {
+		told <- fmt.Sprintf("%s: %q", server, why)
+	}}, s)
+	c.intervals.probe = 10 * time.Millisecond
+	outage := waitForOutage(t, c)
+	s.play(answering)
+	<-outage
+	for _, want := range []string{"no reply", ""} {
+		if got := <-told; got != fmt.Sprintf("%s: %q", s, want) {
+			t.Errorf("told %s, want %q", got, want)
+		}
+	}
+}
+
+// A server that is down is asked last, even if all that failed was counted
+// before its last answer.
+func TestDownWithoutFailures(t *testing.T) {
+	down, up := newScript(t, answering, nil), newScript(t, answering, nil)
+	c := newClient(t, Config{Tries: 3}, down, up)
+	c.servers[0].down = true
+	if err := lookUp(t, c, "a.example"); err != nil || up.queries("udp") != 1 {
+		t.Errorf("%d queries to the one that is up, %v", up.queries("udp"), err)
+	}
+}
+
+// A server that answers probes too, but slowly, is not asked first again.
+func TestSlowProbe(t *testing.T) {
+	s := newScript(t, answering, nil)
+	c := newClient(t, Config{}, s)
+	server := c.servers[0]
+	for _, test := range []struct {
+		patience time.Duration
+		failures int
+	}{{0, 1}, {patience, 0}} {
+		server.failures = 1
+		c.intervals.patience = test.patience
+		if !c.probe(t.Context(), server, server.first, rootQuestion) || server.failures != test.failures {
+			t.Errorf("%d failures, want %d", server.failures, test.failures)
+		}
+	}
+}
+
+// broken is a transport whose connection another query has spoilt.
+type broken struct{ transport }
+
+func (broken) exchange(context.Context, time.Time, *question, bool) ([]byte, int, error) {
+	return nil, 0, errHungUp
+}
+
+// Whether a server is down is found out over a connection of its own.
+func TestConfirmation(t *testing.T) {
+	s := newScript(t, nil, answering)
+	s.Network = "tcp"
+	c := newClient(t, Config{}, s)
+	c.servers[0].first = broken{c.servers[0].first}
+	if c.confirmDown(c.servers[0]) || c.Outage() != nil {
+		t.Error("it is down")
 	}
 }

@@ -144,9 +144,13 @@ func (r Resolver) defaults() Resolver {
 	}
 	setDefault(&r.CacheSize, 100_000)
 	setDefault(&r.MaxLookups, 1024)
-	setDefault(&r.Hosts, "/etc/hosts")
+	setDefault(&r.Hosts, defaultHosts)
 	return r
 }
+
+// defaultHosts is the hosts file where nothing else is configured; it may be
+// missing.
+const defaultHosts = "/etc/hosts"
 
 func setDefault[T comparable](p *T, value T) {
 	var zero T
@@ -832,8 +836,10 @@ func (r *resolver) readHosts() {
 	}
 	stamp := fileStamp(r.config.Hosts)
 	data, err := os.ReadFile(r.config.Hosts)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err != nil && (!errors.Is(err, os.ErrNotExist) || r.config.Hosts != defaultHosts) {
 		r.logger().Warn("reading the hosts file failed", zap.String("file", r.config.Hosts), zap.Error(err))
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return
 	}
 	r.hostsStamp = stamp

@@ -492,13 +492,9 @@ func newResolver(key string, config Resolver, roots *x509.CertPool) (*resolver, 
 		Tries:   config.Tries,
 		Roots:   roots,
 		Trace:   r.trace,
+		Route:   r.route,
 		Health:  r.health,
 		Traced:  func() bool { return caddy.Log().Core().Enabled(zap.DebugLevel) },
-	}
-	if len(zones) > 0 {
-		clientConfig.Route = func(name string) *dnsclient.Client {
-			return r.zoneOf(name).client
-		}
 	}
 	r.zone = r.newZone(servers, clientConfig, preload[&r.zone])
 	for suffix, z := range r.zones {
@@ -567,6 +563,14 @@ func (r *resolver) Destruct() error {
 // logger returns the logger of resolvers: Caddy's current one, not that of a
 // configuration, which a resolver outlives.
 func (*resolver) logger() *zap.Logger { return caddy.Log().Named("target.resolver") }
+
+// route returns the client to ask for what an alias leads to.
+func (r *resolver) route(name string) *dnsclient.Client {
+	if neverAsked(name) {
+		return nil
+	}
+	return r.zoneOf(name).client
+}
 
 // health logs that a nameserver went down, or came up again.
 func (r *resolver) health(server dnsclient.Nameserver, why string) {

@@ -342,6 +342,20 @@ func TestRefresh(t *testing.T) {
 	}
 }
 
+// TestAliasToOnion: what has no place in the DNS is not asked for by way of an
+// alias either.
+func TestAliasToOnion(t *testing.T) {
+	s := newDNSServer(t)
+	s.set("a.example", dnsName{alias: "secret.onion"})
+	r := acquire(t, Resolver{Nameservers: []string{s.addr}})
+	if _, err := r.lookup(t.Context(), "a.example"); err == nil || !strings.Contains(err.Error(), "secret.onion., which is never asked for") {
+		t.Error(err)
+	}
+	if n := s.asked("secret.onion"); n > 0 {
+		t.Errorf("%d queries", n)
+	}
+}
+
 // TestTrace: lookups are logged once debug is on, also by a resolver that was
 // there before.
 func TestTrace(t *testing.T) {

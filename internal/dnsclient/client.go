@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime"
@@ -47,7 +48,7 @@ type Config struct {
 
 	// Route, if not nil, returns the client to ask for a name to which an alias
 	// led: this one or another one, whose word then counts, whatever the reply
-	// with the alias says about the name.
+	// with the alias says about the name; nil if nobody may be asked.
 	Route func(name string) *Client
 
 	// Trace, if not nil, is called after each lookup for which Traced says so;
@@ -300,7 +301,10 @@ func (l *lookup) run(c *Client, name string, qtype uint16) (reply, failure) {
 	if c.route != nil && r.links > 0 {
 		asked = c.route(strings.ToLower(strings.TrimSuffix(r.end, ".")))
 	}
-	if asked == c && (f.kind != 0 || !r.dangling()) {
+	switch {
+	case asked == nil:
+		return reply{}, failure{kind: Invalid, rcode: -1, err: fmt.Errorf("an alias leads to %s, which is never asked for", r.end)}
+	case asked == c && (f.kind != 0 || !r.dangling()):
 		return r, f
 	}
 	q, err = newQuestion(r.end, qtype)

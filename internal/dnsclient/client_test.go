@@ -972,6 +972,12 @@ func TestRoute(t *testing.T) {
 	other.Close()
 	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)
 	wantError(t, err, Closed)
+
+	c = newClient(t, Config{Route: func(string) *Client { return nil }}, inside)
+	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)
+	if wantError(t, err, Invalid); !strings.Contains(err.Error(), "b.outside., which is never asked for") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func links(n int) (records []string) {

@@ -136,8 +136,8 @@ func (h *https) exchange(ctx context.Context, deadline time.Time, q *question, e
 func http2HungUp(err error) error {
 	for _, text := range []string{
 		"http2: server sent GOAWAY",
-		"http2: Transport received GOAWAY",
-		"http2: client conn could not be established",
+		"http2: Transport received", // GOAWAY, in other words
+		"http2: client conn ",       // is closed, not usable, could not be established
 		"http2: client connection force closed",
 	} {
 		if strings.HasPrefix(err.Error(), text) {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"runtime"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -146,32 +144,5 @@ func TestReplyFromElsewhere(t *testing.T) {
 	got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 	if err != nil || len(got) != 1 || got[0].String() != "192.0.2.1" {
 		t.Errorf("got %v, %v", got, err)
-	}
-}
-
-// Only where the system tells when something is there.
-func TestQueriesInFlightHoldNoBuffer(t *testing.T) {
-	if runtime.GOOS == "windows" || runtime.GOOS == "plan9" {
-		t.Skip("they do")
-	}
-	const queries = 200
-	made := new(atomic.Int32)
-	inner := buffers.New
-	buffers.New = func() any { made.Add(1); return inner() }
-	defer func() { buffers.New = inner }()
-
-	arrived := make(chan struct{})
-	s := newScript(t, func(*query) { arrived <- struct{}{} }, nil)
-	u := newUDP(s.AddrPort, new(atomic.Uint64))
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	for range queries {
-		running.Go(func() { u.exchange(ctx, time.Now().Add(patience), rootQuestion, true) })
-		<-arrived
-	}
-	cancel()
-	running.Wait()
-	if n := made.Load(); n > queries/2 { // with -race, pools forget some
-		t.Errorf("%d buffers for %d queries", n, queries)
 	}
 }

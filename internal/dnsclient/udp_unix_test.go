@@ -1,0 +1,35 @@
+//go:build unix
+
+package dnsclient
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// The system tells when something is there.
+func TestQueriesInFlightHoldNoBuffer(t *testing.T) {
+	const queries = 200
+	made := new(atomic.Int32)
+	inner := buffers.New
+	buffers.New = func() any { made.Add(1); return inner() }
+	defer func() { buffers.New = inner }()
+
+	arrived := make(chan struct{})
+	s := newScript(t, func(*query) { arrived <- struct{}{} }, nil)
+	u := newUDP(s.AddrPort, new(atomic.Uint64))
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	for range queries {
+		running.Go(func() { u.exchange(ctx, time.Now().Add(patience), rootQuestion, true) })
+		<-arrived
+	}
+	cancel()
+	running.Wait()
+	if n := made.Load(); n > queries/2 { // with -race, pools forget some
+		t.Errorf("%d buffers for %d queries", n, queries)
+	}
+}

@@ -261,10 +261,7 @@ func BenchmarkTarget(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = r.release() })
-	rules, err := Guard{AllowIPs: []string{"127.0.0.0/8"}}.compile()
-	if err != nil {
-		b.Fatal(err)
-	}
+	judge := newTestJudge(b, Guard{AllowIPs: []string{"127.0.0.0/8"}})
 	for _, n := range []int{1, 1000, 100_000} {
 		list := make([]string, n)
 		for i := range list {
@@ -275,10 +272,10 @@ func BenchmarkTarget(b *testing.B) {
 			if err != nil {
 				return err
 			}
-			if err := judge(rules, &u); err != nil {
+			c := call{scheme: u.scheme, host: u.host, port: u.port, resolver: r, judge: judge}
+			if err := judge.target(&c); err != nil {
 				return err
 			}
-			c := call{host: u.host, resolver: r, rules: rules}
 			return c.resolve(b.Context(), u.addr)
 		}
 		for _, s := range list {

@@ -162,6 +162,7 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	target [<matcher>] <url> {
 //	    path         <template>
 //	    host         <template>
+//	    guard        enforce|report
 //	    allow        <name...>
 //	    deny         <name...>
 //	    allow_ips    <cidr...|private_ranges|any>
@@ -208,6 +209,7 @@ func (h *Handler) options() options {
 //	    max_upstreams <n>
 //	    max_fails     <n>
 //	    fail_duration <duration>
+//	    guard         enforce|report
 //	    allow         <name...>
 //	    deny          <name...>
 //	    allow_ips     <cidr...|private_ranges|any>
@@ -215,7 +217,7 @@ func (h *Handler) options() options {
 //	    ports         <port|from-to ...>
 //	}
 //
-// What may be called, from allow to ports, is for a name with placeholders. A
+// What may be called, from guard to ports, is for a name with placeholders. A
 // name that begins with an underscore is that of a service, and has no port.
 func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume source name
@@ -419,10 +421,13 @@ func wrap(d *caddyfile.Dispenser, err error) error {
 type options map[string]func(d *caddyfile.Dispenser) error
 
 // guardOptions are the subdirectives that the guard has everywhere.
-var guardOptions = []string{"allow", "deny", "allow_ips", "deny_ips", "ports"}
+var guardOptions = []string{"guard", "allow", "deny", "allow_ips", "deny_ips", "ports"}
 
 // repeatable are the subdirectives that may stand in a block more than once.
-var repeatable = append([]string{"schemes", "nameservers", "zone", "tls_trusted_ca_certs", "preload"}, guardOptions...)
+var repeatable = []string{
+	"allow", "deny", "allow_ips", "deny_ips", "ports", "schemes",
+	"nameservers", "zone", "tls_trusted_ca_certs", "preload",
+}
 
 // block is what stood in a block: for each subdirective a dispenser at its name.
 type block []*caddyfile.Dispenser
@@ -468,6 +473,7 @@ func parseBlock(d *caddyfile.Dispenser, opts options, other func(*caddyfile.Disp
 // options returns how to parse the subdirectives of a guard.
 func (g *Guard) options() options {
 	return options{
+		"guard":     checked(textOption(&g.Mode), g.check),
 		"allow":     listOption(&g.Allow, g.check),
 		"deny":      listOption(&g.Deny, g.check),
 		"allow_ips": listOption(&g.AllowIPs, g.check),

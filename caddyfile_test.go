@@ -422,6 +422,10 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"schemes unknown", inHandler("schemes http", "schemes ftp # here"), `schemes: entry "ftp"`},
 
 		// the guard
+		{"guard none", inGuard("guard # here"), args + " 'guard'"},
+		{"guard two", inGuard("guard enforce report # here"), args},
+		{"guard twice", inGuard("guard report", "guard report # here"), "guard already specified"},
+		{"guard unknown", inGuard("guard off # here"), `guard: unknown mode "off": expecting enforce or report`},
 		{"allow none", inGuard("allow # here"), args + " 'allow'"},
 		{"allow url", inGuard("allow a.test", "allow http://b.test # here", "ports 80"), `allow: entry "http://b.test": a name has no scheme`},
 		{"allow port", inGuard("allow a.test:80 # here"), `allow: entry "a.test:80": a name has no port`},
@@ -461,6 +465,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"placeholders without a block", one(site(in("reverse_proxy", "dynamic target {host} 80 # here"))), "the name {http.request.host} has placeholders: say what may be called"},
 		{"resolver without a name", one(inSource("max_fails 1", "resolver 10.0.0.53 { # here", "tries 1", "}", "max_upstreams 1")), "without a name, the resolver and what may be called are configured at the target handler"},
 		{"guard without a name", one(inSource("max_fails 1", "ports 80 # here", "max_upstreams 1")), "without a name, the resolver and what may be called are configured at the target handler"},
+		{"guard with a literal name", one(inNamed("resolver", "guard report # here", "max_fails 1")), "the name app.test has no placeholders and is not judged"},
 		{"allow with a literal name", one(inNamed("resolver", "allow app.test # here", "max_fails 1")), "the name app.test has no placeholders and is not judged"},
 		{"deny with a literal name", one(inNamed("resolver", "deny app.test # here", "max_fails 1")), "the name app.test has no placeholders and is not judged"},
 		{"allow_ips with a literal name", one(inNamed("resolver", "allow_ips any # here", "max_fails 1")), "the name app.test has no placeholders and is not judged"},
@@ -685,6 +690,7 @@ func TestAdaptErrorsInJSON(t *testing.T) {
 		{"max_requests", one(ofTarget(`"max_requests": -1`)), "max_requests -1 is negative"},
 		{"schemes", one(ofTarget(`"schemes": ["ftp"]`)), `schemes: entry "ftp"`},
 
+		{"guard", ofGuard(`"guard": "off"`), `guard: unknown mode "off"`},
 		{"allow", ofGuard(`"allow": ["http://a.test"]`), `allow: entry "http://a.test": a name has no scheme`},
 		{"deny", ofGuard(`"deny": ["a.*"]`), `deny: entry "a.*": a wildcard`},
 		{"allow_ips", ofGuard(`"allow_ips": ["10.0.0.0/33"]`), `allow_ips: entry "10.0.0.0/33": neither`},

@@ -6,50 +6,14 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.uber.org/zap"
 	"golang.org/x/net/http/httpguts"
-
-	"caddytarget/internal/dnscache"
-	"caddytarget/internal/guard"
 )
-
-// Guard says which targets may be called. The address that is judged is the
-// address that is dialled.
-type Guard struct {
-	// Names that may be called: `example.com`, `*.example.com` (at any depth,
-	// without example.com itself), `*`. IP addresses in targets are names,
-	// too. Default: every name.
-	Allow []string `json:"allow,omitempty"`
-
-	// Names that may not be called. They win over `allow`.
-	Deny []string `json:"deny,omitempty"`
-
-	// Addresses that may be called beside the globally routable ones: CIDR
-	// ranges, single addresses, `private_ranges`, `any`.
-	AllowIPs []string `json:"allow_ips,omitempty"`
-
-	// Addresses that may not be called: CIDR ranges, single addresses,
-	// `private_ranges`. They win over `allow_ips`.
-	DenyIPs []string `json:"deny_ips,omitempty"`
-
-	// Ports that may be called: `443`, `8000-8999`. Default: any.
-	Ports []string `json:"ports,omitempty"`
-
-	// Schemes that may be called, of `http`, `https`, `h2c`. Default: `http`
-	// and `https`.
-	Schemes []string `json:"schemes,omitempty"`
-}
-
-func (g Guard) compile() (*guard.Rules, error) {
-	return guard.Config(g).Compile()
-}
 
 // Handler takes the target of a request from a template, judges it, resolves
 // its name, and sets path and query to those of the target. A `reverse_proxy`
@@ -108,10 +72,9 @@ type Handler struct {
 	Resolver *Resolver `json:"resolver,omitempty"`
 
 	strip    string // the header field that is not sent on
-	rules    *guard.Rules
+	judge    *judge
 	resolver *resolver
 	inFlight inFlight
-	log      *zap.Logger
 }
 
 // CaddyModule returns the Caddy module information.
@@ -124,7 +87,6 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up the handler.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	h.log = ctx.Logger()
 	app, err := appOf(ctx)
 	if err != nil {
 		return err
@@ -135,7 +97,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.StripHeader {
 		h.strip, _ = headerOf(h.URL)
 	}
-	h.rules, err = h.Guard.compile()
+	h.judge, err = app.judge(&h.Guard, ctx.Logger())
 	return err
 }
 
@@ -194,9 +156,9 @@ type call struct {
 
 	answer
 
-	haste    bool         // the request itself may have set its timeout
-	strip    string       // a header field of the request that is not sent on
-	rules    *guard.Rules // nil: not judged, the operator wrote the name
+	haste    bool   // the request itself may have set its timeout
+	strip    string // a header field of the request that is not sent on
+	judge    *judge // nil: not judged, the operator wrote the name
 	resolver *resolver
 	service  *serviceCall // that it belongs to, if to any
 
@@ -298,27 +260,27 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	st.call, st.err = nil, nil
 
 	if hasLoopID(r.Header) {
-		return h.refuse(w, st, http.StatusLoopDetected, errors.New("the request has already come through this server"))
+		return h.refuse(w, st, errLoop)
 	}
 	if r.URL.Opaque != "" {
 		// as in "GET x:http://other.example/ HTTP/1.1": it would be sent as it
 		// is, in place of the target's host and path
-		return h.refuse(w, st, http.StatusBadRequest, fmt.Errorf("request target %q has no path", r.RequestURI))
+		return h.refuse(w, st, malformedError{fmt.Errorf("request target %q has no path", r.RequestURI)})
 	}
 	c := &callContext{Context: r.Context()}
 	u, err := h.parse(r, repl, &c.call)
 	if err != nil {
-		return h.refuse(w, st, http.StatusBadRequest, err)
+		return h.refuse(w, st, malformedError{err})
 	}
 	st.call, c.call.state = &c.call, st
-	if err := judge(h.rules, &u); err != nil {
-		return h.refuse(w, st, http.StatusForbidden, err)
+	if err := h.judge.target(&c.call); err != nil {
+		return h.refuse(w, st, err)
 	}
 
 	if h.Timeout != "" {
 		timeout, err := parseTimeout(repl.ReplaceAll(h.Timeout, ""))
 		if err != nil {
-			return h.refuse(w, st, http.StatusBadRequest, err)
+			return h.refuse(w, st, malformedError{err})
 		}
 		if timeout > 0 {
 			var cancel context.CancelFunc
@@ -337,14 +299,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if h.MaxRequests > 0 {
 		done, ok := h.inFlight.enter(&c.call, h.MaxRequests)
 		if !ok {
-			return h.refuse(w, st, http.StatusServiceUnavailable,
-				fmt.Errorf("%d requests to %s are in flight", h.MaxRequests, c.call.host))
+			return h.refuse(w, st, fmt.Errorf("%s: %w: %d", c.call.host, errMaxRequests, h.MaxRequests))
 		}
 		defer done()
 	}
 
 	if err := c.call.resolve(c.Context, u.addr); err != nil {
-		return h.refuse(w, st, statusOf(err), err)
+		return h.refuse(w, st, err)
 	}
 
 	if u.hasPath {
@@ -363,7 +324,7 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 	if h.Path != "" {
 		path := repl.ReplaceAll(h.Path, "")
 		if err := checkBytes(path); err != nil {
-			return u, fmt.Errorf("path %q: %w", path, err)
+			return u, fmt.Errorf("path %q: %w", shown(path), err)
 		}
 		if !strings.HasPrefix(path, "/") {
 			path = "/" + path
@@ -383,7 +344,7 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 		c.uri = r.URL.RequestURI()
 	}
 	c.haste = strings.Contains(h.Timeout, "{")
-	c.strip, c.rules, c.resolver = h.strip, h.rules, h.resolver
+	c.strip, c.judge, c.resolver = h.strip, h.judge, h.resolver
 	if h.Host != "" {
 		c.hostport = repl.ReplaceAll(h.Host, "")
 		if c.hostport == "" || !httpguts.ValidHostHeader(c.hostport) {
@@ -391,17 +352,6 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 		}
 	}
 	return u, nil
-}
-
-// judge tells whether scheme, name and port may be called.
-func judge(rules *guard.Rules, u *targetURL) error {
-	if err := rules.CheckScheme(u.scheme); err != nil {
-		return err
-	}
-	if err := rules.CheckName(u.host); err != nil {
-		return err
-	}
-	return rules.CheckPort(u.port)
 }
 
 // resolve sets the addresses of c to those that may be called.
@@ -419,65 +369,51 @@ func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
 			return err
 		}
 	}
-	if c.rules == nil {
+	if c.judge == nil {
 		return nil
 	}
-	for i, a := range c.addrs {
-		if !c.rules.AllowsAddr(a) {
-			return c.leaveOut(i)
-		}
-	}
-	return nil
+	return c.judge.addresses(c)
 }
 
-// leaveOut takes out the addresses that may not be called, of which the i-th is
-// the first.
-func (c *call) leaveOut(i int) error {
-	refused := c.rules.CheckAddr(c.addrs[i])
-	all, preferred := c.addrs, c.preferred
-	c.addrs = slices.Clone(all[:i])
-	c.preferred = min(i, preferred)
-	for j := i + 1; j < len(all); j++ {
-		if c.rules.AllowsAddr(all[j]) {
-			c.addrs = append(c.addrs, all[j])
-			if j < preferred {
-				c.preferred++
-			}
-		}
-	}
-	if len(c.addrs) == 0 {
-		return fmt.Errorf("%s: %w", c.host, refused)
-	}
-	if c.preferred == 0 {
-		c.preferred = len(c.addrs)
-	}
-	return nil
-}
-
-// refuse ends a request with a status and a reason.
-func (h *Handler) refuse(w http.ResponseWriter, st *requestState, status int, err error) error {
+// refuse ends a request that cannot be sent on.
+func (h *Handler) refuse(w http.ResponseWriter, st *requestState, err error) error {
 	st.err = err
+	status := statusOf(err)
 	if status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "1")
 	}
-	if c := h.log.Check(zap.DebugLevel, "target refused or not resolved"); c != nil {
-		c.Write(zap.Int("status", status), zap.Error(err))
-	}
+	h.judge.failed(st.call, status, err)
 	return caddyhttp.Error(status, err)
 }
+
+var (
+	errLoop        = errors.New("the request has already come through this server")
+	errMaxRequests = errors.New("too many requests in flight")
+)
+
+// malformedError is an error in what the request says.
+type malformedError struct{ error }
+
+func (e malformedError) Unwrap() error { return e.error }
 
 // statusClientGone is what Caddy reports of a request whose client has left.
 const statusClientGone = 499
 
-// statusOf returns the status of a lookup that failed.
+// statusOf returns the status of a request that cannot be sent on.
 func statusOf(err error) int {
-	var refusal *guard.Refusal
 	var timeout interface{ Timeout() bool }
-	switch {
-	case errors.As(err, &refusal):
-		return http.StatusForbidden
-	case errors.Is(err, dnscache.ErrOverloaded):
+	switch ruleOf(err) {
+	case "":
+	case ruleNoTarget, ruleMalformed:
+		return http.StatusBadRequest
+	case ruleLoop:
+		return http.StatusLoopDetected
+	case ruleMaxRequests, ruleMaxLookups, ruleNewNames:
 		return http.StatusServiceUnavailable
+	default:
+		return http.StatusForbidden
+	}
+	switch {
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return http.StatusGatewayTimeout
 	case errors.Is(err, context.Canceled):

@@ -13,6 +13,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -22,6 +23,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -593,13 +595,21 @@ func (b *backend) sharedConns() (shared []string) {
 	return shared
 }
 
-// freePort returns a port that nobody listens on.
+// freePort returns a port that nobody listens on, over TCP or UDP.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l := listenAll(t, "", "127.0.0.1")[0]
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	for range 20 {
+		l := listenAll(t, "", "127.0.0.1")[0]
+		address := l.Addr().String()
+		_ = l.Close()
+		if udp, err := net.ListenPacket("udp", address); err == nil {
+			_ = udp.Close()
+			_, port, _ := net.SplitHostPort(address)
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return ""
 }
 
 // silentTCP listens and answers nothing: TCP connections are opened, TLS
@@ -753,6 +763,29 @@ http://:%s {
 	%s
 }
 %s`, w.storage(), cmp.Or(w.log, "output discard\nlevel ERROR"), w.global, w.dns.addr, w.resolver, w.port, w.runs, site, more)
+}
+
+// logTo makes the next configuration log from a level on. It returns a function
+// that returns what a logger has said until now with one of some messages.
+func (w *world) logTo(level, logger string, messages ...string) func() []map[string]any {
+	file := filepath.Join(w.TempDir(), "log")
+	w.log = fmt.Sprintf("output file %q\nformat json\nlevel %s", file, level)
+	return func() (lines []map[string]any) {
+		data, err := os.ReadFile(file)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			w.Fatal(err)
+		}
+		for line := range strings.Lines(string(data)) {
+			var fields map[string]any
+			if err := json.Unmarshal([]byte(line), &fields); err != nil {
+				w.Fatalf("%s: %v", line, err)
+			}
+			if fields["logger"] == logger && slices.Contains(messages, fields["msg"].(string)) {
+				lines = append(lines, fields)
+			}
+		}
+		return lines
+	}
 }
 
 func (w *world) storage() string { return filepath.Join(filepath.Dir(w.ca.file), "storage") }

@@ -6,8 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/caddyserver/caddy/v2"
 )
 
 // health remembers failures of addresses. The transport reports them, the
@@ -59,11 +57,6 @@ const (
 	// trialTime is how long a trial request may take before another is sent.
 	trialTime = 5 * time.Second
 )
-
-// healths holds the one health of the process while a configuration uses it.
-var healths = caddy.NewUsagePool()
-
-const healthKey = "health"
 
 func newHealth() *health {
 	return &health{now: time.Now, seed: maphash.MakeSeed()}

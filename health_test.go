@@ -194,9 +194,9 @@ func TestTimeoutIsFair(t *testing.T) {
 		}
 	})}).port
 	w.dns.has("slow.example", addrs...)
-	value, _ := healths.LoadOrStore(healthKey, newHealth())
-	defer func() { _, _ = healths.Delete(healthKey) }()
-	h := value.(*health)
+	shared := acquireShared()
+	defer releaseShared()
+	h := shared.health
 	w.run(w.proxy("timeout 200ms", "max_requests 1"))
 
 	t.Run("stalled upload", func(t *testing.T) {

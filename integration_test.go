@@ -966,9 +966,9 @@ func TestLeaveDial(t *testing.T) {
 	hole := blackhole(t, "127.0.0.6")
 	w.dns.has("hole.example", "127.0.0.6")
 	w.run(w.proxy("dial_timeout 50s"))
-	value, _ := healths.LoadOrStore(healthKey, newHealth())
-	defer func() { _, _ = healths.Delete(healthKey) }()
-	h := value.(*health)
+	shared := acquireShared()
+	defer releaseShared()
+	h := shared.health
 	ctx, leave := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer leave()
 	_, err := w.try(http.MethodGet, "/", "http://hole.example:"+hole, nil, func(r *http.Request) { *r = *r.WithContext(ctx) })

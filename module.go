@@ -31,10 +31,29 @@ type App struct {
 	// The resolver of all sites that do not configure their own.
 	Resolver *Resolver `json:"resolver,omitempty"`
 
-	resolver *resolver
-	acquired []*resolver // by this app and by the modules of its configuration
-	health   *health
+	resolver  *resolver
+	acquired  []*resolver // by this app and by the modules of its configuration
+	listeners *listeners
+	*shared
 }
+
+// shared is what all configurations of the process have in common.
+type shared struct {
+	health   *health
+	refusals *refusals
+}
+
+// shareds holds the one shared of the process while a configuration uses it.
+var shareds = caddy.NewUsagePool()
+
+const sharedKey = "shared"
+
+func acquireShared() *shared {
+	value, _ := shareds.LoadOrStore(sharedKey, &shared{newHealth(), newRefusals()})
+	return value.(*shared)
+}
+
+func releaseShared() { _, _ = shareds.Delete(sharedKey) }
 
 // CaddyModule returns the Caddy module information.
 func (*App) CaddyModule() caddy.ModuleInfo {
@@ -45,12 +64,15 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision sets up the app.
-func (a *App) Provision(caddy.Context) error {
+func (a *App) Provision(ctx caddy.Context) error {
 	if a.Resolver == nil {
 		a.Resolver = new(Resolver)
 	}
-	value, _ := healths.LoadOrStore(healthKey, newHealth())
-	a.health = value.(*health)
+	a.shared = acquireShared()
+	a.listeners = newListeners(ctx)
+	if err := a.refusals.register(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
 	var err error
 	a.resolver, err = a.acquire(a.Resolver)
 	return err
@@ -84,9 +106,9 @@ func (a *App) Stop() error { return nil }
 
 // Cleanup releases the resolvers.
 func (a *App) Cleanup() error {
-	if a.health != nil {
-		_, _ = healths.Delete(healthKey)
-		a.health = nil
+	if a.shared != nil {
+		releaseShared()
+		a.shared = nil
 	}
 	for _, r := range a.acquired {
 		if err := r.release(); err != nil {

@@ -2,8 +2,6 @@ package caddytarget
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -364,30 +362,13 @@ func TestTrace(t *testing.T) {
 	w.dns.has("a.example", "127.0.0.2")
 	w.dns.has("b.example", "127.0.0.2", "127.0.0.3")
 	w.dns.set("c.example", dnsName{rcode: 2})
-	file := filepath.Join(t.TempDir(), "log")
-	lines := func() (lines []map[string]any) {
-		data, err := os.ReadFile(file)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(data)) {
-			var fields map[string]any
-			if err := json.Unmarshal([]byte(line), &fields); err != nil {
-				t.Fatalf("%s: %v", line, err)
-			}
-			if fields["logger"] == "target.resolver" && fields["msg"] == "lookup" {
-				lines = append(lines, fields)
-			}
-		}
-		return lines
-	}
-	w.log = fmt.Sprintf("output file %q\nformat json\nlevel INFO", file)
+	lines := w.logTo("INFO", "target.resolver", "lookup")
 	w.run(w.proxy())
 	w.mustGet("/", "http://a.example:"+b.port)
 	if got := lines(); len(got) != 0 {
 		t.Errorf("logged without debug: %v", got)
 	}
-	w.log = fmt.Sprintf("output file %q\nformat json\nlevel DEBUG", file)
+	lines = w.logTo("DEBUG", "target.resolver", "lookup")
 	w.run(w.proxy())
 	w.mustGet("/", "http://a.example:"+b.port) // is known
 	w.mustGet("/", "http://b.example:"+b.port)

@@ -56,7 +56,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 		return nil, err
 	}
 	if u.dynamic {
-		if err := u.rules.CheckName(name); err != nil {
+		if err := u.judge.name(&call{host: name}); err != nil {
 			return nil, err
 		}
 	}
@@ -72,7 +72,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 		n.call.service, n.call.state, n.call.resolver = s, st, u.resolver
 		n.call.hostport = r.Host // as long as there is no TLS, the client's
 		if u.dynamic {
-			n.call.rules = u.rules
+			n.call.judge = u.judge
 		}
 		if err := n.call.setTarget(record); err != nil {
 			s.err = cmp.Or(s.err, err)
@@ -90,12 +90,14 @@ func (c *call) setTarget(record net.SRV) error {
 		return err
 	case record.Port == 0:
 		return fmt.Errorf("%s: port 0 cannot be called", host)
-	case c.rules != nil:
-		if err := c.rules.CheckPort(record.Port); err != nil {
+	}
+	c.host, c.port = host, record.Port
+	if c.judge != nil {
+		if err := c.judge.port(c); err != nil {
+			c.host = ""
 			return err
 		}
 	}
-	c.host, c.port = host, record.Port
 	if !literal.IsValid() {
 		return nil
 	}

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"caddytarget/internal/guard"
 )
 
 // TestDraw: what is drawn is in proportion to the weights.
@@ -63,26 +61,26 @@ func TestDraw(t *testing.T) {
 
 // TestSetTarget has the records that cannot be called.
 func TestSetTarget(t *testing.T) {
-	rules, err := guard.Config{Ports: []string{"80"}, AllowIPs: []string{"10.0.0.1"}}.Compile()
-	if err != nil {
-		t.Fatal(err)
-	}
+	judge := newTestJudge(t, Guard{Ports: []string{"80"}, AllowIPs: []string{"10.0.0.1"}})
 	for _, test := range []struct {
 		record net.SRV
-		rules  *guard.Rules
+		judged bool
 		host   string
 		reason string
 	}{
 		{record: net.SRV{Target: "A.example", Port: 1}, host: "a.example"},
-		{record: net.SRV{Target: "a.example", Port: 80}, rules: rules, host: "a.example"},
-		{record: net.SRV{Target: "10.0.0.1", Port: 80}, rules: rules, host: "10.0.0.1"},
-		{record: net.SRV{Target: "10.0.0.2", Port: 80}, rules: rules, reason: "10.0.0.2 is refused"},
-		{record: net.SRV{Target: "a.example", Port: 81}, rules: rules, reason: "port 81 is refused"},
+		{record: net.SRV{Target: "a.example", Port: 80}, judged: true, host: "a.example"},
+		{record: net.SRV{Target: "10.0.0.1", Port: 80}, judged: true, host: "10.0.0.1"},
+		{record: net.SRV{Target: "10.0.0.2", Port: 80}, judged: true, reason: "10.0.0.2 is refused"},
+		{record: net.SRV{Target: "a.example", Port: 81}, judged: true, reason: "port 81 is refused"},
 		{record: net.SRV{Target: "a.example", Port: 0}, reason: "port 0"},
 		{record: net.SRV{Target: "a..example", Port: 1}, reason: "empty label"},
 		{record: net.SRV{Target: "", Port: 1}, reason: "no host"},
 	} {
-		c := &call{rules: test.rules}
+		c := new(call)
+		if test.judged {
+			c.judge = judge
+		}
 		err := c.setTarget(test.record)
 		if c.host != test.host || (err != nil) != (test.reason != "") || err != nil && !strings.Contains(err.Error(), test.reason) {
 			t.Errorf("%v: host %q, %v", test.record, c.host, err)

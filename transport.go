@@ -295,6 +295,19 @@ func (a *attempt) Value(key any) any {
 // needs to know for the PROXY protocol.
 const proxyProtocolVar = "reverse_proxy.proxy_protocol_info"
 
+// dropH2CUpgrade takes out a request to go on in HTTP/2 on this connection (RFC
+// 7540, section 3.2; RFC 9113 has it no more). A backend that agreed would take
+// whatever the client sends from then on, and nobody on the way would look at it.
+func dropH2CUpgrade(header http.Header) {
+	if httpguts.HeaderValuesContainsToken(header["Upgrade"], "h2c") {
+		delete(header, "Upgrade")
+		delete(header, "Connection")
+	}
+	if header["Http2-Settings"] != nil {
+		delete(header, "Http2-Settings")
+	}
+}
+
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	info, ok := reverseproxy.GetDialInfo(req.Context())
@@ -311,6 +324,13 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	key := poolKey{address: info.Address}
 	if c := a.call; c != nil && c.attempts() < t.retries {
 		a.last = !c.othersThan(info.Address)
+	}
+
+	// the header is reverse_proxy's copy, made for this request; an attempt
+	// before this one may still be reading it, but then has changed it already
+	dropH2CUpgrade(req.Header)
+	if c := a.call; c != nil && req.Header[c.strip] != nil {
+		delete(req.Header, c.strip)
 	}
 
 	scheme, rt := "http", t.http
@@ -334,6 +354,13 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 
 	a.pool = t.registry.acquire(key, a.call)
+	if c := a.call; c != nil && c.judge != nil {
+		if err := c.judge.upstream(c, a.pool.addr); err != nil {
+			t.registry.release(a.pool)
+			c.state.err = err
+			return nil, err
+		}
+	}
 	a.url = *req.URL
 	a.url.Scheme, a.url.Host, a.url.Opaque = scheme, a.pool.host, ""
 	out := req.WithContext(a)
@@ -344,11 +371,6 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if !t.hostByOps || out.Host == hostTemplate || out.Host == "" {
 		out.Host = hostOf(req, a.call, info, scheme)
-	}
-	// the header is reverse_proxy's copy, made for this request; an attempt
-	// before this one may still be reading it, but then has changed it already
-	if c := a.call; c != nil && out.Header[c.strip] != nil {
-		delete(out.Header, c.strip)
 	}
 	if !slices.Contains(out.Header[loopHeader], loopID) {
 		out.Header[loopHeader] = append(out.Header[loopHeader], loopID)
@@ -432,6 +454,9 @@ func (a *attempt) failed(err error) {
 	}
 	if _, ok := errors.AsType[*dialError](err); ok {
 		return // has been recorded
+	}
+	if ruleOf(err) != "" {
+		return // nothing was tried
 	}
 	ended := a.Context.Err()
 	sent := a.sent.ReadCloser == nil || a.sent.complete.Load()
@@ -536,8 +561,10 @@ func closeWrite(conn any) error {
 // dial opens a TCP connection for an attempt.
 func (t *Transport) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	a := ctx.Value(attemptKey{}).(*attempt)
-	if c := a.call; c != nil && c.rules != nil && !c.rules.AllowsAddr(a.pool.addr.Addr()) {
-		return nil, caddyhttp.Error(http.StatusForbidden, c.rules.CheckAddr(a.pool.addr.Addr()))
+	if c := a.call; c != nil && c.judge != nil {
+		if err := c.judge.dial(c, a.pool.addr); err != nil {
+			return nil, err
+		}
 	}
 	conn, err := t.connect(ctx, a, network, address)
 	if err != nil {

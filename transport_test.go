@@ -554,10 +554,7 @@ func TestDialError(t *testing.T) {
 // TestDialIsJudged checks the last line of defence: whatever address an attempt
 // comes with, one that may not be called is not dialled.
 func TestDialIsJudged(t *testing.T) {
-	rules, err := Guard{}.compile()
-	if err != nil {
-		t.Fatal(err)
-	}
+	judge := newTestJudge(t, Guard{})
 	for _, address := range []string{"127.0.0.1:80", "169.254.169.254:80", "[::ffff:10.0.0.1]:80", "[fd00::1]:443"} {
 		tr := &Transport{dialTCP: func(context.Context, string, string) (net.Conn, error) {
 			t.Errorf("%s was dialled", address)
@@ -565,7 +562,7 @@ func TestDialIsJudged(t *testing.T) {
 		}}
 		a := &attempt{
 			Context: t.Context(), transport: tr,
-			call: &call{host: "a.example", rules: rules},
+			call: &call{host: "a.example", judge: judge},
 			pool: &pool{addr: netip.MustParseAddrPort(address)},
 		}
 		_, err := tr.dialTLS(a, "tcp", address)

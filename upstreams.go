@@ -15,8 +15,6 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
-
-	"caddytarget/internal/guard"
 )
 
 // Upstreams offers the addresses of a request's target, which the handler
@@ -62,7 +60,7 @@ type Upstreams struct {
 	failDuration time.Duration
 	dynamic      bool // the name has placeholders
 	alone        bool // reverse_proxy has another transport
-	rules        *guard.Rules
+	judge        *judge
 	resolver     *resolver
 	health       *health
 	log          *zap.Logger
@@ -103,7 +101,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 		_, ok := proxy.Transport.(*Transport)
 		u.alone = !ok
 	}
-	u.rules, err = u.Guard.compile()
+	u.judge, err = app.judge(&u.Guard, u.log)
 	return err
 }
 
@@ -114,7 +112,7 @@ const (
 
 // Validate checks the configuration.
 func (u *Upstreams) Validate() error {
-	guarded := len(u.Allow)+len(u.Deny)+len(u.AllowIPs)+len(u.DenyIPs)+len(u.Ports) > 0
+	guarded := u.Guard.isSet()
 	switch {
 	case len(u.Schemes) > 0:
 		return errors.New("schemes has no meaning here: it is the transport that decides")
@@ -125,9 +123,9 @@ func (u *Upstreams) Validate() error {
 	case u.Name == "" && (guarded || u.Resolver != nil):
 		return errors.New("without a name, the resolver and what may be called are configured at the target handler")
 	case u.dynamic && !guarded:
-		return fmt.Errorf("the name %s has placeholders: say what may be called by allow, deny, allow_ips, deny_ips or ports", u.Name)
+		return fmt.Errorf("the name %s has placeholders: say what may be called by guard, allow, deny, allow_ips, deny_ips or ports", u.Name)
 	case u.Name != "" && !u.dynamic && guarded:
-		return fmt.Errorf("the name %s has no placeholders and is not judged: allow, deny, allow_ips, deny_ips and ports have no meaning", u.Name)
+		return fmt.Errorf("the name %s has no placeholders and is not judged: guard, allow, deny, allow_ips, deny_ips and ports have no meaning", u.Name)
 	case u.MaxUpstreams < 0:
 		return fmt.Errorf("max_upstreams %d is negative", u.MaxUpstreams)
 	case u.MaxFails < 0:
@@ -193,11 +191,11 @@ func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	if u.isService() {
 		s, err := u.service(r, repl, st)
 		if err != nil {
-			return u.failed(st, err)
+			return u.failed(st, nil, err)
 		}
 		upstreams, err := u.offerService(r.Context(), s)
 		if err != nil {
-			return u.failed(st, err)
+			return u.failed(st, nil, err)
 		}
 		return upstreams, nil
 	}
@@ -206,7 +204,7 @@ func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
 		n := &namedCall{source: u}
 		n.call.state = st
 		if err := u.resolveName(r, repl, &n.call); err != nil {
-			return u.failed(st, err)
+			return u.failed(st, &n.call, err)
 		}
 		i = len(st.named)
 		st.named = append(st.named, n)
@@ -220,30 +218,32 @@ func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
 func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, c *call) error {
 	host, literal, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
 	if err != nil {
-		return err
+		return malformedError{err}
 	}
 	port, err := parsePort(repl.ReplaceAll(u.Port, ""))
 	if err != nil {
-		return err
+		return malformedError{err}
 	}
 	c.host, c.port, c.resolver = host, port, u.resolver
 	c.hostport = r.Host // as long as there is no TLS, the client's
 	if u.dynamic {
-		c.rules = u.rules
-		if err := c.rules.CheckName(host); err != nil {
-			return err
-		}
-		if err := c.rules.CheckPort(port); err != nil {
+		c.judge = u.judge
+		if err := c.judge.target(c); err != nil {
 			return err
 		}
 	}
 	return c.resolve(r.Context(), literal)
 }
 
-// failed offers nothing, since there was an error. It is logged, at most one a
-// second.
-func (u *Upstreams) failed(st *requestState, err error) ([]*reverseproxy.Upstream, error) {
+// failed offers nothing, since there was an error. One that is not the request's
+// is logged, at most one a second.
+func (u *Upstreams) failed(st *requestState, c *call, err error) ([]*reverseproxy.Upstream, error) {
 	st.err = err
+	status := statusOf(err)
+	u.judge.failed(c, status, err)
+	if status < http.StatusInternalServerError {
+		return nil, nil
+	}
 	now := time.Now().Unix()
 	if last := u.lastLog.Load(); last != now && u.lastLog.CompareAndSwap(last, now) {
 		configured := u.Name

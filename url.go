@@ -35,6 +35,15 @@ var (
 	errUserinfo = errors.New("target has userinfo")
 )
 
+// shown is the part of a target or a path that an error shows: what follows may
+// be a secret.
+func shown(s string) string {
+	if i := strings.IndexAny(s, "?#"); i >= 0 {
+		return s[:i] + "…"
+	}
+	return s
+}
+
 // parseTarget takes apart scheme://host[:port][/path][?query] or host[:port].
 // It accepts only what has one meaning; everything else is an error.
 func parseTarget(s string) (u targetURL, err error) {
@@ -52,7 +61,7 @@ func parseTarget(s string) (u targetURL, err error) {
 		}()
 	}
 	if err := checkBytes(s); err != nil {
-		return u, fmt.Errorf("target %q: %w", s, err)
+		return u, fmt.Errorf("target %q: %w", shown(s), err)
 	}
 
 	rest, authority := "", s
@@ -63,7 +72,7 @@ func parseTarget(s string) (u targetURL, err error) {
 			authority, rest = after[:i], after[i:]
 		}
 	} else if strings.ContainsAny(s, "/?#") {
-		return u, fmt.Errorf("target %q: neither scheme://host[:port][/path] nor host[:port]", s)
+		return u, fmt.Errorf("target %q: neither scheme://host[:port][/path] nor host[:port]", shown(s))
 	}
 	if strings.IndexByte(authority, '@') >= 0 {
 		return u, errUserinfo
@@ -71,10 +80,10 @@ func parseTarget(s string) (u targetURL, err error) {
 
 	host, port, err := splitHostPort(authority)
 	if err != nil {
-		return u, fmt.Errorf("target %q: %w", s, err)
+		return u, fmt.Errorf("target %q: %w", shown(s), err)
 	}
 	if u.host, u.addr, err = normalizeHost(host); err != nil {
-		return u, fmt.Errorf("target %q: %w", s, err)
+		return u, fmt.Errorf("target %q: %w", shown(s), err)
 	}
 	if u.scheme == "" {
 		u.scheme = "http"

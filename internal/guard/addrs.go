@@ -52,7 +52,7 @@ var globallyRoutable = sync.OnceValue(func() *netipx.IPSet {
 })
 
 func (r *Rules) compileAddrs(allow, deny []string) error {
-	var allowed, named, refused netipx.IPSetBuilder
+	var opened, named, refused, allowed netipx.IPSetBuilder
 
 	for _, block := range blocks {
 		if neverCallable(block.rule) {
@@ -83,22 +83,21 @@ func (r *Rules) compileAddrs(allow, deny []string) error {
 			continue
 		}
 		for _, p := range privateRanges {
-			allowed.AddPrefix(p)
+			opened.AddPrefix(p)
 		}
 		for _, block := range blocks {
 			if block.rule == RuleMetadata {
-				allowed.RemovePrefix(block.prefix)
+				opened.RemovePrefix(block.prefix)
 			}
 		}
 		break
 	}
-	allowed.AddSet(globallyRoutable())
 	for _, entry := range allow {
 		switch entry {
 		case privateRangesEntry:
 		case anyEntry:
-			allowed.AddPrefix(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
-			allowed.AddPrefix(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+			opened.AddPrefix(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
+			opened.AddPrefix(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
 		default:
 			p, err := parsePrefix(entry)
 			if err != nil {
@@ -107,7 +106,7 @@ func (r *Rules) compileAddrs(allow, deny []string) error {
 			if block := blockOf(p.Addr()); neverCallable(block.rule) && block.prefix.Bits() <= p.Bits() {
 				return entryError("allow_ips", entry, errors.New("unspecified, broadcast and multicast addresses cannot be allowed"))
 			}
-			allowed.AddPrefix(p)
+			opened.AddPrefix(p)
 			if namesEmbedding(p) {
 				named.AddPrefix(p)
 			}
@@ -115,12 +114,17 @@ func (r *Rules) compileAddrs(allow, deny []string) error {
 	}
 
 	var err error
+	if r.opened, err = opened.IPSet(); err != nil {
+		return fmt.Errorf("compiling the opened addresses: %w", err)
+	}
 	if r.refused, err = refused.IPSet(); err != nil {
 		return fmt.Errorf("compiling the refused addresses: %w", err)
 	}
 	if r.named, err = named.IPSet(); err != nil {
 		return fmt.Errorf("compiling the named addresses: %w", err)
 	}
+	allowed.AddSet(globallyRoutable())
+	allowed.AddSet(r.opened)
 	allowed.RemoveSet(r.refused)
 	if r.allowed, err = allowed.IPSet(); err != nil {
 		return fmt.Errorf("compiling the allowed addresses: %w", err)
@@ -186,6 +190,10 @@ func (r *Rules) AllowsAddr(a netip.Addr) bool {
 	return a.Is4() || !r.refusedEmbedded(a).IsValid()
 }
 
+// Opens reports whether the list of allowed addresses has this address, be it
+// globally routable or not.
+func (r *Rules) Opens(a netip.Addr) bool { return r.opened.Contains(a.Unmap()) }
+
 // CheckAddr reports whether connections to this address may be made, and if
 // not, why. The error is a [*Refusal].
 func (r *Rules) CheckAddr(a netip.Addr) error {
@@ -220,13 +228,10 @@ func (r *Rules) ruleAgainst(a netip.Addr) string {
 // refusedEmbedded returns the IPv4 address inside an IPv6 address because of
 // which the latter is refused, or the zero value if there is none.
 func (r *Rules) refusedEmbedded(a netip.Addr) netip.Addr {
-	in := a.As16()
-	hi, lo := binary.BigEndian.Uint64(in[:8]), binary.BigEndian.Uint64(in[8:])
-	if v4, ok := tunnelled(hi, lo); ok && !r.allowsEmbedded(a, v4) {
-		return v4
-	}
-	if v4, ok := isatap(lo); ok && !r.allowsEmbedded(a, v4) {
-		return v4
+	for _, v4 := range Embedded(a) {
+		if v4.IsValid() && !r.allowsEmbedded(a, v4) {
+			return v4
+		}
 	}
 	return netip.Addr{}
 }
@@ -243,35 +248,44 @@ const (
 	suffixISATAP     = 0x00005efe         // ::0:5efe:a.b.c.d in any /64, RFC 5214
 )
 
+// Embedded returns the IPv4 addresses that an IPv6 address, not an IPv4-mapped
+// one, stands for: by its prefix (NAT64, 6to4, Teredo and the like) and by its
+// suffix (ISATAP). They are zero values where there is none.
+func Embedded(a netip.Addr) [2]netip.Addr {
+	in := a.As16()
+	hi, lo := binary.BigEndian.Uint64(in[:8]), binary.BigEndian.Uint64(in[8:])
+	return [2]netip.Addr{tunnelled(hi, lo), isatap(lo)}
+}
+
 // tunnelled returns the IPv4 address that an IPv6 address of a well-known
 // prefix stands for. The halves of the address are in host order.
 //
 // A translator may have a prefix of its own, of the network or within the
 // local-use block 64:ff9b:1::/48. Nothing tells that from the address; the
 // block is refused by default, a network's prefix is for the operator to deny.
-func tunnelled(hi, lo uint64) (netip.Addr, bool) {
+func tunnelled(hi, lo uint64) netip.Addr {
 	switch {
 	case hi>>48 == prefix6to4:
-		return addr4(uint32(hi >> 16)), true
+		return addr4(uint32(hi >> 16))
 	case hi>>32 == prefixTeredo:
-		return addr4(^uint32(lo)), true // the client's address, inverted
+		return addr4(^uint32(lo)) // the client's address, inverted
 	case hi == prefixNAT64 && lo>>32 == 0:
-		return addr4(uint32(lo)), true
+		return addr4(uint32(lo))
 	case hi == 0 && lo>>32 == prefixTranslated:
-		return addr4(uint32(lo)), true
+		return addr4(uint32(lo))
 	case hi == 0 && lo>>32 == 0 && lo > 1: // IPv4-compatible, RFC 4291; not :: and ::1
-		return addr4(uint32(lo)), true
+		return addr4(uint32(lo))
 	}
-	return netip.Addr{}, false
+	return netip.Addr{}
 }
 
 // isatap returns the IPv4 address in an interface identifier of ISATAP. The
 // two bits that say whether the identifier is unique and a group's may be set.
-func isatap(lo uint64) (netip.Addr, bool) {
+func isatap(lo uint64) netip.Addr {
 	if lo>>32&^0x03000000 != suffixISATAP {
-		return netip.Addr{}, false
+		return netip.Addr{}
 	}
-	return addr4(uint32(lo)), true
+	return addr4(uint32(lo))
 }
 
 func addr4(v uint32) netip.Addr {

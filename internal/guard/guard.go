@@ -5,9 +5,10 @@
 // The rules are written as a [Config], compiled once into [Rules], and checked
 // without locks, input or output. A check that passes allocates nothing.
 //
-// Without any rules every well-formed name and every port is allowed, with the
-// schemes http and https, but only globally routable addresses, as the IANA
-// special-purpose address registries define them. Names and addresses are
+// Without any rules every well-formed name but those of metadata services and
+// every port is allowed, with the schemes http and https, but only globally
+// routable addresses, as the IANA special-purpose address registries define
+// them. Names and addresses are
 // independent: a name that is allowed does not open the addresses behind it,
 // and the addresses have to be checked after resolution, as they are dialled.
 package guard
@@ -34,6 +35,10 @@ type Config struct {
 	//
 	// International names may be written in Unicode or in their ASCII form;
 	// letter case and one trailing dot do not matter.
+	//
+	// The names of metadata services of clouds, such as
+	// metadata.google.internal, are refused unless an entry is that very name,
+	// or AllowIPs has "any".
 	Allow []string
 
 	// Deny lists names that may not be called, written as in Allow. It wins
@@ -84,6 +89,9 @@ func (c Config) Compile() (*Rules, error) {
 	if err := r.compileNames(c.Allow, c.Deny); err != nil {
 		return nil, err
 	}
+	if !slices.Contains(c.AllowIPs, anyEntry) {
+		r.refuseMetadataNames()
+	}
 	if err := r.compileAddrs(c.AllowIPs, c.DenyIPs); err != nil {
 		return nil, err
 	}
@@ -109,9 +117,9 @@ type Rules struct {
 	allowAll, denyAll bool
 
 	// allowed is all that may be called, before IPv4 addresses inside IPv6
-	// addresses are looked at. named is the part of AllowIPs that names such
-	// addresses in particular, and refused what nothing can open.
-	allowed, named, refused *netipx.IPSet
+	// addresses are looked at. opened is what AllowIPs has, named the part of it
+	// that names such addresses in particular, and refused what nothing can open.
+	allowed, opened, named, refused *netipx.IPSet
 
 	ports   *[1 << 16 / 64]uint64 // one bit a port; nil: any
 	schemes schemeSet
@@ -240,7 +248,8 @@ const (
 	RuleUnspecified   = "unspecified"   // 0.0.0.0 and ::
 	RuleBroadcast     = "broadcast"     // 255.255.255.255
 	RuleMulticast     = "multicast"     // 224.0.0.0/4 and ff00::/8
-	RuleMetadata      = "metadata"      // well-known metadata services of clouds
+	RuleMetadata      = "metadata"      // well-known names and addresses of metadata services of clouds
+	RuleOwnListener   = "own_listener"  // this server itself listens there
 	RuleLoopback      = "loopback"      // 127.0.0.0/8 and ::1
 	RulePrivate       = "private"       // RFC 1918, unique local and site-local addresses
 	RuleLinkLocal     = "link_local"    // 169.254.0.0/16 and fe80::/10
@@ -267,6 +276,7 @@ var ruleTexts = []struct{ rule, text string }{
 	{RuleBroadcast, "the broadcast address"},
 	{RuleMulticast, "a multicast address"},
 	{RuleMetadata, "a metadata service"},
+	{RuleOwnListener, "where this server itself listens"},
 	{RuleLoopback, "a loopback address"},
 	{RulePrivate, "a private address"},
 	{RuleLinkLocal, "a link-local address"},

@@ -189,7 +189,23 @@ const (
 	allowBelow                       // the names below it, from "*.example.com"
 	denySelf
 	denyBelow
+	metadataSelf // a metadata service that the allow list does not name
 )
+
+// metadataNames are names by which machines find the metadata services of
+// clouds. What they resolve to is refused as well; but whoever asks for such a
+// name wants nothing else.
+var metadataNames = []string{
+	"api.metadata.cloud.ibm.com",   // IBM Cloud
+	"instance-data",                // AWS
+	"instance-data.ec2.internal",   // AWS
+	"metadata.azure.internal",      // Azure
+	"metadata.goog",                // Google Cloud
+	"metadata.google.internal",     // Google Cloud
+	"metadata.packet.net",          // Equinix Metal
+	"metadata.platformequinix.com", // Equinix Metal
+	"metadata.tencentyun.com",      // Tencent Cloud
+}
 
 func (r *Rules) compileNames(allow, deny []string) error {
 	r.names = make(map[string]nameFlags)
@@ -210,6 +226,16 @@ func (r *Rules) compileNames(allow, deny []string) error {
 		}
 	}
 	return nil
+}
+
+// refuseMetadataNames refuses the names of metadata services that the allow
+// list does not name.
+func (r *Rules) refuseMetadataNames() {
+	for _, name := range metadataNames {
+		if r.names[name]&allowSelf == 0 {
+			r.names[name] |= metadataSelf
+		}
+	}
 }
 
 // addName adds one entry of a list of names, which marks a name with one of
@@ -281,6 +307,9 @@ func (r *Rules) CheckName(host string) error {
 	if r.denyAll || flags&(denySelf|denyBelow) != 0 {
 		return &Refusal{Kind: KindName, Value: host, Rule: RuleDeny}
 	}
+	if flags&metadataSelf != 0 {
+		return &Refusal{Kind: KindName, Value: host, Rule: RuleMetadata}
+	}
 	if !r.allowAll && flags&(allowSelf|allowBelow) == 0 {
 		return &Refusal{Kind: KindName, Value: host, Rule: RuleAllow}
 	}
@@ -295,7 +324,7 @@ func (r *Rules) nameFlags(name string) nameFlags {
 	if len(r.names) == 0 {
 		return 0
 	}
-	flags := r.names[name] & (allowSelf | denySelf)
+	flags := r.names[name] & (allowSelf | denySelf | metadataSelf)
 	dot := len(name)
 	for range r.depth {
 		if dot = strings.LastIndexByte(name[:dot], '.'); dot < 0 {

@@ -1,0 +1,454 @@
+package caddytarget
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"caddytarget/internal/guard"
+)
+
+// newTestJudge returns a judge of a server that has no site.
+func newTestJudge(t testing.TB, g Guard) *judge {
+	t.Helper()
+	app := &App{listeners: newListeners(caddy.Context{}), shared: &shared{newHealth(), newRefusals()}}
+	j, err := app.judge(&g, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+// refusals returns the counters of refusals that are not 0, of a gateway that
+// has its metrics at /metrics.
+func (w *world) refusals() map[string]int {
+	w.Helper()
+	counters := make(map[string]int)
+	for line := range strings.Lines(w.mustGet("/metrics", "").body) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if name, ok := strings.CutPrefix(name, "caddy_target_"); ok && value != "0" {
+			counters[name], _ = strconv.Atoi(value)
+		}
+	}
+	return counters
+}
+
+// checkRefusal checks what has to come of one refusal: one more on one counter,
+// if there is a rule, and one line in the log.
+func (w *world) checkRefusal(name string, lines func() []map[string]any, counter string, want map[string]any, act func()) {
+	w.Helper()
+	counters, seen := w.refusals(), len(lines())
+	act()
+	if counter != "" {
+		counters[counter]++
+	}
+	if got := w.refusals(); !maps.Equal(got, counters) {
+		w.Errorf("%s: the counters are %v, want %v", name, got, counters)
+	}
+	eventually(w, name+": a line in the log", func() bool { return len(lines()) > seen })
+	got := lines()[seen:]
+	if len(got) != 1 {
+		w.Errorf("%s: logged %v", name, got)
+	}
+	for key, value := range want {
+		if got[0][key] != value {
+			w.Errorf("%s: logged %v, want %s to be %v", name, got[0], key, value)
+		}
+	}
+	if text := fmt.Sprint(got[0]); strings.Contains(text, "token") {
+		w.Errorf("%s: a secret in the log: %s", name, text)
+	}
+}
+
+func counterOf(what, mode, rule string) string {
+	return fmt.Sprintf(`%s_total{mode=%q,rule=%q}`, what, mode, rule)
+}
+
+// TestRefusals checks that every refusal has a status, a reason, a counter by
+// its rule, and a line in the log.
+func TestRefusals(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	w.dns.has("half.example", "10.0.0.1", "127.0.0.2")
+	w.dns.has("mixed.example", "127.0.0.2", "169.254.169.254")
+	w.dns.has("none.example", "10.0.0.1", "10.0.0.2")
+	lines := w.logTo("DEBUG", "http.handlers.target", "target refused", "target not resolved", "address left out")
+	w.run(`metrics /metrics
+	target_proxy {header.X-Target} {
+		allow_ips 127.0.0.2
+		deny_ips 127.0.0.66
+		deny *.denied.example
+		ports 80 ` + b.port + `
+	}
+	handle_errors {
+		respond "{err.status_code} {http.target.error}"
+	}`)
+	for _, test := range []struct {
+		target string
+		status int
+		reason string
+		rule   string // "": not refused
+		log    map[string]any
+	}{
+		{"", 400, "no target", ruleNoTarget, nil},
+		{"http://a b/?token", 400, "space", ruleMalformed, nil},
+		{"http://0x7f.1/", 400, "ends in a number", ruleMalformed, nil},
+		{"ftp://a.example/", 403, `scheme "ftp" is refused`, guard.RuleSchemes, map[string]any{"scheme": "ftp", "name": "a.example"}},
+		{"h2c://a.example/", 403, `scheme "h2c" is refused`, guard.RuleSchemes, nil},
+		{"http://sub.denied.example/token?token", 403, "in the deny list", guard.RuleDeny, map[string]any{"scheme": "http", "name": "sub.denied.example", "port": 80.0}},
+		{"http://metadata.google.internal/", 403, "a metadata service", guard.RuleMetadata, map[string]any{"name": "metadata.google.internal"}},
+		{"http://a.example:81/", 403, "port 81 is refused", guard.RulePorts, map[string]any{"port": 81.0}},
+		{"http://[::1]/", 403, "a loopback address", guard.RuleLoopback, map[string]any{"name": "::1", "address": "::1"}},
+		{"http://127.0.0.66/", 403, "in the list of denied addresses", guard.RuleDenyIPs, nil},
+		{"http://[64:ff9b::a00:1]/", 403, "it embeds 10.0.0.1, which is a private address", guard.RulePrivate, nil},
+		{"http://none.example/", 403, "none.example: address 10.0.0.1 is refused: it is a private address", guard.RulePrivate, map[string]any{"name": "none.example", "address": "10.0.0.1"}},
+		{"http://nobody.example/", 502, "nobody.example", "", map[string]any{"msg": "target not resolved", "name": "nobody.example", "rule": nil}},
+	} {
+		want := map[string]any{"level": "debug", "msg": "target refused", "status": float64(test.status)}
+		counter := ""
+		if test.rule != "" {
+			counter, want["rule"] = counterOf("refused", "enforce", test.rule), test.rule
+		}
+		maps.Copy(want, test.log)
+		w.checkRefusal(cmp.Or(test.target, "none"), lines, counter, want, func() {
+			res := w.get("/", test.target)
+			if res.StatusCode != test.status || !strings.Contains(res.body, test.reason) {
+				t.Errorf("%s: %v, want %d %s", test.target, res, test.status, test.reason)
+			}
+		})
+	}
+	for name, rule := range map[string]string{"half.example": guard.RulePrivate, "mixed.example": guard.RuleMetadata} {
+		want := map[string]any{"level": "debug", "msg": "address left out", "name": name, "rule": rule}
+		w.checkRefusal(name, lines, counterOf("left_out", "enforce", rule), want, func() {
+			w.mustGet("/", "http://"+name+":"+b.port)
+		})
+	}
+	want := map[string]any{"msg": "target refused", "rule": ruleLoop, "status": 508.0}
+	w.checkRefusal("loop", lines, counterOf("refused", "enforce", ruleLoop), want, func() {
+		if res := w.get("/", "http://half.example/", header("CDN-Loop", "other, "+loopID)); res.StatusCode != 508 {
+			t.Error(res)
+		}
+	})
+}
+
+// TestLimitsAreRefusals checks the same of the limits.
+func TestLimitsAreRefusals(t *testing.T) {
+	for _, test := range []struct {
+		rule, site, resolver string
+		name                 func(i int) string
+		reason               string
+	}{
+		{ruleMaxRequests, "max_requests 2", "", func(int) string { return "slow.example" }, "slow.example: too many requests in flight: 2"},
+		{ruleMaxLookups, "", "max_lookups 1", func(i int) string { return fmt.Sprintf("slow.example%d", i) }, "too many lookups in flight"},
+	} {
+		t.Run(test.rule, func(t *testing.T) {
+			w := newWorld(t)
+			released := make(chan struct{})
+			lines := w.logTo("DEBUG", "http.handlers.target", "target refused")
+			w.resolver = "timeout 1m\ndeadline 1m\n" + test.resolver
+			w.run("metrics /metrics\n" + w.proxy(test.site))
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer close(released)
+			// requests that wait, until there are too many
+			i, statuses := 0, make(chan int, 100)
+			eventually(t, "the limit is reached", func() bool {
+				name := test.name(i)
+				w.dns.set(name, dnsName{hold: released})
+				i++
+				wg.Go(func() {
+					if res, err := w.try("GET", "/", "http://"+name, nil); err == nil {
+						statuses <- res.StatusCode
+					}
+				})
+				select {
+				case status := <-statuses:
+					return status == 503
+				case <-time.After(100 * time.Millisecond):
+					return false
+				}
+			})
+			want := map[string]any{"level": "debug", "rule": test.rule, "status": 503.0}
+			w.checkRefusal(test.rule, lines, counterOf("refused", "enforce", test.rule), want, func() {
+				res := w.get("/", "http://"+test.name(i))
+				if res.StatusCode != 503 || res.Header.Get("Retry-After") != "1" || !strings.Contains(res.body, test.reason) {
+					t.Errorf("%v, want %s", res, test.reason)
+				}
+			})
+		})
+	}
+}
+
+// TestReport checks that rules on trial refuse nothing, but count it and warn.
+func TestReport(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	w.dns.has("two.example", "127.0.0.2", "127.0.0.3")
+	w.dns.has("sub.denied.example", "127.0.0.2")
+	w.dns.has("ok.example", "127.0.0.2")
+	lines := w.logTo("WARN", "http.handlers.target", "target would be refused", "address would be left out")
+	site := `metrics /metrics
+	handle /static* {
+		target {header.X-Target} {
+			guard report
+		}
+		reverse_proxy 127.0.0.3:` + b.port + ` {
+			transport target
+		}
+	}
+	target_proxy {header.X-Target} {
+		guard %s
+		allow_ips 127.0.0.2
+		deny *.denied.example
+		ports ` + b.port + `
+	}
+	handle_errors {
+		respond "{err.status_code} {http.target.error}"
+	}`
+	w.run(fmt.Sprintf(site, "report"))
+	for _, test := range []struct {
+		path, target string
+		counter      string
+		log          map[string]any
+	}{
+		{"/", "http://127.0.0.3:" + b.port, counterOf("refused", "report", guard.RuleLoopback),
+			map[string]any{"msg": "target would be refused", "name": "127.0.0.3", "address": "127.0.0.3"}},
+		{"/", "http://sub.denied.example:" + b.port, counterOf("refused", "report", guard.RuleDeny),
+			map[string]any{"msg": "target would be refused", "name": "sub.denied.example", "rule": "deny"}},
+		{"/", "http://two.example:" + b.port, counterOf("left_out", "report", guard.RuleLoopback),
+			map[string]any{"msg": "address would be left out", "name": "two.example", "address": "127.0.0.3", "rule": "loopback"}},
+		{"/static", "http://8.8.8.8:" + b.port, counterOf("refused", "report", guard.RuleLoopback),
+			map[string]any{"msg": "target would be refused", "name": "8.8.8.8", "address": "127.0.0.3"}},
+	} {
+		test.log["level"] = "warn"
+		w.checkRefusal(test.target, lines, test.counter, test.log, func() { w.mustGet(test.path, test.target) })
+	}
+	counters := w.refusals()
+	w.mustGet("/", "http://ok.example:"+b.port)
+	if got := w.refusals(); !maps.Equal(got, counters) || len(lines()) != 4 {
+		t.Errorf("what is allowed counts: %v, %v", got, lines())
+	}
+	for target, status := range map[string]int{"http://0x7f.1": 400, "": 400, "gopher://ok.example": 403} {
+		if res := w.get("/", target); res.StatusCode != status {
+			t.Errorf("%s: %v, which no mode lets pass", target, res)
+		}
+	}
+
+	w.run(fmt.Sprintf(site, "enforce"))
+	if got := w.refusals(); got[counterOf("refused", "report", guard.RuleLoopback)] != 2 {
+		t.Errorf("a reload has changed the counters: %v", got)
+	}
+	for _, target := range []string{"http://127.0.0.3:", "http://sub.denied.example:"} {
+		if res := w.get("/", target+b.port); res.StatusCode != 403 {
+			t.Errorf("%s: %v", target, res)
+		}
+	}
+}
+
+// TestNamedRefusals checks that a source with a name of its own, which has no
+// status to give, counts and logs what it refuses, too.
+func TestNamedRefusals(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	w.dns.has("a.example", "127.0.0.2")
+	w.dns.set("_http._tcp.a.example", dnsName{ttl: 60, srv: []string{"1 1 " + b.port + " a.example."}})
+	site := func(name, mode string) string {
+		return `metrics /metrics
+		reverse_proxy /named {
+			dynamic target ` + name + ` {
+				guard ` + mode + `
+				deny denied.example
+			}
+			transport target
+		}
+		handle_errors {
+			respond "{err.status_code} {http.target.error}"
+		}`
+	}
+	for _, name := range []string{"{header.X-Target} " + b.port, "_http._tcp.{header.X-Target}"} {
+		lines := w.logTo("DEBUG", "http.reverse_proxy.upstreams.target", "target refused", "target would be refused", "no upstreams")
+		w.run(site(name, "enforce"))
+		want := map[string]any{"level": "debug", "rule": "loopback"}
+		w.checkRefusal(name, lines, counterOf("refused", "enforce", guard.RuleLoopback), want, func() {
+			if res := w.get("/named", "a.example"); res.StatusCode != 503 || !strings.Contains(res.body, "127.0.0.2 is refused: it is a loopback address") {
+				t.Error(res)
+			}
+		})
+		lines = w.logTo("DEBUG", "http.reverse_proxy.upstreams.target", "target refused", "target would be refused", "no upstreams")
+		w.run(site(name, "report"))
+		want["level"] = "warn"
+		w.checkRefusal(name, lines, counterOf("refused", "report", guard.RuleLoopback), want, func() { w.mustGet("/named", "a.example") })
+	}
+}
+
+// TestListeners checks what is known of the listeners of this server. Those of
+// sites may be opened, others not.
+func TestListeners(t *testing.T) {
+	listen := func(host string) uint16 {
+		t.Helper()
+		port, _ := strconv.Atoi(freePort(t))
+		na := caddy.NetworkAddress{Network: "tcp", Host: host, StartPort: uint(port), EndPort: uint(port)}
+		l, err := na.Listen(t.Context(), 0, net.ListenConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.(net.Listener).Close() })
+		return uint16(port)
+	}
+	any4, anyAddr, one, localhost := listen("0.0.0.0"), listen(""), listen("127.0.0.1"), listen("localhost")
+	other := listen("127.0.0.1")
+	nobody, _ := strconv.Atoi(freePort(t))
+
+	const own, foreign = "192.88.98.1", "192.88.98.2"
+	own6 := "2600::1"
+	l := newListeners(caddy.Context{})
+	l.sites = func() siteListeners {
+		return siteListeners{ports: map[uint16]bool{any4: true, anyAddr: true, one: true, localhost: true}}
+	}
+	l.renewed = time.Now().Add(time.Hour) // so that these stay
+	l.addrs.Store(&map[netip.Addr]struct{}{netip.MustParseAddr(own): {}, netip.MustParseAddr(own6): {}})
+
+	for _, test := range []struct {
+		addr  string
+		port  uint16
+		owner owner
+	}{
+		{own, any4, ownSite},
+		{own, anyAddr, ownSite},
+		{own6, anyAddr, ownSite},
+		{own6, any4, somebodyElse},
+		{"127.0.0.1", any4, ownSite},
+		{"127.8.9.10", anyAddr, ownSite},
+		{"::1", anyAddr, ownSite},
+		{"::ffff:" + own, anyAddr, ownSite},
+		{"64:ff9b::c058:6201", anyAddr, ownSite},          // NAT64 of own
+		{"2002:c058:6201::1", anyAddr, ownSite},           // 6to4
+		{"2600:1:2:3:0:5efe:c058:6201", anyAddr, ownSite}, // ISATAP
+		{"2600:1:2:3:0:5efe:c058:6202", anyAddr, somebodyElse},
+		{"127.0.0.1", one, ownSite},
+		{"127.0.0.2", one, somebodyElse},
+		{own, one, somebodyElse},
+		{"127.0.0.1", localhost, ownSite},
+		{own, localhost, somebodyElse},
+		{"127.0.0.1", other, ownOther},
+		{own, uint16(nobody), somebodyElse},
+		{foreign, anyAddr, somebodyElse},
+		{"8.8.8.8", any4, somebodyElse},
+	} {
+		a := netip.AddrPortFrom(netip.MustParseAddr(test.addr), test.port)
+		for range 2 { // found out, and known
+			if o, _ := l.find(a); o != test.owner {
+				t.Errorf("%s: owner %d, want %d", a, o, test.owner)
+			}
+			if o, ok := l.known(a); !ok || o != test.owner {
+				t.Errorf("%s: known owner %d, %t, want %d", a, o, ok, test.owner)
+			}
+		}
+		for name, config := range map[string]Guard{
+			"default": {},
+			"open":    {AllowIPs: []string{"any"}},
+			"range":   {AllowIPs: []string{"127.0.0.0/8", "::1", own, own6, "64:ff9b::/96", "2002::/16", "2600::/16"}},
+		} {
+			j := newTestJudge(t, config)
+			j.listeners = l
+			want := test.owner == somebodyElse || test.owner == ownSite && name != "default"
+			if name == "default" && a.Addr().IsLoopback() {
+				want = false
+			}
+			if err := j.check(a); j.allows(a) != want || (err == nil) != want {
+				t.Errorf("%s with %s: allowed %t, %v, want %t", a, name, j.allows(a), err, want)
+			} else if err != nil && !a.Addr().IsLoopback() && err.Rule != guard.RuleOwnListener {
+				t.Errorf("%s: rule %s", a, err.Rule)
+			}
+		}
+	}
+}
+
+// TestListenersOf checks what is taken from the configuration of sites.
+func TestListenersOf(t *testing.T) {
+	got := listenersOf(&caddyhttp.App{Servers: map[string]*caddyhttp.Server{
+		"a": {Listen: []string{":443", "192.0.2.1:8000-8002", "tcp6/[2001:DB8::1]:81", "unix//run/a.sock"}},
+		"b": {Listen: []string{"gateway.example:80", ":443", "[2001:db8::1]:81"}},
+	}})
+	want := siteListeners{
+		ports: map[uint16]bool{443: true, 8000: true, 8001: true, 8002: true, 81: true, 80: true, 0: true},
+		hosts: []string{"", "/run/a.sock", "2001:DB8::1", "gateway.example"},
+	}
+	if !maps.Equal(got.ports, want.ports) || !slices.Equal(got.hosts, want.hosts) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// TestInterfaces checks that an address that was added to this machine is known
+// when a connection is opened or a target refused.
+func TestInterfaces(t *testing.T) {
+	l := newListeners(caddy.Context{})
+	if !l.local(netip.MustParseAddr("127.0.0.1")) {
+		t.Error("127.0.0.1 is not of this machine")
+	}
+	if _, ok := (*l.addrs.Load())[netip.MustParseAddr("127.0.0.1")]; !ok {
+		t.Errorf("the interfaces were not read: %v", *l.addrs.Load())
+	}
+	gone := netip.MustParseAddrPort("192.88.98.1:80")
+	l.addrs.Store(&map[netip.Addr]struct{}{gone.Addr(): {}})
+	l.renewed = time.Now().Add(-time.Minute)
+	if !l.local(gone.Addr()) {
+		t.Error("is local until it is found to be gone")
+	}
+	if o, _ := l.find(gone); o != somebodyElse || l.local(gone.Addr()) {
+		t.Error("an address that is gone is still known")
+	}
+}
+
+// TestOwnersAreBounded checks that not everything is remembered.
+func TestOwnersAreBounded(t *testing.T) {
+	l := newListeners(caddy.Context{})
+	for i := range 3 * maxOwners {
+		l.find(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(i+1)))
+	}
+	if n := len(*l.owners.Load()); n > maxOwners {
+		t.Errorf("%d are remembered", n)
+	}
+}
+
+// BenchmarkJudge measures the guard for a request: scheme, name, port and one
+// address, with a thousand rules of each kind.
+func BenchmarkJudge(b *testing.B) {
+	var thousand Guard
+	for i := range 1000 {
+		thousand.Allow = append(thousand.Allow, fmt.Sprintf("*.customer%d.example", i))
+		thousand.AllowIPs = append(thousand.AllowIPs, fmt.Sprintf("10.%d.%d.0/25", i/256, i%256))
+		thousand.Ports = append(thousand.Ports, strconv.Itoa(1000+2*i))
+	}
+	thousand.Ports = append(thousand.Ports, "443")
+	for _, test := range []struct {
+		name string
+		Guard
+	}{{"default", Guard{}}, {"3000 rules", thousand}} {
+		for _, addr := range []string{"8.8.8.8", "2606:4700::1111"} {
+			b.Run(test.name+"/"+addr, func(b *testing.B) {
+				j := newTestJudge(b, test.Guard)
+				c := &call{scheme: "https", host: "api.customer400.example", port: 443}
+				c.addrs = []netip.Addr{netip.MustParseAddr(addr)}
+				b.ReportAllocs()
+				for b.Loop() {
+					if j.target(c) != nil || j.addresses(c) != nil {
+						b.Fatal("refused")
+					}
+				}
+			})
+		}
+	}
+}

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -17,12 +16,13 @@ import (
 
 // Guard says which targets may be called. The address that is judged is the
 // address that is dialled. Addresses and ports on which this server itself
-// listens are refused unless `allow_ips` has the address; those that are not for
-// sites, such as the admin API, in any case.
+// listens are refused unless `allow_ips` has the address; where it listens for
+// other things than sites, such as the admin API, in any case.
 type Guard struct {
 	// What becomes of a target that may not be called: `enforce` refuses it;
 	// `report` lets it pass, counts it and logs it as a warning, so that rules
-	// can be tried on a server in use. Default: `enforce`.
+	// can be tried on a server in use; the admin API is refused even then.
+	// Default: `enforce`.
 	Mode string `json:"guard,omitempty"`
 
 	// Names that may be called: `example.com`, `*.example.com` (at any depth,
@@ -97,9 +97,6 @@ func (a *App) judge(g *Guard, log *zap.Logger) (*judge, error) {
 func (j *judge) target(c *call) error {
 	if c.scheme != "" {
 		if err := j.rules.CheckScheme(c.scheme); err != nil {
-			if defaultPort(c.scheme) == 0 {
-				return err // nobody could call it
-			}
 			return j.refused(c, err)
 		}
 	}
@@ -143,25 +140,25 @@ func (j *judge) leaveOut(c *call) error {
 	for i, a := range c.addrs {
 		if r := j.check(netip.AddrPortFrom(a, c.port)); r != nil {
 			refusals = append(refusals, r)
-			continue
+			if !j.letsPass(r) {
+				continue
+			}
 		}
 		kept = append(kept, a)
 		if i < c.preferred {
 			preferred++
 		}
 	}
-	if len(kept) == 0 {
+	if len(refusals) == len(c.addrs) {
 		err := j.refused(c, fmt.Errorf("%s: %w", c.host, refusals[0]))
 		if err != nil {
 			c.addrs, c.preferred = nil, 0
+			return err
 		}
-		return err
-	}
-	for _, r := range refusals {
-		j.leftOut(c, r)
-	}
-	if j.report {
-		return nil
+	} else {
+		for _, r := range refusals {
+			j.leftOut(c, r)
+		}
 	}
 	if preferred == 0 {
 		preferred = len(kept)
@@ -176,28 +173,35 @@ func (j *judge) upstream(c *call, addr netip.AddrPort) error {
 	if addr.Port() == c.port && slices.Contains(c.addrs, addr.Addr()) {
 		return nil
 	}
-	return j.address(c, addr)
-}
-
-// dial judges the address of a connection that is about to be opened.
-func (j *judge) dial(c *call, addr netip.AddrPort) error {
-	if j.report {
-		return nil // and has been reported
-	}
-	return j.address(c, addr)
-}
-
-func (j *judge) address(c *call, addr netip.AddrPort) error {
 	r := j.check(addr)
 	if r == nil {
 		return nil
 	}
 	err := j.refused(c, fmt.Errorf("%s: %w", c.host, r))
-	if err == nil {
+	if err != nil {
+		j.failed(c, http.StatusForbidden, err)
+	}
+	return err
+}
+
+// dial judges the address of a connection that is about to be opened. What is
+// only reported has been by now.
+func (j *judge) dial(c *call, addr netip.AddrPort) error {
+	r := j.check(addr)
+	if r == nil || j.letsPass(r) {
 		return nil
 	}
+	err := fmt.Errorf("%s: %w", c.host, r)
 	j.failed(c, http.StatusForbidden, err)
-	return caddyhttp.Error(http.StatusForbidden, err)
+	return err
+}
+
+// letsPass tells whether a refusal is only reported. What nobody could call is
+// refused in any case, and so is the admin API of this server, which is never
+// meant.
+func (j *judge) letsPass(err error) bool {
+	r, ok := errors.AsType[*guard.Refusal](err)
+	return j.report && ok && r.Rule != guard.RuleAdmin && (r.Kind != guard.KindScheme || defaultPort(r.Value) != 0)
 }
 
 // allows tells whether an address may be called. It costs little where that has
@@ -215,19 +219,25 @@ func (j *judge) allowsOwner(o owner, a netip.AddrPort) bool {
 
 // check returns why an address may not be called, or nil.
 func (j *judge) check(a netip.AddrPort) *guard.Refusal {
+	o, embedded := j.listeners.find(a)
+	r := &guard.Refusal{Kind: guard.KindAddress, Value: a.String(), Embedded: embedded}
+	if o == ownOther {
+		r.Rule = guard.RuleAdmin
+		return r
+	}
 	if err := j.rules.CheckAddr(a.Addr()); err != nil {
 		return err.(*guard.Refusal)
 	}
-	o, embedded := j.listeners.find(a)
 	if j.allowsOwner(o, a) {
 		return nil
 	}
-	return &guard.Refusal{Kind: guard.KindAddress, Value: a.String(), Rule: guard.RuleOwnListener, Embedded: embedded}
+	r.Rule = guard.RuleOwnListener
+	return r
 }
 
 // refused returns a refusal, or reports it instead.
 func (j *judge) refused(c *call, err error) error {
-	if !j.report {
+	if !j.letsPass(err) {
 		return err
 	}
 	j.refusals.requests.WithLabelValues(report, ruleOf(err)).Inc()
@@ -238,7 +248,7 @@ func (j *judge) refused(c *call, err error) error {
 // leftOut counts and logs an address that is left out, or would be.
 func (j *judge) leftOut(c *call, r *guard.Refusal) {
 	mode, level, message := enforce, zapcore.DebugLevel, "address left out"
-	if j.report {
+	if j.letsPass(r) {
 		mode, level, message = report, zapcore.WarnLevel, "address would be left out"
 	}
 	j.refusals.addresses.WithLabelValues(mode, r.Rule).Inc()

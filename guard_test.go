@@ -343,6 +343,9 @@ func TestListeners(t *testing.T) {
 		{"127.0.0.1", localhost, ownSite},
 		{own, localhost, somebodyElse},
 		{"127.0.0.1", other, ownOther},
+		{"0.0.0.0", other, ownOther},
+		{"::", anyAddr, ownSite},
+		{"0.0.0.0", uint16(nobody), somebodyElse},
 		{own, uint16(nobody), somebodyElse},
 		{foreign, anyAddr, somebodyElse},
 		{"8.8.8.8", any4, somebodyElse},
@@ -356,21 +359,33 @@ func TestListeners(t *testing.T) {
 				t.Errorf("%s: known owner %d, %t, want %d", a, o, ok, test.owner)
 			}
 		}
+		loopback := a.Addr().IsLoopback() || a.Addr().IsUnspecified()
 		for name, config := range map[string]Guard{
 			"default": {},
-			"open":    {AllowIPs: []string{"any"}},
 			"range":   {AllowIPs: []string{"127.0.0.0/8", "::1", own, own6, "64:ff9b::/96", "2002::/16", "2600::/16"}},
 		} {
+			rule := "" // by which it is refused
+			switch {
+			case test.owner == ownOther:
+				rule = guard.RuleAdmin
+			case a.Addr().IsUnspecified():
+				rule = guard.RuleUnspecified
+			case name == "default" && loopback:
+				rule = guard.RuleLoopback
+			case name == "default" && test.owner == ownSite:
+				rule = guard.RuleOwnListener
+			}
 			j := newTestJudge(t, config)
 			j.listeners = l
-			want := test.owner == somebodyElse || test.owner == ownSite && name != "default"
-			if name == "default" && a.Addr().IsLoopback() {
-				want = false
+			if err := j.check(a); (err == nil) != (rule == "") || err != nil && err.Rule != rule {
+				t.Errorf("%s with %s: %v, want %s", a, name, err, rule)
 			}
-			if err := j.check(a); j.allows(a) != want || (err == nil) != want {
-				t.Errorf("%s with %s: allowed %t, %v, want %t", a, name, j.allows(a), err, want)
-			} else if err != nil && !a.Addr().IsLoopback() && err.Rule != guard.RuleOwnListener {
-				t.Errorf("%s: rule %s", a, err.Rule)
+			if got := j.allows(a); got != (rule == "") {
+				t.Errorf("%s with %s: allowed %t", a, name, got)
+			}
+			j.report = true
+			if err := j.dial(new(call), a); (err == nil) != (test.owner != ownOther) {
+				t.Errorf("%s with %s, only reported: %v", a, name, err)
 			}
 		}
 	}

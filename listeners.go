@@ -129,7 +129,7 @@ func (l *listeners) isLocal(a netip.Addr) bool {
 		return false
 	}
 	_, ok := (*l.addrs.Load())[a]
-	return ok || a.IsLoopback()
+	return ok || a.IsLoopback() || a.IsUnspecified()
 }
 
 // owner is who listens on an address and port.
@@ -182,6 +182,14 @@ func (l *listeners) find(a netip.AddrPort) (o owner, embedded netip.Addr) {
 
 // owner returns who listens on an address and port of this machine.
 func (l *listeners) owner(a netip.AddrPort) owner {
+	if a.Addr().IsUnspecified() { // where a connection ends on the loopback interface
+		for _, loopback := range localhost {
+			if o := l.owner(netip.AddrPortFrom(loopback, a.Port())); o != somebodyElse {
+				return o
+			}
+		}
+		return somebodyElse
+	}
 	sites := l.sites()
 	// a listener on a name of this machine may be on any of its addresses
 	hosts := append([]string{a.Addr().String(), "", "::"}, sites.hosts...)

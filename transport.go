@@ -358,7 +358,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		if err := c.judge.upstream(c, a.pool.addr); err != nil {
 			t.registry.release(a.pool)
 			c.state.err = err
-			return nil, err
+			return nil, caddyhttp.Error(http.StatusForbidden, err)
 		}
 	}
 	a.url = *req.URL
@@ -563,7 +563,7 @@ func (t *Transport) dial(ctx context.Context, network, address string) (net.Conn
 	a := ctx.Value(attemptKey{}).(*attempt)
 	if c := a.call; c != nil && c.judge != nil {
 		if err := c.judge.dial(c, a.pool.addr); err != nil {
-			return nil, err
+			return nil, caddyhttp.Error(http.StatusForbidden, err)
 		}
 	}
 	conn, err := t.connect(ctx, a, network, address)

@@ -249,7 +249,8 @@ const (
 	RuleBroadcast     = "broadcast"     // 255.255.255.255
 	RuleMulticast     = "multicast"     // 224.0.0.0/4 and ff00::/8
 	RuleMetadata      = "metadata"      // well-known names and addresses of metadata services of clouds
-	RuleOwnListener   = "own_listener"  // this server itself listens there
+	RuleOwnListener   = "own_listener"  // this server itself listens there, for a site
+	RuleAdmin         = "admin"         // this server itself listens there, for other things: the admin API
 	RuleLoopback      = "loopback"      // 127.0.0.0/8 and ::1
 	RulePrivate       = "private"       // RFC 1918, unique local and site-local addresses
 	RuleLinkLocal     = "link_local"    // 169.254.0.0/16 and fe80::/10
@@ -277,6 +278,7 @@ var ruleTexts = []struct{ rule, text string }{
 	{RuleMulticast, "a multicast address"},
 	{RuleMetadata, "a metadata service"},
 	{RuleOwnListener, "where this server itself listens"},
+	{RuleAdmin, "where this server itself listens, not for sites"},
 	{RuleLoopback, "a loopback address"},
 	{RulePrivate, "a private address"},
 	{RuleLinkLocal, "a link-local address"},

@@ -14,6 +14,7 @@ import (
 	"io"
 	"log"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -132,23 +133,48 @@ func (l *lab) cpu() time.Duration {
 	return time.Duration(ticks) * time.Second / 100
 }
 
+// pprof returns what caddy says of itself.
+func pprof(admin int, query string) []byte {
+	res, err := http.Get("http://" + address(admin) + "/debug/pprof/" + query)
+	must(err)
+	defer res.Body.Close()
+	data, err := io.ReadAll(res.Body)
+	must(err)
+	return data
+}
+
+// writeProfile writes what -profile asks for.
+func (l *lab) writeProfile(admin int) {
+	must(os.WriteFile(*profile, pprof(admin, "profile?seconds="+strconv.Itoa(*seconds)), 0o600))
+}
+
 // memory returns the resident memory of caddy and the bytes on its heap after a
 // collection.
 func (l *lab) memory(admin int) (rss, heap int64) {
+	rss = l.status("VmRSS:")
+	_, value, _ := strings.Cut(string(pprof(admin, "heap?gc=1&debug=1")), "# HeapAlloc = ")
+	_, err := fmt.Sscan(value, &heap)
+	must(err)
+	return rss, heap
+}
+
+// status returns an amount of memory as the kernel counts it for caddy.
+func (l *lab) status(field string) (bytes int64) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.caddy.Process.Pid))
 	must(err)
-	_, rest, _ := strings.Cut(string(data), "VmRSS:")
-	_, err = fmt.Sscan(rest, &rss)
+	_, rest, _ := strings.Cut(string(data), field)
+	_, err = fmt.Sscan(rest, &bytes)
 	must(err)
-	res, err := http.Get("http://" + address(admin) + "/debug/pprof/heap?gc=1&debug=1")
+	return bytes << 10
+}
+
+// held returns how many goroutines and descriptors caddy has.
+func (l *lab) held(admin int) (goroutines, descriptors int) {
+	_, err := fmt.Sscanf(string(pprof(admin, "goroutine?debug=1")), "goroutine profile: total %d", &goroutines)
 	must(err)
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", l.caddy.Process.Pid))
 	must(err)
-	_, value, _ := strings.Cut(string(text), "# HeapAlloc = ")
-	_, err = fmt.Sscan(value, &heap)
-	must(err)
-	return rss << 10, heap
+	return goroutines, len(entries)
 }
 
 // freePort returns a port that is free on all of loopback now.
@@ -160,7 +186,9 @@ func freePort() int {
 }
 
 // nameserver answers A questions: dN.test has the N-th of addrs, modulo their
-// number, unless it was moved; names below dead.test are never answered.
+// number, unless it was moved; names below dead.test are never answered. Of names
+// below .example and .com the first letter, www. apart, says whether they exist,
+// do not, or are never answered.
 type nameserver struct {
 	addr    string
 	server  *dns.Server
@@ -192,7 +220,8 @@ func (n *nameserver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	second, _ := n.perSec.LoadOrStore(time.Now().Unix(), new(atomic.Int64))
 	second.(*atomic.Int64).Add(1)
 	name := strings.ToLower(strings.TrimSuffix(q.Question[0].Name, "."))
-	if strings.HasSuffix(name, ".dead.test") {
+	kind := kindOf(name)
+	if kind == silent || strings.HasSuffix(name, ".dead.test") {
 		n.dead.Add(1)
 		return
 	}
@@ -203,18 +232,43 @@ func (n *nameserver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	m := new(dns.Msg)
 	m.SetReply(q)
 	m.RecursionAvailable = true
-	if index, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(name, "d"), ".test")); err == nil && q.Question[0].Qtype == dns.TypeA {
+	index, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(name, "d"), ".test"))
+	switch {
+	case kind == missing:
+		m.Rcode = dns.RcodeNameError
+	case q.Question[0].Qtype != dns.TypeA:
+	case kind == existing:
+		m.Answer = n.answer(q, n.addrs[mathrand.N(len(n.addrs))])
+	case err == nil:
 		addr := n.addrs[index%len(n.addrs)]
 		if to, ok := n.moved.Load(name); ok {
 			addr = to.(netip.Addr)
 		}
-		m.Answer = []dns.RR{&dns.A{
-			Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: n.ttl},
-			A:   addr.AsSlice(),
-		}}
+		m.Answer = n.answer(q, addr)
 		n.last.Store(name, time.Now())
 	}
 	_ = w.WriteMsg(m)
+}
+
+func (n *nameserver) answer(q *dns.Msg, addr netip.Addr) []dns.RR {
+	return []dns.RR{&dns.A{
+		Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: n.ttl},
+		A:   addr.AsSlice(),
+	}}
+}
+
+// The kinds of names below .example and .com.
+const (
+	existing = 'e'
+	missing  = 'm'
+	silent   = 's'
+)
+
+func kindOf(name string) byte {
+	if strings.HasSuffix(name, ".example") || strings.HasSuffix(name, ".com") {
+		return strings.TrimPrefix(name, "www.")[0]
+	}
+	return 0
 }
 
 // since returns the most queries in one second from a moment on, and their sum.

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -22,6 +25,15 @@ import (
 func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	return sorted[len(sorted)/2]
+}
+
+// ratios divides each of a by its counterpart.
+func ratios(a, b []float64) []float64 {
+	list := make([]float64, len(a))
+	for i := range a {
+		list[i] = a[i] / b[i]
+	}
+	return list
 }
 
 // wrk loads url with 32 connections, each request with one of the targets in
@@ -63,15 +75,18 @@ request = function() return reqs[math.random(#reqs)] end
 type result struct {
 	sent, failed int
 	latencies    []time.Duration // of those that did not fail
+	late         []time.Duration // how long after it was due each was begun, for want of CPU
 	errors       map[string]int  // statuses, and why there was none
 }
 
-func (r *result) quantile(q float64) time.Duration {
-	if len(r.latencies) == 0 {
+func (r *result) quantile(q float64) time.Duration { return quantile(r.latencies, q) }
+
+func quantile(list []time.Duration, q float64) time.Duration {
+	if len(list) == 0 {
 		return 0
 	}
-	slices.Sort(r.latencies)
-	return r.latencies[min(int(float64(len(r.latencies))*q), len(r.latencies)-1)]
+	slices.Sort(list)
+	return list[min(int(float64(len(list))*q), len(list)-1)]
 }
 
 var client = &http.Client{
@@ -93,9 +108,94 @@ func get(url, target string) (status int, body string) {
 	return res.StatusCode, string(data)
 }
 
-// openLoop sends requests at a constant rate, whatever becomes of them, and
-// measures each from the moment it was due. Those to other come on top.
+// conns are connections to a server over which requests cost much less than over
+// client, for loads of which most of the work should be the server's.
+type conns struct {
+	address string
+	limit   int // of connections
+
+	mu   sync.Mutex
+	idle []*conn // that used last comes last
+	open int
+}
+
+type conn struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+// get asks for a target, at once or not at all.
+func (c *conns) get(target string) (status int, body string) {
+	conn, err := c.take()
+	if err != nil {
+		return 0, err.Error()
+	}
+	_ = conn.SetDeadline(time.Now().Add(client.Timeout))
+	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: "+c.address+"\r\nX-Target: "+target+"\r\n\r\n")
+	if err == nil {
+		status, body, err = conn.read()
+	}
+	if err != nil {
+		conn.Close()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.open--
+		return 0, err.Error()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.idle = append(c.idle, conn)
+	return status, body
+}
+
+var errAllBusy = errors.New("not sent, all connections are busy")
+
+// take returns a connection that is not in use.
+func (c *conns) take() (*conn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last := len(c.idle) - 1; last >= 0 {
+		conn := c.idle[last]
+		c.idle = c.idle[:last]
+		return conn, nil
+	}
+	if c.open == c.limit {
+		return nil, errAllBusy
+	}
+	nc, err := net.Dial("tcp", c.address) // on loopback, that is at once
+	if err != nil {
+		return nil, err
+	}
+	c.open++
+	return &conn{nc, bufio.NewReader(nc)}, nil
+}
+
+func (c *conn) read() (status int, body string, err error) {
+	res, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	data, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(data), err
+}
+
+// close closes the connections, of which none is in use.
+func (c *conns) close() {
+	for _, conn := range c.idle {
+		conn.Close()
+	}
+	c.idle, c.open = nil, 0
+}
+
+// openLoop sends requests to url by get.
 func openLoop(url string, rate int, duration time.Duration, target func() string, other func() (string, bool)) *result {
+	return openLoopBy(func(target string) (int, string) { return get(url, target) }, rate, duration, target, other)
+}
+
+// openLoopBy sends requests at a constant rate, whatever becomes of them, and
+// measures each from the moment it was due. Those to other come on top.
+func openLoopBy(get func(target string) (int, string), rate int, duration time.Duration, target func() string, other func() (string, bool)) *result {
 	r := &result{errors: make(map[string]int)}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -104,11 +204,13 @@ func openLoop(url string, rate int, duration time.Duration, target func() string
 	for due := start; due.Sub(start) < duration; due = due.Add(interval) {
 		time.Sleep(time.Until(due))
 		wg.Go(func() {
-			status, body := get(url, target())
+			late := time.Since(due)
+			status, body := get(target())
 			latency := time.Since(due)
 			mu.Lock()
 			defer mu.Unlock()
 			r.sent++
+			r.late = append(r.late, late)
 			switch status {
 			case http.StatusOK:
 				r.latencies = append(r.latencies, latency)
@@ -121,7 +223,7 @@ func openLoop(url string, rate int, duration time.Duration, target func() string
 			r.failed++
 		})
 		if t, ok := other(); ok {
-			wg.Go(func() { get(url, t) })
+			wg.Go(func() { get(t) })
 		}
 	}
 	wg.Wait()

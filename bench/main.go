@@ -37,6 +37,7 @@ var scenarios = []struct {
 }{
 	{"throughput", "500 domains against static upstreams, closed loop", throughput},
 	{"dead", "1 % of an open-loop load to names whose nameserver is dead", dead},
+	{"flood", "2 000 requests a second to names never seen before, half of them dead", flood},
 	{"nameserver", "the first of two nameservers goes silent, and comes back: new names", oneNameserver},
 	{"outage", "both nameservers go silent after warm-up, and come back", outage},
 	{"names", "many names are kept fresh: queries a second, memory", names},

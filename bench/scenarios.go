@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -94,27 +93,15 @@ func throughput(l *lab) {
 	}
 	if *profile != "" {
 		go l.wrk("http://"+address(ports[2])+"/path?q=1", list)
-		res, err := http.Get(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", address(admin), *seconds))
-		must(err)
-		data, err := io.ReadAll(res.Body)
-		must(err)
-		res.Body.Close()
-		must(os.WriteFile(*profile, data, 0o600))
+		l.writeProfile(admin)
 	}
 	for i, name := range []string{"static A", "static B", "target"} {
 		fmt.Printf("%-9s %7.0f requests/s  %6.1f µs CPU a request  %d failed\n", name, median(sides[i].rate), median(sides[i].cpu), sides[i].failed)
 	}
-	ratio := func(a, b []float64) float64 {
-		list := make([]float64, len(a))
-		for i := range a {
-			list[i] = a[i] / b[i]
-		}
-		return median(list)
-	}
 	fmt.Printf("CPU a request: target/static A %.3f, static B/static A %.3f (medians of %d interleaved runs)\n",
-		ratio(sides[2].cpu, sides[0].cpu), ratio(sides[1].cpu, sides[0].cpu), *rounds)
+		median(ratios(sides[2].cpu, sides[0].cpu)), median(ratios(sides[1].cpu, sides[0].cpu)), *rounds)
 	fmt.Printf("requests/s:    target/static A %.3f, static B/static A %.3f\n",
-		ratio(sides[2].rate, sides[0].rate), ratio(sides[1].rate, sides[0].rate))
+		median(ratios(sides[2].rate, sides[0].rate)), median(ratios(sides[1].rate, sides[0].rate)))
 	fmt.Printf("target: %d requests over %d new connections, %d DNS queries (500 names, TTL 5 s)\n", served, opened, queries)
 }
 
@@ -446,14 +433,7 @@ func reloadUnderLoad(l *lab, b *backends, name string, config func(port, admin, 
 	settle := func() (goroutines, descriptors int) {
 		client.CloseIdleConnections()
 		time.Sleep(3 * time.Second)
-		res, err := http.Get("http://" + admin + "/debug/pprof/goroutine?debug=1")
-		must(err)
-		defer res.Body.Close()
-		_, err = fmt.Fscanf(res.Body, "goroutine profile: total %d", &goroutines)
-		must(err)
-		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", l.caddy.Process.Pid))
-		must(err)
-		return goroutines, len(entries)
+		return l.held(adminPort)
 	}
 	g0, d0 := settle()
 	asked := l.names.queries.Load()

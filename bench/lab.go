@@ -206,6 +206,7 @@ type nameserver struct {
 func newNameserver() *nameserver {
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	must(err)
+	must(conn.(*net.UDPConn).SetReadBuffer(4 << 20)) // a query that is dropped looks like a silent name
 	n := &nameserver{addr: conn.LocalAddr().String(), ttl: 5}
 	n.server = &dns.Server{PacketConn: conn, Handler: n}
 	go func() { _ = n.server.ActivateAndServe() }()

@@ -113,18 +113,23 @@ func (u *udp) checkOut() (*udpSocket, error) {
 // its reply and the socket nothing else.
 func (u *udp) checkIn(socket *udpSocket, clean bool) {
 	socket.queries++
+	if !clean || socket.queries >= maxSocketQueries || time.Since(socket.born) >= maxSocketAge || !u.keep(socket) {
+		_ = socket.Close()
+	}
+}
 
+// keep makes a socket idle, if there is room for it.
+func (u *udp) keep(socket *udpSocket) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if !clean || u.closed || socket.queries >= maxSocketQueries ||
-		len(u.idle) >= maxIdleSockets || time.Since(socket.born) >= maxSocketAge {
-		_ = socket.Close()
-		return
+	if u.closed || len(u.idle) >= maxIdleSockets {
+		return false
 	}
 	u.idle = append(u.idle, socket)
 	if u.sweep == nil {
 		u.sweep = time.AfterFunc(maxSocketAge, u.closeOld)
 	}
+	return true
 }
 
 // closeOld closes the idle sockets that are too old, and comes again while

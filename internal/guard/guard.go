@@ -37,8 +37,7 @@ type Config struct {
 	// letter case and one trailing dot do not matter.
 	//
 	// The names of metadata services of clouds, such as
-	// metadata.google.internal, are refused unless an entry is that very name,
-	// or AllowIPs has "any".
+	// metadata.google.internal, are refused unless an entry is that very name.
 	Allow []string
 
 	// Deny lists names that may not be called, written as in Allow. It wins
@@ -88,9 +87,6 @@ func (c Config) Compile() (*Rules, error) {
 	r := new(Rules)
 	if err := r.compileNames(c.Allow, c.Deny); err != nil {
 		return nil, err
-	}
-	if !slices.Contains(c.AllowIPs, anyEntry) {
-		r.refuseMetadataNames()
 	}
 	if err := r.compileAddrs(c.AllowIPs, c.DenyIPs); err != nil {
 		return nil, err

@@ -225,17 +225,12 @@ func (r *Rules) compileNames(allow, deny []string) error {
 			return entryError("deny", entry, err)
 		}
 	}
-	return nil
-}
-
-// refuseMetadataNames refuses the names of metadata services that the allow
-// list does not name.
-func (r *Rules) refuseMetadataNames() {
 	for _, name := range metadataNames {
 		if r.names[name]&allowSelf == 0 {
 			r.names[name] |= metadataSelf
 		}
 	}
+	return nil
 }
 
 // addName adds one entry of a list of names, which marks a name with one of
@@ -321,9 +316,6 @@ func (r *Rules) CheckName(host string) error {
 // time, and no further than rules go, so that a name of a hundred labels costs
 // no more than others.
 func (r *Rules) nameFlags(name string) nameFlags {
-	if len(r.names) == 0 {
-		return 0
-	}
 	flags := r.names[name] & (allowSelf | denySelf | metadataSelf)
 	dot := len(name)
 	for range r.depth {

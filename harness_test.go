@@ -96,6 +96,9 @@ type dnsName struct {
 	srv    []string // priority, weight, port, target
 	alias  string   // the reply has this alias, and nothing about where it leads
 	broken bool     // the reply ends too early
+
+	records []string // more records of the reply, as in a zone file
+	then    *dnsName // what is said of the name after this reply
 }
 
 // dnsServer is a nameserver. Names that it does not know do not exist.
@@ -186,6 +189,9 @@ func (s *dnsServer) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	s.mu.Lock()
 	n, known := s.names[name]
 	silent := s.silent || n.silent
+	if n.then != nil {
+		s.names[name] = *n.then
+	}
 	s.total++
 	if q.Qtype == dns.TypeA {
 		s.queries[name]++
@@ -232,6 +238,20 @@ func (s *dnsServer) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 			}
 			reply.Answer = append(reply.Answer, rr)
 		}
+	}
+	for _, text := range n.records {
+		rr, err := dns.NewRR(text)
+		if err != nil {
+			panic(err)
+		}
+		reply.Answer = append(reply.Answer, rr)
+	}
+	if _, ok := w.RemoteAddr().(*net.UDPAddr); ok {
+		size := dns.MinMsgSize
+		if opt := query.IsEdns0(); opt != nil {
+			size = int(opt.UDPSize())
+		}
+		reply.Truncate(size)
 	}
 	if n.broken {
 		if wire, err := reply.Pack(); err == nil {
@@ -381,6 +401,7 @@ type backend struct {
 	mu       sync.Mutex
 	names    map[int64]map[string]bool // by connection: the SNI and each Host
 	perAddr  map[string]int            // requests by address
+	accepted map[string]int            // connections by address
 	conns    map[net.Conn]bool
 	badCerts map[string]string // by name: the name that the certificate is for instead
 
@@ -432,6 +453,9 @@ func (l countedListener) Accept() (net.Conn, error) {
 	c := &countedConn{Conn: conn, backend: b}
 	b.mu.Lock()
 	b.conns[c] = true
+	if addr, ok := conn.LocalAddr().(*net.TCPAddr); ok {
+		b.accepted[addr.AddrPort().Addr().Unmap().String()]++
+	}
 	b.mu.Unlock()
 	return c, nil
 }
@@ -473,6 +497,7 @@ func newBackend(t testing.TB, config backendConfig) *backend {
 		handler:  config.handler,
 		names:    make(map[int64]map[string]bool),
 		perAddr:  make(map[string]int),
+		accepted: make(map[string]int),
 		conns:    make(map[net.Conn]bool),
 		badCerts: make(map[string]string),
 	}

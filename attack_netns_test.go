@@ -1,0 +1,572 @@
+//go:build linux
+
+package caddytarget
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// inArena is in the environment of the process that is alone in its network.
+const inArena = "CADDYTARGET_ATTACKS_IN_NAMESPACE"
+
+// Addresses of backends that answer in ways of their own, all globally routable.
+const (
+	resetAddr = "93.184.215.101" // port 8081: resets
+	deadAddr  = "93.184.215.102" // port 8081: refuses
+	aliveAddr = "93.184.215.103" // port 8081: answers
+	ownAddr   = "93.184.216.34"  // an address of an interface
+)
+
+// TestAttacks makes the attacks for real. It runs itself again, in a network
+// namespace that has the loopback interface alone, and where every address is
+// that machine. There, a hole is seen as an address that was reached; and no
+// packet of it goes anywhere.
+func TestAttacks(t *testing.T) {
+	if os.Getenv(inArena) != "" {
+		everywhereIsHere(t)
+		attackForReal(t)
+		return
+	}
+	if _, err := exec.LookPath("ip"); err != nil {
+		needed(t, "no ip (of iproute2): %v", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := "^TestAttacks$"
+	if pattern := flag.Lookup("test.run").Value.String(); strings.Contains(pattern, "/") {
+		run = pattern
+	}
+	cmd := exec.CommandContext(t.Context(), self, "-test.run="+run, "-test.v", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), inArena+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if os.Getuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
+	}
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	err = cmd.Start()
+	if err != nil {
+		needed(t, "no network namespace: %v", err)
+	}
+	err = cmd.Wait()
+	text := output.String()
+	switch {
+	case err != nil:
+		if !testing.Verbose() {
+			text = withoutPasses(text)
+		}
+		t.Errorf("in the namespace: %v\n%s", err, text)
+	case strings.Contains(text, "--- SKIP: TestAttacks "):
+		t.Skip(text)
+	case !strings.Contains(text, "--- PASS: TestAttacks "):
+		t.Errorf("in the namespace nothing was tested:\n%s", text)
+	case testing.Verbose():
+		t.Log(text)
+	}
+}
+
+// needed skips a test for want of something that CI has to have.
+func needed(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatalf(format+", and CI is set", args...)
+	}
+	t.Skipf(format, args...)
+}
+
+// withoutPasses leaves out of the output of a test what says that all is well.
+func withoutPasses(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if trimmed := strings.TrimSpace(line); !strings.HasPrefix(trimmed, "=== ") && !strings.HasPrefix(trimmed, "--- PASS") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// everywhereIsHere makes all addresses those of the loopback interface, and it
+// alone is there.
+func everywhereIsHere(t *testing.T) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range interfaces {
+		// those that a kernel puts into every namespace, such as ifb0, are down
+		if i.Flags&net.FlagLoopback == 0 && i.Flags&net.FlagUp != 0 {
+			t.Fatalf("this is no namespace of its own: it has %s", i.Name)
+		}
+	}
+	for _, args := range []string{
+		"link set lo up",
+		"route add local 0.0.0.0/0 dev lo",
+		"-6 route add local ::/0 dev lo",
+		"addr add " + ownAddr + "/32 dev lo",
+	} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			needed(t, "ip %s: %v: %s", args, err, out)
+		}
+	}
+	// what would be a hole can be seen
+	probe, err := net.Listen("tcp", "[::]:0")
+	if err != nil {
+		needed(t, "listening on every address: %v", err)
+	}
+	defer probe.Close()
+	_, port, _ := net.SplitHostPort(probe.Addr().String())
+	for _, addr := range []string{"127.0.0.1", "127.255.255.254", "10.0.0.1", "169.254.169.254", "240.0.0.1", goodAddr, "::1", "fd00:ec2::254", "64:ff9b::7f00:1", goodAddr6} {
+		conn, err := net.DialTimeout("tcp", net.JoinHostPort(addr, port), patience)
+		if err != nil {
+			t.Fatalf("%s is not this machine: %v", addr, err)
+		}
+		conn.Close()
+	}
+}
+
+// attackForReal makes the attacks with backends at every address.
+func attackForReal(t *testing.T) {
+	registerRecorder()
+	registerPause()
+	a := newArena(t, slices.Concat(attackSites, proxySites), slices.Concat(attackGroups, proxyGroups))
+	a.proxied = true
+	a.global = "admin off"
+	everywhere := []string{"::"}
+	for _, port := range []string{"80", "8080", "22", "2019", "2375", "6379", "10250", "32526"} {
+		a.backends = append(a.backends, newBackend(t, backendConfig{addrs: everywhere, port: port}))
+	}
+	a.backends = append(a.backends,
+		newBackend(t, backendConfig{addrs: everywhere, port: "443", ca: a.ca, h2: true}),
+		newBackend(t, backendConfig{addrs: everywhere, port: "8088", h2: true, only: true}),
+		newBackend(t, backendConfig{addrs: everywhere, port: "8082", handler: http.HandlerFunc(redirect)}),
+		newBackend(t, backendConfig{addrs: everywhere, port: "8083", handler: http.HandlerFunc(echo)}),
+		newBackend(t, backendConfig{addrs: []string{aliveAddr, "10.0.0.1", "169.254.169.254", "127.0.0.1", "::1"}, port: "8081"}))
+	resetTCP(t, "8081", resetAddr)
+	a.socket(t)
+	a.start()
+	a.play(t)
+	t.Run("a replayed loop mark", a.replay)
+}
+
+// socket makes a Unix socket that nobody may lead to.
+func (a *arena) socket(t *testing.T) {
+	l, err := net.Listen("unix", a.values.Replace("<SOCKET>"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		t.Error("the Unix socket was reached")
+	}))
+	server.Listener.Close()
+	server.Listener = l
+	server.Start()
+	t.Cleanup(server.Close)
+}
+
+// redirect sends clients, or the gateway, elsewhere.
+func redirect(w http.ResponseWriter, r *http.Request) {
+	if to := r.FormValue("accel"); to != "" {
+		w.Header().Set("X-Accel-Redirect", to)
+		w.Header().Set("X-Sendfile", to)
+		echo(w, r)
+		return
+	}
+	w.Header().Set("Location", r.FormValue("to"))
+	w.WriteHeader(http.StatusFound)
+}
+
+// echo tells what was sent, and how the body was framed.
+func echo(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	local := r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()
+	addr, _, _ := net.SplitHostPort(local)
+	r.Header["Content-Length-Seen"] = []string{fmt.Sprint(r.ContentLength)}
+	r.Header["Transfer-Encoding-Seen"] = r.TransferEncoding
+	for name := range r.Trailer {
+		r.Header["Trailer-Seen"] = append(r.Header["Trailer-Seen"], name)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(seen{Address: addr, Method: r.Method, Host: r.Host, URI: r.RequestURI, Header: r.Header, Body: string(body)})
+}
+
+// proxySites mean nothing without a proxy.
+var proxySites = []attackSite{
+	{name: "auto", rules: "resolver <DNS> {\nhosts <HOSTS>\nfamily auto\n}"},
+	{name: "service", whole: `reverse_proxy {
+		dynamic target _http._tcp.{header.X-Target} {
+			ports 80 8080
+		}
+		transport target
+		lb_retries 3
+	}`},
+	{name: "service-any-port", whole: `reverse_proxy {
+		dynamic target _http._tcp.{header.X-Target} {
+			deny evil.example
+		}
+		transport target
+		lb_retries 3
+	}`},
+	{name: "named", whole: `reverse_proxy {
+		dynamic target {header.X-Target} 80 {
+			deny evil.example *.evil.example
+		}
+		transport target
+	}`},
+	{name: "named-port", whole: `reverse_proxy {
+		dynamic target {header.X-Target} {header.X-Port} {
+			ports 80 8080
+		}
+		transport target
+	}`},
+	{name: "static", whole: "target {header.X-Target}\nreverse_proxy 127.0.0.1:80 {\ntransport target\n}"},
+	{name: "static-name", whole: "target {header.X-Target}\nreverse_proxy localhost:80 {\ntransport target\n}"},
+	{name: "static-template", whole: "target {header.X-Target}\nreverse_proxy {header.X-Upstream} {\ntransport target\n}"},
+	{name: "static-socket", whole: "target {header.X-Target}\nreverse_proxy unix/<SOCKET> {\ntransport target\n}"},
+	{name: "static-shared", whole: `route {
+		@trusted header X-Trusted yes
+		target @trusted {header.X-Target} {
+			allow_ips 127.0.0.0/8
+		}
+		@others not header X-Trusted yes
+		target @others {header.X-Target}
+		reverse_proxy 127.0.0.1:80 {
+			transport target
+		}
+	}`},
+	{name: "static-optional", whole: `route {
+		@targeted header X-Target *
+		target @targeted {header.X-Target}
+		reverse_proxy 127.0.0.1:80 {
+			transport target
+		}
+	}`},
+	{name: "dynamic-shared", whole: `route {
+		@trusted header X-Trusted yes
+		target @trusted {header.X-Target} {
+			allow_ips 10.0.0.0/8
+		}
+		@others not header X-Trusted yes
+		target @others {header.X-Target}
+		reverse_proxy {
+			dynamic target
+			transport target {
+				tls_trust_pool file <CA>
+			}
+		}
+	}`},
+	{name: "two-handlers", whole: `route {
+		target {header.X-Target} {
+			allow_ips any
+		}
+		target {header.X-Second}
+		reverse_proxy {
+			dynamic target
+			transport target
+		}
+	}`},
+	{name: "redirects", whole: `target_proxy {header.X-Target} {
+		@redirect status 302
+		handle_response @redirect {
+			target_proxy {rp.header.Location}
+		}
+		@accel header X-Accel-Redirect *
+		handle_response @accel {
+			target_proxy {rp.header.X-Accel-Redirect}
+		}
+	}`},
+	{name: "pause", whole: `route {
+		target {header.X-Target} {
+			resolver <DNS> {
+				hosts off
+				family ipv4
+				min_ttl 20ms
+				refresh always
+				stale off
+			}
+		}
+		attack_pause
+		reverse_proxy {
+			dynamic target
+			transport target
+			lb_retries 3
+		}
+	}`},
+	{name: "loop", rules: "allow_ips 127.0.0.1"},
+	{name: "fallback", whole: `target_proxy {header.X-Target}
+	handle_errors {
+		target_proxy http://good.example/fallback
+	}`},
+	{name: "rewritten", whole: "route {\ntarget {header.X-Target}\nrewrite * /rewritten\nreverse_proxy {\ndynamic target\ntransport target\nheader_up X-Seen {http.target.url}\n}\n}"},
+}
+
+var proxyGroups = []attackGroup{
+	{kind: "both families", site: "auto", proxied: true, plain: [][3]string{
+		{"both", "http://both.example/", "200 93.184.215.14|2606:2800:21f:cb07::14 both.example"},
+		{"A good, AAAA refused", "http://good-and-refused6.example/", "200 93.184.215.14 good-and-refused6.example"},
+		{"A refused, AAAA good", "http://refused-and-good6.example/", "200 2606:2800:21f:cb07::14 refused-and-good6.example"},
+		{"both refused", "http://refused.example/", "403"},
+		{"mapped", "http://mapped.example/", "403 10.0.0.1"},
+		{"mixed", "http://mixed.example/", "200 93.184.215.14 mixed.example"},
+		{"hosts file", "http://hosts-both.example/", "200 93.184.215.14 hosts-both.example"},
+	}},
+
+	{kind: "services", site: "service", proxied: true, dns: []string{
+		"_http._tcp.s-good.example =_http._tcp.s-good.example. 60 IN SRV 0 0 80 good.example.",
+		"_http._tcp.s-private.example =_http._tcp.s-private.example. 60 IN SRV 0 0 80 private.example.",
+		"_http._tcp.s-localhost.example =_http._tcp.s-localhost.example. 60 IN SRV 0 0 80 localhost.",
+		"_http._tcp.s-literal.example =_http._tcp.s-literal.example. 60 IN SRV 0 0 80 169.254.169.254.",
+		"_http._tcp.s-port.example =_http._tcp.s-port.example. 60 IN SRV 0 0 22 good.example.",
+		"_http._tcp.s-mixed.example =_http._tcp.s-mixed.example. 60 IN SRV 0 0 80 private.example. =_http._tcp.s-mixed.example. 60 IN SRV 0 0 80 good.example.",
+		"_http._tcp.s-next.example =_http._tcp.s-next.example. 60 IN SRV 0 0 80 loopback.example. =_http._tcp.s-next.example. 60 IN SRV 1 0 8080 good.example.",
+		"_http._tcp.s-hosts.example =_http._tcp.s-hosts.example. 60 IN SRV 0 0 80 hosts-loopback.example.",
+		"_http._tcp.s-none.example =_http._tcp.s-none.example. 60 IN SRV 0 0 80 .",
+		"_http._tcp.s-zero.example =_http._tcp.s-zero.example. 60 IN SRV 0 0 0 good.example.",
+	}, plain: [][3]string{
+		{"good", "s-good.example", "200 93.184.215.14 service.site"},
+		{"private", "s-private.example", "503 10.1.1.1"},
+		{"localhost", "s-localhost.example", "503 127.0.0.1"},
+		{"a literal for a target", "s-literal.example", "503 metadata"},
+		{"another port", "s-port.example", "503 port 22"},
+		{"mixed", "s-mixed.example", "200 93.184.215.14 service.site"},
+		{"mixed priorities", "s-next.example", "200 93.184.215.14 service.site"},
+		{"hosts file", "s-hosts.example", "503 127.0.0.1"},
+		{"the root for a target", "s-none.example", "503"},
+		{"port 0", "s-zero.example", "503 port"},
+		{"no such service", "s-nowhere.example", "503 NXDOMAIN"},
+		{"a slash", "s-good.example/", "503 character"},
+		{"a space", "s-good.example x", "503 character"},
+		{"nothing", "", "503"},
+	}, attacks: []attack{
+		{name: "any port is any port", site: "service-any-port", target: "s-port.example", want: "200 93.184.215.14 service-any-port.site"},
+		{name: "but not any address", site: "service-any-port", target: "s-private.example", want: "503 10.1.1.1"},
+	}},
+	{kind: "names without a handler", site: "named", proxied: true, plain: [][3]string{
+		{"good", "good.example", "200 93.184.215.14 named.site"},
+		{"denied", "EVIL.example.", "503 deny"},
+		{"private", "private.example", "503 10.1.1.1"},
+		{"mixed", "mixed.example", "200 93.184.215.14 named.site"},
+		{"literal", "127.0.0.1", "503 loopback"},
+		{"IPv6 literal", "[::1]", "503 loopback"},
+		{"mapped literal", "[::ffff:a9fe:a9fe]", "503 metadata"},
+		{"decimal", "2130706433", "503 IPv4"},
+		{"localhost", "localhost", "503 127.0.0.1"},
+		{"a port too many", "good.example:22", "503"},
+		{"a URL", "http://good.example", "503"},
+		{"a service where none was meant", "_http._tcp.s-good.example", "503"},
+		{"a placeholder", "{env.HOME}", "503 character"},
+	}, attacks: []attack{
+		{name: "port", site: "named-port", raw: get("/", "X-Target: good.example", "X-Port: 8080"), want: "200 93.184.215.14 named-port.site"},
+		{name: "refused port", site: "named-port", raw: get("/", "X-Target: good.example", "X-Port: 22"), want: "503 port 22"},
+		{name: "two ports", site: "named-port", raw: get("/", "X-Target: good.example", "X-Port: 80:22"), want: "503 port"},
+		{name: "a range of ports", site: "named-port", raw: get("/", "X-Target: good.example", "X-Port: 80-8080"), want: "503 port"},
+		{name: "port and path", site: "named-port", raw: get("/", "X-Target: good.example", "X-Port: 80/"), want: "503 port"},
+	}},
+
+	{kind: "static upstreams behind a handler", site: "static", proxied: true, inOrder: true, attacks: []attack{
+		{name: "an address", target: "http://good.example/", want: "403 127.0.0.1"},
+		{name: "a name", site: "static-name", target: "http://good.example/", want: "403"},
+		{name: "a template", site: "static-template", raw: get("/", toGood, "X-Upstream: 127.0.0.1:80"), want: "403 127.0.0.1"},
+		{name: "a template, mapped", site: "static-template", raw: get("/", toGood, "X-Upstream: [::ffff:127.0.0.1]:80"), want: "403"},
+		{name: "a template, a name", site: "static-template", raw: get("/", toGood, "X-Upstream: localhost:80"), want: "403"},
+		{name: "a template, decimal", site: "static-template", raw: get("/", toGood, "X-Upstream: 2130706433:80"), want: "403"},
+		{name: "a template, a socket", site: "static-template", raw: get("/", toGood, "X-Upstream: unix/<SOCKET>"), want: "403|502|500"},
+		{name: "a socket", site: "static-socket", target: "http://good.example/", want: "403"},
+		{name: "permissive, which leaves a connection open", site: "static-shared", raw: get("/", "X-Trusted: yes", toGood+"/"), want: "200 127.0.0.1 good.example"},
+		{name: "strict, which must not use it", site: "static-shared", raw: get("/", toGood+"/"), want: "403 127.0.0.1"},
+	}},
+	{kind: "a static upstream for some", site: "static-optional", proxied: true, inOrder: true, attacks: []attack{
+		{name: "without a target", raw: get("/x"), want: "200 127.0.0.1 static-optional.site /x"},
+		{name: "with a target, which must not use its connection", raw: get("/", toGood+"/"), want: "403 127.0.0.1"},
+	}},
+	{kind: "one proxy, two handlers", site: "dynamic-shared", proxied: true, inOrder: true, attacks: []attack{
+		{name: "permissive", raw: get("/", "X-Trusted: yes", "X-Target: http://10.0.0.1/"), want: "200 10.0.0.1 10.0.0.1"},
+		{name: "strict", raw: get("/", "X-Target: http://10.0.0.1/"), want: "403 private"},
+		{name: "permissive, a name", raw: get("/", "X-Trusted: yes", "X-Target: https://private.example/"), want: "200 10.1.1.1 private.example"},
+		{name: "strict, a name", raw: get("/", "X-Target: https://private.example/"), want: "403 private"},
+		{name: "the last handler decides", site: "two-handlers", raw: get("/", "X-Target: http://10.0.0.1/", "X-Second: http://good.example/"), want: "200 93.184.215.14 good.example"},
+		{name: "the last handler decides, refused", site: "two-handlers", raw: get("/", "X-Target: http://good.example/", "X-Second: http://10.0.0.1/"), want: "403 private"},
+		{name: "the last handler decides, nothing", site: "two-handlers", raw: get("/", "X-Target: http://10.0.0.1/"), want: "400 no target"},
+	}},
+
+	{kind: "redirects", proxied: true, attacks: []attack{
+		{name: "to an internal address", target: "http://good.example:8082/?to=http://169.254.169.254/", via: goodAddr, want: "302 http://169.254.169.254/"},
+		{name: "to localhost", target: "http://good.example:8082/?to=http://localhost/", via: goodAddr, want: "302 http://localhost/"},
+		{name: "X-Accel-Redirect is the client's", target: "http://good.example:8082/?accel=/etc/passwd", want: "200 93.184.215.14 good.example:8082"},
+		{name: "followed to a good one", site: "redirects", target: "http://good.example:8082/?to=http://good6.example/x", via: goodAddr, want: "200 2606:2800:21f:cb07::14 good6.example /x"},
+		{name: "followed to an internal address", site: "redirects", target: "http://good.example:8082/?to=http://169.254.169.254/", via: goodAddr, want: "403 metadata"},
+		{name: "followed to an internal name", site: "redirects", target: "http://good.example:8082/?to=http://private.example/", via: goodAddr, want: "403 10.1.1.1"},
+		{name: "followed to localhost", site: "redirects", target: "http://good.example:8082/?to=http://localhost:2019/config/", via: goodAddr, want: "403 127.0.0.1"},
+		{name: "followed to a path alone", site: "redirects", target: "http://good.example:8082/?to=/x", via: goodAddr, want: "400 neither"},
+		{name: "followed to a file", site: "redirects", target: "http://good.example:8082/?to=file:///etc/passwd", via: goodAddr, want: "400 no host"},
+		{name: "X-Accel-Redirect, good", site: "redirects", target: "http://good.example:8082/?accel=http://good.example/x", want: "200 93.184.215.14 good.example /x"},
+		{name: "X-Accel-Redirect, internal", site: "redirects", target: "http://good.example:8082/?accel=http://127.0.0.1/", via: goodAddr, want: "403 loopback"},
+	}},
+
+	{kind: "loops", proxied: true, attacks: []attack{
+		{name: "itself", site: "loop", target: "http://127.0.0.1:<GATEWAY>/", want: "508 already"},
+		{name: "itself by another name", site: "loop", target: "http://localhost:<GATEWAY>/", want: "508 already"},
+		{name: "itself, although the Connection names the mark", site: "loop", raw: get("/", "X-Target: http://127.0.0.1:<GATEWAY>/", "Connection: CDN-Loop"), want: "508 already"},
+		{name: "itself, with another mark", site: "loop", raw: get("/", "X-Target: http://127.0.0.1:<GATEWAY>/", "CDN-Loop: other.example", "CDN-Loop: x; id=1"), want: "508 already"},
+		{name: "itself, a mark that is empty", site: "loop", raw: get("/", "X-Target: http://127.0.0.1:<GATEWAY>/", "CDN-Loop:"), want: "508 already"},
+		{name: "itself, an upgrade", site: "loop", raw: req("GET / HTTP/1.1", "Host: SITE", "X-Target: http://127.0.0.1:<GATEWAY>/", "Connection: Upgrade, CDN-Loop", "Upgrade: websocket"), want: "508 already"},
+		{name: "itself by default", target: "http://127.0.0.1:<GATEWAY>/", want: "403 loopback"},
+		{name: "the mark of another server", raw: get("/", toGood+"/", "CDN-Loop: caddytarget; id=0000000000000000"), want: "200 93.184.215.14 good.example /"},
+		{name: "handle_errors is no loop", site: "fallback", target: "http://10.0.0.1/", want: "200 93.184.215.14 good.example /fallback"},
+		{name: "nor after 400", site: "fallback", target: "not a url", want: "200 93.184.215.14 good.example /fallback"},
+	}},
+
+	{kind: "retries", proxied: true, dns: []string{
+		"retry-dead.example " + deadAddr + " " + aliveAddr + " 10.0.0.1", "retry-reset.example " + resetAddr + " " + aliveAddr + " 169.254.169.254",
+		"retry-all.example " + deadAddr + " " + resetAddr + " " + aliveAddr + " 127.0.0.1 ::1", "retry-none.example " + deadAddr + " 10.0.0.1",
+		"retry-reset-none.example " + resetAddr + " 10.0.0.1 127.0.0.1",
+	}, plain: [][3]string{
+		{"refused, then good", "http://retry-dead.example:8081/", "200 93.184.215.103 retry-dead.example:8081"},
+		{"refused, then good, again", "http://retry-dead.example:8081/", "200 93.184.215.103 retry-dead.example:8081"},
+		{"reset, then good", "http://retry-reset.example:8081/", "200 93.184.215.103 retry-reset.example:8081"},
+		{"reset, then good, again", "http://retry-reset.example:8081/", "200 93.184.215.103 retry-reset.example:8081"},
+		{"all there is", "http://retry-all.example:8081/", "200 93.184.215.103 retry-all.example:8081"},
+		{"all there is, again", "http://retry-all.example:8081/", "200 93.184.215.103 retry-all.example:8081"},
+		{"only what refuses", "http://retry-none.example:8081/", "502 refused"},
+		{"only what refuses, again", "http://retry-none.example:8081/", "502 refused"},
+		{"only what resets", "http://retry-reset-none.example:8081/", "502"},
+	}, attacks: []attack{
+		{name: "a POST is not repeated elsewhere", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://retry-reset-none.example:8081/", "Content-Length: 1") + "x", want: "502"},
+	}},
+	{kind: "between the lookup and the connection", site: "pause", proxied: true, inOrder: true, attacks: []attack{
+		{
+			name: "the address that was judged", set: "toctou.example ttl=0 " + goodAddr + " then toctou.example ttl=0 127.0.0.1",
+			target: "http://toctou.example/", want: "200 93.184.215.14 toctou.example",
+		},
+		{name: "the next request", wait: 60 * time.Millisecond, target: "http://toctou.example/", want: "403 loopback"},
+		{
+			name: "also for the next attempt", set: "toctou-retry.example ttl=0 " + deadAddr + " " + aliveAddr + " then toctou-retry.example ttl=0 10.0.0.1",
+			target: "http://toctou-retry.example:8081/", want: "200 93.184.215.103 toctou-retry.example:8081",
+		},
+		{
+			name: "and if it fails", set: "toctou-none.example ttl=0 " + deadAddr + " then toctou-none.example ttl=0 10.0.0.1",
+			target: "http://toctou-none.example:8081/", want: "502 refused",
+		},
+	}},
+
+	{kind: "what the backend gets", proxied: true, attacks: []attack{
+		{name: "not the field that had the target", raw: get("/", toGood+"/"), want: "200 93.184.215.14 good.example /", check: without("X-Target")},
+		{name: "X-Forwarded-Host is the client's Host", raw: get("/", toGood+"/", "X-Forwarded-Host: 169.254.169.254", "X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: gopher"), want: "200 93.184.215.14 good.example /", check: func(s seen) error {
+			if s.Header.Get("X-Forwarded-Host") != "client.example" || s.Header.Get("X-Forwarded-For") != "127.0.0.1" || s.Header.Get("X-Forwarded-Proto") != "http" {
+				return errors.New("what the client said was believed")
+			}
+			return nil
+		}},
+		{name: "what Connection names is left out", raw: get("/", toGood+"/", "X-Secret: 1", "Connection: X-Secret, X-Target", "Keep-Alive: 1", "Proxy-Authorization: Basic x", "Proxy-Connection: close", "TE: gzip"), want: "200 93.184.215.14 good.example /", check: without("X-Secret", "X-Target", "Keep-Alive", "Proxy-Authorization", "Proxy-Connection", "Te", "Connection")},
+		{name: "what Connection names cannot be the mark against loops", raw: get("/", toGood+"/", "Connection: CDN-Loop"), want: "200 93.184.215.14 good.example /", check: func(s seen) error {
+			if !strings.Contains(s.Header.Get(loopHeader), loopID) {
+				return errors.New("no mark")
+			}
+			return nil
+		}},
+		{name: "a length and a coding", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Content-Length: 4", "Transfer-Encoding: chunked") + "1\r\nx\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n", want: "200|400 93.184.215.14 good.example:8083 /", check: func(s seen) error {
+			if s.Body != "x" || s.Header.Get("Content-Length-Seen") != "-1" {
+				return errors.New("another body")
+			}
+			return nil
+		}},
+		{name: "a body of a GET", raw: req("GET / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Content-Length: 37") + "GET /smuggled HTTP/1.1\r\nHost: evil\r\n\r\n", want: "200 93.184.215.14 good.example:8083 /", check: func(s seen) error {
+			if !strings.HasPrefix(s.Body, "GET /smuggled") || s.Header.Get("Content-Length-Seen") != "37" {
+				return errors.New("another body")
+			}
+			return nil
+		}},
+		{name: "a chunk with an extension", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Transfer-Encoding: chunked") + "1;a=b\r\nx\r\n0\r\n\r\n", want: "200 93.184.215.14 good.example:8083 /", check: func(s seen) error {
+			if s.Body != "x" {
+				return errors.New("another body")
+			}
+			return nil
+		}},
+		{name: "a chunk whose line ends in LF", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Transfer-Encoding: chunked") + "1;\nx\r\n0\r\n\r\n", via: goodAddr, want: "502|400"},
+		{name: "a trailer for the target", raw: "POST / HTTP/1.1\r\nHost: SITE\r\nConnection: close\r\nTransfer-Encoding: chunked\r\nTrailer: X-Target\r\nX-Target: http://good.example:8083/\r\n\r\n0\r\nX-Target: http://10.0.0.1\r\n\r\n", want: "200 93.184.215.14 good.example:8083 /", check: without("Trailer-Seen")},
+		{name: "the target's own path, whatever follows", site: "rewritten", raw: get("/x?q", toGood+"/y"), want: "200 93.184.215.14 good.example /rewritten"},
+		{name: "WebSocket", raw: req("GET / HTTP/1.1", "Host: SITE", toGood+"/", "Connection: Upgrade", "Upgrade: websocket"), want: "200 93.184.215.14 good.example /"},
+		{name: "WebSocket, refused", raw: req("GET / HTTP/1.1", "Host: SITE", "X-Target: http://10.0.0.1/", "Connection: Upgrade", "Upgrade: websocket"), want: "403 private"},
+	}},
+}
+
+// replay: whoever replays the mark against loops harms nobody else.
+func (a *arena) replay(t *testing.T) {
+	send := func(lines ...string) (*http.Response, seen) {
+		t.Helper()
+		conn, err := net.Dial("tcp", "127.0.0.1:"+a.port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, a.request(attack{raw: get("/", append(lines, toGood+"/")...)}))
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		var s seen
+		_ = json.NewDecoder(res.Body).Decode(&s)
+		return res, s
+	}
+	_, s := send()
+	mark := s.Header.Get(loopHeader)
+	if mark == "" {
+		t.Fatalf("no mark: %+v", s)
+	}
+	for range 3 {
+		if res, _ := send(loopHeader + ": " + mark); res.StatusCode != http.StatusLoopDetected {
+			t.Errorf("status %d of a replayed mark", res.StatusCode)
+		}
+		if res, _ := send(); res.StatusCode != http.StatusOK {
+			t.Errorf("status %d of an honest request", res.StatusCode)
+		}
+	}
+}
+
+// attackPause waits, between the lookup and the connection.
+type attackPause struct{}
+
+// CaddyModule returns the Caddy module information.
+func (attackPause) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.attack_pause", New: func() caddy.Module { return new(attackPause) }}
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler.
+func (attackPause) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	time.Sleep(100 * time.Millisecond)
+	return next.ServeHTTP(w, r)
+}
+
+func registerPause() {
+	caddy.RegisterModule(attackPause{})
+	httpcaddyfile.RegisterHandlerDirective("attack_pause", func(httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		return attackPause{}, nil
+	})
+}

@@ -34,7 +34,9 @@ const (
 	resetAddr = "93.184.215.101" // port 8081: resets
 	deadAddr  = "93.184.215.102" // port 8081: refuses
 	aliveAddr = "93.184.215.103" // port 8081: answers
-	ownAddr   = "93.184.216.34"  // an address of an interface
+	ownAddr   = "93.184.216.34"  // of an interface, as are the other two
+	ownAddr2  = "93.184.216.35"
+	ownAddr6  = "2606:2800:21f:cb07::34"
 )
 
 // TestAttacks makes the attacks for real. It runs itself again, in a network
@@ -44,7 +46,9 @@ const (
 func TestAttacks(t *testing.T) {
 	if os.Getenv(inArena) != "" {
 		everywhereIsHere(t)
-		attackForReal(t)
+		t.Run("table", attackForReal)
+		t.Run("new: own listeners", attackOwnListeners)
+		t.Run("new: report", attackReporting)
 		return
 	}
 	if _, err := exec.LookPath("ip"); err != nil {
@@ -127,6 +131,8 @@ func everywhereIsHere(t *testing.T) {
 		"route add local 0.0.0.0/0 dev lo",
 		"-6 route add local ::/0 dev lo",
 		"addr add " + ownAddr + "/32 dev lo",
+		"addr add " + ownAddr2 + "/32 dev lo",
+		"addr add " + ownAddr6 + "/128 dev lo",
 	} {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
 			needed(t, "ip %s: %v: %s", args, err, out)
@@ -152,9 +158,18 @@ func everywhereIsHere(t *testing.T) {
 func attackForReal(t *testing.T) {
 	registerRecorder()
 	registerPause()
-	a := newArena(t, slices.Concat(attackSites, proxySites), slices.Concat(attackGroups, proxyGroups))
-	a.proxied = true
+	a := newArena(t, slices.Concat(attackSites, newSites, proxySites), slices.Concat(attackGroups, newGroups, proxyGroups, newProxyGroups))
 	a.global = "admin off"
+	a.everywhere(t)
+	a.socket(t)
+	a.start()
+	a.play(t)
+	t.Run("a replayed loop mark", a.replay)
+}
+
+// everywhere starts backends at every address.
+func (a *arena) everywhere(t *testing.T) {
+	a.proxied = true
 	everywhere := []string{"::"}
 	for _, port := range []string{"80", "8080", "22", "2019", "2375", "6379", "10250", "32526"} {
 		a.backends = append(a.backends, newBackend(t, backendConfig{addrs: everywhere, port: port}))
@@ -166,10 +181,6 @@ func attackForReal(t *testing.T) {
 		newBackend(t, backendConfig{addrs: everywhere, port: "8083", handler: http.HandlerFunc(echo)}),
 		newBackend(t, backendConfig{addrs: []string{aliveAddr, "10.0.0.1", "169.254.169.254", "127.0.0.1", "::1"}, port: "8081"}))
 	resetTCP(t, "8081", resetAddr)
-	a.socket(t)
-	a.start()
-	a.play(t)
-	t.Run("a replayed loop mark", a.replay)
 }
 
 // socket makes a Unix socket that nobody may lead to.

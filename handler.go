@@ -262,6 +262,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if hasLoopID(r.Header) {
 		return h.refuse(w, st, errLoop)
 	}
+	if r.Method == http.MethodConnect && !isExtendedConnect(r) {
+		// a backend that is a proxy, too, would open a tunnel
+		return h.refuse(w, st, malformedError{errors.New("CONNECT asks for a tunnel, and a target is none")})
+	}
 	if r.URL.Opaque != "" {
 		// as in "GET x:http://other.example/ HTTP/1.1": it would be sent as it
 		// is, in place of the target's host and path
@@ -339,7 +343,7 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 	case u.hasPath:
 		c.uri = u.path
 	case strings.HasPrefix(r.RequestURI, "/"):
-		c.uri = r.RequestURI
+		c.uri = encode(r.RequestURI, isQueryByte) // as it will be sent
 	default: // in absolute form, or none
 		c.uri = r.URL.RequestURI()
 	}
@@ -434,6 +438,18 @@ func parseTimeout(s string) (time.Duration, error) {
 		return 0, fmt.Errorf("timeout %s is not positive", s)
 	}
 	return d, nil
+}
+
+// isExtendedConnect tells whether a request opens a WebSocket over HTTP/2 or
+// HTTP/3 (RFC 8441, RFC 9220), which reverse_proxy turns into one of HTTP/1.1.
+func isExtendedConnect(r *http.Request) bool {
+	switch r.ProtoMajor {
+	case 2:
+		return r.Header.Get(":protocol") == "websocket"
+	case 3:
+		return r.Proto == "websocket"
+	}
+	return false
 }
 
 // hasLoopID tells whether a request has come through this process before.

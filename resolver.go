@@ -566,7 +566,7 @@ func (*resolver) logger() *zap.Logger { return caddy.Log().Named("target.resolve
 
 // route returns the client to ask for what an alias leads to.
 func (r *resolver) route(name string) *dnsclient.Client {
-	if neverAsked(name) {
+	if neverAsked(name) || isLocalhost(name) {
 		return nil
 	}
 	return r.zoneOf(name).client

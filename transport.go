@@ -303,8 +303,13 @@ func dropH2CUpgrade(header http.Header) {
 		delete(header, "Upgrade")
 		delete(header, "Connection")
 	}
-	if header["Http2-Settings"] != nil {
-		delete(header, "Http2-Settings")
+	strip(header, "Http2-Settings")
+}
+
+// strip takes out a field, if it is there.
+func strip(header http.Header, field string) {
+	if _, ok := header[field]; ok {
+		delete(header, field)
 	}
 }
 
@@ -326,11 +331,13 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		a.last = !c.othersThan(info.Address)
 	}
 
-	// the header is reverse_proxy's copy, made for this request; an attempt
-	// before this one may still be reading it, but then has changed it already
+	// header and trailer are reverse_proxy's copies, made for this request; an
+	// attempt before this one may still be reading them, but then has changed
+	// them already
 	dropH2CUpgrade(req.Header)
-	if c := a.call; c != nil && req.Header[c.strip] != nil {
-		delete(req.Header, c.strip)
+	if a.call != nil {
+		strip(req.Header, a.call.strip)
+		strip(req.Trailer, a.call.strip) // and again when its values are known
 	}
 
 	scheme, rt := "http", t.http
@@ -367,6 +374,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	out.URL = &a.url
 	if req.Body != nil && req.Body != http.NoBody {
 		a.sent.ReadCloser = req.Body
+		if a.call != nil {
+			a.sent.trailer, a.sent.strip = req.Trailer, a.call.strip
+		}
 		out.Body = &a.sent
 	}
 	if !t.hostByOps || out.Host == hostTemplate || out.Host == "" {
@@ -470,6 +480,9 @@ func (a *attempt) failed(err error) {
 type sentBody struct {
 	io.ReadCloser
 	complete, broken atomic.Bool
+
+	trailer http.Header // what follows the body, known at its end
+	strip   string      // what of it is not sent on
 }
 
 // Read implements io.Reader.
@@ -477,6 +490,7 @@ func (b *sentBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	switch {
 	case err == io.EOF:
+		strip(b.trailer, b.strip)
 		b.complete.Store(true)
 	case err != nil:
 		b.broken.Store(true)

@@ -133,7 +133,7 @@ func (h *Handler) Validate() error {
 			return fmt.Errorf("path %q: %w", h.Path, err)
 		}
 	}
-	if !strings.Contains(h.Host, "{") && !httpguts.ValidHostHeader(h.Host) {
+	if !strings.Contains(h.Host, "{") && !isHostHeader(h.Host) {
 		return fmt.Errorf("host %q is not a valid Host header", h.Host)
 	}
 	if h.Timeout != "" && !strings.Contains(h.Timeout, "{") {
@@ -351,11 +351,17 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 	c.strip, c.judge, c.resolver = h.strip, h.judge, h.resolver
 	if h.Host != "" {
 		c.hostport = repl.ReplaceAll(h.Host, "")
-		if c.hostport == "" || !httpguts.ValidHostHeader(c.hostport) {
+		if c.hostport == "" || !isHostHeader(c.hostport) {
 			return u, fmt.Errorf("host %q is not a valid Host header", c.hostport)
 		}
 	}
 	return u, nil
+}
+
+// isHostHeader tells whether a Host header can be sent as it is. The zone of an
+// address cannot: over HTTP/1 net/http takes it out.
+func isHostHeader(s string) bool {
+	return httpguts.ValidHostHeader(s) && !(strings.HasPrefix(s, "[") && strings.Contains(s, "%"))
 }
 
 // resolve sets the addresses of c to those that may be called.

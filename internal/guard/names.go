@@ -63,7 +63,7 @@ func NormalizeHost(host string) (string, error) {
 		if err := checkUnicode(host); err != nil {
 			return "", err
 		}
-		ascii, err := profile.ToASCII(host)
+		ascii, err := toASCII(host)
 		if err != nil {
 			return "", fmt.Errorf("converting the name to ASCII: %w", err)
 		}
@@ -83,6 +83,17 @@ func NormalizeHost(host string) (string, error) {
 		}
 	}
 	return host, nil
+}
+
+// toASCII applies the profile. It looks for letters that are written from right
+// to left before mapping; so "aℵb", whose alef is a symbol until it is mapped,
+// would pass, and its Punycode would not. The profile is applied again to that.
+func toASCII(host string) (string, error) {
+	ascii, err := profile.ToASCII(host)
+	if err != nil || isPlain(ascii) {
+		return ascii, err
+	}
+	return profile.ToASCII(ascii)
 }
 
 // isPlain reports whether UTS 46 leaves the host as it is: lower-case ASCII

@@ -261,6 +261,9 @@ func TestNormalizeHost(t *testing.T) {
 		{host: "example.com:80", err: "a colon stands only in an IPv6 address"},
 		{host: "[::1]", err: "a colon stands only in an IPv6 address"},
 		{host: "xn--a", err: `converting the name to ASCII: idna: invalid label "\u0080"`},
+		{host: "aℵb", err: `converting the name to ASCII: idna: invalid label "xn--ab-vld"`},
+		{host: "xn--ab-vld", err: `converting the name to ASCII: idna: invalid label "xn--ab-vld"`},
+		{host: "ℵ", want: "xn--4db"},
 		{host: "a\xffb", err: "the name is not valid UTF-8"},
 		{host: "a\ufffdb", err: "converting the name to ASCII: idna: disallowed rune U+FFFD"},
 		{host: strings.Repeat("ü.", 400), err: "the name is longer than 253 octets"},
@@ -365,7 +368,7 @@ func naiveName(host string, allow, deny []string) string {
 func FuzzCheckName(f *testing.F) {
 	for _, s := range []string{
 		"", ".", "example.com", "www.example.com", "bad.example.com", "x.worse.example.com", "EXAMPLE.COM.", "bücher.de", "xn--bcher-kva.de", "a..b",
-		"127.0.0.1", "::1", "::ffff:8.8.8.8", "fe80::1%eth0", "0x7f.1", "017700000001", "2130706433", "1２7.0.0.1", "example.com\r\n", "a@b", `a\b`, "a/b", "com", "xn--a", "8.8.8.8",
+		"127.0.0.1", "::1", "::ffff:8.8.8.8", "fe80::1%eth0", "0x7f.1", "017700000001", "2130706433", "1２7.0.0.1", "example.com\r\n", "a@b", `a\b`, "a/b", "com", "xn--a", "8.8.8.8", "aℵb",
 	} {
 		f.Add(s)
 	}

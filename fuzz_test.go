@@ -602,16 +602,15 @@ type fuzzEnd struct {
 // normal form.
 func readHost(s, defaultPort string) (end fuzzEnd, err error) {
 	end.port = defaultPort
-	host, rest, bracket := "", "", strings.HasPrefix(s, "[")
+	host, rest := s, ""
+	inner, bracket := strings.CutPrefix(s, "[")
 	if bracket {
 		var ok bool
-		if host, rest, ok = strings.Cut(s[1:], "]"); !ok {
+		if host, rest, ok = strings.Cut(inner, "]"); !ok {
 			return end, errors.New("bracket")
 		}
 	} else if i := strings.IndexByte(s, ':'); i >= 0 {
 		host, rest = s[:i], s[i:]
-	} else {
-		host = s
 	}
 	if rest != "" {
 		n, err := strconv.ParseUint(strings.TrimPrefix(rest, ":"), 10, 16)
@@ -884,7 +883,7 @@ var fuzzTargets = []string{
 	// what is meant
 	"http://example.com", "https://example.com", "h2c://example.com", "HTTPS://EXAMPLE.Com:443/A", "example.com", "example.com:8080", "example.com:80",
 	"example.com:443", "http://example.com:443", "https://example.com:80", "https://example.com:8443/a%2Fb?c#d", "h2c://example.com:81/a?b", "http://_srv.my_host.example",
-	"http://-a-.r3---sn.example", "http://backend", "http://neighbour.example", "https://neighbour.example", "https://xn--bcher-kva.example", "h2c://bücher.example./100%",
+	"http://-a-.r3---sn.example", "http://backend", "http://neighbour.example", "https://neighbour.example", "https://xn--bcher-kva.example", "h2c://bücher.example./100%", "http://例え。テスト/ü?ü", "a.:1", "http://a/%",
 	"http://a/!'()*[]{|}^`\"<>", "http://example.com/100%/%4/%zz/%/%2541/%%41?%&%zz", "http://example.com//a/../b/./?b?c", "http://example.com?u=http://x/y@z:1", "http://example.com/a:b@c?d@e:f#g@h",
 	"http://example.com/%00%0d%0a%20?%00%0d%0a%20", "http://a?%zz", "http://a/?", "http://a?", "http://a#", "http://a#/b?c", "http://a/#?", "http://a/ü?ü#ü", "http://a/\u0085\u00a0\u2028?\u0085",
 	"ftp://example.com/", "ws://example.com/", "httpx://example.com", "http+unix://example.com", "h2c://example.com:80",
@@ -897,7 +896,7 @@ var fuzzTargets = []string{
 	"http://example.com/ HTTP/1.1\r\nHost: other.example\r\n\r\n", "http://example.com/\x7f", "http://example.com/\xff", "http://\xffexample.com", " http://example.com", "http://example.com ",
 	"//example.com", "http:/example.com", "http:example.com", "http:///example.com", "http:////example.com", "http://", "http:///", "http://:80", "://example.com", "/a", "?a", "#a", ":", ":80", "", "@", ".", "[", "]", "[]:80",
 	"http://http://example.com", "http://example.com:http://other.example", "example.com://other.example", "example.com:80://other.example", "1http://example.com", "x:y", "mailto:joe@example.com", "javascript:alert(1)", "http://{http.request.host}/", "{env.HOME}:80",
-	"http://example.com:", "http://example.com:/", "http://example.com:0", "http://example.com:00080", "http://example.com:65536", "http://example.com:4294967376", "http://example.com:+80", "http://example.com:-1", "http://example.com:0x50", "http://example.com:8_0", "http://example.com:\u0668\u0660", "http://example.com:\uff18\uff10",
+	"http://example.com:", "http://example.com:/", "http://example.com:0", "http://example.com:00080", "http://example.com:0081", "https://example.com:08443/", "http://example.com:65536", "http://example.com:4294967376", "http://example.com:+80", "http://example.com:-1", "http://example.com:0x50", "http://example.com:8_0", "http://example.com:\u0668\u0660", "http://example.com:\uff18\uff10",
 
 	// names in other writing
 	"http://example.com.", "http://example.com..", "http://.example.com", "http://example..com", "http://example.com.:8080", "http://ｅｘａｍｐｌｅ．ｃｏｍ", "http://example。com", "http://example\uff61com\u3002", "http://exa\u00admple.com", "http://\u00ad", "http://exa\u200bmple.com",

@@ -361,7 +361,10 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 // isHostHeader tells whether a Host header can be sent as it is. The zone of an
 // address cannot: over HTTP/1 net/http takes it out.
 func isHostHeader(s string) bool {
-	return httpguts.ValidHostHeader(s) && !(strings.HasPrefix(s, "[") && strings.Contains(s, "%"))
+	if strings.HasPrefix(s, "[") && strings.Contains(s, "%") {
+		return false
+	}
+	return httpguts.ValidHostHeader(s)
 }
 
 // resolve sets the addresses of c to those that may be called.

@@ -2,16 +2,11 @@ package caddytarget
 
 import (
 	"errors"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
 	"testing"
-
-	"golang.org/x/net/http/httpguts"
-
-	"caddytarget/internal/guard"
 )
 
 // TestParseTarget has what is read of a target.
@@ -239,84 +234,4 @@ func TestApply(t *testing.T) {
 			}
 		})
 	}
-}
-
-// FuzzParseTarget checks that what is accepted means the same to everybody.
-func FuzzParseTarget(f *testing.F) {
-	for _, seed := range []string{
-		"http://example.com", "example.com:443", "https://[2001:db8::1]:8443/a%2Fb?c#d", "h2c://bücher.example./100%",
-		"http://example.com//a?b?c", "http://例え。テスト/ü?ü", "[::ffff:192.0.2.1]:80", "http://joe@example.com",
-		"http://0x7f.1", "http://example.com:/", "ftp://x", "http://a/!'()*[]{|}^`\"<>", "http://xn--a/", "a.:1",
-		"http://[fe80::1%25eth0]/", "http:///", "x:y", "HTTP://A", "http://a/%", "http://a?%zz", "http://a\\b",
-	} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		u, err := parseTarget(s)
-		if err != nil {
-			return
-		}
-		if normal, err := guard.NormalizeHost(u.host); err != nil || normal != u.host {
-			t.Fatalf("%q: host %q is %q in normal form (%v)", s, u.host, normal, err)
-		}
-		if addr, err := netip.ParseAddr(u.host); (err == nil) != u.addr.IsValid() || addr != u.addr {
-			t.Fatalf("%q: host %q, address %v", s, u.host, u.addr)
-		}
-		if u.port == 0 {
-			if defaultPort(u.scheme) != 0 {
-				t.Fatalf("%q: port 0 with scheme %s", s, u.scheme)
-			}
-			return // nobody calls that
-		}
-		hp := u.hostport
-		if want := hostport(u.scheme, u.host, u.port); hp != want {
-			t.Fatalf("%q: Host header %q, not %q", s, hp, want)
-		}
-		if !httpguts.ValidHostHeader(hp) {
-			t.Fatalf("%q: Host header %q", s, hp)
-		}
-		path := u.path
-		if u.hasArgs {
-			path += "?" + u.query
-		}
-		for i := range len(path) {
-			if c := path[i]; c <= ' ' || c >= 0x7f || c == '\\' || c == '#' {
-				t.Fatalf("%q: byte %q in %q", s, c, path)
-			}
-		}
-		if !httpguts.ValidHeaderFieldValue(path) {
-			t.Fatalf("%q: path and query %q", s, path)
-		}
-		rebuilt := u.scheme + "://" + hp + path
-		req, err := http.NewRequest(http.MethodGet, rebuilt, nil)
-		if err != nil {
-			t.Fatalf("%q: %v", s, err)
-		}
-		if req.URL.Hostname() != u.host || req.Host != hp || req.URL.Scheme != u.scheme {
-			t.Fatalf("%q: %q has scheme %q, host %q, Host %q", s, rebuilt, req.URL.Scheme, req.URL.Hostname(), req.Host)
-		}
-		port := req.URL.Port()
-		if port == "" {
-			port = strconv.Itoa(int(defaultPort(u.scheme)))
-		}
-		if port != strconv.Itoa(int(u.port)) {
-			t.Fatalf("%q: port %s, not %d", s, port, u.port)
-		}
-		if req.URL.EscapedPath() != u.path || req.URL.RawQuery != u.query || req.URL.Fragment != "" || req.URL.User != nil {
-			t.Fatalf("%q: %q has path %q, query %q", s, rebuilt, req.URL.EscapedPath(), req.URL.RawQuery)
-		}
-		// and it is sent as it stands
-		if u.hasPath {
-			to := &url.URL{Path: "/", RawPath: "/%2F", RawQuery: "q"}
-			u.apply(to)
-			if to.RequestURI() != path {
-				t.Fatalf("%q: sent as %q, not %q", s, to.RequestURI(), path)
-			}
-		}
-		// reading it again changes nothing
-		again, err := parseTarget(rebuilt)
-		if err != nil || again != u {
-			t.Fatalf("%q: %q is %+v (%v), not %+v", s, rebuilt, again, err, u)
-		}
-	})
 }

@@ -410,6 +410,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"host none", inHandler("host # here"), args + " 'host'"},
 		{"host twice", inHandler("host a", "host a # here"), "host already specified"},
 		{"host with a space", inHandler(`host "a b" # here`), `host "a b" is not a valid Host header`},
+		{"host with a zone", inHandler(`host "[fe80::1%25eth0]" # here`), `host "[fe80::1%25eth0]" is not a valid Host header`},
 		{"timeout none", inHandler("timeout # here"), args + " 'timeout'"},
 		{"timeout number", inHandler("timeout 100 # here", "ports 80"), "timeout: "},
 		{"timeout 0", inHandler("timeout 0s # here", "ports 80"), "timeout 0s is not positive"},

@@ -32,7 +32,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-	"go.uber.org/zap"
 	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -476,13 +475,14 @@ var judged = caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) erro
 
 // handlerWith returns the handler with other rules.
 func (w *fuzzWorld) handlerWith(rules Guard) *Handler {
-	h := &Handler{URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, log: zap.NewNop()}
 	rules.Schemes = []string{"http", "https", "h2c"}
-	var err error
-	if h.rules, err = rules.compile(); err != nil {
+	compiled, err := rules.compile()
+	if err != nil {
 		w.t.Fatalf("no rule can be made of a host that was called: %v", err)
 	}
-	return h
+	j := *w.handler.judge
+	j.rules = compiled
+	return &Handler{URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, judge: &j}
 }
 
 // finish ends the execution; what arrived must have been requests and no more.

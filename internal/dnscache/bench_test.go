@@ -121,7 +121,7 @@ func BenchmarkInsert(b *testing.B) {
 	i := 0
 	for b.Loop() {
 		name := fmt.Sprintf("%08d.example.net", i)
-		c.insert(c.hash(name), name, uint16(len(name)))
+		c.putNew(name)
 		i++
 	}
 }

@@ -80,8 +80,15 @@ type Config struct {
 	// address is asked for again by itself, when that makes sense.
 	Preload []string
 
-	Size       int // names, those of Preload apart; default 100000
-	MaxLookups int // lookups in flight for readers; as many again may wait; default 1024
+	Size int // names, those of Preload apart; default 100000
+
+	// MaxLookups is how many lookups may be in flight for readers; as many again
+	// may wait. Lookups of names below one registrable domain may be a quarter of
+	// what is still free then: if there are no others, two fifths of MaxLookups.
+	// Those of known names that are refreshed do not count, nor do those who wait
+	// for one of them; that of a name of Preload is not refused for its domain.
+	// Default 1024.
+	MaxLookups int
 
 	// Now is the clock, as the time since some fixed moment; default: the
 	// monotonic clock.
@@ -93,7 +100,8 @@ type Config struct {
 // them, as ever.
 const Always time.Duration = math.MaxInt64
 
-// ErrOverloaded is returned when too many lookups are in flight and waiting.
+// ErrOverloaded is returned when too many lookups are in flight and waiting, in
+// all or of names below one domain.
 var ErrOverloaded = errors.New("too many lookups in flight")
 
 // ErrClosed is returned by a closed cache for what it does not know.
@@ -177,7 +185,7 @@ type Cache struct {
 	preloaded int // nodes, which are in no queue
 
 	slots   chan struct{} // one for each lookup in flight for a reader
-	pending atomic.Int64  // lookups for readers, in flight and waiting
+	pending admission     // lookups for readers, in flight and waiting
 	slow    chan struct{} // one for each lookup that gave its slot back early
 
 	sched scheduler
@@ -204,6 +212,7 @@ type node struct {
 type call struct {
 	started atomic.Bool   // until then it is planned, and who sets this does it
 	since   time.Duration // when it was planned
+	domain  uint64        // of a reader's: in whose share it is
 	done    chan struct{} // closed when entry or err is set
 	entry   *entry
 	err     error // instead of entry: the lookup did not take place
@@ -253,6 +262,8 @@ func New(ex Exchanger, cfg Config) *Cache {
 		table:  newTable(cfg.Size + len(cfg.Preload)),
 		slots:  make(chan struct{}, cfg.MaxLookups),
 		slow:   make(chan struct{}, cfg.MaxLookups),
+		// as many again as there are slots may wait
+		pending: newAdmission(2 * cfg.MaxLookups),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.sched.init(c)
@@ -377,13 +388,18 @@ func (e *entry) result(as State) result {
 // is e, or nil if there was none just now.
 func (c *Cache) read(ctx context.Context, hash uint64, name string, size uint16, e *entry) result {
 	if e == nil {
-		switch {
-		case len(name) > maxName:
+		if len(name) > maxName {
 			return result{err: errNameTooLong}
-		case c.pending.Load() >= c.maxPending():
-			return result{err: ErrOverloaded} // and is not remembered
 		}
-		e = c.insert(hash, name, size)
+		var cl *call
+		var err error
+		switch e, cl, err = c.insert(hash, name, size); {
+		case err != nil:
+			return result{err: err}
+		case cl != nil:
+			c.start(e.more.node, cl)
+			return c.wait(ctx, cl)
+		}
 	}
 	return c.serve(ctx, e)
 }
@@ -401,25 +417,44 @@ func (c *Cache) serve(ctx context.Context, e *entry) result {
 	}
 }
 
-// insert returns the entry of a name, a new one if there is none, for which it
-// may evict another.
-func (c *Cache) insert(hash uint64, name string, size uint16) *entry {
+// insert returns the entry of a name. If there is none it puts one in, and
+// returns its lookup as well, which the caller has to start; but if that may not
+// be now the name is not remembered either.
+func (c *Cache) insert(hash uint64, name string, size uint16) (*entry, *call, error) {
+	domain := c.domain(name)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e := c.table.find(hash, name, size); e != nil {
-		return e
+		return e, nil, nil
 	}
+	now := c.cfg.Now()
+	if !c.pending.enter(domain, false) {
+		return nil, nil, ErrOverloaded
+	}
+	cl := newCall(now)
+	cl.domain = domain
+	cl.started.Store(true)
+	e := c.put(hash, name, size, cl)
+	e.touch(now)
+	return e, cl, nil
+}
+
+// put puts in a name that is not there, for which it may evict another; c.mu is
+// held.
+func (c *Cache) put(hash uint64, name string, size uint16, cl *call) *entry {
 	for c.queues.len() >= c.cfg.Size {
 		c.unlink(c.queues.evict(c.cfg.Size, c.hash))
 	}
-	n := c.add(hash, name, size)
+	n := c.add(hash, name, size, cl)
 	c.queues.add(n, hash)
 	return n.entry.Load()
 }
 
-// add puts a new node into the table; c.mu is held.
-func (c *Cache) add(hash uint64, name string, size uint16) *node {
+// add puts a new node into the table, with its lookup if that is not nil; c.mu
+// is held.
+func (c *Cache) add(hash uint64, name string, size uint16, cl *call) *node {
 	n := new(node)
+	n.call.Store(cl)
 	e := newEntry(name, size, &state{node: n})
 	e.used.Store(usedAt(c.cfg.Now()))
 	n.entry.Store(e)
@@ -465,7 +500,7 @@ func (c *Cache) pin(name string) *node {
 	defer c.mu.Unlock()
 	var n *node
 	if e := c.table.find(hash, name, size); e == nil {
-		n = c.add(hash, name, size)
+		n = c.add(hash, name, size, nil)
 	} else if n = e.more.node; !n.pinned.Load() {
 		n.links[evictionList].in.remove(n)
 	}
@@ -525,21 +560,32 @@ func (c *Cache) await(ctx context.Context, e *entry) result {
 			// a lookup has ended since e was found
 			return c.serve(ctx, now)
 		}
-		if c.pending.Add(1) > c.maxPending() {
-			c.pending.Add(-1)
+		domain := c.domain(e.name())
+		if !c.pending.enter(domain, n.pinned.Load()) {
 			return result{err: ErrOverloaded}
 		}
 		if mine := c.claim(n, cl); mine != nil {
 			cl = mine
-			if !c.spawn(func() { c.lookupForReader(n, cl) }) {
-				c.pending.Add(-1)
-				c.end(n, cl, ErrClosed)
-			}
+			cl.domain = domain
+			c.start(n, cl)
 			break
 		}
-		c.pending.Add(-1)
+		c.pending.leave(domain)
 		cl = n.call.Load()
 	}
+	return c.wait(ctx, cl)
+}
+
+// start does a lookup that was claimed and admitted.
+func (c *Cache) start(n *node, cl *call) {
+	if !c.spawn(func() { c.lookupForReader(n, cl) }) {
+		c.pending.leave(cl.domain)
+		c.end(n, cl, ErrClosed)
+	}
+}
+
+// wait waits for a lookup that somebody has started.
+func (c *Cache) wait(ctx context.Context, cl *call) result {
 	start := c.cfg.Now()
 	select {
 	case <-cl.done:
@@ -568,9 +614,6 @@ func (c *Cache) claim(n *node, cl *call) *call {
 	return nil
 }
 
-// maxPending bounds the lookups for readers, in flight and waiting.
-func (c *Cache) maxPending() int64 { return 2 * int64(c.cfg.MaxLookups) }
-
 // lookupForReader looks n up in one of the slots for readers.
 func (c *Cache) lookupForReader(n *node, cl *call) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.Deadline)
@@ -583,7 +626,7 @@ func (c *Cache) lookupForReader(n *node, cl *call) {
 	case <-ctx.Done():
 	}
 	if ctx.Err() != nil {
-		c.pending.Add(-1)
+		c.pending.leave(cl.domain)
 		if c.ctx.Err() != nil {
 			c.end(n, cl, ErrClosed)
 		} else {
@@ -599,7 +642,7 @@ func (c *Cache) lookupForReader(n *node, cl *call) {
 		select {
 		case c.slow <- struct{}{}:
 			early = true
-			c.pending.Add(-1)
+			c.pending.leave(cl.domain)
 			<-c.slots
 		default:
 		}
@@ -607,7 +650,7 @@ func (c *Cache) lookupForReader(n *node, cl *call) {
 	if early {
 		<-c.slow
 	} else {
-		c.pending.Add(-1)
+		c.pending.leave(cl.domain)
 		<-c.slots
 	}
 }

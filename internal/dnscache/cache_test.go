@@ -490,7 +490,7 @@ func TestOverload(t *testing.T) {
 		w.sleep(time.Second)
 		w.wantAfter(list[20], 2*time.Second, "miss "+b) // a second of it for a slot
 		w.sleep(2 * time.Second)
-		if n := w.pending.Load(); n != 0 || len(w.slots) != 0 {
+		if n := w.pending.count(); n != 0 || len(w.slots) != 0 {
 			t.Errorf("%d lookups pending, %d slots taken at the end", n, len(w.slots))
 		}
 	})
@@ -564,7 +564,7 @@ func TestSlowNamesGiveSlotsBack(t *testing.T) {
 		w.fake.a("new", time.Minute, a)
 		w.wantAfter("new", slotTime, "miss "+a)
 		w.sleep(5 * time.Second)
-		if n := w.pending.Load(); n != 0 || len(w.slots) != 0 || len(w.slow) != 0 {
+		if n := w.pending.count(); n != 0 || len(w.slots) != 0 || len(w.slow) != 0 {
 			t.Errorf("%d lookups pending, %d slots taken, %d slow ones at the end", n, len(w.slots), len(w.slow))
 		}
 	})

@@ -234,6 +234,13 @@ func (w world) wantLater(name, want string) {
 	}
 }
 
+// putNew puts in a name that nobody asks for.
+func (c *Cache) putNew(name string) *entry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.put(c.hash(name), name, uint16(len(name)), nil)
+}
+
 // nodes returns all nodes.
 func (c *Cache) nodes() iter.Seq[*node] {
 	return func(yield func(*node) bool) {
@@ -301,10 +308,11 @@ func (w world) counts() (parked, wheel int) {
 	return w.sched.parked.len, w.sched.plan.total
 }
 
+// names returns names, each below a domain of its own.
 func names(n int) []string {
 	list := make([]string, n)
 	for i := range list {
-		list[i] = fmt.Sprintf("name-%06d.example.com", i)
+		list[i] = fmt.Sprintf("name-%06d-own.example", i)
 	}
 	return list
 }

@@ -388,7 +388,7 @@ func TestReaderTakesOver(t *testing.T) {
 func TestSchedulerLists(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.fake.setOutage(true)
-		n := w.insert(w.hash("x"), "x", 1).more.node
+		n := w.putNew("x").more.node
 		w.sched.request(n, 0)
 		w.sched.schedule(n, 0, time.Minute, time.Minute)
 		if w.sched.parked.len != 1 || w.sched.plan.total != 0 {
@@ -505,7 +505,7 @@ func TestWheel(t *testing.T) {
 			now := time.Hour
 			c := New(newFake(), Config{Now: func() time.Duration { return now }, Size: 1})
 			defer c.Close()
-			e := c.insert(c.hash("x"), "x", 1)
+			e := c.putNew("x")
 			n := e.more.node
 			c.sched.schedule(n, now, 0, now+tc.due)
 			e.used.Store(math.MaxUint32)
@@ -537,7 +537,7 @@ func TestWheelJumps(t *testing.T) {
 	for _, name := range names(2000) {
 		at := rand.N(4 * time.Hour)
 		due[name] = at
-		c.sched.schedule(c.insert(c.hash(name), name, uint16(len(name))).more.node, now, 0, at)
+		c.sched.schedule(c.putNew(name).more.node, now, 0, at)
 	}
 	for range 20 {
 		now += rand.N([]time.Duration{time.Second, time.Minute, time.Hour}[rand.N(3)])

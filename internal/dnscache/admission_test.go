@@ -1,0 +1,204 @@
+package dnscache
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// count returns how many lookups are pending, or -1 if the domains do not add
+// up to that.
+func (a *admission) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	sum := 0
+	for _, n := range a.domains {
+		sum += n
+		if n <= 0 {
+			return -1
+		}
+	}
+	if sum != a.pending {
+		return -1
+	}
+	return sum
+}
+
+func TestDomainOf(t *testing.T) {
+	for name, want := range map[string]string{
+		"example.com":               "example.com",
+		"a.example.com":             "example.com",
+		"a.b.c.example.com":         "example.com",
+		"_http._tcp.example.com":    "example.com",
+		"a.example.co.uk":           "example.co.uk",
+		"co.uk":                     "co.uk",
+		"com":                       "com",
+		"a.b.github.io":             "b.github.io",
+		"a.www.ck":                  "www.ck", // an exception in the list
+		"a.b.c.ck":                  "b.c.ck", // a wildcard
+		"web.default.svc.local":     "svc.local",
+		"web.example":               "web.example",
+		"localhost":                 "localhost",
+		"":                          "",
+		".":                         ".",
+		".com":                      ".com",
+		"com.":                      "com.",
+		"a..com":                    ".com",
+		"192.0.2.1":                 "192.0.2.1",
+		"xn--85x722f.xn--55qx5d.cn": "xn--85x722f.xn--55qx5d.cn",
+	} {
+		if got := domainOf(name); got != want {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+	}
+}
+
+// A domain gets a quarter of what the others leave free.
+func TestAdmission(t *testing.T) {
+	const most = 2048
+	a := newAdmission(most)
+	fill := func(domain uint64) (n int) {
+		for a.enter(domain, false) {
+			n++
+		}
+		return n
+	}
+	var got []int
+	for domain := range uint64(8) {
+		got = append(got, fill(domain))
+	}
+	if want := "[409 328 262 210 168 134 107 86]"; fmt.Sprint(got) != want {
+		t.Errorf("the domains have %v, want %s", got, want)
+	}
+	if fill(0) != 0 || !a.enter(0, true) {
+		t.Error("one that is privileged is not refused for its domain, and only that one")
+	}
+	a.leave(0)
+	for domain := range uint64(most) { // the last ones have one each
+		fill(domain)
+	}
+	if n := a.count(); n != most || a.enter(most, true) {
+		t.Errorf("%d pending, and no room is left for anyone", n)
+	}
+	for domain, n := range a.domains {
+		for range n {
+			a.leave(domain)
+		}
+	}
+	if n := a.count(); n != 0 || len(a.domains) != 0 {
+		t.Errorf("%d pending of %d domains at the end", n, len(a.domains))
+	}
+	if n := fill(0); n != got[0] {
+		t.Errorf("%d of the first domain at the end, %d before", n, got[0])
+	}
+}
+
+// below returns names below one domain.
+func below(domain string, n int) []string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf("%d.%s", i, domain)
+	}
+	return list
+}
+
+// A flood of names below a silent domain leaves room for the others, and what is
+// refused is not remembered.
+func TestDomainShare(t *testing.T) {
+	run(t, Config{MaxLookups: 100}, func(w world) {
+		w.fake.set("A", script{hang: true})
+		w.fake.set("AAAA", script{hang: true})
+		w.fake.set("_http._tcp.silent.com SRV", script{hang: true})
+		flood := below("silent.com", 200)
+		go w.getSRV("_http._tcp.silent.com")
+		w.sleep(0)
+		for _, name := range flood {
+			go w.get(name)
+		}
+		w.sleep(0)
+		if n := w.pending.count(); n != 40 || w.Len() != n {
+			t.Errorf("%d lookups of one domain pending, %d names", n, w.Len())
+		}
+		w.want("more.silent.com", "miss "+ErrOverloaded.Error())
+		w.wantSRV("_https._tcp.silent.com", 0, "miss "+ErrOverloaded.Error())
+		if n := w.Len(); n != 40 {
+			t.Errorf("%d names; what was refused must not be remembered", n)
+		}
+		w.fake.a("www.example.com", time.Minute, a)
+		w.want("www.example.com", "miss "+a)
+		for range 100 { // they wait for what is in flight
+			go func() {
+				if got := w.getSRV("_http._tcp.silent.com"); got != "miss context deadline exceeded" {
+					t.Error(got)
+				}
+			}()
+		}
+		w.sleep(5 * time.Second)
+		if n := w.pending.count(); n != 0 {
+			t.Errorf("%d lookups pending at the end", n)
+		}
+		w.fake.a("more.silent.com", time.Minute, a)
+		w.want("more.silent.com", "miss "+a)
+	})
+}
+
+// The share is for names that are known as well, once they have to be asked for
+// again, but not for those of Config.Preload, nor for refreshes.
+func TestDomainShareOfKnownNames(t *testing.T) {
+	cfg := Config{MaxLookups: 10, Preload: []string{"pinned.silent.com"}, Stale: time.Hour, Refresh: -1}
+	run(t, cfg, func(w world) {
+		w.fake.fail("expired.silent.com", nxdomain(time.Second))
+		w.fake.a("stale.silent.com", time.Second, a)
+		w.fake.fail("pinned.silent.com", nxdomain(time.Second))
+		w.want("expired.silent.com", "miss nxdomain")
+		w.want("stale.silent.com", "miss "+a)
+		w.Start()
+		w.sleep(time.Second - wheelTick)
+		w.fake.setOutage(true)
+		w.sleep(wheelTick)
+		w.fake.mu.Lock()
+		w.fake.down = nil // readers may ask, but what is parked is not let go yet
+		w.fake.mu.Unlock()
+		w.fake.set("A", script{hang: true})
+		for _, name := range below("silent.com", 4) {
+			go w.get(name)
+		}
+		w.sleep(0)
+		w.want("expired.silent.com", "miss "+ErrOverloaded.Error())
+		w.fake.a("stale.silent.com", time.Minute, b)
+		w.want("stale.silent.com", "stale "+a)
+		w.want("stale.silent.com", "hit "+b)
+		w.fake.a("pinned.silent.com", time.Minute, a)
+		w.want("pinned.silent.com", "miss "+a)
+		w.sleep(5 * time.Second)
+		w.want("expired.silent.com", "miss nxdomain")
+		if n := w.pending.count(); n != 0 {
+			t.Errorf("%d lookups pending at the end", n)
+		}
+	})
+}
+
+// Of those who ask for one new name at the same time one does the lookup, and is
+// counted; the others find it, however little room there is.
+func TestNewNameAtOnce(t *testing.T) {
+	run(t, Config{MaxLookups: 1}, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Minute, delay: time.Second})
+		const name = "www.example.com"
+		first, cl, err := w.insert(w.hash(name), name, uint16(len(name)))
+		if cl == nil || err != nil {
+			t.Fatal(cl, err)
+		}
+		for range 3 {
+			if again, cl, err := w.insert(w.hash(name), name, uint16(len(name))); again != first || cl != nil || err != nil {
+				t.Error(again, cl, err)
+			}
+		}
+		go w.wantLater(name, "miss "+a)
+		w.sleep(0)
+		w.wantAsked(name, 0, 0)
+		w.start(first.more.node, cl)
+		w.sleep(time.Second)
+		w.want(name, "hit "+a)
+		w.wantAsked(name, 1, 1)
+	})
+}

@@ -181,7 +181,7 @@ func TestDomainShareOfKnownNames(t *testing.T) {
 // Of those who ask for one new name at the same time one does the lookup, and is
 // counted; the others find it, however little room there is.
 func TestNewNameAtOnce(t *testing.T) {
-	run(t, Config{MaxLookups: 1}, func(w world) {
+	run(t, Config{MaxLookups: 1, NewNames: 1}, func(w world) {
 		w.fake.set("A", script{addrs: ips(a), ttl: time.Minute, delay: time.Second})
 		const name = "www.example.com"
 		first, cl, err := w.insert(w.hash(name), name, uint16(len(name)))
@@ -200,5 +200,80 @@ func TestNewNameAtOnce(t *testing.T) {
 		w.sleep(time.Second)
 		w.want(name, "hit "+a)
 		w.wantAsked(name, 1, 1)
+	})
+}
+
+func TestNewNames(t *testing.T) {
+	cfg := Config{NewNames: 10, MaxLookups: 100, Preload: []string{"pinned"}, Refresh: -1}
+	run(t, cfg, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Second})
+		w.fake.fail("none", nxdomain(time.Second))
+		w.fake.fail("dead", errServfail)
+		w.fake.set("slow A", script{addrs: ips(a), ttl: time.Hour, delay: time.Minute / 60})
+		w.Start()
+		w.sleep(0)
+		w.want("none", "miss nxdomain")
+		w.want("dead", "miss servfail")
+		w.want("known", "miss "+a)
+		w.wantSRV("_http._tcp.example.com", 0, "miss nodata")
+		go w.wantLater("slow", "miss "+a)
+		w.sleep(0)
+		for i := range 5 {
+			w.want(fmt.Sprint("new-", i), "miss "+a)
+		}
+		refused := "miss " + ErrTooManyNewNames.Error()
+		w.want("more", refused)
+		w.wantSRV("_http._tcp.example.net", 0, refused)
+		if n := w.Len(); n != 11 {
+			t.Errorf("%d names; what was refused must not be remembered", n)
+		}
+		w.wantAsked("more", 0, 0)
+		go w.wantLater("slow", "miss "+a)
+		w.want("known", "hit "+a)
+		w.want("none", "hit nxdomain")
+		w.want("dead", "hit servfail")
+		w.want("pinned", "hit "+a)
+
+		w.sleep(100 * time.Millisecond) // for one
+		w.want("more", "miss "+a)
+		w.want("still more", refused)
+
+		w.sleep(2 * time.Second) // for ten, not twenty
+		w.want("known", "stale "+a)
+		for i := range 10 {
+			w.want(fmt.Sprint("newer-", i), "miss "+a)
+		}
+		w.want("still more", refused)
+		w.want("none", "miss nxdomain")
+		w.want("dead", "miss servfail")
+	})
+}
+
+// What is refused for another reason is not counted as a new name.
+func TestRefusedAreNotNewNames(t *testing.T) {
+	run(t, Config{NewNames: 6, MaxLookups: 10}, func(w world) {
+		w.fake.set("A", script{hang: true})
+		for _, name := range below("silent.com", 20) {
+			go w.get(name)
+		}
+		w.sleep(0)
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Hour})
+		w.want("one", "miss "+a)
+		w.want("two", "miss "+a)
+		w.want("three", "miss "+ErrTooManyNewNames.Error())
+		w.sleep(5 * time.Second)
+		if n := w.pending.count(); n != 0 {
+			t.Errorf("%d lookups pending at the end", n)
+		}
+	})
+}
+
+func TestOneNewName(t *testing.T) {
+	run(t, Config{NewNames: 1}, func(w world) {
+		for range 3 {
+			w.want(fmt.Sprint(time.Now()), "miss nodata")
+			w.want("more", "miss "+ErrTooManyNewNames.Error())
+			w.sleep(time.Second)
+		}
 	})
 }

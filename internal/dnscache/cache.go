@@ -17,6 +17,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Exchanger asks nameservers.
@@ -90,6 +92,10 @@ type Config struct {
 	// Default 1024.
 	MaxLookups int
 
+	// NewNames is how many names that are not in the cache readers may ask for
+	// in a second; 0: any number.
+	NewNames int
+
 	// Now is the clock, as the time since some fixed moment; default: the
 	// monotonic clock.
 	Now func() time.Duration
@@ -103,6 +109,10 @@ const Always time.Duration = math.MaxInt64
 // ErrOverloaded is returned when too many lookups are in flight and waiting, in
 // all or of names below one domain.
 var ErrOverloaded = errors.New("too many lookups in flight")
+
+// ErrTooManyNewNames is returned for a name that is not in the cache when there
+// were as many as Config.NewNames allows.
+var ErrTooManyNewNames = errors.New("too many new names")
 
 // ErrClosed is returned by a closed cache for what it does not know.
 var ErrClosed = errors.New("resolver closed")
@@ -188,6 +198,8 @@ type Cache struct {
 	pending admission     // lookups for readers, in flight and waiting
 	slow    chan struct{} // one for each lookup that gave its slot back early
 
+	newNames *rate.Limiter // nil: no limit
+
 	sched scheduler
 
 	ctx    context.Context
@@ -265,6 +277,9 @@ func New(ex Exchanger, cfg Config) *Cache {
 		// as many again as there are slots may wait
 		pending: newAdmission(2 * cfg.MaxLookups),
 	}
+	if cfg.NewNames > 0 {
+		c.newNames = rate.NewLimiter(rate.Limit(cfg.NewNames), cfg.NewNames)
+	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.sched.init(c)
 	return c
@@ -309,8 +324,8 @@ func (c *Cache) spawn(f func()) bool {
 
 // Lookup returns the addresses of a name: at once if they are known, else as
 // soon as they have been asked for. The name is in lower case, ASCII, without
-// trailing dot. An error is that of the exchanger, of ctx, ErrOverloaded or
-// ErrClosed. A reader that leaves early does not disturb the lookup.
+// trailing dot. An error is that of the exchanger, of ctx, ErrOverloaded,
+// ErrTooManyNewNames or ErrClosed. A reader that leaves early does not disturb the lookup.
 func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 	hash, size := c.hash(name), uint16(len(name))
 	e := c.table.find(hash, name, size)
@@ -430,6 +445,10 @@ func (c *Cache) insert(hash uint64, name string, size uint16) (*entry, *call, er
 	now := c.cfg.Now()
 	if !c.pending.enter(domain, false) {
 		return nil, nil, ErrOverloaded
+	}
+	if c.newNames != nil && !c.newNames.AllowN(time.Unix(0, int64(now)), 1) {
+		c.pending.leave(domain)
+		return nil, nil, ErrTooManyNewNames
 	}
 	cl := newCall(now)
 	cl.domain = domain

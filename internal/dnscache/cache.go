@@ -215,6 +215,7 @@ type node struct {
 	entry  atomic.Pointer[entry] // the one in the table
 	call   atomic.Pointer[call]  // the lookup that is planned or in flight
 	links  [2]links              // by kind of list
+	since  uint32                // when it came in, in units of usedUnit
 	due    uint32                // in the wheel: the tick; under scheduler.mu
 	gone   bool                  // evicted; written under Cache.mu and scheduler.mu
 	pinned atomic.Bool           // one of Config.Preload
@@ -462,20 +463,21 @@ func (c *Cache) insert(hash uint64, name string, size uint16) (*entry, *call, er
 // held.
 func (c *Cache) put(hash uint64, name string, size uint16, cl *call) *entry {
 	for c.queues.len() >= c.cfg.Size {
-		c.unlink(c.queues.evict(c.cfg.Size, c.hash))
+		c.unlink(c.queues.evict(c.cfg.Size, c.cfg.Now(), c.hash))
 	}
 	n := c.add(hash, name, size, cl)
-	c.queues.add(n, hash)
+	c.queues.add(n, hash, c.cfg.Size)
 	return n.entry.Load()
 }
 
 // add puts a new node into the table, with its lookup if that is not nil; c.mu
 // is held.
 func (c *Cache) add(hash uint64, name string, size uint16, cl *call) *node {
-	n := new(node)
+	now := c.cfg.Now()
+	n := &node{since: uint32(now / usedUnit)}
 	n.call.Store(cl)
 	e := newEntry(name, size, &state{node: n})
-	e.used.Store(usedAt(c.cfg.Now()))
+	e.used.Store(usedAt(now))
 	n.entry.Store(e)
 	c.table.insert(hash, e)
 	return n

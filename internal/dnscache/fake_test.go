@@ -386,6 +386,9 @@ func (c *Cache) check() error {
 	if small+main+c.preloaded != len(seen) || small+main > c.cfg.Size {
 		return fmt.Errorf("%d nodes in the table, %d in the queues and at most %d allowed, %d preloaded", len(seen), small+main, c.cfg.Size, c.preloaded)
 	}
+	if most := c.cfg.Size - max(1, c.cfg.Size/10); main > most {
+		return fmt.Errorf("%d nodes in the main queue, there may be %d", main, most)
+	}
 	inWheel := 0
 	for i := range c.sched.wheel {
 		n, err := walk(&c.sched.wheel[i])

@@ -1,6 +1,9 @@
 package dnscache
 
-import "math/bits"
+import (
+	"math/bits"
+	"time"
+)
 
 // list is a list of nodes, the oldest first. A node stands in one list of each
 // kind at most.
@@ -60,6 +63,10 @@ func (l *list) pop() *node {
 // in by a small queue and move to the main one only if they are read again. A
 // scan of one-off names passes through the small queue and leaves the others
 // alone.
+//
+// What comes in can be made to look used: names are read several times, or come
+// back as ghosts. So there is more to it: a name in use, see node.inUse, leaves
+// the main queue for nobody, and one that has no address stays in the small one.
 type queues struct {
 	small, main list
 
@@ -69,45 +76,98 @@ type queues struct {
 	ghosts []uint32
 }
 
+const (
+	// A name is in use if its reads go back so far …
+	useSpan = 30 * time.Second
+
+	// … and the last one was not longer ago.
+	useGap = 2 * time.Minute
+
+	// maxPassed is how many names of the main queue are looked at in search of one
+	// to evict.
+	maxPassed = 16
+)
+
+// inUse says whether a name has been read for some time, until lately. Names
+// that crowd each other out are not in the cache for long enough.
+func (n *node) inUse(now time.Duration) bool {
+	last := n.entry.Load().lastUsed()
+	return last-time.Duration(n.since)*usedUnit >= useSpan && now-last <= useGap
+}
+
 func (q *queues) len() int { return q.small.len + q.main.len }
 
-func (q *queues) add(n *node, hash uint64) {
+// full says whether no other name may come into the main queue; one at least is
+// for the small one.
+func (q *queues) full(size int) bool { return q.main.len >= size-max(1, size/10) }
+
+func (q *queues) add(n *node, hash uint64, size int) {
 	if q.ghosts != nil {
 		if g := q.ghost(hash); *g == mark(hash) {
 			*g = 0
-			q.main.push(n)
-			return
+			if !q.full(size) {
+				q.main.push(n)
+				return
+			}
 		}
 	}
 	q.small.push(n)
 }
 
-// evict takes out a node, given how many there may be.
-func (q *queues) evict(size int, hash func(name string) uint64) *node {
+// evict takes out a node; the queues have as many as there may be.
+func (q *queues) evict(size int, now time.Duration, hash func(name string) uint64) *node {
 	for {
-		if q.small.len > size/10 || q.main.len == 0 {
-			n := q.small.pop()
-			e := n.entry.Load()
-			if r := e.reads(); r > 1 {
+		if q.small.len <= size/10 {
+			if n := q.evictMain(now); n != nil {
+				return n
+			}
+		}
+		n := q.small.pop()
+		e := n.entry.Load()
+		if e.count == 0 {
+			return n // and leaves no ghost
+		}
+		if r := e.reads(); r > 1 {
+			var other *node
+			if q.full(size) {
+				other = q.evictMain(now)
+			}
+			if !q.full(size) {
 				e.forgive(r)
 				q.main.push(n)
+				if other != nil {
+					return other
+				}
 				continue
 			}
-			if q.ghosts == nil {
-				q.ghosts = make([]uint32, 2<<bits.Len(uint(size-1)))
-			}
-			h := hash(e.name())
-			*q.ghost(h) = mark(h)
-			return n
 		}
-		n := q.main.pop()
-		if e := n.entry.Load(); e.reads() > 0 {
-			e.forgive(1)
-			q.main.push(n)
-			continue
+		if q.ghosts == nil {
+			q.ghosts = make([]uint32, 2<<bits.Len(uint(size-1)))
 		}
+		h := hash(e.name())
+		*q.ghost(h) = mark(h)
 		return n
 	}
+}
+
+// evictMain takes a node out of the main queue, unless there is none among those
+// whose turn it is.
+func (q *queues) evictMain(now time.Duration) *node {
+	for range min(q.main.len, maxPassed) {
+		n := q.main.pop()
+		switch e := n.entry.Load(); {
+		case e.count == 0:
+			q.small.push(n)
+		case n.inUse(now):
+			q.main.push(n)
+		case e.reads() > 0:
+			e.forgive(1)
+			q.main.push(n)
+		default:
+			return n
+		}
+	}
+	return nil
 }
 
 func (q *queues) ghost(hash uint64) *uint32 {

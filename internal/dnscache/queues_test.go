@@ -43,9 +43,30 @@ func TestEviction(t *testing.T) {
 	}
 }
 
+// The read that a name came in by is one of the two that it takes to stay.
+func TestReadTwice(t *testing.T) {
+	run(t, Config{Size: 10}, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Hour})
+		w.fake.srv(srv, time.Hour, here)
+		w.get("once")
+		w.getSRV(srv)
+		for range 2 {
+			w.get("twice")
+		}
+		w.getSRV(srv)
+		for i := range 100 {
+			w.get(fmt.Sprint("scan-", i))
+		}
+		w.want("twice", "hit "+a)
+		w.wantSRV(srv, 0, "hit here:80")
+		w.want("once", "miss "+a)
+	})
+}
+
 // What was used once and is not any more makes room.
 func TestEvictionForgets(t *testing.T) {
 	run(t, Config{Size: 100}, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Hour})
 		for range 5 {
 			for _, name := range names(100) {
 				w.get(name)
@@ -72,6 +93,7 @@ func TestEvictionForgets(t *testing.T) {
 // used, and survives the scan that evicted it.
 func TestGhosts(t *testing.T) {
 	run(t, Config{Size: 100}, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Hour})
 		scan := 0
 		next := func(n int) {
 			for range n {

@@ -32,8 +32,9 @@ const inArena = "CADDYTARGET_ATTACKS_IN_NAMESPACE"
 // Addresses of backends that answer in ways of their own, all globally routable.
 const (
 	resetAddr = "93.184.215.101" // port 8081: resets
-	deadAddr  = "93.184.215.102" // port 8081: refuses
-	aliveAddr = "93.184.215.103" // port 8081: answers
+	deadAddr  = "93.184.215.102" // port 8081: refuses, as do the other two
+	deadAddrs = deadAddr + " 93.184.215.103 93.184.215.105"
+	aliveAddr = "93.184.215.104" // port 8081: answers; the others come before it
 	ownAddr   = "93.184.216.34"  // of an interface, as are the other two
 	ownAddr2  = "93.184.216.35"
 	ownAddr6  = "2606:2800:21f:cb07::34"
@@ -460,16 +461,16 @@ var proxyGroups = []attackGroup{
 	}},
 
 	{kind: "retries", site: "retry", proxied: true, dns: []string{
-		"retry-dead.example " + deadAddr + " " + aliveAddr + " 10.0.0.1", "retry-reset.example " + resetAddr + " " + aliveAddr + " 169.254.169.254",
-		"retry-all.example " + deadAddr + " " + resetAddr + " " + aliveAddr + " 127.0.0.1 ::1", "retry-none.example " + deadAddr + " 10.0.0.1",
+		"retry-dead.example " + deadAddrs + " " + aliveAddr + " 10.0.0.1", "retry-reset.example " + resetAddr + " " + aliveAddr + " 169.254.169.254",
+		"retry-all.example " + deadAddr + " 93.184.215.103 " + resetAddr + " " + aliveAddr + " 127.0.0.1 ::1", "retry-none.example " + deadAddr + " 10.0.0.1",
 		"retry-reset-none.example " + resetAddr + " 10.0.0.1 127.0.0.1",
 	}, plain: [][3]string{
-		{"refused, then good", "http://retry-dead.example:8081/", "200 93.184.215.103 retry-dead.example:8081"},
-		{"refused, then good, again", "http://retry-dead.example:8081/", "200 93.184.215.103 retry-dead.example:8081"},
-		{"reset, then good", "http://retry-reset.example:8081/", "200 93.184.215.103 retry-reset.example:8081"},
-		{"reset, then good, again", "http://retry-reset.example:8081/", "200 93.184.215.103 retry-reset.example:8081"},
-		{"all there is", "http://retry-all.example:8081/", "200 93.184.215.103 retry-all.example:8081"},
-		{"all there is, again", "http://retry-all.example:8081/", "200 93.184.215.103 retry-all.example:8081"},
+		{"refused, then good", "http://retry-dead.example:8081/", "200 93.184.215.104 retry-dead.example:8081"},
+		{"refused, then good, again", "http://retry-dead.example:8081/", "200 93.184.215.104 retry-dead.example:8081"},
+		{"reset, then good", "http://retry-reset.example:8081/", "200 93.184.215.104 retry-reset.example:8081"},
+		{"reset, then good, again", "http://retry-reset.example:8081/", "200 93.184.215.104 retry-reset.example:8081"},
+		{"all there is", "http://retry-all.example:8081/", "200 93.184.215.104 retry-all.example:8081"},
+		{"all there is, again", "http://retry-all.example:8081/", "200 93.184.215.104 retry-all.example:8081"},
 		{"only what refuses", "http://retry-none.example:8081/", "502 refused"},
 		{"only what refuses, again", "http://retry-none.example:8081/", "502 refused"},
 		{"only what resets", "http://retry-reset-none.example:8081/", "502"},
@@ -483,8 +484,8 @@ var proxyGroups = []attackGroup{
 		},
 		{name: "the next request", wait: 60 * time.Millisecond, target: "http://toctou.example/", want: "403 loopback"},
 		{
-			name: "also for the next attempt", set: "toctou-retry.example ttl=0 " + deadAddr + " " + aliveAddr + " then toctou-retry.example ttl=0 10.0.0.1",
-			target: "http://toctou-retry.example:8081/", want: "200 93.184.215.103 toctou-retry.example:8081",
+			name: "also for the next attempt", set: "toctou-retry.example ttl=0 " + deadAddrs + " " + aliveAddr + " then toctou-retry.example ttl=0 10.0.0.1",
+			target: "http://toctou-retry.example:8081/", want: "200 93.184.215.104 toctou-retry.example:8081",
 		},
 		{
 			name: "and if it fails", set: "toctou-none.example ttl=0 " + deadAddr + " then toctou-none.example ttl=0 10.0.0.1",

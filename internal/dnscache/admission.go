@@ -2,6 +2,8 @@ package dnscache
 
 import (
 	"hash/maphash"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 
@@ -67,4 +69,52 @@ func domainOf(name string) string {
 		return name
 	}
 	return name[strings.LastIndexByte(name[:dot], '.')+1:]
+}
+
+// stragglers are lookups that take long. If there are too many, one of them has to
+// give up, at random: of those that will be answered at all most are soon, and
+// were it always the oldest, none would be where all take equally long.
+type stragglers struct {
+	most int
+
+	mu  sync.Mutex
+	all []*straggler
+}
+
+// straggler is one of them.
+type straggler struct {
+	giveUp func()
+	at     int // in stragglers.all; -1: not any more
+}
+
+// enter puts in a lookup.
+func (c *stragglers) enter(giveUp func()) *straggler {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.all) >= c.most {
+		s := c.all[rand.IntN(len(c.all))]
+		c.remove(s)
+		defer s.giveUp()
+	}
+	s := &straggler{giveUp, len(c.all)}
+	c.all = append(c.all, s)
+	return s
+}
+
+// leave takes a lookup out that has ended.
+func (c *stragglers) leave(s *straggler) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.remove(s)
+}
+
+// remove takes out s if it is still there; c.mu is held.
+func (c *stragglers) remove(s *straggler) {
+	if s.at < 0 {
+		return
+	}
+	last := c.all[len(c.all)-1]
+	c.all[s.at], last.at = last, s.at
+	c.all = slices.Delete(c.all, len(c.all)-1, len(c.all))
+	s.at = -1
 }

@@ -2,6 +2,7 @@ package dnscache
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -116,12 +117,12 @@ func TestDomainShare(t *testing.T) {
 			go w.get(name)
 		}
 		w.sleep(0)
-		if n := w.pending.count(); n != 40 || w.Len() != n {
+		if n := w.pending.count(); n != 60 || w.Len() != n {
 			t.Errorf("%d lookups of one domain pending, %d names", n, w.Len())
 		}
 		w.want("more.silent.com", "miss "+ErrOverloaded.Error())
 		w.wantSRV("_https._tcp.silent.com", 0, "miss "+ErrOverloaded.Error())
-		if n := w.Len(); n != 40 {
+		if n := w.Len(); n != 60 {
 			t.Errorf("%d names; what was refused must not be remembered", n)
 		}
 		w.fake.a("www.example.com", time.Minute, a)
@@ -160,7 +161,7 @@ func TestDomainShareOfKnownNames(t *testing.T) {
 		w.fake.down = nil // readers may ask, but what is parked is not let go yet
 		w.fake.mu.Unlock()
 		w.fake.set("A", script{hang: true})
-		for _, name := range below("silent.com", 4) {
+		for _, name := range below("silent.com", 6) {
 			go w.get(name)
 		}
 		w.sleep(0)
@@ -251,7 +252,7 @@ func TestNewNames(t *testing.T) {
 
 // What is refused for another reason is not counted as a new name.
 func TestRefusedAreNotNewNames(t *testing.T) {
-	run(t, Config{NewNames: 6, MaxLookups: 10}, func(w world) {
+	run(t, Config{NewNames: 8, MaxLookups: 10}, func(w world) {
 		w.fake.set("A", script{hang: true})
 		for _, name := range below("silent.com", 20) {
 			go w.get(name)
@@ -274,6 +275,58 @@ func TestOneNewName(t *testing.T) {
 			w.want(fmt.Sprint(time.Now()), "miss nodata")
 			w.want("more", "miss "+ErrTooManyNewNames.Error())
 			w.sleep(time.Second)
+		}
+	})
+}
+
+func (c *stragglers) len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.all)
+}
+
+// However many names are silent, those that are answered find their way, and one
+// that takes a little longer as a rule does, too.
+func TestStragglersGiveWay(t *testing.T) {
+	run(t, Config{MaxLookups: 100}, func(w world) {
+		w.fake.set("A", script{hang: true})
+		w.fake.set("AAAA", script{hang: true})
+		silent := names(1000)
+		for i, name := range names(1100)[1000:] {
+			delay := 20 * time.Millisecond
+			if i%10 == 0 {
+				delay = slotTime + delay
+			}
+			w.fake.set(name+" A", script{addrs: ips(a), ttl: time.Minute, delay: delay})
+			w.fake.set(name+" AAAA", script{delay: delay})
+		}
+		var given atomic.Int32 // up
+		late := 0
+		for i, name := range names(1100)[1000:] {
+			for _, name := range silent[10*i : 10*i+10] { // 100 a second
+				go func() {
+					if w.get(name) == "miss "+ErrOverloaded.Error() {
+						given.Add(1)
+					}
+				}()
+			}
+			w.sleep(100 * time.Millisecond)
+			if i%10 == 0 {
+				go func() {
+					if w.get(name) != "miss "+a {
+						late++
+					}
+				}()
+				continue
+			}
+			w.wantAfter(name, 20*time.Millisecond, "miss "+a)
+		}
+		w.sleep(6 * time.Second)
+		if late > 2 || given.Load() < 500 || given.Load() > 950 {
+			t.Errorf("%d of 10 that take longer and %d of 1000 silent ones gave up", late, given.Load())
+		}
+		if n := w.pending.count(); n != 0 || w.slow.len() != 0 || len(w.slots) != 0 {
+			t.Errorf("%d lookups pending, %d slow ones, %d slots taken at the end", n, w.slow.len(), len(w.slots))
 		}
 	})
 }

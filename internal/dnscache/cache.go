@@ -85,11 +85,12 @@ type Config struct {
 	Size int // names, those of Preload apart; default 100000
 
 	// MaxLookups is how many lookups may be in flight for readers; as many again
-	// may wait. Lookups of names below one registrable domain may be a quarter of
-	// what is still free then: if there are no others, two fifths of MaxLookups.
-	// Those of known names that are refreshed do not count, nor do those who wait
-	// for one of them; that of a name of Preload is not refused for its domain.
-	// Default 1024.
+	// that take long, and as many again may wait. If there are more that take
+	// long, one of them is given up, so that those that do not find their way.
+	// Lookups of names below one registrable domain may be a quarter of what is
+	// still free: if there are no others, three fifths of MaxLookups. Those of
+	// known names that are refreshed do not count; that of a name of Preload is
+	// not refused for its domain. Default 1024.
 	MaxLookups int
 
 	// NewNames is how many names that are not in the cache readers may ask for
@@ -172,8 +173,7 @@ const (
 	// noSOATTL is how long a negative answer holds that does not say it.
 	noSOATTL = 5 * time.Second
 
-	// slotTime is how long the lookup of a name that took long or failed last
-	// time keeps a reader's slot from others.
+	// slotTime is how long a lookup keeps a reader's slot from others.
 	slotTime = 250 * time.Millisecond
 )
 
@@ -195,8 +195,8 @@ type Cache struct {
 	preloaded int // nodes, which are in no queue
 
 	slots   chan struct{} // one for each lookup in flight for a reader
-	pending admission     // lookups for readers, in flight and waiting
-	slow    chan struct{} // one for each lookup that gave its slot back early
+	slow    stragglers    // those that took long and gave their slots back
+	pending admission     // all lookups for readers, in flight and waiting
 
 	newNames *rate.Limiter // nil: no limit
 
@@ -217,6 +217,8 @@ type node struct {
 	links  [2]links              // by kind of list
 	since  uint32                // when it came in, in units of usedUnit
 	due    uint32                // in the wheel: the tick; under scheduler.mu
+	seen   uint16                // when it was last read, as the scheduler saw it, in units of usedUnit; under scheduler.mu
+	idle   uint8                 // how often it was refreshed since; under scheduler.mu
 	gone   bool                  // evicted; written under Cache.mu and scheduler.mu
 	pinned atomic.Bool           // one of Config.Preload
 }
@@ -274,9 +276,9 @@ func New(ex Exchanger, cfg Config) *Cache {
 		seed:   maphash.MakeSeed(),
 		table:  newTable(cfg.Size + len(cfg.Preload)),
 		slots:  make(chan struct{}, cfg.MaxLookups),
-		slow:   make(chan struct{}, cfg.MaxLookups),
-		// as many again as there are slots may wait
-		pending: newAdmission(2 * cfg.MaxLookups),
+		slow:   stragglers{most: cfg.MaxLookups},
+		// as many again as there are slots may take long, and as many wait
+		pending: newAdmission(3 * cfg.MaxLookups),
 	}
 	if cfg.NewNames > 0 {
 		c.newNames = rate.NewLimiter(rate.Limit(cfg.NewNames), cfg.NewNames)
@@ -637,6 +639,7 @@ func (c *Cache) claim(n *node, cl *call) *call {
 
 // lookupForReader looks n up in one of the slots for readers.
 func (c *Cache) lookupForReader(n *node, cl *call) {
+	defer c.pending.leave(cl.domain)
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.Deadline)
 	defer cancel()
 	select {
@@ -647,7 +650,6 @@ func (c *Cache) lookupForReader(n *node, cl *call) {
 	case <-ctx.Done():
 	}
 	if ctx.Err() != nil {
-		c.pending.leave(cl.domain)
 		if c.ctx.Err() != nil {
 			c.end(n, cl, ErrClosed)
 		} else {
@@ -655,23 +657,18 @@ func (c *Cache) lookupForReader(n *node, cl *call) {
 		}
 		return
 	}
-	early := false
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	var slow *straggler
 	c.lookup(ctx, n, cl, func() {
-		if early {
-			return
-		}
-		select {
-		case c.slow <- struct{}{}:
-			early = true
-			c.pending.leave(cl.domain)
+		if slow == nil {
+			slow = c.slow.enter(func() { giveUp(ErrOverloaded) })
 			<-c.slots
-		default:
 		}
 	})
-	if early {
-		<-c.slow
+	if slow != nil {
+		c.slow.leave(slow)
 	} else {
-		c.pending.leave(cl.domain)
 		<-c.slots
 	}
 }
@@ -689,8 +686,8 @@ func (c *Cache) end(n *node, cl *call, err error) {
 
 // lookup asks for all families of n at once and publishes what comes back: once
 // when that is enough for those who wait, and once more if another family is
-// late. It calls early, if not nil, when the rest is likely to take long.
-func (c *Cache) lookup(ctx context.Context, n *node, cl *call, early func()) {
+// late. It calls long, if not nil, when it takes long or is likely to.
+func (c *Cache) lookup(ctx context.Context, n *node, cl *call, long func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	old, start := n.entry.Load(), c.cfg.Now()
@@ -713,7 +710,7 @@ func (c *Cache) lookup(ctx context.Context, n *node, cl *call, early func()) {
 		return e
 	}
 	var slow, grace <-chan time.Time
-	if early != nil && old.more.limited() {
+	if long != nil {
 		slow = time.After(slotTime)
 	}
 	// A family that takes long must not keep the other one from being refreshed.
@@ -728,12 +725,12 @@ func (c *Cache) lookup(ctx context.Context, n *node, cl *call, early func()) {
 				grace = time.After(familyGrace)
 			}
 		case <-slow:
-			early()
+			long()
 		case <-grace:
 			cl.entry = publish()
 			close(cl.done)
-			if early != nil {
-				early()
+			if long != nil {
+				long()
 			}
 			for f, r := range got {
 				if r.done {
@@ -763,8 +760,11 @@ func (c *Cache) ask(ctx context.Context, e *entry, f family) reply {
 	}
 	if r.err != nil {
 		r.addrs, r.services = nil, nil
-		if c.ctx.Err() != nil {
+		switch {
+		case c.ctx.Err() != nil:
 			r.err = ErrClosed
+		case context.Cause(ctx) == ErrOverloaded:
+			r.err = ErrOverloaded
 		}
 	}
 	r.at = c.cfg.Now()

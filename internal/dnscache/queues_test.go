@@ -219,8 +219,8 @@ func TestStress(t *testing.T) {
 		}
 	}
 	c.Close()
-	if n := c.pending.count(); n != 0 || len(c.slots) != 0 || len(c.slow) != 0 {
-		t.Errorf("%d pending, %d slots taken, %d slow at the end", n, len(c.slots), len(c.slow))
+	if n := c.pending.count(); n != 0 || len(c.slots) != 0 || c.slow.len() != 0 {
+		t.Errorf("%d pending, %d slots taken, %d slow at the end", n, len(c.slots), c.slow.len())
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -19,6 +21,13 @@ const (
 	// whose last lookup failed or took long get half of them at most, so that
 	// dead and slow ones cannot starve the others.
 	refreshSlots = 256
+
+	// A name that was read only once, or was refreshed so often since it was last
+	// read, is refreshed only as far as there is a budget for such names, which
+	// lets a full cache be refreshed once in budgetTime. Otherwise each request
+	// for a new name with a short TTL would cost hundreds of queries.
+	maxIdle    = 10
+	budgetTime = 200 * time.Second
 
 	// recoveryRate is how many parked refreshes a second are let go after an
 	// outage.
@@ -43,6 +52,8 @@ type scheduler struct {
 	paced  time.Duration
 
 	busy [2]int // refreshes in flight, by class
+
+	budget *rate.Limiter // of refreshes of names that may not be wanted any more
 }
 
 // The classes of refreshes.
@@ -61,6 +72,8 @@ func (n *node) class() int {
 func (s *scheduler) init(c *Cache) {
 	s.cache = c
 	s.last = c.cfg.Now()
+	limit := rate.Limit(float64(c.cfg.Size) / budgetTime.Seconds())
+	s.budget = rate.NewLimiter(limit, max(50, int(limit)))
 	for i := range s.wheel {
 		s.wheel[i].kind = refreshList
 	}
@@ -207,15 +220,16 @@ func (s *scheduler) run() {
 
 // tick turns the wheel to now and starts the refreshes that are due.
 func (s *scheduler) tick(now time.Duration) {
+	outage := s.cache.ex.Outage() != nil
 	s.mu.Lock()
-	s.turn(now)
+	s.turn(now, outage)
 	s.mu.Unlock()
 	s.dispatch(now)
 }
 
 // turn makes due what the wheel says; names that nobody used for a while are
 // left to expire.
-func (s *scheduler) turn(now time.Duration) {
+func (s *scheduler) turn(now time.Duration, outage bool) {
 	first, end := s.last/wheelTick+1, now/wheelTick
 	first = max(first, end-wheelSlots+1) // one turn meets all
 	for t := first; t <= end; t++ {
@@ -226,14 +240,34 @@ func (s *scheduler) turn(now time.Duration) {
 				continue
 			}
 			s.unschedule(n)
-			wanted := n.pinned.Load() || now-n.entry.Load().lastUsed()-usedUnit <= s.cache.cfg.Refresh
 			// a lookup that is in flight already will schedule it again
-			if wanted && n.call.CompareAndSwap(nil, newCall(now)) {
+			if s.wanted(n, now, outage) && n.call.CompareAndSwap(nil, newCall(now)) {
 				s.due[n.class()].push(n)
 			}
 		}
 	}
 	s.last = max(s.last, end*wheelTick) //nolint:durationcheck // end is a count
+}
+
+// wanted says whether a node that is due is to be refreshed; s.mu is held.
+func (s *scheduler) wanted(n *node, now time.Duration, outage bool) bool {
+	last := n.entry.Load().lastUsed()
+	switch refresh := s.cache.cfg.Refresh; {
+	case n.pinned.Load() || refresh == Always:
+		return true
+	case now-last-usedUnit > refresh:
+		return false
+	}
+	if seen := uint16(last / usedUnit); seen != n.seen {
+		n.seen, n.idle = seen, 0
+	}
+	again := n.entry.Load().reads() > 1 || n.seen != uint16(n.since)
+	if again && n.idle < maxIdle {
+		n.idle++
+		return true
+	}
+	// in an outage it waits, and is paced then
+	return outage || s.budget.AllowN(time.Unix(0, int64(now)), 1)
 }
 
 // dispatch starts as many of the refreshes that are due as it may.

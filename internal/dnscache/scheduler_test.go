@@ -510,7 +510,7 @@ func TestWheel(t *testing.T) {
 			c.sched.schedule(n, now, 0, now+tc.due)
 			e.used.Store(math.MaxUint32)
 			for step := wheelTick; ; step += wheelTick {
-				c.sched.turn(now + step)
+				c.sched.turn(now+step, false)
 				if c.sched.due[limited].len == 1 {
 					if step != tc.at {
 						t.Errorf("due after %v, want %v", step, tc.at)
@@ -541,7 +541,7 @@ func TestWheelJumps(t *testing.T) {
 	}
 	for range 20 {
 		now += rand.N([]time.Duration{time.Second, time.Minute, time.Hour}[rand.N(3)])
-		c.sched.turn(now)
+		c.sched.turn(now, false)
 		for c.sched.due[limited].len > 0 {
 			n := c.sched.due[limited].pop()
 			if due[n.name()] > now {
@@ -583,7 +583,7 @@ func TestRefreshesAreEven(t *testing.T) {
 			for ; known < n && (learned == 0 || time.Duration(known)*learned/n <= now); known++ {
 				c.sched.schedule(nodes[known], now, ttl, now+ttl)
 			}
-			c.sched.turn(now)
+			c.sched.turn(now, false)
 			for c.sched.due[living].len > 0 {
 				n := c.sched.due[living].pop()
 				n.call.Store(nil)
@@ -602,4 +602,63 @@ func TestRefreshesAreEven(t *testing.T) {
 			t.Errorf("learned in %v: mean %d a second, worst second %d", learned, mean, worst)
 		}
 	}
+}
+
+// What is asked for once, or not any more, costs few queries, however short its
+// TTL is. What is in use does not suffer from it.
+func TestRefreshesOfUnusedNames(t *testing.T) {
+	run(t, Config{Size: 2000}, func(w world) {
+		w.Start()
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Second})
+		list := names(1110)
+		used, twice, once := list[:10], list[10:110], list[110:]
+		for range 20 {
+			for _, name := range used {
+				w.get(name)
+			}
+			w.sleep(5 * time.Second)
+		}
+		for _, name := range once {
+			w.get(name)
+		}
+		for range 2 {
+			for _, name := range twice {
+				w.get(name)
+			}
+		}
+		w.fake.forget()
+		for range 60 {
+			for _, name := range used {
+				if answer, err := w.Lookup(w.Context(), name); answer.State != Hit || err != nil {
+					t.Fatalf("%s: %v, %v", name, answer, err)
+				}
+			}
+			w.sleep(5 * time.Second)
+		}
+		count := make(map[string]int)
+		for _, q := range w.fake.asked {
+			if q.qtype == TypeA {
+				count[q.name]++
+			}
+		}
+		sum := func(names []string) (n int) {
+			for _, name := range names {
+				n += count[name]
+			}
+			return n
+		}
+		if n := sum(used); n < 10*300 {
+			t.Errorf("names in use were asked for %d times", n)
+		}
+		// 10 a second, and 50 at once
+		if n := sum(twice); n < 100*maxIdle || n > 100*maxIdle+3050 {
+			t.Errorf("names that were read twice were asked for %d times", n)
+		}
+		if n := sum(once); n < 50 || n > 3050 {
+			t.Errorf("names that were read once were asked for %d times", n)
+		}
+		if n := sum(once) + sum(twice); n > 100*maxIdle+3050 {
+			t.Errorf("names that are not in use were asked for %d times", n)
+		}
+	})
 }

@@ -74,6 +74,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    preload              <name...>
 //	    cache_size           <n>
 //	    max_lookups          <n>
+//	    new_names            <n>
 //	    hosts                <file>|off
 //	    search
 //	}
@@ -124,6 +125,7 @@ func (r *Resolver) options() options {
 		"preload":              listOption(&r.Preload, r.checkPreload),
 		"cache_size":           numberOption(&r.CacheSize),
 		"max_lookups":          numberOption(&r.MaxLookups),
+		"new_names":            numberOption(&r.NewNames),
 		"hosts":                textOption(&r.Hosts),
 		"search":               flagOption(&r.Search),
 	}

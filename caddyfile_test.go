@@ -375,6 +375,10 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"tls_trusted_ca_certs none", inResolver("tls_trusted_ca_certs # here"), args + " 'tls_trusted_ca_certs'"},
 		{"tls_trusted_ca_certs for nobody", inResolver("nameservers 10.0.0.53 tcp://10.0.0.53", "tls_trusted_ca_certs a.pem # here", "zone consul 10.0.0.53"), "tls_trusted_ca_certs without a nameserver with tls:// or https://"},
 		{"tls_trusted_ca_certs for the system's", inResolver("tls_trusted_ca_certs a.pem # here"), "tls_trusted_ca_certs without a nameserver with tls:// or https://"},
+		{"new_names none", inResolver("new_names # here"), args + " 'new_names'"},
+		{"new_names 0", inResolver("new_names 0 # here"), `new_names: "0" is not a positive number`},
+		{"new_names twice", inResolver("new_names 1", "new_names 2 # here"), "new_names already specified"},
+		{"new_names too many", inResolver("new_names 100000001 # here"), "new_names 100000001 is not in 0 to 100000000"},
 		{"hosts none", inResolver("hosts # here"), args + " 'hosts'"},
 		{"hosts two", inResolver("hosts a b # here"), args + " 'a'"},
 		{"hosts twice", inResolver("hosts a", "hosts b # here"), "hosts already specified"},
@@ -678,6 +682,7 @@ func TestAdaptErrorsInJSON(t *testing.T) {
 		{"tries", ofResolver(`"tries": -1`), "tries -1 is not positive"},
 		{"cache_size", ofResolver(`"cache_size": -1`), "cache_size -1 is not positive"},
 		{"max_lookups", ofResolver(`"max_lookups": -1`), "max_lookups -1 is not positive"},
+		{"new_names", ofResolver(`"new_names": -1`), "new_names -1 is not in 0 to 100000000"},
 
 		{"no url", one(fmt.Sprintf(handler, `{"handler": "target"}`)), "no url"},
 		{"url", one(ofURL("http://a:b@c.test")), "target has userinfo"},

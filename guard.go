@@ -300,6 +300,8 @@ func ruleOf(err error) string {
 		return ruleMaxRequests
 	case errors.Is(err, dnscache.ErrOverloaded):
 		return ruleMaxLookups
+	case errors.Is(err, dnscache.ErrTooManyNewNames):
+		return ruleNewNames
 	}
 	if _, ok := errors.AsType[malformedError](err); ok {
 		return ruleMalformed

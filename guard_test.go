@@ -151,6 +151,7 @@ func TestLimitsAreRefusals(t *testing.T) {
 		reason               string
 	}{
 		{ruleMaxRequests, "max_requests 2", "", func(int) string { return "slow.example" }, "slow.example: too many requests in flight: 2"},
+		{ruleNewNames, "", "new_names 1", func(i int) string { return fmt.Sprintf("slow.example%d", i) }, "too many new names"},
 		{ruleMaxLookups, "", "max_lookups 1", func(i int) string { return fmt.Sprintf("slow.example%d", i) }, "too many lookups in flight"},
 	} {
 		t.Run(test.rule, func(t *testing.T) {

@@ -104,10 +104,15 @@ type Resolver struct {
 	// How many names are kept. Default: 100000.
 	CacheSize int `json:"cache_size,omitempty"`
 
-	// How many lookups may be in flight for requests; as many again may wait
-	// for their turn, and beyond that requests for unknown names get status
-	// 503. Default: 1024.
+	// How many lookups may be in flight for requests; as many again that take
+	// long, and as many may wait for their turn. Beyond that requests for
+	// unknown names get status 503, and below one registered domain beyond a
+	// quarter of what is still free. Default: 1024.
 	MaxLookups int `json:"max_lookups,omitempty"`
+
+	// How many names that are not in the cache may be asked for in a second;
+	// beyond that requests for such names get status 503. Default: no limit.
+	NewNames int `json:"new_names,omitempty"`
 
 	// The hosts file, whose names are not asked for; it is read again when it
 	// changes. `off`: none. Default: `/etc/hosts`.
@@ -242,6 +247,9 @@ func (r *Resolver) validate() error {
 		case n.value > maxNumber:
 			return fmt.Errorf("%s %d is more than %d", n.name, n.value, maxNumber)
 		}
+	}
+	if r.NewNames < 0 || r.NewNames > maxNumber {
+		return conflictf([]string{"new_names"}, "new_names %d is not in 0 to %d", r.NewNames, maxNumber)
 	}
 	if err := r.checkPreload(); err != nil {
 		return err
@@ -530,6 +538,7 @@ func (r *resolver) cacheConfig(preload []string) dnscache.Config {
 		Deadline:    time.Duration(config.Deadline),
 		Size:        config.CacheSize,
 		MaxLookups:  config.MaxLookups,
+		NewNames:    config.NewNames,
 	}
 }
 

@@ -104,10 +104,10 @@ type Resolver struct {
 	// How many names are kept. Default: 100000.
 	CacheSize int `json:"cache_size,omitempty"`
 
-	// How many lookups may be in flight for requests; as many again that take
-	// long, and as many may wait for their turn. Beyond that requests for
-	// unknown names get status 503, and below one registered domain beyond a
-	// quarter of what is still free. Default: 1024.
+	// How many lookups may be in flight for requests; as many again may wait for
+	// their turn, for which one that has taken over 1.5 seconds gives way. Beyond
+	// that requests for unknown names get status 503, and those below one
+	// registered domain beyond a quarter of what is still free. Default: 1024.
 	MaxLookups int `json:"max_lookups,omitempty"`
 
 	// How many names that are not in the cache may be asked for in a second;

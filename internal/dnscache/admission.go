@@ -2,10 +2,9 @@ package dnscache
 
 import (
 	"hash/maphash"
-	"math/rand/v2"
-	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/net/publicsuffix"
 )
@@ -71,50 +70,65 @@ func domainOf(name string) string {
 	return name[strings.LastIndexByte(name[:dot], '.')+1:]
 }
 
-// stragglers are lookups that take long. If there are too many, one of them has to
-// give up, at random: of those that will be answered at all most are soon, and
-// were it always the oldest, none would be where all take equally long.
-type stragglers struct {
-	most int
-
-	mu  sync.Mutex
-	all []*straggler
+// turns sees to it that lookups that wait for a slot get one: each makes one of
+// those that have had theirs for long give way. Were it the first to come that
+// was refused, a few that are never answered would keep out all others.
+type turns struct {
+	mu      sync.Mutex
+	waiting int
+	leaving int // that give way, but still have their slots
 }
 
-// straggler is one of them.
-type straggler struct {
+// wait and waited enclose the time in which a lookup waits.
+func (t *turns) wait()   { t.add(&t.waiting, 1) }
+func (t *turns) waited() { t.add(&t.waiting, -1) }
+
+func (t *turns) add(to *int, n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	*to += n
+}
+
+// way is a lookup that may have to give way.
+type way struct {
+	turns  *turns
+	timer  *time.Timer
 	giveUp func()
-	at     int // in stragglers.all; -1: not any more
+	gave   bool // under turns.mu, as is closed
+	closed bool
 }
 
-// enter puts in a lookup.
-func (c *stragglers) enter(giveUp func()) *straggler {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.all) >= c.most {
-		s := c.all[rand.IntN(len(c.all))]
-		c.remove(s)
-		defer s.giveUp()
+// watch makes a lookup give way once it has had its slot for long and another one
+// waits.
+func (t *turns) watch(giveUp func()) *way {
+	w := &way{turns: t, giveUp: giveUp}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w.timer = time.AfterFunc(patience, w.look)
+	return w
+}
+
+func (w *way) look() {
+	w.turns.mu.Lock()
+	defer w.turns.mu.Unlock()
+	switch {
+	case w.closed:
+	case w.turns.waiting > w.turns.leaving:
+		w.turns.leaving++
+		w.gave = true
+		w.giveUp()
+	default:
+		w.timer.Reset(slotTime)
 	}
-	s := &straggler{giveUp, len(c.all)}
-	c.all = append(c.all, s)
-	return s
 }
 
-// leave takes a lookup out that has ended.
-func (c *stragglers) leave(s *straggler) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.remove(s)
-}
-
-// remove takes out s if it is still there; c.mu is held.
-func (c *stragglers) remove(s *straggler) {
-	if s.at < 0 {
-		return
+// close ends that: the lookup has given its slot back.
+func (w *way) close() {
+	w.turns.mu.Lock()
+	defer w.turns.mu.Unlock()
+	w.closed = true
+	w.timer.Stop()
+	if w.gave {
+		w.turns.leaving--
 	}
-	last := c.all[len(c.all)-1]
-	c.all[s.at], last.at = last, s.at
-	c.all = slices.Delete(c.all, len(c.all)-1, len(c.all))
-	s.at = -1
 }

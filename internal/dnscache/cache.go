@@ -85,12 +85,12 @@ type Config struct {
 	Size int // names, those of Preload apart; default 100000
 
 	// MaxLookups is how many lookups may be in flight for readers; as many again
-	// that take long, and as many again may wait. If there are more that take
-	// long, one of them is given up, so that those that do not find their way.
-	// Lookups of names below one registrable domain may be a quarter of what is
-	// still free: if there are no others, three fifths of MaxLookups. Those of
-	// known names that are refreshed do not count; that of a name of Preload is
-	// not refused for its domain. Default 1024.
+	// may wait. One that takes over 1.5 seconds gives way to one that waits. Lookups
+	// of names below one registrable domain may be a quarter of what is still
+	// free then: if there are no others, two fifths of MaxLookups.
+	// Those of known names that are refreshed do not count, nor do those who wait
+	// for one of them; that of a name of Preload is not refused for its domain.
+	// Default 1024.
 	MaxLookups int
 
 	// NewNames is how many names that are not in the cache readers may ask for
@@ -173,8 +173,13 @@ const (
 	// noSOATTL is how long a negative answer holds that does not say it.
 	noSOATTL = 5 * time.Second
 
-	// slotTime is how long a lookup keeps a reader's slot from others.
+	// slotTime is how long the lookup of a name that took long or failed last
+	// time keeps a reader's slot from others.
 	slotTime = 250 * time.Millisecond
+
+	// patience is how long a lookup for readers may take while others wait for
+	// its slot. Most lookups that end with an answer take less.
+	patience = 1500 * time.Millisecond
 )
 
 // Cache is a cache of names. It is safe for concurrent use.
@@ -195,8 +200,9 @@ type Cache struct {
 	preloaded int // nodes, which are in no queue
 
 	slots   chan struct{} // one for each lookup in flight for a reader
-	slow    stragglers    // those that took long and gave their slots back
-	pending admission     // all lookups for readers, in flight and waiting
+	turns   turns         // of those that wait for a slot
+	pending admission     // lookups for readers, in flight and waiting
+	slow    chan struct{} // one for each lookup that gave its slot back early
 
 	newNames *rate.Limiter // nil: no limit
 
@@ -276,9 +282,9 @@ func New(ex Exchanger, cfg Config) *Cache {
 		seed:   maphash.MakeSeed(),
 		table:  newTable(cfg.Size + len(cfg.Preload)),
 		slots:  make(chan struct{}, cfg.MaxLookups),
-		slow:   stragglers{most: cfg.MaxLookups},
-		// as many again as there are slots may take long, and as many wait
-		pending: newAdmission(3 * cfg.MaxLookups),
+		slow:   make(chan struct{}, cfg.MaxLookups),
+		// as many again as there are slots may wait
+		pending: newAdmission(2 * cfg.MaxLookups),
 	}
 	if cfg.NewNames > 0 {
 		c.newNames = rate.NewLimiter(rate.Limit(cfg.NewNames), cfg.NewNames)
@@ -639,17 +645,23 @@ func (c *Cache) claim(n *node, cl *call) *call {
 
 // lookupForReader looks n up in one of the slots for readers.
 func (c *Cache) lookupForReader(n *node, cl *call) {
-	defer c.pending.leave(cl.domain)
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.Deadline)
 	defer cancel()
 	select {
 	case c.slots <- struct{}{}:
-		if ctx.Err() != nil { // both at once
-			<-c.slots
+	default:
+		c.turns.wait()
+		select {
+		case c.slots <- struct{}{}:
+			if ctx.Err() != nil { // both at once
+				<-c.slots
+			}
+		case <-ctx.Done():
 		}
-	case <-ctx.Done():
+		c.turns.waited()
 	}
 	if ctx.Err() != nil {
+		c.pending.leave(cl.domain)
 		if c.ctx.Err() != nil {
 			c.end(n, cl, ErrClosed)
 		} else {
@@ -659,17 +671,27 @@ func (c *Cache) lookupForReader(n *node, cl *call) {
 	}
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	var slow *straggler
+	way := c.turns.watch(func() { giveUp(ErrOverloaded) })
+	early := false
 	c.lookup(ctx, n, cl, func() {
-		if slow == nil {
-			slow = c.slow.enter(func() { giveUp(ErrOverloaded) })
+		if early {
+			return
+		}
+		select {
+		case c.slow <- struct{}{}:
+			early = true
+			way.close()
+			c.pending.leave(cl.domain)
 			<-c.slots
+		default:
 		}
 	})
-	if slow != nil {
-		c.slow.leave(slow)
+	if early {
+		<-c.slow
 	} else {
+		c.pending.leave(cl.domain)
 		<-c.slots
+		way.close()
 	}
 }
 
@@ -686,8 +708,8 @@ func (c *Cache) end(n *node, cl *call, err error) {
 
 // lookup asks for all families of n at once and publishes what comes back: once
 // when that is enough for those who wait, and once more if another family is
-// late. It calls long, if not nil, when it takes long or is likely to.
-func (c *Cache) lookup(ctx context.Context, n *node, cl *call, long func()) {
+// late. It calls early, if not nil, when the rest is likely to take long.
+func (c *Cache) lookup(ctx context.Context, n *node, cl *call, early func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	old, start := n.entry.Load(), c.cfg.Now()
@@ -710,7 +732,7 @@ func (c *Cache) lookup(ctx context.Context, n *node, cl *call, long func()) {
 		return e
 	}
 	var slow, grace <-chan time.Time
-	if long != nil {
+	if early != nil && old.more.limited() {
 		slow = time.After(slotTime)
 	}
 	// A family that takes long must not keep the other one from being refreshed.
@@ -725,12 +747,12 @@ func (c *Cache) lookup(ctx context.Context, n *node, cl *call, long func()) {
 				grace = time.After(familyGrace)
 			}
 		case <-slow:
-			long()
+			early()
 		case <-grace:
 			cl.entry = publish()
 			close(cl.done)
-			if long != nil {
-				long()
+			if early != nil {
+				early()
 			}
 			for f, r := range got {
 				if r.done {

@@ -13,8 +13,13 @@ import (
 )
 
 const (
-	wheelTick  = 100 * time.Millisecond
-	wheelSlots = 1024
+	wheelTick  = 50 * time.Millisecond
+	wheelSlots = 2048
+
+	// What is due at one tick is not started at once, but until the next tick, a
+	// part at each step: a burst of refreshes is what readers would wait for.
+	wheelStep = 10 * time.Millisecond
+	leastStep = 16 // nodes, if there are so many
 
 	// refreshSlots bounds the refreshes in flight. They have slots of their
 	// own, so that a flood of new names cannot starve the known ones. Names
@@ -45,6 +50,8 @@ type scheduler struct {
 	last  time.Duration // the last tick
 	plan  forecast      // how many nodes of the wheel are due in which second
 
+	ripe   list    // to be due at one of the next steps
+	step   int     // how many of them at each
 	due    [2]list // to be refreshed as soon as there is a slot; by class
 	parked list    // due, but there is an outage, or was one until just now; and those preloaded
 	sorted bool    // parked is in the order in which it is let go
@@ -77,7 +84,9 @@ func (s *scheduler) init(c *Cache) {
 	for i := range s.wheel {
 		s.wheel[i].kind = refreshList
 	}
-	s.due[living].kind, s.due[limited].kind, s.parked.kind = refreshList, refreshList, refreshList
+	for _, l := range []*list{&s.ripe, &s.due[living], &s.due[limited], &s.parked} {
+		l.kind = refreshList
+	}
 }
 
 // forecast counts what is due in each second (modulo its length).
@@ -160,7 +169,7 @@ func (s *scheduler) unschedule(n *node) {
 // waits says whether a node is due already; s.mu is held.
 func (s *scheduler) waits(n *node) bool {
 	in := n.links[refreshList].in
-	return in == &s.parked || in == &s.due[living] || in == &s.due[limited]
+	return in == &s.ripe || in == &s.due[living] || in == &s.due[limited] || in == &s.parked
 }
 
 // request makes a node due now, unless a lookup of it is planned or in flight,
@@ -204,7 +213,10 @@ func (s *scheduler) preload(nodes []*node, now time.Duration) {
 func (s *scheduler) run() {
 	ticker := time.NewTicker(wheelTick)
 	defer ticker.Stop()
+	step := time.NewTimer(0)
+	defer step.Stop()
 	for {
+		more := false
 		select {
 		case <-s.cache.ctx.Done():
 			return
@@ -213,21 +225,42 @@ func (s *scheduler) run() {
 			if s.cache.steady {
 				s.cache.coarse.Store(int64(now))
 			}
-			s.tick(now)
+			more = s.tick(now)
+		case <-step.C:
+			more = s.advance(s.cache.cfg.Now())
+		}
+		if more {
+			step.Reset(wheelStep)
 		}
 	}
 }
 
-// tick turns the wheel to now and starts the refreshes that are due.
-func (s *scheduler) tick(now time.Duration) {
+// tick turns the wheel to now and starts refreshes that are due. It says whether
+// there are more.
+func (s *scheduler) tick(now time.Duration) bool {
 	outage := s.cache.ex.Outage() != nil
 	s.mu.Lock()
 	s.turn(now, outage)
+	const steps = int(wheelTick / wheelStep)
+	s.step = max(leastStep, (s.ripe.len+steps-1)/steps)
 	s.mu.Unlock()
-	s.dispatch(now)
+	return s.advance(now)
 }
 
-// turn makes due what the wheel says; names that nobody used for a while are
+// advance starts the refreshes of one step, and says whether there are more.
+func (s *scheduler) advance(now time.Duration) bool {
+	s.mu.Lock()
+	for i := 0; i < s.step && s.ripe.len > 0; i++ {
+		n := s.ripe.pop()
+		s.due[n.class()].push(n)
+	}
+	more := s.ripe.len > 0
+	s.mu.Unlock()
+	s.dispatch(now)
+	return more
+}
+
+// turn makes ripe what the wheel says; names that nobody used for a while are
 // left to expire.
 func (s *scheduler) turn(now time.Duration, outage bool) {
 	first, end := s.last/wheelTick+1, now/wheelTick
@@ -242,7 +275,7 @@ func (s *scheduler) turn(now time.Duration, outage bool) {
 			s.unschedule(n)
 			// a lookup that is in flight already will schedule it again
 			if s.wanted(n, now, outage) && n.call.CompareAndSwap(nil, newCall(now)) {
-				s.due[n.class()].push(n)
+				s.ripe.push(n)
 			}
 		}
 	}

@@ -511,7 +511,7 @@ func TestWheel(t *testing.T) {
 			e.used.Store(math.MaxUint32)
 			for step := wheelTick; ; step += wheelTick {
 				c.sched.turn(now+step, false)
-				if c.sched.due[limited].len == 1 {
+				if c.sched.ripe.len == 1 {
 					if step != tc.at {
 						t.Errorf("due after %v, want %v", step, tc.at)
 					}
@@ -542,8 +542,8 @@ func TestWheelJumps(t *testing.T) {
 	for range 20 {
 		now += rand.N([]time.Duration{time.Second, time.Minute, time.Hour}[rand.N(3)])
 		c.sched.turn(now, false)
-		for c.sched.due[limited].len > 0 {
-			n := c.sched.due[limited].pop()
+		for c.sched.ripe.len > 0 {
+			n := c.sched.ripe.pop()
 			if due[n.name()] > now {
 				t.Errorf("%s is due at %v, came at %v", n.name(), due[n.name()], now)
 			}
@@ -584,8 +584,8 @@ func TestRefreshesAreEven(t *testing.T) {
 				c.sched.schedule(nodes[known], now, ttl, now+ttl)
 			}
 			c.sched.turn(now, false)
-			for c.sched.due[living].len > 0 {
-				n := c.sched.due[living].pop()
+			for c.sched.ripe.len > 0 {
+				n := c.sched.ripe.pop()
 				n.call.Store(nil)
 				perSecond[now/time.Second]++
 				c.sched.schedule(n, now, ttl, now+ttl)

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -22,14 +26,14 @@ const (
 // it, and with as many more requests to known ones. Names of the flood are of
 // one domain, and then each of its own.
 func flood(l *lab) {
-	l.options = "" // as the product has them
+	l.options = *floodOptions
 	f := &flooding{lab: l, backends: l.startBackends(8, nil), port: freePort(), admin: freePort()}
 	f.known = oneOf("http", floodKnown, f.backends.port)
 	for _, shape := range []struct{ about, format string }{
 		{"all names of the flood below one domain", "%s.flood.example"},
 		{"each below a domain of its own", "www.%s.com"},
 	} {
-		fmt.Printf("%s:\n", shape.about)
+		fmt.Printf("%s, %s:\n", shape.about, cmp.Or(l.options, "default options"))
 		f.unknown = f.newNames(string([]byte{existing, missing, existing, silent}), func() string { return shape.format })
 		f.compare()
 		f.sustain()
@@ -59,6 +63,46 @@ func (f *flooding) start() {
 
 func (f *flooding) newConns() *conns { return &conns{address: address(f.port), limit: floodConns} }
 
+// knownLoad is the normal load. It runs in a process of its own, so that what is
+// measured is not how busy this one is with the flood, the nameserver and the
+// backends.
+type knownLoad struct {
+	Address  string
+	Rate     int
+	Duration time.Duration
+	Names    int
+	Port     int // of the backends
+}
+
+// loadVar tells a process that it is one for a knownLoad.
+const loadVar = "CADDYTARGET_BENCH_LOAD"
+
+// run runs the load in a process of its own.
+func (k knownLoad) run() *result {
+	spec, err := json.Marshal(k)
+	must(err)
+	self, err := os.Executable()
+	must(err)
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), loadVar+"="+string(spec))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	must(err)
+	r := new(result)
+	must(json.Unmarshal(out, r))
+	return r
+}
+
+// here runs the load in this process and prints the result.
+func (k knownLoad) here() {
+	c := &conns{address: k.Address, limit: floodConns}
+	must(json.NewEncoder(os.Stdout).Encode(openLoopBy(c.get, k.Rate, k.Duration, oneOf("http", k.Names, k.Port), never)))
+}
+
+func (f *flooding) normal(duration time.Duration) *result {
+	return knownLoad{address(f.port), floodLoad, duration, floodKnown, f.backends.port}.run()
+}
+
 // send starts an open loop over connections of its own.
 func (f *flooding) send(rate int, duration time.Duration, target func() string) <-chan *result {
 	done := make(chan *result, 1)
@@ -86,8 +130,7 @@ func (f *flooding) compare() {
 	outcomes := make(map[string]int)
 	for range *rounds {
 		f.start()
-		c := f.newConns()
-		openLoopBy(c.get, floodLoad, 2*time.Second, f.known, never)
+		f.normal(2 * time.Second)
 		for i := range sides {
 			s := &sides[i]
 			cpu, asked := f.cpu(), f.names.queries.Load()
@@ -95,21 +138,20 @@ func (f *flooding) compare() {
 			if s.more != nil {
 				others = f.send(floodRate, duration, s.more)
 			}
-			r := openLoopBy(c.get, floodLoad, duration, f.known, never)
+			r := f.normal(duration)
 			s.cpu = append(s.cpu, (f.cpu()-cpu).Seconds()/duration.Seconds())
 			s.p50 = append(s.p50, r.quantile(.5).Seconds()*1e3)
 			s.p99 = append(s.p99, r.quantile(.99).Seconds()*1e3)
-			s.late = append(s.late, quantile(r.late, .99).Seconds()*1e3)
+			s.late = append(s.late, quantile(r.Late, .99).Seconds()*1e3)
 			asked = f.names.queries.Load() - asked
 			if others == nil {
 				continue
 			}
 			if o := <-others; i == len(sides)-1 {
-				failed, sent, queries = failed+r.failed, sent+r.sent, queries+asked
+				failed, sent, queries = failed+r.Failed, sent+r.Sent, queries+asked
 				addOutcomes(outcomes, o)
 			}
 		}
-		c.close()
 		f.stopCaddy()
 	}
 	for _, s := range sides {
@@ -129,14 +171,14 @@ func (f *flooding) sustain() {
 	healthy := f.newNames(string(existing), func() string { return fmt.Sprintf("%%s.shop%d.example", rand.N(50)) })
 	f.start()
 	defer f.stopCaddy()
-	known := f.send(floodLoad, 2*time.Second, f.known)
+	f.normal(2 * time.Second)
 	<-f.send(floodOther, 2*time.Second, healthy)
-	<-known
 	rss, heap := f.memory(f.admin)
 	goroutines, descriptors := f.held(f.admin)
 
 	start := time.Now()
-	known = f.send(floodLoad, parts*part, f.known)
+	known := make(chan *result, 1)
+	go func() { known <- f.normal(parts * part) }()
 	others := f.send(floodOther, parts*part, healthy)
 	own := f.send(floodRate, parts*part, f.unknown)
 	var queries []string
@@ -155,22 +197,22 @@ func (f *flooding) sustain() {
 
 	time.Sleep(rest)
 	asked, cpu := f.names.queries.Load(), f.cpu()
-	after := <-f.send(floodLoad, rest, f.known)
+	after := f.normal(rest)
 	asked, cpu = f.names.queries.Load()-asked, f.cpu()-cpu
 	rssAfter, heapAfter := f.memory(f.admin)
 	goroutinesAfter, descriptorsAfter := f.held(f.admin)
 	fmt.Printf("  %.0f s of it: %d of %d requests to known names failed %v, p99 %.2f ms; %d of %d to new names of 50 other domains %v, p99 %.2f ms; of its own %s\n",
-		(parts * part).Seconds(), k.failed, k.sent, k.errors, k.quantile(.99).Seconds()*1e3, o.failed, o.sent, o.errors, o.quantile(.99).Seconds()*1e3, outcomesOf(outcomes))
+		(parts * part).Seconds(), k.Failed, k.Sent, k.Errors, k.quantile(.99).Seconds()*1e3, o.Failed, o.Sent, o.Errors, o.quantile(.99).Seconds()*1e3, outcomesOf(outcomes))
 	fmt.Printf("  queries a second: %s, each a fifth of it; 5 s after its end %.0f, %d of %d requests to known names failed, p99 %.2f ms, %.2f CPUs\n",
-		strings.Join(queries, ", "), float64(asked)/rest.Seconds(), after.failed, after.sent, after.quantile(.99).Seconds()*1e3, cpu.Seconds()/rest.Seconds())
+		strings.Join(queries, ", "), float64(asked)/rest.Seconds(), after.Failed, after.Sent, after.quantile(.99).Seconds()*1e3, cpu.Seconds()/rest.Seconds())
 	fmt.Printf("  before, in and after it: %.0f, at most %.0f, %.0f MB resident; %.1f and %.1f MB on the heap; %d, %d, %d goroutines; %d, %d, %d descriptors\n",
 		float64(rss)/1e6, float64(peak)/1e6, float64(rssAfter)/1e6, float64(heap)/1e6, float64(heapAfter)/1e6,
 		goroutines, goroutinesIn, goroutinesAfter, descriptors, descriptorsIn, descriptorsAfter)
 }
 
 func addOutcomes(sum map[string]int, r *result) {
-	sum["200"] += len(r.latencies)
-	for what, n := range r.errors {
+	sum["200"] += len(r.Latencies)
+	for what, n := range r.Errors {
 		sum[what] += n
 	}
 }

@@ -73,13 +73,13 @@ request = function() return reqs[math.random(#reqs)] end
 
 // result is what an open-loop load found.
 type result struct {
-	sent, failed int
-	latencies    []time.Duration // of those that did not fail
-	late         []time.Duration // how long after it was due each was begun, for want of CPU
-	errors       map[string]int  // statuses, and why there was none
+	Sent, Failed int
+	Latencies    []time.Duration // of those that did not fail
+	Late         []time.Duration // how long after it was due each was begun, for want of CPU
+	Errors       map[string]int  // statuses, and why there was none
 }
 
-func (r *result) quantile(q float64) time.Duration { return quantile(r.latencies, q) }
+func (r *result) quantile(q float64) time.Duration { return quantile(r.Latencies, q) }
 
 func quantile(list []time.Duration, q float64) time.Duration {
 	if len(list) == 0 {
@@ -196,7 +196,7 @@ func openLoop(url string, rate int, duration time.Duration, target func() string
 // openLoopBy sends requests at a constant rate, whatever becomes of them, and
 // measures each from the moment it was due. Those to other come on top.
 func openLoopBy(get func(target string) (int, string), rate int, duration time.Duration, target func() string, other func() (string, bool)) *result {
-	r := &result{errors: make(map[string]int)}
+	r := &result{Errors: make(map[string]int)}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	start := time.Now()
@@ -209,18 +209,18 @@ func openLoopBy(get func(target string) (int, string), rate int, duration time.D
 			latency := time.Since(due)
 			mu.Lock()
 			defer mu.Unlock()
-			r.sent++
-			r.late = append(r.late, late)
+			r.Sent++
+			r.Late = append(r.Late, late)
 			switch status {
 			case http.StatusOK:
-				r.latencies = append(r.latencies, latency)
+				r.Latencies = append(r.Latencies, latency)
 				return
 			case 0:
-				r.errors[body]++
+				r.Errors[body]++
 			default:
-				r.errors[strconv.Itoa(status)]++
+				r.Errors[strconv.Itoa(status)]++
 			}
-			r.failed++
+			r.Failed++
 		})
 		if t, ok := other(); ok {
 			wg.Go(func() { get(t) })
@@ -233,7 +233,7 @@ func openLoopBy(get func(target string) (int, string), rate int, duration time.D
 // clients sends requests from so many clients, each after a pause when its last
 // one has been answered. Those to a target whose other is set are counted apart.
 func clients(url string, n int, pause, duration time.Duration, target func() (target string, other bool)) (known, others *result) {
-	known, others = &result{errors: make(map[string]int)}, &result{errors: make(map[string]int)}
+	known, others = &result{Errors: make(map[string]int)}, &result{Errors: make(map[string]int)}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	end := time.Now().Add(duration)
@@ -249,16 +249,16 @@ func clients(url string, n int, pause, duration time.Duration, target func() (ta
 				if other {
 					r = others
 				}
-				r.sent++
+				r.Sent++
 				switch status {
 				case http.StatusOK:
-					r.latencies = append(r.latencies, latency)
+					r.Latencies = append(r.Latencies, latency)
 				case 0:
-					r.failed++
-					r.errors[body]++
+					r.Failed++
+					r.Errors[body]++
 				default:
-					r.failed++
-					r.errors[strconv.Itoa(status)]++
+					r.Failed++
+					r.Errors[strconv.Itoa(status)]++
 				}
 				mu.Unlock()
 				time.Sleep(pause)

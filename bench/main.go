@@ -10,6 +10,7 @@
 package main
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"log"
@@ -21,12 +22,13 @@ import (
 )
 
 var (
-	caddyPath = flag.String("caddy", "./caddy", "the `binary` to measure")
-	rounds    = flag.Int("rounds", 7, "how many `times` each side of a comparison runs")
-	profile   = flag.String("profile", "", "write a CPU profile of caddy serving targets to this `file`")
-	seconds   = flag.Int("seconds", 4, "`seconds` per run")
-	nameCount = flag.Int("names", 20_000, "how many `names` the scenario names keeps fresh")
-	nameTTL   = flag.Duration("ttl", 30*time.Second, "their `TTL`")
+	caddyPath    = flag.String("caddy", "./caddy", "the `binary` to measure")
+	rounds       = flag.Int("rounds", 7, "how many `times` each side of a comparison runs")
+	profile      = flag.String("profile", "", "write a CPU profile of caddy serving targets to this `file`")
+	seconds      = flag.Int("seconds", 4, "`seconds` per run")
+	nameCount    = flag.Int("names", 20_000, "how many `names` the scenario names keeps fresh")
+	floodOptions = flag.String("flood-options", "", "`options` of the resolver in the scenario flood, such as \"new_names 200\"")
+	nameTTL      = flag.Duration("ttl", 30*time.Second, "their `TTL`")
 )
 
 // scenarios, in the order in which they run.
@@ -50,6 +52,12 @@ var scenarios = []struct {
 
 func main() {
 	log.SetFlags(0)
+	if spec := os.Getenv(loadVar); spec != "" {
+		var k knownLoad
+		must(json.Unmarshal([]byte(spec), &k))
+		k.here()
+		return
+	}
 	flag.Usage = func() {
 		fmt.Fprintln(os.Stderr, "usage: go run ./bench [flags] [scenario...]")
 		flag.PrintDefaults()

@@ -124,8 +124,8 @@ func dead(l *lab) {
 		without = append(without, a.quantile(.99).Seconds()*1e3)
 		with = append(with, c.quantile(.99).Seconds()*1e3)
 		ratios = append(ratios, with[len(with)-1]/without[len(without)-1])
-		failed += c.failed
-		sent += c.sent
+		failed += c.Failed
+		sent += c.Sent
 	}
 	fmt.Printf("%d requests/s to 500 names: p99 without dead names %.2f ms, with 1 %% of them %.2f ms, ratio %.2f (medians of %d)\n",
 		rate, median(without), median(with), median(ratios), *rounds)
@@ -148,7 +148,7 @@ func oneNameserver(l *lab) {
 		first, second := l.names.queries.Load(), l.second.queries.Load()
 		r := openLoop(url, 200, duration, target, never)
 		fmt.Printf("%-32s p50 %6.1f ms  p99 %6.1f ms  max %6.1f ms  %d of %d failed  queries a second: first %.1f, second %.1f\n", about,
-			r.quantile(.5).Seconds()*1e3, r.quantile(.99).Seconds()*1e3, r.quantile(1).Seconds()*1e3, r.failed, r.sent,
+			r.quantile(.5).Seconds()*1e3, r.quantile(.99).Seconds()*1e3, r.quantile(1).Seconds()*1e3, r.Failed, r.Sent,
 			float64(l.names.queries.Load()-first)/duration.Seconds(), float64(l.second.queries.Load()-second)/duration.Seconds())
 	}
 	openLoop(url, 200, 3*time.Second, target, never)
@@ -208,7 +208,7 @@ func outage(l *lab) {
 	known, others := load(30 * time.Second)
 	rest := time.Since(silent).Seconds() - 3
 	fmt.Printf("30 s without nameservers, 64 clients: %d of %d requests to %d known names failed, p99 %.1f ms; of %d to new names %d, %v\n",
-		known.failed, known.sent, count, known.quantile(.99).Seconds()*1e3, others.sent, others.failed, others.errors)
+		known.Failed, known.Sent, count, known.quantile(.99).Seconds()*1e3, others.Sent, others.Failed, others.Errors)
 	for i, s := range servers {
 		fmt.Printf("queries to nameserver %d: %d in the first 3 s, %.1f a second after that\n",
 			i+1, detected[i]-before[i], float64(s.queries.Load()-detected[i])/rest)
@@ -250,7 +250,7 @@ func outage(l *lab) {
 		most = max(most, m)
 	}
 	fmt.Printf("10 s after: %d of %d requests failed, of %d to new names %d; at most %d queries in a second to one nameserver\n",
-		known.failed, known.sent, others.sent, others.failed, most)
+		known.Failed, known.Sent, others.Sent, others.Failed, most)
 }
 
 // names keeps many names fresh and counts what that takes.
@@ -402,7 +402,7 @@ func move(l *lab) {
 	r := openLoop(url, 300, 12*time.Second, target, never)
 	close(stop)
 	fmt.Printf("TTL 5 s: the old address got its last request %.2f s after the move; %d of %d requests failed\n",
-		time.Duration(lastOld.Load()).Seconds(), r.failed, r.sent)
+		time.Duration(lastOld.Load()).Seconds(), r.Failed, r.Sent)
 }
 
 // reload changes the configuration again and again under load, with targets and
@@ -446,7 +446,7 @@ func reloadUnderLoad(l *lab, b *backends, name string, config func(port, admin, 
 	r := <-done
 	g1, d1 := settle()
 	fmt.Printf("%s: %d of %d requests failed %v, %d DNS queries; goroutines %d before, %d after; descriptors %d before, %d after\n",
-		name, r.failed, r.sent, r.errors, l.names.queries.Load()-asked, g0, g1, d0, d1)
+		name, r.Failed, r.Sent, r.Errors, l.names.queries.Load()-asked, g0, g1, d0, d1)
 }
 
 // https loads 50 domains on one address over both versions of HTTP.

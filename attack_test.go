@@ -539,7 +539,7 @@ var attackGroups = []attackGroup{
 	}},
 	{kind: "search domains and deny", site: "search-deny", plain: [][3]string{
 		{"the whole name", "http://secret.corp.example/", "403 deny"},
-		{"the short name, which is another", "http://secret/", "200 45.33.32.156 secret"},
+		{"what it is short for", "http://secret/", "403 deny"},
 	}},
 
 	{kind: "allow", site: "below", dns: []string{

@@ -113,6 +113,19 @@ func (j *judge) name(c *call) error {
 	return nil
 }
 
+// found judges the name that a call's was short for. What is allowed is said of
+// names as they stand in targets, what is denied holds for both.
+func (j *judge) found(c *call) error {
+	if c.answer.found == "" || c.answer.found == c.host {
+		return nil
+	}
+	r, ok := errors.AsType[*guard.Refusal](j.rules.CheckName(c.answer.found))
+	if !ok || r.Rule == guard.RuleAllow {
+		return nil
+	}
+	return j.refused(c, fmt.Errorf("%s: %w", c.host, r))
+}
+
 func (j *judge) port(c *call) error {
 	if err := j.rules.CheckPort(c.port); err != nil {
 		return j.refused(c, err)

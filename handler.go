@@ -385,6 +385,9 @@ func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
 	if c.judge == nil {
 		return nil
 	}
+	if err := c.judge.found(c); err != nil {
+		return err
+	}
 	return c.judge.addresses(c)
 }
 

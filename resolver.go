@@ -641,6 +641,7 @@ type answer struct {
 	preferred int          // so many of addrs, from the first, are preferred
 	lookup    string       // where it came from: the placeholder {http.target.lookup}
 	waited    time.Duration
+	found     string // what the name was short for, if it was searched for
 }
 
 var lookupNames = [...]string{dnscache.Miss: "miss", dnscache.Hit: "hit", dnscache.Stale: "stale"}

@@ -154,7 +154,7 @@ func (r *resolver) lookupSearching(ctx context.Context, s *searchList, name stri
 		}
 		if err == nil {
 			s.remember(name, candidate)
-			whole.addrs, whole.preferred = a.addrs, a.preferred
+			whole.addrs, whole.preferred, whole.found = a.addrs, a.preferred, candidate
 			return whole, nil
 		}
 		if candidate == name {
@@ -166,13 +166,14 @@ func (r *resolver) lookupSearching(ctx context.Context, s *searchList, name stri
 		case isNegative(err), searching.Err() != nil && ctx.Err() == nil:
 			err = fmt.Errorf("searching for %s: %w", name, context.DeadlineExceeded)
 		}
-		before, ok := s.recall(name, time.Duration(r.config.Stale))
-		if !ok || before == candidate {
+		remembered, ok := s.recall(name, time.Duration(r.config.Stale))
+		if !ok || remembered == candidate {
 			return whole, err
 		}
-		if a, before := r.lookupComplete(ctx, before); before == nil {
+		if a, err := r.lookupComplete(ctx, remembered); err == nil {
 			a.waited += whole.waited
 			a.lookup = "stale"
+			a.found = remembered
 			return a, nil
 		}
 		return whole, err

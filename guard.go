@@ -162,7 +162,7 @@ func (j *judge) leaveOut(c *call) error {
 			preferred++
 		}
 	}
-	if len(refusals) == len(c.addrs) {
+	if len(refusals) == len(c.addrs) && (len(kept) == 0 || j.letsPass(refusals[0])) {
 		err := j.refused(c, fmt.Errorf("%s: %w", c.host, refusals[0]))
 		if err != nil {
 			c.addrs, c.preferred = nil, 0

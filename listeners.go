@@ -171,8 +171,12 @@ func (l *listeners) find(a netip.AddrPort) (o owner, embedded netip.Addr) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	known := *l.owners.Load()
+	if before, ok := known[a]; ok && before == o {
+		return o, embedded
+	}
 	owners := make(map[netip.AddrPort]owner)
-	if known := *l.owners.Load(); len(known) < maxOwners {
+	if len(known) < maxOwners {
 		maps.Copy(owners, known)
 	}
 	owners[a] = o

@@ -20,9 +20,10 @@ import (
 // other things than sites, such as the admin API, in any case.
 type Guard struct {
 	// What becomes of a target that may not be called: `enforce` refuses it;
-	// `report` lets it pass, counts it and logs it as a warning, so that rules
-	// can be tried on a server in use; the admin API is refused even then.
-	// Default: `enforce`.
+	// `report` lets it pass, whatever rule it is against, those that hold by
+	// default too, counts it and logs it as a warning, so that rules can be tried
+	// on a server in use whose clients are trusted. The admin API is refused even
+	// then. Default: `enforce`.
 	Mode string `json:"guard,omitempty"`
 
 	// Names that may be called: `example.com`, `*.example.com` (at any depth,
@@ -88,6 +89,9 @@ func (a *App) judge(g *Guard, log *zap.Logger) (*judge, error) {
 	rules, err := g.compile()
 	if err != nil {
 		return nil, err
+	}
+	if g.Mode == report {
+		log.Warn("the guard only reports: targets may be called that its rules refuse, private and loopback addresses too")
 	}
 	return &judge{rules, g.Mode == report, a.listeners, a.refusals, log}, nil
 }
@@ -291,6 +295,9 @@ func fields(c *call, err error) []zap.Field {
 	}
 	if c != nil {
 		list = append(list, zap.String("scheme", c.scheme), zap.String("name", c.host), zap.Uint16("port", c.port))
+		if c.request != nil {
+			list = append(list, zap.String("host", c.request.Host), zap.String("remote", c.request.RemoteAddr))
+		}
 	}
 	if r, ok := errors.AsType[*guard.Refusal](err); ok && r.Kind == guard.KindAddress {
 		list = append(list, zap.String("address", r.Value))

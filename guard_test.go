@@ -225,7 +225,7 @@ func TestReport(t *testing.T) {
 		log          map[string]any
 	}{
 		{"/", "http://127.0.0.3:" + b.port, counterOf("refused", "report", guard.RuleLoopback),
-			map[string]any{"msg": "target would be refused", "name": "127.0.0.3", "address": "127.0.0.3"}},
+			map[string]any{"msg": "target would be refused", "name": "127.0.0.3", "address": "127.0.0.3", "host": "127.0.0.1:" + w.port}},
 		{"/", "http://sub.denied.example:" + b.port, counterOf("refused", "report", guard.RuleDeny),
 			map[string]any{"msg": "target would be refused", "name": "sub.denied.example", "rule": "deny"}},
 		{"/", "http://two.example:" + b.port, counterOf("left_out", "report", guard.RuleLoopback),

@@ -156,9 +156,10 @@ type call struct {
 
 	answer
 
-	haste    bool   // the request itself may have set its timeout
-	strip    string // a header field of the request that is not sent on
-	judge    *judge // nil: not judged, the operator wrote the name
+	request  *http.Request // the client's, for the log
+	haste    bool          // the request itself may have set its timeout
+	strip    string        // a header field of the request that is not sent on
+	judge    *judge        // nil: not judged, the operator wrote the name
 	resolver *resolver
 	service  *serviceCall // that it belongs to, if to any
 
@@ -348,7 +349,7 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 		c.uri = r.URL.RequestURI()
 	}
 	c.haste = strings.Contains(h.Timeout, "{")
-	c.strip, c.judge, c.resolver = h.strip, h.judge, h.resolver
+	c.request, c.strip, c.judge, c.resolver = r, h.strip, h.judge, h.resolver
 	if h.Host != "" {
 		c.hostport = repl.ReplaceAll(h.Host, "")
 		if c.hostport == "" || !isHostHeader(c.hostport) {

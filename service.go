@@ -56,7 +56,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 		return nil, err
 	}
 	if u.dynamic {
-		if err := u.judge.name(&call{host: name}); err != nil {
+		if err := u.judge.name(&call{host: name, request: r}); err != nil {
 			return nil, err
 		}
 	}
@@ -72,7 +72,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 		n.call.service, n.call.state, n.call.resolver = s, st, u.resolver
 		n.call.hostport = r.Host // as long as there is no TLS, the client's
 		if u.dynamic {
-			n.call.judge = u.judge
+			n.call.judge, n.call.request = u.judge, r
 		}
 		if err := n.call.setTarget(record); err != nil {
 			s.err = cmp.Or(s.err, err)

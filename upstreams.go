@@ -227,7 +227,7 @@ func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, c *call) 
 	c.host, c.port, c.resolver = host, port, u.resolver
 	c.hostport = r.Host // as long as there is no TLS, the client's
 	if u.dynamic {
-		c.judge = u.judge
+		c.judge, c.request = u.judge, r
 		if err := c.judge.target(c); err != nil {
 			return err
 		}

@@ -274,7 +274,7 @@ var ruleTexts = []struct{ rule, text string }{
 	{RuleMulticast, "a multicast address"},
 	{RuleMetadata, "a metadata service"},
 	{RuleOwnListener, "where this server itself listens"},
-	{RuleAdmin, "where this server itself listens, not for sites"},
+	{RuleAdmin, "where this server itself listens, for its admin API or another app than HTTP"},
 	{RuleLoopback, "a loopback address"},
 	{RulePrivate, "a private address"},
 	{RuleLinkLocal, "a link-local address"},

@@ -297,26 +297,39 @@ func TestNamedRefusals(t *testing.T) {
 // TestListeners checks what is known of the listeners of this server. Those of
 // sites may be opened, others not.
 func TestListeners(t *testing.T) {
-	listen := func(host string) uint16 {
-		t.Helper()
+	free := func() uint16 {
 		port, _ := strconv.Atoi(freePort(t))
+		return uint16(port)
+	}
+	listen := func(host string, port uint16) listenAddr {
+		t.Helper()
 		na := caddy.NetworkAddress{Network: "tcp", Host: host, StartPort: uint(port), EndPort: uint(port)}
 		l, err := na.Listen(t.Context(), 0, net.ListenConfig{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = l.(net.Listener).Close() })
-		return uint16(port)
+		return listenAddr{na.Network, na.JoinHostPort(0)}
 	}
-	any4, anyAddr, one, localhost := listen("0.0.0.0"), listen(""), listen("127.0.0.1"), listen("localhost")
-	other := listen("127.0.0.1")
-	nobody, _ := strconv.Atoi(freePort(t))
+	sites := make(map[listenAddr]bool)
+	site := func(host string) uint16 {
+		port := free()
+		sites[listen(host, port)] = true
+		return port
+	}
+	any4, anyAddr, one, localhost := site("0.0.0.0"), site(""), site("127.0.0.1"), site("localhost")
+	other := free()
+	listen("127.0.0.1", other)
+	beside, over := site("127.0.0.2"), site("")
+	listen("127.0.0.1", beside)
+	listen("localhost", over)
+	nobody := free()
 
 	const own, foreign = "192.88.98.1", "192.88.98.2"
 	own6 := "2600::1"
 	l := newListeners(caddy.Context{})
 	l.sites = func() siteListeners {
-		return siteListeners{ports: map[uint16]bool{any4: true, anyAddr: true, one: true, localhost: true}}
+		return siteListeners{addrs: sites}
 	}
 	l.renewed = time.Now().Add(time.Hour) // so that these stay
 	l.addrs.Store(&map[netip.Addr]struct{}{netip.MustParseAddr(own): {}, netip.MustParseAddr(own6): {}})
@@ -346,8 +359,14 @@ func TestListeners(t *testing.T) {
 		{"127.0.0.1", other, ownOther},
 		{"0.0.0.0", other, ownOther},
 		{"::", anyAddr, ownSite},
-		{"0.0.0.0", uint16(nobody), somebodyElse},
-		{own, uint16(nobody), somebodyElse},
+		{"127.0.0.2", beside, ownSite},
+		{"127.0.0.1", beside, ownOther},
+		{"0.0.0.0", beside, ownOther},
+		{own, over, ownSite},
+		{"127.0.0.1", over, ownOther},
+		{"::1", over, ownOther},
+		{"0.0.0.0", nobody, somebodyElse},
+		{own, nobody, somebodyElse},
 		{foreign, anyAddr, somebodyElse},
 		{"8.8.8.8", any4, somebodyElse},
 	} {
@@ -399,10 +418,14 @@ func TestListenersOf(t *testing.T) {
 		"b": {Listen: []string{"gateway.example:80", ":443", "[2001:db8::1]:81"}},
 	}})
 	want := siteListeners{
-		ports: map[uint16]bool{443: true, 8000: true, 8001: true, 8002: true, 81: true, 80: true, 0: true},
+		addrs: map[listenAddr]bool{
+			{"tcp", ":443"}: true, {"tcp", "gateway.example:80"}: true,
+			{"tcp", "192.0.2.1:8000"}: true, {"tcp", "192.0.2.1:8001"}: true, {"tcp", "192.0.2.1:8002"}: true,
+			{"tcp6", "[2001:DB8::1]:81"}: true, {"tcp", "[2001:db8::1]:81"}: true, {"unix", "/run/a.sock"}: true,
+		},
 		hosts: []string{"", "/run/a.sock", "2001:DB8::1", "gateway.example"},
 	}
-	if !maps.Equal(got.ports, want.ports) || !slices.Equal(got.hosts, want.hosts) {
+	if !maps.Equal(got.addrs, want.addrs) || !slices.Equal(got.hosts, want.hosts) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }

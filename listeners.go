@@ -60,20 +60,23 @@ func newListeners(ctx caddy.Context) *listeners {
 
 // siteListeners is what is to be known of the listeners of the HTTP app.
 type siteListeners struct {
-	ports map[uint16]bool
+	addrs map[listenAddr]bool
 	hosts []string // those that are not written as an IP address is
 }
 
+// listenAddr is how Caddy names a listener.
+type listenAddr struct{ network, hostport string }
+
 func listenersOf(app *caddyhttp.App) siteListeners {
-	s := siteListeners{ports: make(map[uint16]bool)}
+	s := siteListeners{addrs: make(map[listenAddr]bool)}
 	for _, server := range app.Servers {
 		for _, listen := range server.Listen {
 			na, err := caddy.ParseNetworkAddress(listen)
 			if err != nil {
 				continue // nobody listens there
 			}
-			for port := na.StartPort; port <= na.EndPort; port++ {
-				s.ports[uint16(port)] = true
+			for i := range na.PortRangeSize() {
+				s.addrs[listenAddr{na.Network, na.JoinHostPort(i)}] = true
 			}
 			if addr, err := netip.ParseAddr(na.Host); err != nil || addr.String() != na.Host {
 				s.hosts = append(s.hosts, na.Host)
@@ -184,15 +187,15 @@ func (l *listeners) find(a netip.AddrPort) (o owner, embedded netip.Addr) {
 	return o, embedded
 }
 
-// owner returns who listens on an address and port of this machine.
-func (l *listeners) owner(a netip.AddrPort) owner {
+// owner returns who listens on an address and port of this machine. There may be
+// several listeners, on all addresses and on this one; if one of them is not for
+// sites, that counts.
+func (l *listeners) owner(a netip.AddrPort) (o owner) {
 	if a.Addr().IsUnspecified() { // where a connection ends on the loopback interface
 		for _, loopback := range localhost {
-			if o := l.owner(netip.AddrPortFrom(loopback, a.Port())); o != somebodyElse {
-				return o
-			}
+			o = max(o, l.owner(netip.AddrPortFrom(loopback, a.Port())))
 		}
-		return somebodyElse
+		return o
 	}
 	sites := l.sites()
 	// a listener on a name of this machine may be on any of its addresses
@@ -206,13 +209,14 @@ func (l *listeners) owner(a netip.AddrPort) owner {
 	port := strconv.Itoa(int(a.Port()))
 	for _, host := range hosts {
 		for _, network := range []string{"tcp", "tcp4", "tcp6"} {
-			if caddy.ListenerUsage(network, net.JoinHostPort(host, port)) > 0 {
-				if sites.ports[a.Port()] {
-					return ownSite
-				}
+			switch at := (listenAddr{network, net.JoinHostPort(host, port)}); {
+			case caddy.ListenerUsage(at.network, at.hostport) == 0:
+			case sites.addrs[at]:
+				o = ownSite
+			default:
 				return ownOther
 			}
 		}
 	}
-	return somebodyElse
+	return o
 }

@@ -216,7 +216,7 @@ func (s *scheduler) run() {
 	step := time.NewTimer(0)
 	defer step.Stop()
 	for {
-		more := false
+		var more bool
 		select {
 		case <-s.cache.ctx.Done():
 			return

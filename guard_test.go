@@ -287,6 +287,12 @@ func TestNamedRefusals(t *testing.T) {
 				t.Error(res)
 			}
 		})
+		malformed := map[string]any{"level": "debug", "rule": "malformed"}
+		w.checkRefusal(name, lines, counterOf("refused", "enforce", guard.RuleMalformed), malformed, func() {
+			if res := w.get("/named", "a..example"); res.StatusCode != 503 || !strings.Contains(res.body, "empty label") {
+				t.Error(res)
+			}
+		})
 		lines = w.logTo("DEBUG", "http.reverse_proxy.upstreams.target", "target refused", "target would be refused", "no upstreams")
 		w.run(site(name, "report"))
 		want["level"] = "warn"

@@ -53,7 +53,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 	}
 	name, _, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
 	if err != nil {
-		return nil, err
+		return nil, malformedError{err}
 	}
 	if u.dynamic {
 		if err := u.judge.name(&call{host: name, request: r}); err != nil {

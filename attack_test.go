@@ -1480,6 +1480,7 @@ var reportSites = []attackSite{
 		transport target
 	}`},
 	{name: "report-static", whole: "target {header.X-Target} {\nguard report\n}\nreverse_proxy 127.0.0.1:80 {\ntransport target\n}"},
+	{name: "report-static-name", whole: "target {header.X-Target} {\nguard report\n}\nreverse_proxy localhost:80 {\ntransport target\n}"},
 	{name: "strict"},
 }
 
@@ -1510,6 +1511,7 @@ var reportGroups = []attackGroup{
 		{name: "a service", site: "report-service", target: "s-private.example", want: "200 10.1.1.1 report-service.site"},
 		{name: "a port of a service", site: "report-service", target: "s-port.example", want: "200 93.184.215.14 report-service.site"},
 		{name: "a static upstream", site: "report-static", target: "http://good.example/", want: "200 127.0.0.1 good.example"},
+		{name: "a static upstream that is no address", site: "report-static-name", target: "http://good.example/", want: "403 not a valid address"},
 		{name: "a loop is no matter of the guard", target: "http://127.0.0.1:<GATEWAY>/", want: "508 already"},
 	}},
 }

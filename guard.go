@@ -166,9 +166,10 @@ func (j *judge) leaveOut(c *call) error {
 			preferred++
 		}
 	}
-	if len(refusals) == len(c.addrs) && (len(kept) == 0 || j.letsPass(refusals[0])) {
-		err := j.refused(c, fmt.Errorf("%s: %w", c.host, refusals[0]))
-		if err != nil {
+	if len(refusals) == len(c.addrs) {
+		// told is why one that is kept would be refused, if there is one
+		told := max(0, slices.IndexFunc(refusals, func(r *guard.Refusal) bool { return j.letsPass(r) }))
+		if err := j.refused(c, fmt.Errorf("%s: %w", c.host, refusals[told])); err != nil {
 			c.addrs, c.preferred = nil, 0
 			return err
 		}
@@ -215,10 +216,18 @@ func (j *judge) dial(c *call, addr netip.AddrPort) error {
 
 // letsPass tells whether a refusal is only reported. What nobody could call is
 // refused in any case, and so is the admin API of this server, which is never
-// meant.
+// meant; and therefore an upstream that is no address but a name or a socket,
+// which may lead there.
 func (j *judge) letsPass(err error) bool {
 	r, ok := errors.AsType[*guard.Refusal](err)
-	return j.report && ok && r.Rule != guard.RuleAdmin && (r.Kind != guard.KindScheme || defaultPort(r.Value) != 0)
+	if !j.report || !ok {
+		return false
+	}
+	switch r.Rule {
+	case guard.RuleAdmin, guard.RuleInvalid:
+		return false
+	}
+	return r.Kind != guard.KindScheme || defaultPort(r.Value) != 0
 }
 
 // allows tells whether an address may be called. It costs little where that has
@@ -258,7 +267,9 @@ func (j *judge) refused(c *call, err error) error {
 		return err
 	}
 	j.refusals.requests.WithLabelValues(report, ruleOf(err)).Inc()
-	j.log.Warn("target would be refused", fields(c, err)...)
+	if ce := j.log.Check(zapcore.WarnLevel, "target would be refused"); ce != nil {
+		ce.Write(fields(c, err)...)
+	}
 	return nil
 }
 

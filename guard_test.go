@@ -348,6 +348,7 @@ func TestListeners(t *testing.T) {
 		{own, any4, ownSite},
 		{own, anyAddr, ownSite},
 		{own6, anyAddr, ownSite},
+		{own6 + "%eth0", anyAddr, ownSite},
 		{own6, any4, somebodyElse},
 		{"127.0.0.1", any4, ownSite},
 		{"127.8.9.10", anyAddr, ownSite},
@@ -394,6 +395,8 @@ func TestListeners(t *testing.T) {
 			switch {
 			case test.owner == ownOther:
 				rule = guard.RuleAdmin
+			case a.Addr().Zone() != "":
+				rule = guard.RuleZone
 			case a.Addr().IsUnspecified():
 				rule = guard.RuleUnspecified
 			case name == "default" && loopback:
@@ -414,6 +417,42 @@ func TestListeners(t *testing.T) {
 				t.Errorf("%s with %s, only reported: %v", a, name, err)
 			}
 		}
+	}
+}
+
+// TestReportedAddresses checks which addresses of an answer remain when refusals
+// are only reported, in whatever order they come.
+func TestReportedAddresses(t *testing.T) {
+	port, _ := strconv.Atoi(freePort(t))
+	na := caddy.NetworkAddress{Network: "tcp", Host: "127.0.0.1", StartPort: uint(port), EndPort: uint(port)}
+	admin, err := na.Listen(t.Context(), 0, net.ListenConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.(net.Listener).Close()
+	j := newTestJudge(t, Guard{Mode: report})
+	for _, test := range [][2]string{
+		{"127.0.0.1", ""},
+		{"127.0.0.1 10.0.0.1", "10.0.0.1"},
+		{"10.0.0.1 127.0.0.1", "10.0.0.1"},
+		{"127.0.0.1 8.8.8.8", "8.8.8.8"},
+		{"127.0.0.1 10.0.0.1 8.8.8.8", "10.0.0.1 8.8.8.8"},
+		{"10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
+	} {
+		c := &call{host: "a.example", port: uint16(port)}
+		for text := range strings.FieldsSeq(test[0]) {
+			c.addrs = append(c.addrs, netip.MustParseAddr(text))
+		}
+		c.preferred = len(c.addrs)
+		err := j.addresses(c)
+		if got := strings.Trim(fmt.Sprint(c.addrs), "[]"); got != test[1] || (err == nil) != (got != "") || c.preferred != len(c.addrs) {
+			t.Errorf("%s: got %s of which %d are preferred, %v, want %s", test[0], got, c.preferred, err, test[1])
+		}
+	}
+
+	// neither a name nor a socket has been judged
+	if err := j.dial(new(call), netip.AddrPort{}); ruleOf(err) != guard.RuleInvalid {
+		t.Errorf("no address: %v", err)
 	}
 }
 

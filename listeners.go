@@ -112,7 +112,7 @@ func (l *listeners) refresh() {
 // local tells whether an address, or an IPv4 address in it, is one of this
 // machine.
 func (l *listeners) local(a netip.Addr) bool {
-	a = a.Unmap()
+	a = a.Unmap().WithZone("")
 	if l.isLocal(a) {
 		return true
 	}
@@ -158,7 +158,7 @@ func (l *listeners) known(a netip.AddrPort) (owner, bool) {
 // in the IPv6 address that leads here, that is returned too.
 func (l *listeners) find(a netip.AddrPort) (o owner, embedded netip.Addr) {
 	l.refresh()
-	addr := a.Addr().Unmap()
+	addr := a.Addr().Unmap().WithZone("")
 	if !l.local(addr) {
 		return somebodyElse, netip.Addr{}
 	}

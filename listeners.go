@@ -22,7 +22,9 @@ import (
 // sites.
 //
 // Not known are the addresses of listeners that were handed over as file
-// descriptors, and addresses that lead here by way of another machine.
+// descriptors, or that are not for sites and were configured with another name
+// than localhost or with an unusual form of an IP address; and addresses that
+// lead here by way of another machine.
 type listeners struct {
 	sites func() siteListeners
 

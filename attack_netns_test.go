@@ -49,6 +49,7 @@ func TestAttacks(t *testing.T) {
 		everywhereIsHere(t)
 		t.Run("table", attackForReal)
 		t.Run("own listeners", attackOwnListeners)
+		t.Run("admin addresses", attackAdminAddresses)
 		t.Run("report", attackReporting)
 		return
 	}
@@ -403,6 +404,8 @@ var proxyGroups = []attackGroup{
 		{name: "two ports", site: "named-port", raw: get("/", "X-Target: good.example", "X-Port: 80:22"), want: "503 port"},
 		{name: "a range of ports", site: "named-port", raw: get("/", "X-Target: good.example", "X-Port: 80-8080"), want: "503 port"},
 		{name: "port and path", site: "named-port", raw: get("/", "X-Target: good.example", "X-Port: 80/"), want: "503 port"},
+		{name: "the mark against loops", raw: get("/", "X-Target: good.example", "CDN-Loop: "+loopID), want: "503|508 already"},
+		{name: "CONNECT", raw: req("CONNECT SITE:80 HTTP/1.1", "Host: SITE:80", "Connection: close", "X-Target: good.example"), want: "400|403|405|501|503"},
 	}},
 
 	{kind: "static upstreams behind a handler", site: "static", proxied: true, attacks: []attack{
@@ -632,6 +635,7 @@ func registerPause() {
 var ownSites = []attackSite{
 	{name: "wildcard", bind: "[::]"},
 	{name: "one", bind: ownAddr2 + " 8090", whole: `respond "418 the site on one address" 418`},
+	{name: "zeros", bind: "0.0.0.0 8091", whole: `respond "418 the site on all addresses" 418`},
 	{name: "own-allowed", bind: "[::]", rules: "allow_ips " + ownAddr + " " + ownAddr2},
 	{name: "own-range", bind: "[::]", rules: "allow_ips 93.184.216.0/24"},
 	{name: "own-any", bind: "[::]", rules: "allow_ips any"},
@@ -647,6 +651,8 @@ var ownGroups = []attackGroup{
 		{"a listener on every address", "http://" + ownAddr + ":<GATEWAY>/", "403"},
 		{"another address of this machine", "http://" + ownAddr2 + ":<GATEWAY>/", "403"},
 		{"IPv6", "http://[" + ownAddr6 + "]:<GATEWAY>/", "403"},
+		{"IPv6, a listener on 0.0.0.0, which Go opens for both families", "http://[" + ownAddr6 + "]:8091/", "403 itself listens"},
+		{"IPv4, a listener on 0.0.0.0", "http://" + ownAddr + ":8091/", "403 itself listens"},
 		{"mapped", "http://[::ffff:" + ownAddr + "]:<GATEWAY>/", "403"},
 		{"https", "https://" + ownAddr + ":<GATEWAY>/", "403"},
 		{"full-width", "http://９３.184.216.34:<GATEWAY>/", "403"},
@@ -690,6 +696,70 @@ func attackOwnListeners(t *testing.T) {
 		a.start()
 	})
 	a.play(t)
+}
+
+// adminSites try to reach the admin API, however its address is written.
+var adminSites = []attackSite{
+	{name: "admin-default", bind: "[::]"},
+	{name: "admin-any", bind: "[::]", rules: "allow_ips any"},
+	{name: "admin-report", bind: "[::]", rules: "guard report"},
+	{name: "admin-upstream", bind: "[::]", whole: `target http://good.example {
+		guard report
+	}
+	reverse_proxy {header.X-Upstream} {
+		transport target
+	}`},
+	{name: "admin-beside", bind: ownAddr2 + " 2021", whole: "respond SITE"},
+}
+
+// adminAddresses are addresses of the admin API, and targets that lead there.
+var adminAddresses = []struct {
+	admin   string
+	targets []string
+}{
+	{"localhost:2020", []string{"127.0.0.1:2020", "[::ffff:127.0.0.1]:2020", "localhost:2020", "0.0.0.0:2020"}},
+	{"LOCALHOST:2020", []string{"127.0.0.1:2020"}},
+	{":2020", []string{"127.0.0.1:2020", "[::1]:2020", ownAddr + ":2020", "[" + ownAddr6 + "]:2020"}},
+	{"0.0.0.0:2020", []string{"127.0.0.1:2020", "[::1]:2020", ownAddr + ":2020", "[" + ownAddr6 + "]:2020"}},
+	{"[::0]:2020", []string{"127.0.0.1:2020", "[::1]:2020", ownAddr + ":2020", "[" + ownAddr6 + "]:2020"}},
+	{"[0:0:0:0:0:0:0:1]:2020", []string{"[::1]:2020"}},
+	{"[::ffff:127.0.0.1]:2020", []string{"127.0.0.1:2020"}},
+	{"[::ffff:0.0.0.0]:2020", []string{"127.0.0.1:2020", ownAddr + ":2020"}},
+	{"127.0.0.1:2021", []string{"127.0.0.1:2021"}}, // a site listens on that port of another address
+}
+
+// attackAdminAddresses: the admin API is refused whatever is configured, its own
+// address included.
+func attackAdminAddresses(t *testing.T) {
+	a := newArena(t, adminSites, []attackGroup{{dns: []string{"good.example " + goodAddr}}})
+	a.proxied = true
+	t.Cleanup(func() { // which ends the admin endpoint
+		a.global = "admin off"
+		a.start()
+	})
+	for _, at := range adminAddresses {
+		t.Run(at.admin, func(t *testing.T) {
+			a.global = "admin " + at.admin
+			a.start()
+			for _, target := range at.targets {
+				for _, site := range adminSites[:3] {
+					a.attack(t, attack{name: site.name, site: site.name, target: "http://" + target + "/config/", want: "403"})
+				}
+				a.attack(t, attack{
+					name: "admin-upstream", site: "admin-upstream",
+					raw: get("/config/", "X-Upstream: "+target), want: "403",
+				})
+			}
+		})
+	}
+	t.Run("unix", func(t *testing.T) {
+		a.global = "admin unix/<SOCKET>"
+		a.start()
+		a.attack(t, attack{
+			name: "a socket", site: "admin-upstream",
+			raw: get("/config/", "X-Upstream: unix/<SOCKET>"), want: "403",
+		})
+	})
 }
 
 // attackReporting: with `guard report` all goes through.

@@ -265,7 +265,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	if r.Method == http.MethodConnect && !isExtendedConnect(r) {
 		// a backend that is a proxy, too, would open a tunnel
-		return h.refuse(w, st, malformedError{errors.New("CONNECT asks for a tunnel, and a target is none")})
+		return h.refuse(w, st, malformedError{errConnect})
 	}
 	if r.URL.Opaque != "" {
 		// as in "GET x:http://other.example/ HTTP/1.1": it would be sent as it
@@ -406,6 +406,7 @@ func (h *Handler) refuse(w http.ResponseWriter, st *requestState, err error) err
 var (
 	errLoop        = errors.New("the request has already come through this server")
 	errMaxRequests = errors.New("too many requests in flight")
+	errConnect     = errors.New("CONNECT asks for a tunnel, and a target is none")
 )
 
 // malformedError is an error in what the request says.

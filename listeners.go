@@ -4,8 +4,10 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,9 +24,9 @@ import (
 // sites.
 //
 // Not known are the addresses of listeners that were handed over as file
-// descriptors, or that are not for sites and were configured with another name
-// than localhost or with an unusual form of an IP address; and addresses that
-// lead here by way of another machine.
+// descriptors, or that are not for sites and were configured with a name that is
+// neither localhost nor the host name; and addresses that lead here by way of
+// another machine.
 type listeners struct {
 	sites func() siteListeners
 
@@ -200,13 +202,11 @@ func (l *listeners) owner(a netip.AddrPort) (o owner) {
 		return o
 	}
 	sites := l.sites()
-	// a listener on a name of this machine may be on any of its addresses
-	hosts := append([]string{a.Addr().String(), "", "::"}, sites.hosts...)
-	if a.Addr().Is4() {
-		hosts = append(hosts, "0.0.0.0")
-	}
+	// a listener on a name of this machine may be on any of its addresses; and
+	// with the network tcp 0.0.0.0 means IPv6, too
+	hosts := slices.Concat(spellings(a.Addr()), wildcards, machineNames(), sites.hosts)
 	if a.Addr().IsLoopback() {
-		hosts = append(hosts, "localhost")
+		hosts = append(hosts, "localhost", "LOCALHOST")
 	}
 	port := strconv.Itoa(int(a.Port()))
 	for _, host := range hosts {
@@ -221,4 +221,37 @@ func (l *listeners) owner(a netip.AddrPort) (o owner) {
 		}
 	}
 	return o
+}
+
+// wildcards are the ways to write that a listener is on all addresses.
+var wildcards = append([]string{"", "0.0.0.0", "::ffff:0.0.0.0"}, spellings(netip.IPv6Unspecified())...)
+
+// spellings returns the ways in which an address is likely to be written.
+func spellings(a netip.Addr) []string {
+	list := []string{a.String()}
+	if a.Is4() {
+		mapped := netip.AddrFrom16(a.As16())
+		return append(list, mapped.String(), mapped.StringExpanded())
+	}
+	var groups []string
+	in := a.As16()
+	for i := 0; i < len(in); i += 2 {
+		groups = append(groups, strconv.FormatUint(uint64(in[i])<<8|uint64(in[i+1]), 16))
+	}
+	long := strings.Join(groups, ":")
+	list = append(list, a.StringExpanded(), long, strings.ToUpper(list[0]), strings.ToUpper(long))
+	if a.IsUnspecified() {
+		list = append(list, "::0", "0::0", "0::")
+	}
+	return list
+}
+
+// machineNames returns the names that this machine has of itself.
+func machineNames() []string {
+	name, err := os.Hostname()
+	if err != nil {
+		return nil
+	}
+	short, _, _ := strings.Cut(name, ".")
+	return []string{name, short}
 }

@@ -327,6 +327,12 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
+	if req.Method == http.MethodConnect { // a WebSocket over HTTP/2 is none any more
+		if a.call != nil {
+			a.call.state.err = errConnect
+		}
+		return nil, caddyhttp.Error(http.StatusBadRequest, errConnect)
+	}
 	key := poolKey{address: info.Address}
 	if c := a.call; c != nil && c.attempts() < t.retries {
 		a.last = !c.othersThan(info.Address)

@@ -188,6 +188,9 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	st := stateOf(r.Context(), repl)
+	if u.dynamic && len(st.named) == 0 && hasLoopID(r.Header) {
+		return u.failed(st, nil, errLoop)
+	}
 	if u.isService() {
 		s, err := u.service(r, repl, st)
 		if err != nil {

@@ -138,7 +138,7 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 			failure = r.err
 		}
 		keep(f)
-		if isOutage(r.err) {
+		if isOutage(r.err) || r.err == ErrOverloaded {
 			s.fails[f] = old.fails[f]
 		} else {
 			s.fails[f] = min(old.fails[f], 10) + 1

@@ -270,7 +270,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if r.URL.Opaque != "" {
 		// as in "GET x:http://other.example/ HTTP/1.1": it would be sent as it
 		// is, in place of the target's host and path
-		return h.refuse(w, st, malformedError{fmt.Errorf("request target %q has no path", r.RequestURI)})
+		return h.refuse(w, st, malformedError{errors.New("the request line has no path")})
 	}
 	c := &callContext{Context: r.Context()}
 	u, err := h.parse(r, repl, &c.call)
@@ -329,7 +329,7 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 	if h.Path != "" {
 		path := repl.ReplaceAll(h.Path, "")
 		if err := checkBytes(path); err != nil {
-			return u, fmt.Errorf("path %q: %w", shown(path), err)
+			return u, fmt.Errorf("path: %w", err) // which may be a secret
 		}
 		if !strings.HasPrefix(path, "/") {
 			path = "/" + path

@@ -35,11 +35,15 @@ var (
 	errUserinfo = errors.New("target has userinfo")
 )
 
-// shown is the part of a target or a path that an error shows: what follows may
-// be a secret.
+// shown is the part of a target that an error shows: path and query may be
+// secrets.
 func shown(s string) string {
-	if i := strings.IndexAny(s, "?#"); i >= 0 {
-		return s[:i] + "…"
+	from := 0
+	if i := strings.Index(s, "://"); i >= 0 {
+		from = i + len("://")
+	}
+	if i := strings.IndexAny(s[from:], "/?#\\"); i >= 0 {
+		return s[:from+i] + "…"
 	}
 	return s
 }

@@ -1,6 +1,7 @@
 package dnscache
 
 import (
+	"context"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -339,5 +340,20 @@ func TestNobodyGivesWay(t *testing.T) {
 			go w.wantLater(fmt.Sprintf("slow%d", i), "miss "+b)
 		}
 		w.sleep(6 * time.Second)
+	})
+}
+
+// A slot that comes together with the end of the time is given back, whether it
+// was free or waited for.
+func TestSlotAtTheEnd(t *testing.T) {
+	run(t, Config{MaxLookups: 1}, func(w world) {
+		ended, cancel := context.WithCancel(w.Context())
+		cancel()
+		if w.takeSlot(ended) || len(w.slots) != 0 {
+			t.Errorf("%d slots are taken after the end", len(w.slots))
+		}
+		if !w.takeSlot(w.Context()) || w.takeSlot(ended) || len(w.slots) != 1 || w.turns.waiting != 0 {
+			t.Errorf("%d slots are taken, %d wait", len(w.slots), w.turns.waiting)
+		}
 	})
 }

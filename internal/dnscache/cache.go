@@ -647,20 +647,7 @@ func (c *Cache) claim(n *node, cl *call) *call {
 func (c *Cache) lookupForReader(n *node, cl *call) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.Deadline)
 	defer cancel()
-	select {
-	case c.slots <- struct{}{}:
-	default:
-		c.turns.wait()
-		select {
-		case c.slots <- struct{}{}:
-			if ctx.Err() != nil { // both at once
-				<-c.slots
-			}
-		case <-ctx.Done():
-		}
-		c.turns.waited()
-	}
-	if ctx.Err() != nil {
+	if !c.takeSlot(ctx) {
 		c.pending.leave(cl.domain)
 		if c.ctx.Err() != nil {
 			c.end(n, cl, ErrClosed)
@@ -693,6 +680,26 @@ func (c *Cache) lookupForReader(n *node, cl *call) {
 		<-c.slots
 		way.close()
 	}
+}
+
+// takeSlot waits for one of the slots for readers, unless ctx ends first.
+func (c *Cache) takeSlot(ctx context.Context) bool {
+	select {
+	case c.slots <- struct{}{}:
+	default:
+		c.turns.wait()
+		defer c.turns.waited()
+		select {
+		case c.slots <- struct{}{}:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	if ctx.Err() != nil { // both at once
+		<-c.slots
+		return false
+	}
+	return true
 }
 
 // end ends a lookup that did not take place.

@@ -34,10 +34,11 @@ import (
 // `{http.target.error}` | Why the target was refused, could not be resolved, or did not answer
 //
 // A request that fails here is an error that `handle_errors` can route on:
-// status 400 if there is no target or it cannot be read, 403 if it may not be
-// called, 502 if it has no address, 503 if too many lookups are waiting or too
-// many requests to it are in flight, 504 if there was no answer in time, 508 if
-// the request has come through this server before.
+// status 400 if there is no target or it cannot be read, or the request is one
+// that a target cannot have (CONNECT, no path), 403 if it may not be called, 502
+// if it has no address, 503 if too many lookups or requests to it are in flight
+// or there are too many new names, 504 if there was no answer in time, 508 if the
+// request has come through this server before.
 type Handler struct {
 	// The target: `scheme://host[:port][/path][?query]`, or `host[:port]`,
 	// which means http, or https on port 443. A target with a path replaces

@@ -14,6 +14,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -110,13 +111,12 @@ func (a *App) Cleanup() error {
 		releaseShared()
 		a.shared = nil
 	}
+	var errs []error
 	for _, r := range a.acquired {
-		if err := r.release(); err != nil {
-			return err
-		}
+		errs = append(errs, r.release())
 	}
 	a.acquired = nil
-	return nil
+	return errors.Join(errs...)
 }
 
 // appOf returns the app of a configuration.

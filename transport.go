@@ -328,10 +328,14 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if req.Method == http.MethodConnect { // a WebSocket over HTTP/2 is none any more
-		if a.call != nil {
-			a.call.state.err = errConnect
+		err := malformedError{errConnect}
+		if c := a.call; c != nil {
+			c.state.err = err
+			if c.judge != nil {
+				c.judge.failed(c, http.StatusBadRequest, err)
+			}
 		}
-		return nil, caddyhttp.Error(http.StatusBadRequest, errConnect)
+		return nil, caddyhttp.Error(http.StatusBadRequest, err)
 	}
 	key := poolKey{address: info.Address}
 	if c := a.call; c != nil && c.attempts() < t.retries {

@@ -85,12 +85,12 @@ type Config struct {
 	Size int // names, those of Preload apart; default 100000
 
 	// MaxLookups is how many lookups may be in flight for readers; as many again
-	// may wait. One that takes over 1.5 seconds gives way to one that waits. Lookups
-	// of names below one registrable domain may be a quarter of what is still
-	// free then: if there are no others, two fifths of MaxLookups.
-	// Those of known names that are refreshed do not count, nor do those who wait
-	// for one of them; that of a name of Preload is not refused for its domain.
-	// Default 1024.
+	// may wait. One that takes over 1.5 seconds gives way to one that waits.
+	// Lookups of names below one registrable domain may be a quarter of what is
+	// still free then: if there are no others, two fifths of MaxLookups. Those of
+	// known names that are refreshed do not count, nor do those who wait for one
+	// of them; that of a name of Preload is not refused for its domain. Default
+	// 1024.
 	MaxLookups int
 
 	// NewNames is how many names that are not in the cache readers may ask for

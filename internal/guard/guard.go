@@ -8,9 +8,9 @@
 // Without any rules every well-formed name but those of metadata services and
 // every port is allowed, with the schemes http and https, but only globally
 // routable addresses, as the IANA special-purpose address registries define
-// them. Names and addresses are
-// independent: a name that is allowed does not open the addresses behind it,
-// and the addresses have to be checked after resolution, as they are dialled.
+// them. Names and addresses are independent: a name that is allowed does not
+// open the addresses behind it, and the addresses have to be checked after
+// resolution, as they are dialled.
 package guard
 
 import (

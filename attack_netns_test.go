@@ -187,7 +187,7 @@ func (a *arena) everywhere(t *testing.T) {
 
 // socket makes a Unix socket that nobody may lead to.
 func (a *arena) socket(t *testing.T) {
-	l, err := net.Listen("unix", a.values.Replace("<SOCKET>"))
+	l, err := net.Listen("unix", a.fill("<SOCKET>"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1115,8 +1115,7 @@ func newArena(t testing.TB, sites []attackSite, groups []attackGroup) *arena {
 		}
 	}
 	a.values = strings.NewReplacer("<DNS>", a.dns.addr, "<HOSTS2>", filepath.Join(dir, "hosts2"),
-		"<HOSTS>", filepath.Join(dir, "hosts"), "<CA>", a.ca.file, "<GATEWAY>", a.port,
-		"<SOCKET>", filepath.Join(dir, "socket"))
+		"<HOSTS>", filepath.Join(dir, "hosts"), "<CA>", a.ca.file, "<SOCKET>", filepath.Join(dir, "socket"))
 
 	// the sites with search find a resolver that reads another resolv.conf
 	r, err := Resolver{
@@ -1176,7 +1175,7 @@ func (a *arena) caddyfile() string {
 		}
 		fmt.Fprintf(&b, "\n%s {\n%s\nbind %s\n}", address, whole, cmp.Or(bind, "127.0.0.1"))
 	}
-	return a.values.Replace(b.String())
+	return a.fill(b.String())
 }
 
 func (s *attackSite) template() string {
@@ -1186,9 +1185,16 @@ func (s *attackSite) template() string {
 	return s.url
 }
 
-// start starts the gateway.
+// fill puts values in the place of what stands for them.
+func (a *arena) fill(text string) string {
+	return strings.ReplaceAll(a.values.Replace(text), "<GATEWAY>", a.port)
+}
+
+// start starts the gateway, on a port of its own: on that of the one before, a
+// connection may still be in the queue of the listener that is being closed.
 func (a *arena) start() {
 	a.Helper()
+	a.port = freePort(a)
 	config, err := adapt(a.caddyfile())
 	if err != nil {
 		a.Fatal(err)
@@ -1236,7 +1242,7 @@ func (a *arena) request(at attack) string {
 	default:
 		raw = get("/", "X-Target: "+at.target)
 	}
-	return a.values.Replace(strings.ReplaceAll(raw, "SITE", host))
+	return a.fill(strings.ReplaceAll(raw, "SITE", host))
 }
 
 // attack makes one attack.
@@ -1258,7 +1264,7 @@ func (a *arena) attack(t *testing.T, at attack) {
 		failed("%v", err)
 		return
 	}
-	statuses, what, _ := strings.Cut(a.values.Replace(at.want), " ")
+	statuses, what, _ := strings.Cut(a.fill(at.want), " ")
 	status := strconv.Itoa(res.StatusCode)
 	if !slices.Contains(strings.Split(statuses, "|"), status) {
 		failed("status %s, want %s: %.300s (from %s)", status, at.want, body, res.Header.Get("Backend"))

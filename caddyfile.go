@@ -269,6 +269,8 @@ func (u *Upstreams) options() options {
 //
 //	transport target {
 //	    tls_session_cache <n>|off
+//	    unhealthy_status  <status...>
+//	    unhealthy_latency <duration>
 //	    # and the options of transport http, except network_proxy,
 //	    # forward_proxy_url, resolvers, dial_fallback_delay, tls_except_ports
 //	    # and version 3
@@ -284,7 +286,28 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 // options returns how to parse the transport's own subdirectives.
 func (t *Transport) options() options {
-	return options{"tls_session_cache": orOff(&t.TLSSessionCache, numberOption(&t.TLSSessionCache))}
+	return options{
+		"tls_session_cache": orOff(&t.TLSSessionCache, numberOption(&t.TLSSessionCache)),
+		"unhealthy_status":  t.parseUnhealthyStatus,
+		"unhealthy_latency": durationOption(&t.UnhealthyLatency),
+	}
+}
+
+// parseUnhealthyStatus parses status codes and, as 5xx, classes of them.
+func (t *Transport) parseUnhealthyStatus(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) == 0 {
+		return d.ArgErr()
+	}
+	for _, arg := range args {
+		digits, class := strings.CutSuffix(arg, "xx")
+		status, err := strconv.Atoi(digits)
+		if err != nil || class != (status < 10) || !isStatus(status) {
+			return d.Errf("unhealthy_status: %q is neither a status code nor a class of them such as 5xx", arg)
+		}
+		t.UnhealthyStatus = append(t.UnhealthyStatus, status)
+	}
+	return nil
 }
 
 // parseHTTPOption parses a subdirective of the HTTP transport.
@@ -383,15 +406,6 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 		}
 		proxy.LoadBalancing.Retries = upstreams - 1
 	}
-	if seen.has("unhealthy_status") || seen.has("unhealthy_latency") {
-		// reverse_proxy counts these itself, if it is told for how long
-		checks := proxy.HealthChecks.Passive
-		checks.MaxFails = source.MaxFails
-		checks.FailDuration = caddy.Duration(defaultFailDuration)
-		if source.FailDuration != nil {
-			checks.FailDuration = *source.FailDuration
-		}
-	}
 	if name, ok := headerOf(handler.URL); ok {
 		// a value that the user gives it is not the client's
 		handler.StripHeader = true
@@ -428,7 +442,7 @@ var guardOptions = []string{"guard", "allow", "deny", "allow_ips", "deny_ips", "
 // repeatable are the subdirectives that may stand in a block more than once.
 var repeatable = []string{
 	"allow", "deny", "allow_ips", "deny_ips", "ports", "schemes",
-	"nameservers", "zone", "tls_trusted_ca_certs", "preload",
+	"nameservers", "zone", "tls_trusted_ca_certs", "preload", "unhealthy_status",
 }
 
 // block is what stood in a block: for each subdirective a dispenser at its name.

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"errors"
 	"hash/maphash"
+	"io"
 	"math"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -62,6 +64,8 @@ type shard struct {
 	pools map[poolKey]*pool
 	// idle pools with connections, the one longest idle first
 	oldest, newest *pool
+	// how long backends leave idle connections open, as far as that was seen
+	limits map[poolKey]time.Duration
 }
 
 // pool is one generation of a key.
@@ -75,6 +79,9 @@ type pool struct {
 	target   string
 	complete bool // target is no short name
 	resolver *resolver
+
+	// for how long the backend leaves idle connections open; 0: not known
+	idleLimit atomic.Int64
 
 	// under shard.mu
 	requests   int
@@ -91,6 +98,8 @@ type trackedConn struct {
 	net.Conn
 	registry *registry
 	pool     *pool
+	h2       bool
+	written  atomic.Int64 // octets
 }
 
 var errRetired = errors.New("connection is not wanted any more")
@@ -100,6 +109,12 @@ const (
 	// of the resolver, and sweepIdle how long they must have been idle then.
 	sweepInterval = 5 * time.Second
 	sweepIdle     = 10 * time.Second
+
+	// leastIdleLimit is the shortest time after which a backend may be taken to
+	// have closed a connection for being idle, and maxLimits how many such times
+	// are remembered in a shard.
+	leastIdleLimit = 500 * time.Millisecond
+	maxLimits      = 1024
 )
 
 func newRegistry(limit int) *registry {
@@ -122,6 +137,7 @@ func (g *registry) acquire(key poolKey, c *call) *pool {
 		if c != nil {
 			p.target, p.complete, p.resolver = c.host, c.service != nil, c.resolver
 		}
+		p.idleLimit.Store(int64(s.limits[key]))
 		s.pools[key] = p
 	}
 	if p.requests++; p.listed {
@@ -163,8 +179,8 @@ func (g *registry) release(p *pool) {
 
 // track adds a new connection to a pool, unless that was retired meanwhile;
 // then it closes the connection.
-func (g *registry) track(p *pool, conn net.Conn) (net.Conn, error) {
-	t := &trackedConn{Conn: conn, registry: g, pool: p}
+func (g *registry) track(p *pool, conn net.Conn) (*trackedConn, error) {
+	t := &trackedConn{Conn: conn, registry: g, pool: p, h2: p.key.kind == h2c}
 	p.shard.mu.Lock()
 	if p.retired {
 		p.shard.mu.Unlock()
@@ -180,6 +196,75 @@ func (g *registry) track(p *pool, conn net.Conn) (net.Conn, error) {
 	g.sweepFromNowOn()
 	g.closeSurplus()
 	return t, nil
+}
+
+// Write implements net.Conn.
+func (t *trackedConn) Write(p []byte) (int, error) {
+	n, err := t.Conn.Write(p)
+	t.written.Add(int64(n))
+	return n, err
+}
+
+// Read implements net.Conn.
+func (t *trackedConn) Read(p []byte) (int, error) {
+	n, err := t.Conn.Read(p)
+	if err == io.EOF {
+		t.pool.shard.ended(t)
+	}
+	return n, err
+}
+
+// ended is told that the backend has closed a connection. If that was idle, and
+// so was all of its pool, others will be closed after the same time.
+func (s *shard) ended(t *trackedConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := t.pool
+	if t.h2 || !p.listed || len(p.conns) != 1 {
+		return
+	}
+	if idle := time.Since(p.idleSince); idle >= leastIdleLimit {
+		s.limit(p, idle)
+	}
+}
+
+// limit remembers for how long a backend leaves idle connections open; s.mu is
+// held.
+func (s *shard) limit(p *pool, idle time.Duration) {
+	if s.limits == nil {
+		s.limits = make(map[poolKey]time.Duration)
+	}
+	if _, ok := s.limits[p.key]; !ok && len(s.limits) >= maxLimits {
+		for other := range s.limits {
+			delete(s.limits, other)
+			break
+		}
+	}
+	s.limits[p.key] = idle
+	p.idleLimit.Store(int64(idle))
+}
+
+// keepAlive takes from a response how long the backend leaves the connection
+// open (RFC 2068, section 19.7.1.1, which Node.js and Apache follow).
+func (p *pool) keepAlive(header http.Header) {
+	for _, value := range header["Keep-Alive"] {
+		for param := range strings.SplitSeq(value, ",") {
+			text, ok := strings.CutPrefix(strings.TrimSpace(param), "timeout=")
+			seconds, err := strconv.ParseUint(text, 10, 16)
+			if idle := time.Duration(seconds) * time.Second; ok && err == nil && idle > 0 && idle != time.Duration(p.idleLimit.Load()) {
+				p.shard.mu.Lock()
+				p.shard.limit(p, idle)
+				p.shard.mu.Unlock()
+			}
+		}
+	}
+}
+
+// outlived tells whether the backend may be closing a connection that has been
+// idle for so long. HTTP/2 has a word for that, GOAWAY.
+func (t *trackedConn) outlived(idle time.Duration) bool {
+	limit := time.Duration(t.pool.idleLimit.Load())
+	return limit > 0 && !t.h2 && idle > limit-limit/10
 }
 
 // Close closes the connection.
@@ -254,15 +339,23 @@ func (s *shard) unlist(p *pool) {
 	p.listed, p.prev, p.next = false, nil, nil
 }
 
-// closeSurplus closes idle keys, the one longest idle first, while there are
-// more connections than there should be.
+// closeSurplus closes idle keys while there are more connections than there
+// should be.
 func (g *registry) closeSurplus() {
-	if g.open.Load() <= g.max {
-		return
+	if g.open.Load() > g.max {
+		g.closeIdle(g.max)
 	}
+}
+
+// shrink closes idle keys for want of what another connection takes.
+func (g *registry) shrink() { g.closeIdle(g.open.Load() / 8 * 7) }
+
+// closeIdle closes idle keys, the one longest idle first, while there are more
+// open connections than limit.
+func (g *registry) closeIdle(limit int64) {
 	g.surplus.Lock()
 	defer g.surplus.Unlock()
-	for g.open.Load() > g.max {
+	for g.open.Load() > limit {
 		var from *shard
 		least := uint64(math.MaxUint64)
 		for i := range g.shards {

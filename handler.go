@@ -145,9 +145,9 @@ func (h *Handler) Validate() error {
 	return nil
 }
 
-// call is what is to be called, and how far that has come. All but tried and
-// what state points to is set once, before anybody else sees it; those two
-// belong to the goroutine of the request.
+// call is what is to be called, and how far that has come. What a dial looks at
+// is set once, before anybody else sees it; the rest belongs to the goroutine of
+// the request.
 type call struct {
 	scheme   string
 	host     string // the name: it is resolved, judged, verified and, with the port, sent
@@ -159,12 +159,15 @@ type call struct {
 
 	request  *http.Request // the client's, for the log
 	haste    bool          // the request itself may have set its timeout
+	repeats  bool          // it may be sent again whatever has become of it
 	strip    string        // a header field of the request that is not sent on
 	judge    *judge        // nil: not judged, the operator wrote the name
 	resolver *resolver
 	service  *serviceCall // that it belongs to, if to any
 
-	tried []netip.AddrPort
+	tried []try        // by the attempts so far
+	slow  int          // how many of them were cut because nothing came back
+	body  *requestBody // of the request that is sent
 	state *requestState
 }
 
@@ -349,7 +352,7 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 	default: // in absolute form, or none
 		c.uri = r.URL.RequestURI()
 	}
-	c.haste = strings.Contains(h.Timeout, "{")
+	c.haste, c.repeats = strings.Contains(h.Timeout, "{"), isRepeatable(r.Method)
 	c.request, c.strip, c.judge, c.resolver = r, h.strip, h.judge, h.resolver
 	if h.Host != "" {
 		c.hostport = repl.ReplaceAll(h.Host, "")
@@ -420,7 +423,6 @@ const statusClientGone = 499
 
 // statusOf returns the status of a request that cannot be sent on.
 func statusOf(err error) int {
-	var timeout interface{ Timeout() bool }
 	switch ruleOf(err) {
 	case "":
 	case ruleNoTarget, ruleMalformed:
@@ -433,7 +435,7 @@ func statusOf(err error) int {
 		return http.StatusForbidden
 	}
 	switch {
-	case errors.As(err, &timeout) && timeout.Timeout():
+	case isTimeout(err):
 		return http.StatusGatewayTimeout
 	case errors.Is(err, context.Canceled):
 		return statusClientGone

@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -676,6 +677,14 @@ func (r *resolver) lookupComplete(ctx context.Context, name string) (answer, err
 		return again.lookupComplete(ctx, name)
 	}
 	return answer{addrs: a.Addrs, preferred: a.Preferred, lookup: lookupNames[a.State], waited: a.Waited}, err
+}
+
+// renew returns the addresses of a call's name as they are now: they are asked for
+// again unless that was done just now.
+func (r *resolver) renew(ctx context.Context, c *call) (answer, error) {
+	name := cmp.Or(c.found, c.host)
+	a, err := r.zoneOf(name).cache.Renew(ctx, name)
+	return answer{addrs: a.Addrs, preferred: a.Preferred, found: c.found}, err
 }
 
 // again acquires another resolver of the same configuration, for a request that

@@ -40,6 +40,7 @@ type serviceCall struct {
 	calls    []namedCall // of records
 	resolved int         // how many of calls, always whole priorities
 	end      time.Time   // after it, what is not known is not waited for
+	renewed  bool        // the addresses were asked for again
 	err      error       // why there is no address, as far as it is known
 }
 
@@ -71,6 +72,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 		n.source = u
 		n.call.service, n.call.state, n.call.resolver = s, st, u.resolver
 		n.call.hostport = r.Host // as long as there is no TLS, the client's
+		n.call.repeats = isRepeatable(r.Method)
 		if u.dynamic {
 			n.call.judge, n.call.request = u.judge, r
 		}
@@ -222,17 +224,17 @@ type standing int
 const (
 	fit    standing = iota // it has an address that works, or may by now
 	unfit                  // it has no address left that works
-	spent                  // all its addresses were tried
+	used                   // all its addresses were tried
 	absent                 // it has none
 )
 
 // standing returns how well c can be made now.
 func (u *Upstreams) standing(c *call) standing {
-	best := absent
+	best, j := absent, u.judging(c)
 	for _, a := range c.addrs {
-		switch v, tried := u.usable(c, a, false); {
-		case tried:
-			best = min(best, spent)
+		switch v, n := u.usable(c, &j, a, false); {
+		case n != untried:
+			best = min(best, used)
 		case v == ejected:
 			best = min(best, unfit)
 		default:
@@ -267,6 +269,9 @@ func (u *Upstreams) offerService(ctx context.Context, s *serviceCall) ([]*revers
 		}
 		from = to
 	}
+	if best > fit && len(candidates) > 0 && s.renew(ctx) {
+		return u.offerService(ctx, s)
+	}
 	if len(candidates) == 0 {
 		switch {
 		case s.err == nil:
@@ -277,6 +282,21 @@ func (u *Upstreams) offerService(ctx context.Context, s *serviceCall) ([]*revers
 		return nil, fmt.Errorf("%s: %w", s.name, s.err)
 	}
 	return u.offerRecords(draw(candidates, rand.Uint64N)), nil
+}
+
+// renew asks for the addresses of all hosts again, once, and tells whether there
+// are others now.
+func (s *serviceCall) renew(ctx context.Context) (changed bool) {
+	if s.renewed {
+		return false
+	}
+	s.renewed = true
+	for i := range s.calls[:s.resolved] {
+		if c := &s.calls[i].call; len(c.addrs) > 0 {
+			changed = c.renew(ctx) || changed
+		}
+	}
+	return changed
 }
 
 // candidate is a record whose addresses may be offered.
@@ -333,16 +353,16 @@ func (u *Upstreams) offerRecords(candidates []candidate) []*reverseproxy.Upstrea
 		if len(addrs) == u.MaxUpstreams {
 			break
 		}
-		list, onTrial := u.choose(&c.call.call)
-		if onTrial { // this request tries it
+		chosen := u.choose(&c.call.call)
+		if chosen.trial { // this request tries it
 			addrs, parts = addrs[:0], parts[:0]
 		}
 		from := len(addrs)
-		for _, a := range list[:min(len(list), u.MaxUpstreams-from)] {
+		for _, a := range chosen.addrs[:min(len(chosen.addrs), u.MaxUpstreams-from)] {
 			addrs = append(addrs, netip.AddrPortFrom(a, c.call.call.port))
 		}
 		parts = append(parts, part{c.call, from, len(addrs)})
-		if onTrial {
+		if chosen.trial {
 			break
 		}
 	}
@@ -385,7 +405,7 @@ func (c *call) othersThan(address string) bool {
 func (c *call) hasUntried(this netip.AddrPort) bool {
 	return slices.ContainsFunc(c.addrs, func(a netip.Addr) bool {
 		other := netip.AddrPortFrom(a, c.port)
-		return other != this && !slices.Contains(c.tried, other)
+		return other != this && c.wearOf(other) == untried
 	})
 }
 

@@ -424,14 +424,14 @@ func TestOfferService(t *testing.T) {
 		{name: "all work", records: two, want: "[192.0.2.1:80 192.0.2.2:80]"},
 		{name: "one failed", records: two, failed: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
 		{name: "a priority failed", records: two, failed: []string{"192.0.2.1", "192.0.2.2"}, want: "[192.0.2.3:80]"},
-		{name: "all failed", records: two, failed: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, want: "[192.0.2.1:80 192.0.2.2:80]"},
+		{name: "all failed", records: two, failed: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, want: "[]"},
 		{name: "one is on trial", records: two, failed: []string{"192.0.2.2"}, later: time.Minute, want: "[192.0.2.2:80]"},
 		{name: "a better one is on trial", records: two[1:], failed: []string{"192.0.2.2"}, later: time.Minute, want: "[192.0.2.2:80]"},
 		{name: "a worse one is on trial", records: two, failed: []string{"192.0.2.3"}, later: time.Minute, want: "[192.0.2.1:80 192.0.2.2:80]"},
 		{name: "one was tried", records: two, tried: []string{"192.0.2.2"}, want: "[192.0.2.1:80]"},
 		{name: "a priority was tried", records: two, tried: []string{"192.0.2.1", "192.0.2.2"}, want: "[192.0.2.3:80]"},
 		{name: "tried or failed", records: two, tried: []string{"192.0.2.1", "192.0.2.3"}, failed: []string{"192.0.2.2"}, want: "[192.0.2.2:80]"},
-		{name: "all were tried", records: two, tried: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, want: "[192.0.2.1:80 192.0.2.2:80]"},
+		{name: "all were tried", records: two, tried: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, want: "[]"},
 		{name: "the heavy one failed", records: heavy, failed: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
 		{name: "the heavy one was tried", records: heavy, tried: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
 	} {
@@ -447,10 +447,10 @@ func TestOfferService(t *testing.T) {
 			c.addrs, c.preferred = []netip.Addr{netip.MustParseAddr(r.addr)}, 1
 			addr := netip.AddrPortFrom(c.addrs[0], 80)
 			if slices.Contains(test.failed, r.addr) {
-				h.fail(healthID{addr: addr})
+				h.fail(healthID{addr: addr}, false)
 			}
 			if slices.Contains(test.tried, r.addr) {
-				c.tried = append(c.tried, addr)
+				c.tried = append(c.tried, try{addr, true})
 			}
 		}
 		now = now.Add(test.later)

@@ -5,15 +5,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -47,6 +44,14 @@ type Transport struct {
 	// none.
 	TLSSessionCache int `json:"tls_session_cache,omitempty"`
 
+	// Status codes of responses that speak against the address for the target, as
+	// if there had been none: 503, or 5 for all from 500 to 599. Default: none.
+	UnhealthyStatus []int `json:"unhealthy_status,omitempty"`
+
+	// How long a response may take before it speaks against the address for the
+	// target, as if there had been none. Default: no limit.
+	UnhealthyLatency caddy.Duration `json:"unhealthy_latency,omitempty"`
+
 	http, h2c   *http.Transport
 	tlsConfig   *tls.Config
 	dialTimeout time.Duration
@@ -72,10 +77,6 @@ func (*Transport) CaddyModule() caddy.ModuleInfo {
 }
 
 const (
-	// firstConnect is how long a TCP connection may take while there is another
-	// address to try.
-	firstConnect = 300 * time.Millisecond
-
 	// pingAfter is how long an HTTP/2 connection may be silent before it is
 	// pinged, and pingTimeout how long the answer may take.
 	pingAfter   = 15 * time.Second
@@ -167,6 +168,14 @@ func (t *Transport) refused() error {
 	case slices.Contains(t.Versions, "3"):
 		return errors.New("HTTP version 3 is not supported: its connections would not be pooled by target")
 	}
+	for _, status := range t.UnhealthyStatus {
+		if !isStatus(status) {
+			return fmt.Errorf("unhealthy_status %d is neither a status code nor a class of them (1 to 5)", status)
+		}
+	}
+	if t.UnhealthyLatency < 0 {
+		return fmt.Errorf("unhealthy_latency %s is negative", time.Duration(t.UnhealthyLatency))
+	}
 	for _, v := range t.Versions {
 		if v != "1.1" && v != "2" && v != "h2c" {
 			return fmt.Errorf("unknown HTTP version %q: expecting 1.1, 2 or h2c", v)
@@ -174,6 +183,9 @@ func (t *Transport) refused() error {
 	}
 	return nil
 }
+
+// isStatus tells whether n is a status code, or stands for a class of them.
+func isStatus(n int) bool { return n >= 1 && n <= 5 || n >= 100 && n <= 599 }
 
 // Cleanup closes the connections: those in use as soon as they no longer are.
 func (t *Transport) Cleanup() error {
@@ -259,38 +271,6 @@ func proxyOf(ctx caddy.Context) *reverseproxy.Handler {
 	return nil
 }
 
-// attempt is one attempt at a request. It is the context of what is sent, and
-// so of the dial that it may cause, which may outlive it: all but the two
-// bodies, which no dial looks at, stays as it is once that has begun.
-type attempt struct {
-	context.Context
-	transport *Transport
-	call      *call
-	pool      *pool
-	last      bool // there is no other address to try
-	vars      map[string]any
-	url       url.URL
-	sent      sentBody
-	body      body
-}
-
-type attemptKey struct{}
-
-// Value implements context.Context. The request's variables are hidden: they
-// are not safe to read while the request goes on.
-func (a *attempt) Value(key any) any {
-	switch key {
-	case attemptKey{}:
-		return a
-	case caddyhttp.VarsCtxKey:
-		if a.vars == nil {
-			return nil
-		}
-		return a.vars
-	}
-	return a.Context.Value(key)
-}
-
 // proxyProtocolVar is where reverse_proxy leaves what the embedded transport
 // needs to know for the PROXY protocol.
 const proxyProtocolVar = "reverse_proxy.proxy_protocol_info"
@@ -338,8 +318,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, caddyhttp.Error(http.StatusBadRequest, err)
 	}
 	key := poolKey{address: info.Address}
-	if c := a.call; c != nil && c.attempts() < t.retries {
-		a.last = !c.othersThan(info.Address)
+	if c := a.call; c != nil {
+		a.slow = c.slow
+		a.last = c.attempts() >= t.retries || !c.othersThan(info.Address)
 	}
 
 	// header and trailer are reverse_proxy's copies, made for this request; an
@@ -383,29 +364,38 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	a.url.Scheme, a.url.Host, a.url.Opaque = scheme, a.pool.host, ""
 	out := req.WithContext(a)
 	out.URL = &a.url
-	if req.Body != nil && req.Body != http.NoBody {
-		a.sent.ReadCloser = req.Body
-		if a.call != nil {
-			a.sent.trailer, a.sent.strip = req.Trailer, a.call.strip
-		}
-		out.Body = &a.sent
-	}
 	if !t.hostByOps || out.Host == hostTemplate || out.Host == "" {
 		out.Host = hostOf(req, a.call, info, scheme)
 	}
 	if !slices.Contains(out.Header[loopHeader], loopID) {
 		out.Header[loopHeader] = append(out.Header[loopHeader], loopID)
 	}
+	if !isRepeatable(req.Method) {
+		a.watch()
+	}
+	if req.Body != nil && req.Body != http.NoBody {
+		a.body = a.call.bodyOf(req)
+		out.GetBody = a.open
+	}
+	if t.UnhealthyLatency > 0 {
+		a.begun = time.Now()
+	}
 
-	res, err := rt.RoundTrip(out)
+	res, err := a.send(rt, out)
 	if err != nil {
 		t.registry.release(a.pool)
-		a.failed(err)
-		return nil, err
+		return nil, a.failed(err)
 	}
-	a.worked()
+	a.pool.keepAlive(res.Header)
+	a.worked(res.StatusCode)
 	a.hold(res)
 	return res, nil
+}
+
+// isUnhealthy tells whether a response speaks against the address.
+func (t *Transport) isUnhealthy(status int, begun time.Time) bool {
+	return t.UnhealthyLatency > 0 && time.Since(begun) >= time.Duration(t.UnhealthyLatency) ||
+		slices.ContainsFunc(t.UnhealthyStatus, func(s int) bool { return caddyhttp.StatusCodeMatches(status, s) })
 }
 
 // schemeOf returns the scheme for a call.
@@ -462,306 +452,6 @@ func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme strin
 func isUpgrade(header http.Header) bool {
 	return header["Upgrade"] != nil && httpguts.HeaderValuesContainsToken(header["Connection"], "Upgrade")
 }
-
-// failed records an attempt that got no response.
-func (a *attempt) failed(err error) {
-	if a.call == nil {
-		return
-	}
-	a.call.tried = append(a.call.tried, a.pool.addr)
-	a.call.state.err = err
-	if ended := a.Context.Err(); ended != nil {
-		a.call.state.err = fmt.Errorf("%s at %s: %w", a.call.host, a.pool.key.address, ended)
-	}
-	if _, ok := errors.AsType[*dialError](err); ok {
-		return // has been recorded
-	}
-	if ruleOf(err) != "" {
-		return // nothing was tried
-	}
-	ended := a.Context.Err()
-	sent := a.sent.ReadCloser == nil || a.sent.complete.Load()
-	if errors.Is(ended, context.Canceled) || ended != nil && (a.call.haste || !sent) || a.sent.broken.Load() {
-		return // the client has left, would not wait, or has not sent its body: that is not the backend's fault
-	}
-	a.transport.health.fail(healthID{a.call.host, a.pool.addr})
-}
-
-// sentBody is the body of a request. It tells how far the client got with it.
-type sentBody struct {
-	io.ReadCloser
-	complete, broken atomic.Bool
-
-	trailer http.Header // what follows the body, known at its end
-	strip   string      // what of it is not sent on
-}
-
-// Read implements io.Reader.
-func (b *sentBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	switch {
-	case err == io.EOF:
-		strip(b.trailer, b.strip)
-		b.complete.Store(true)
-	case err != nil:
-		b.broken.Store(true)
-	}
-	return n, err
-}
-
-// worked records an attempt that got a response.
-func (a *attempt) worked() {
-	if a.call == nil {
-		return
-	}
-	a.call.state.err = nil
-	a.transport.health.works(a.call.host, a.pool.addr)
-}
-
-// body is the body of a response. It tells when the request no longer needs its
-// connection.
-type body struct {
-	io.ReadCloser
-	attempt *attempt
-	once    sync.Once
-}
-
-// hold keeps the connection in use until the response has been read or closed.
-func (a *attempt) hold(res *http.Response) {
-	if res.Body == nil || res.Body == http.NoBody {
-		a.transport.registry.release(a.pool)
-		return
-	}
-	a.body.ReadCloser, a.body.attempt = res.Body, a
-	if rw, ok := res.Body.(io.ReadWriteCloser); ok {
-		res.Body = upgradedBody{&a.body, rw}
-		return
-	}
-	res.Body = &a.body
-}
-
-// Read implements io.Reader.
-func (b *body) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if err != nil {
-		b.once.Do(b.release)
-	}
-	return n, err
-}
-
-// Close implements io.Closer.
-func (b *body) Close() error {
-	err := b.ReadCloser.Close()
-	b.once.Do(b.release)
-	return err
-}
-
-func (b *body) release() {
-	b.attempt.transport.registry.release(b.attempt.pool)
-}
-
-// upgradedBody is the body of a response that switched protocols: the
-// connection itself. It is in use until it is closed.
-type upgradedBody struct {
-	*body
-	conn io.ReadWriteCloser
-}
-
-// Read implements io.Reader.
-func (b upgradedBody) Read(p []byte) (int, error) { return b.conn.Read(p) }
-
-// Write implements io.Writer.
-func (b upgradedBody) Write(p []byte) (int, error) { return b.conn.Write(p) }
-
-// CloseWrite ends what is sent; what is received goes on.
-func (b upgradedBody) CloseWrite() error { return closeWrite(b.conn) }
-
-func closeWrite(conn any) error {
-	if c, ok := conn.(interface{ CloseWrite() error }); ok {
-		return c.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
-// dial opens a TCP connection for an attempt.
-func (t *Transport) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	a := ctx.Value(attemptKey{}).(*attempt)
-	if c := a.call; c != nil && c.judge != nil {
-		if err := c.judge.dial(c, a.pool.addr); err != nil {
-			return nil, caddyhttp.Error(http.StatusForbidden, err)
-		}
-	}
-	conn, err := t.connect(ctx, a, network, address)
-	if err != nil {
-		return nil, newDialError(a, err)
-	}
-	if conn, err = t.registry.track(a.pool, conn); err != nil {
-		return nil, newDialError(a, err)
-	}
-	return conn, nil
-}
-
-// dialTLS opens a TLS connection for an attempt. The certificate is verified
-// for the name that is part of the pool's key.
-func (t *Transport) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
-	a := ctx.Value(attemptKey{}).(*attempt)
-	conn, err := t.dial(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	config := t.tlsConfig.Clone()
-	config.ServerName = a.pool.key.name
-	if a.pool.key.kind == upgrade {
-		config.NextProtos = []string{"http/1.1"}
-	}
-	ctx, cancel := context.WithTimeout(ctx, t.http.TLSHandshakeTimeout)
-	defer cancel()
-	tlsConn := tls.Client(conn, config)
-	if err := tlsConn.HandshakeContext(ctx); err != nil {
-		_ = conn.Close()
-		if a.call != nil && !errors.Is(err, context.Canceled) {
-			t.health.fail(healthID{a.call.host, a.pool.addr})
-		}
-		return nil, newDialError(a, fmt.Errorf("TLS handshake: %w", err))
-	}
-	return tlsConn, nil
-}
-
-// errSlow is why a connection attempt was cut.
-var errSlow = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}
-
-// connect opens a TCP connection and tells health how that went. While there is
-// another address to try it waits only a short time; the attempt goes on in the
-// background then, and is a failure only if it fails.
-func (t *Transport) connect(ctx context.Context, a *attempt, network, address string) (net.Conn, error) {
-	if a.call == nil {
-		return t.open(ctx, network, address)
-	}
-	id := healthID{addr: a.pool.addr}
-	if a.last {
-		conn, err := t.open(ctx, network, address)
-		if err != nil && ctx.Err() == nil {
-			t.health.fail(id)
-		}
-		return conn, err
-	}
-
-	type result struct {
-		conn net.Conn
-		err  error
-	}
-	results := make(chan result)
-	cut, ended := make(chan struct{}), make(chan struct{})
-	dialCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	go func() {
-		defer close(ended)
-		defer cancel()
-		conn, err := t.open(dialCtx, network, address)
-		if err != nil && dialCtx.Err() == nil {
-			t.health.fail(id)
-		}
-		select {
-		case results <- result{conn, err}:
-		case <-cut:
-			if err == nil {
-				_ = conn.Close()
-				t.health.works("", a.pool.addr)
-			}
-		}
-	}()
-	timer := time.NewTimer(firstConnect)
-	defer timer.Stop()
-	select {
-	case r := <-results:
-		return r.conn, r.err
-	case <-timer.C:
-		t.health.suspect(id, t.dialTimeout-firstConnect)
-		close(cut)
-		t.leave(cancel, ended)
-		return nil, errSlow
-	case <-ctx.Done():
-		close(cut)
-		t.leave(cancel, ended)
-		return nil, context.Cause(ctx)
-	}
-}
-
-// leave lets a dial go on that nobody waits for any more, until the transport
-// ends. Until then a dial is the request's, which may outlive the configuration.
-func (t *Transport) leave(cancel context.CancelFunc, ended <-chan struct{}) {
-	t.life.Lock()
-	defer t.life.Unlock()
-	if t.ctx.Err() != nil {
-		cancel()
-		return
-	}
-	stop := context.AfterFunc(t.ctx, cancel)
-	t.dials.Go(func() {
-		<-ended
-		stop()
-	})
-}
-
-// open opens a TCP connection. Why the embedded transport could not is not to
-// be had from its error, which does not unwrap.
-func (t *Transport) open(ctx context.Context, network, address string) (net.Conn, error) {
-	start := time.Now()
-	conn, err := t.dialTCP(ctx, network, address)
-	switch {
-	case err == nil:
-		return conn, nil
-	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
-	case time.Since(start) >= t.dialTimeout:
-		return nil, timeoutError{err}
-	}
-	return nil, err
-}
-
-// timeoutError is an error that there was no time left.
-type timeoutError struct{ error }
-
-func (e timeoutError) Unwrap() error { return e.error }
-
-// Timeout is looked for by those who want to know.
-func (timeoutError) Timeout() bool { return true }
-
-// dialError is a failure before anything of the request was sent. For
-// reverse_proxy it is a reverseproxy.DialError, so that any request may be
-// tried elsewhere, and a net.Error, so that a timeout becomes status 504.
-type dialError struct {
-	target string // target and address
-	err    error
-}
-
-func newDialError(a *attempt, err error) error {
-	target := a.pool.key.address
-	if a.call != nil {
-		target = a.call.host + " at " + target
-	}
-	return &dialError{target, err}
-}
-
-func (e *dialError) Error() string { return e.target + ": " + e.err.Error() }
-
-func (e *dialError) Unwrap() error { return e.err }
-
-// As makes e a reverseproxy.DialError for errors.As. Its value stays empty:
-// only the type can be had outside of its package, and reverse_proxy looks at
-// nothing else.
-func (e *dialError) As(target any) bool {
-	_, ok := target.(*reverseproxy.DialError)
-	return ok
-}
-
-// Timeout implements net.Error.
-func (e *dialError) Timeout() bool {
-	var t interface{ Timeout() bool }
-	return errors.As(e.err, &t) && t.Timeout()
-}
-
-// Temporary implements net.Error.
-func (e *dialError) Temporary() bool { return false }
 
 // Interface guards
 var (

@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -58,6 +59,7 @@ type Upstreams struct {
 	FailDuration *caddy.Duration `json:"fail_duration,omitempty"`
 
 	failDuration time.Duration
+	patient      bool // reverse_proxy tries for some time
 	dynamic      bool // the name has placeholders
 	alone        bool // reverse_proxy has another transport
 	judge        *judge
@@ -92,12 +94,16 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	if u.resolver, err = app.acquire(u.Resolver); err != nil {
 		return err
 	}
+	proxy := proxyOf(ctx)
+	if proxy != nil && proxy.LoadBalancing != nil {
+		u.patient = proxy.LoadBalancing.TryDuration > 0
+	}
 	if u.Name != "" {
 		if !u.isService() {
 			setDefault(&u.Port, "80")
 		}
 		u.dynamic = strings.Contains(u.Name, "{")
-	} else if proxy := proxyOf(ctx); proxy != nil {
+	} else if proxy != nil {
 		_, ok := proxy.Transport.(*Transport)
 		u.alone = !ok
 	}
@@ -181,7 +187,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	if !ok {
 		return nil, errors.New("the request has no target: is there a target handler before reverse_proxy?")
 	}
-	return u.offer(c), nil
+	return u.offer(r.Context(), c), nil
 }
 
 // named resolves the name of the source.
@@ -213,7 +219,7 @@ func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
 		st.named = append(st.named, n)
 	}
 	n := st.named[i]
-	n.offers = u.offer(&n.call)
+	n.offers = u.offer(r.Context(), &n.call)
 	return n.offers, nil
 }
 
@@ -229,6 +235,7 @@ func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, c *call) 
 	}
 	c.host, c.port, c.resolver = host, port, u.resolver
 	c.hostport = r.Host // as long as there is no TLS, the client's
+	c.repeats = isRepeatable(r.Method)
 	if u.dynamic {
 		c.judge, c.request = u.judge, r
 		if err := c.judge.target(c); err != nil {
@@ -279,11 +286,14 @@ func slab(n int) ([]reverseproxy.Upstream, []*reverseproxy.Upstream) {
 }
 
 // offer returns upstreams for the addresses of c that should be tried now.
-func (u *Upstreams) offer(c *call) []*reverseproxy.Upstream {
-	chosen, _ := u.choose(c)
+func (u *Upstreams) offer(ctx context.Context, c *call) []*reverseproxy.Upstream {
+	chosen := u.choose(c)
+	if !chosen.working && c.renew(ctx) {
+		chosen = u.choose(c)
+	}
 	var buf [defaultMaxUpstreams]netip.AddrPort
 	addrs := buf[:0]
-	for _, a := range chosen[:min(len(chosen), u.MaxUpstreams)] {
+	for _, a := range chosen.addrs[:min(len(chosen.addrs), u.MaxUpstreams)] {
 		addrs = append(addrs, netip.AddrPortFrom(a, c.port))
 	}
 	return upstreamsFor(addrs)
@@ -310,43 +320,60 @@ func upstreamsFor(addrs []netip.AddrPort) []*reverseproxy.Upstream {
 	return pointers
 }
 
+// judging returns what a verdict on addresses of c depends on.
+func (u *Upstreams) judging(c *call) judging {
+	return judging{c.host, u.MaxFails, u.failDuration, c.repeats}
+}
+
 // usable judges an address of c for u. What is on trial is taken to be tried now
 // with try. One that was tried for this request is ejected.
-func (u *Upstreams) usable(c *call, a netip.Addr, try bool) (v verdict, tried bool) {
+func (u *Upstreams) usable(c *call, j *judging, a netip.Addr, try bool) (verdict, wear) {
 	addr := netip.AddrPortFrom(a, c.port)
-	if slices.Contains(c.tried, addr) {
-		return ejected, true
+	if n := c.wearOf(addr); n != untried {
+		return ejected, n
 	}
 	if u.failDuration == 0 {
-		return good, false
+		return good, untried
 	}
-	return u.health.judge(c.host, addr, u.MaxFails, u.failDuration, try), false
+	return u.health.judge(j, addr, try), untried
+}
+
+// choice is what a source offers of a call's addresses.
+type choice struct {
+	addrs   []netip.Addr
+	trial   bool // it is one that failed a while ago
+	working bool // they are not known to fail
 }
 
 // choose returns the addresses to try now: those that work and were not tried,
 // the preferred ones if there are any; else those that do not work, for some
-// address has to be tried; else those that were tried. An address whose time is
-// over is returned alone, on trial, so that this request tries it.
-func (u *Upstreams) choose(c *call) (addrs []netip.Addr, trial bool) {
+// address has to be tried; else those where a connection broke once. An address
+// whose time is over is returned alone, on trial, so that this request tries it.
+// When nothing is left there is an end, unless reverse_proxy is to try for some
+// time: then all begins again.
+func (u *Upstreams) choose(c *call) choice {
+	j := u.judging(c)
 	if !slices.ContainsFunc(c.addrs[:c.preferred], func(a netip.Addr) bool {
-		v, _ := u.usable(c, a, false)
+		v, _ := u.usable(c, &j, a, false)
 		return v != good
 	}) {
-		return c.addrs[:c.preferred], false
+		return choice{addrs: c.addrs[:c.preferred], working: true}
 	}
 
-	var working, others []netip.Addr
+	var working, failing, broke []netip.Addr
 	workingPreferred := 0
 	for i, a := range c.addrs {
 		if i >= c.preferred && workingPreferred > 0 {
 			break
 		}
-		switch v, tried := u.usable(c, a, true); {
-		case tried:
+		switch v, n := u.usable(c, &j, a, true); {
+		case n == broken:
+			broke = append(broke, a)
+		case n == spent:
 		case v == onTrial:
-			return []netip.Addr{a}, true
+			return choice{addrs: []netip.Addr{a}, trial: true, working: true}
 		case v == ejected:
-			others = append(others, a)
+			failing = append(failing, a)
 		default:
 			working = append(working, a)
 			if i < c.preferred {
@@ -356,13 +383,40 @@ func (u *Upstreams) choose(c *call) (addrs []netip.Addr, trial bool) {
 	}
 	switch {
 	case workingPreferred > 0:
-		return working[:workingPreferred], false
+		return choice{addrs: working[:workingPreferred], working: true}
 	case len(working) > 0:
-		return working, false
-	case len(others) > 0:
-		return others, false
+		return choice{addrs: working, working: true}
+	case len(failing) > 0:
+		return choice{addrs: failing}
+	case len(broke) > 0:
+		return choice{addrs: broke}
+	case u.patient:
+		c.tried, c.slow = c.tried[:0], 0
+		return choice{addrs: c.addrs}
 	}
-	return c.addrs, false
+	return choice{}
+}
+
+// renew asks for the addresses of c again, for none of those that were known is
+// any good. It tells whether there are others now.
+func (c *call) renew(ctx context.Context) bool {
+	if c.lookup == "literal" || c.lookup == "hosts" || c.resolver == nil {
+		return false
+	}
+	renewed := *c
+	var err error
+	if renewed.answer, err = c.resolver.renew(ctx, c); err != nil {
+		return false
+	}
+	if c.judge != nil && c.judge.addresses(&renewed) != nil {
+		return false
+	}
+	if slices.Equal(renewed.addrs, c.addrs) {
+		return false
+	}
+	renewed.lookup, renewed.waited = c.lookup, c.waited
+	c.answer = renewed.answer
+	return true
 }
 
 // Interface guards

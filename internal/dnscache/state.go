@@ -72,6 +72,8 @@ type state struct {
 	have  [2]uint8         // how many addresses of the last good answer; 0: there are none
 	fails [2]uint8         // failed lookups in a row
 
+	learned time.Duration // when
+
 	order Family // in which the addresses are offered
 	known bool   // false until the first lookup has ended
 	stale bool   // the addresses had expired when this was learned
@@ -95,7 +97,7 @@ var errNoAddress = errors.New("no addresses")
 // keeps the addresses it had, and is never taken to have none.
 func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Duration) *entry {
 	old := last.more
-	s := &state{node: old.node, order: order, known: true}
+	s := &state{node: old.node, learned: now, order: order, known: true}
 	e := newEntry(last.name(), last.size, s)
 	var addrs [2][]netip.Addr
 	var records []net.SRV // of a service

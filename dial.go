@@ -1,0 +1,277 @@
+package caddytarget
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// dial opens a TCP connection for an attempt.
+func (t *Transport) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	a := ctx.Value(attemptKey{}).(*attempt)
+	a.dialled.Store(true)
+	if c := a.call; c != nil && c.judge != nil {
+		if err := c.judge.dial(c, a.pool.addr); err != nil {
+			return nil, caddyhttp.Error(http.StatusForbidden, err)
+		}
+	}
+	conn, err := t.connect(ctx, a, network, address)
+	if err != nil {
+		return nil, newDialError(a, err)
+	}
+	tracked, err := t.registry.track(a.pool, conn)
+	if err != nil {
+		return nil, newDialError(a, err)
+	}
+	return tracked, nil
+}
+
+// dialTLS opens a TLS connection for an attempt. The certificate is verified
+// for the name that is part of the pool's key.
+func (t *Transport) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
+	a := ctx.Value(attemptKey{}).(*attempt)
+	conn, err := t.dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	config := t.tlsConfig.Clone()
+	config.ServerName = a.pool.key.name
+	if a.pool.key.kind == upgrade {
+		config.NextProtos = []string{"http/1.1"}
+	}
+	secured := tls.Client(conn, config)
+	step := step{first: firstHandshake, whole: t.http.TLSHandshakeTimeout}
+	if a.call != nil {
+		step.id = healthID{a.call.host, a.pool.addr}
+	}
+	_, err = t.stage(ctx, a, step, func(ctx context.Context) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, step.whole)
+		defer cancel()
+		if err := secured.HandshakeContext(ctx); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+		return secured, nil
+	})
+	if err != nil {
+		return nil, newDialError(a, fmt.Errorf("TLS handshake: %w", err))
+	}
+	conn.(*trackedConn).h2 = secured.ConnectionState().NegotiatedProtocol == "h2"
+	return secured, nil
+}
+
+const (
+	// firstConnect and firstHandshake are how long a TCP connection and a TLS
+	// handshake may take while there is another address to try.
+	firstConnect   = 300 * time.Millisecond
+	firstHandshake = time.Second
+)
+
+// errSlow is why a connection attempt was cut.
+var errSlow = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}
+
+// step is a part of opening a connection.
+type step struct {
+	id           healthID      // of what it speaks for or against
+	first, whole time.Duration // how long it may take while there is another address, and at all
+}
+
+// connect opens a TCP connection.
+func (t *Transport) connect(ctx context.Context, a *attempt, network, address string) (net.Conn, error) {
+	if a.call == nil {
+		return t.open(ctx, network, address)
+	}
+	step := step{id: healthID{addr: a.pool.addr}, first: firstConnect, whole: t.dialTimeout}
+	return t.stage(ctx, a, step, func(ctx context.Context) (net.Conn, error) {
+		if left := t.dialTimeout - time.Duration(a.slow)*firstConnect; a.last && a.slow > 0 {
+			// all addresses together may take no longer than one
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeoutCause(ctx, max(left, firstConnect), errSlow)
+			defer cancel()
+		}
+		conn, err := t.open(ctx, network, address)
+		switch {
+		case err == nil:
+			t.health.reached(a.pool.addr.Addr())
+		case isTimeout(err) || isNoRoute(err):
+			t.health.unreached(a.pool.addr.Addr())
+		}
+		return conn, err
+	})
+}
+
+// stage does a step and tells health how that went. While there is another
+// address to try it waits only a short time; the step goes on in the background
+// then, and is a failure only if it fails.
+func (t *Transport) stage(ctx context.Context, a *attempt, s step, do func(context.Context) (net.Conn, error)) (net.Conn, error) {
+	told := func(ctx context.Context, err error) {
+		if err != nil && a.call != nil && ctx.Err() == nil && !isOurs(err) {
+			t.health.fail(s.id, false)
+		}
+	}
+	if a.last {
+		conn, err := do(ctx)
+		told(ctx, err)
+		return conn, err
+	}
+
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	results := make(chan result)
+	cut, ended := make(chan struct{}), make(chan struct{})
+	doCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		defer close(ended)
+		defer cancel()
+		conn, err := do(doCtx)
+		told(doCtx, err)
+		select {
+		case results <- result{conn, err}:
+		case <-cut:
+			if err == nil {
+				_ = conn.Close()
+				t.health.works(s.id.host, s.id.addr)
+			}
+		}
+	}()
+	timer := time.NewTimer(s.first)
+	defer timer.Stop()
+	select {
+	case r := <-results:
+		return r.conn, r.err
+	case <-timer.C:
+		t.health.suspect(s.id, s.whole-s.first)
+		close(cut)
+		t.leave(cancel, ended)
+		return nil, errSlow
+	case <-ctx.Done():
+		close(cut)
+		t.leave(cancel, ended)
+		return nil, context.Cause(ctx)
+	}
+}
+
+// leave lets a step go on that nobody waits for any more, until the transport
+// ends. Until then it is the request's, which may outlive the configuration.
+func (t *Transport) leave(cancel context.CancelFunc, ended <-chan struct{}) {
+	t.life.Lock()
+	defer t.life.Unlock()
+	if t.ctx.Err() != nil {
+		cancel()
+		return
+	}
+	stop := context.AfterFunc(t.ctx, cancel)
+	t.dials.Go(func() {
+		<-ended
+		stop()
+	})
+}
+
+// open opens a TCP connection. If this machine has nothing left for another one,
+// idle ones are closed.
+func (t *Transport) open(ctx context.Context, network, address string) (net.Conn, error) {
+	for try := 0; ; try++ {
+		start := time.Now()
+		conn, err := t.dialTCP(ctx, network, address)
+		switch {
+		case err == nil:
+			return conn, nil
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case isOurs(err) && try < maxShortages:
+			t.registry.shrink()
+			time.Sleep(shortagePause)
+		case time.Since(start) >= t.dialTimeout:
+			return nil, timeoutError{err}
+		default:
+			return nil, err
+		}
+	}
+}
+
+const (
+	// maxShortages is how often a connection is tried to be opened again when
+	// this machine has nothing left for it, and shortagePause how long others
+	// have then to give something back.
+	maxShortages  = 5
+	shortagePause = 20 * time.Millisecond
+)
+
+// isOurs tells whether an error of a connection attempt speaks of this machine,
+// not of the address. Why the embedded transport could not connect is not to be
+// had from its error, which does not unwrap.
+func isOurs(err error) bool {
+	return endsWith(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL)
+}
+
+// isNoRoute tells whether there is no way to an address.
+func isNoRoute(err error) bool { return endsWith(err, syscall.ENETUNREACH, syscall.EHOSTUNREACH) }
+
+func endsWith(err error, codes ...syscall.Errno) bool {
+	text := err.Error()
+	return slices.ContainsFunc(codes, func(code syscall.Errno) bool { return strings.HasSuffix(text, code.Error()) })
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+func isDialError(err error) bool {
+	_, ok := errors.AsType[*dialError](err)
+	return ok
+}
+
+// timeoutError is an error that there was no time left.
+type timeoutError struct{ error }
+
+func (e timeoutError) Unwrap() error { return e.error }
+
+// Timeout is looked for by those who want to know.
+func (timeoutError) Timeout() bool { return true }
+
+// dialError is a failure before anything of the request was sent. For
+// reverse_proxy it is a reverseproxy.DialError, so that any request may be
+// tried elsewhere, and a net.Error, so that a timeout becomes status 504.
+type dialError struct {
+	target string // target and address
+	err    error
+}
+
+func newDialError(a *attempt, err error) error {
+	target := a.pool.key.address
+	if a.call != nil {
+		target = a.call.host + " at " + target
+	}
+	return &dialError{target, err}
+}
+
+func (e *dialError) Error() string { return e.target + ": " + e.err.Error() }
+
+func (e *dialError) Unwrap() error { return e.err }
+
+// As makes e a reverseproxy.DialError for errors.As. Its value stays empty:
+// only the type can be had outside of its package, and reverse_proxy looks at
+// nothing else.
+func (e *dialError) As(target any) bool {
+	_, ok := target.(*reverseproxy.DialError)
+	return ok
+}
+
+// Timeout implements net.Error.
+func (e *dialError) Timeout() bool { return isTimeout(e.err) }
+
+// Temporary implements net.Error.
+func (e *dialError) Temporary() bool { return false }

@@ -226,7 +226,7 @@ type wear int
 
 const (
 	untried wear = iota
-	broken        // its connection broke once, when the request may have been sent
+	broken       // its connection broke once, when the request may have been sent
 	spent
 )
 

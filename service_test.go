@@ -424,7 +424,7 @@ func TestOfferService(t *testing.T) {
 		{name: "all work", records: two, want: "[192.0.2.1:80 192.0.2.2:80]"},
 		{name: "one failed", records: two, failed: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
 		{name: "a priority failed", records: two, failed: []string{"192.0.2.1", "192.0.2.2"}, want: "[192.0.2.3:80]"},
-		{name: "all failed", records: two, failed: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, want: "[]"},
+		{name: "all failed", records: two, failed: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, want: "[192.0.2.1:80 192.0.2.2:80]"},
 		{name: "one is on trial", records: two, failed: []string{"192.0.2.2"}, later: time.Minute, want: "[192.0.2.2:80]"},
 		{name: "a better one is on trial", records: two[1:], failed: []string{"192.0.2.2"}, later: time.Minute, want: "[192.0.2.2:80]"},
 		{name: "a worse one is on trial", records: two, failed: []string{"192.0.2.3"}, later: time.Minute, want: "[192.0.2.1:80 192.0.2.2:80]"},

@@ -232,6 +232,7 @@ type node struct {
 // call is a lookup.
 type call struct {
 	started atomic.Bool   // until then it is planned, and who sets this does it
+	whole   bool          // all families are asked for, those that hold too
 	since   time.Duration // when it was planned
 	domain  uint64        // of a reader's: in whose share it is
 	done    chan struct{} // closed when entry or err is set
@@ -545,7 +546,7 @@ func (c *Cache) readStale(ctx context.Context, e *entry, now time.Duration) resu
 	if now < e.more.nextRetry() {
 		return r
 	}
-	cl := c.sched.request(e.more.node, now)
+	cl := c.sched.request(e.more.node, now, false)
 	if cl == nil || now-e.expires <= staleGrace {
 		return r
 	}
@@ -725,6 +726,9 @@ func (c *Cache) lookup(ctx context.Context, n *node, cl *call, early func()) {
 		order = c.cfg.Family()
 	}
 	asked := old.more.wanted(order, start)
+	if cl.whole {
+		asked = families(order)
+	}
 	replies := make(chan reply, len(asked))
 	for _, f := range asked {
 		go func() { replies <- c.ask(ctx, old, f) }()

@@ -17,7 +17,7 @@ func (c *Cache) Renew(ctx context.Context, name string) (Answer, error) {
 	if e := c.table.find(c.hash(name), name, uint16(len(name))); e != nil {
 		now := c.cfg.Now()
 		if s := e.more; now-s.learned >= renewGap && now >= s.nextRetry() && c.ex.Outage() == nil {
-			if cl := c.sched.request(s.node, now); cl != nil {
+			if cl := c.sched.request(s.node, now, true); cl != nil {
 				timeout := time.NewTimer(c.cfg.StaleWait)
 				defer timeout.Stop()
 				select {

@@ -172,13 +172,14 @@ func (s *scheduler) waits(n *node) bool {
 	return in == &s.ripe || in == &s.due[living] || in == &s.due[limited] || in == &s.parked
 }
 
-// request makes a node due now, unless a lookup of it is planned or in flight,
-// and returns that lookup.
-func (s *scheduler) request(n *node, now time.Duration) *call {
+// request makes a node due now, all families of it if whole is set, unless a
+// lookup of it is planned or in flight, and returns that lookup.
+func (s *scheduler) request(n *node, now time.Duration, whole bool) *call {
 	if cl := n.call.Load(); cl != nil {
 		return cl
 	}
 	cl := newCall(now)
+	cl.whole = whole
 	if !n.call.CompareAndSwap(nil, cl) {
 		return n.call.Load() // which may be over by now
 	}

@@ -389,14 +389,14 @@ func TestSchedulerLists(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.fake.setOutage(true)
 		n := w.putNew("x").more.node
-		w.sched.request(n, 0)
+		w.sched.request(n, 0, false)
 		w.sched.schedule(n, 0, time.Minute, time.Minute)
 		if w.sched.parked.len != 1 || w.sched.plan.total != 0 {
 			t.Errorf("%d parked, %d in the wheel", w.sched.parked.len, w.sched.plan.total)
 		}
 		w.sched.evict(n)
 		n.call.Store(nil)
-		w.sched.request(n, 0)
+		w.sched.request(n, 0, false)
 		w.sched.schedule(n, 0, time.Minute, time.Minute)
 		if w.sched.parked.len != 0 || w.sched.plan.total != 0 {
 			t.Errorf("%d parked, %d in the wheel after the eviction", w.sched.parked.len, w.sched.plan.total)

@@ -1,0 +1,653 @@
+package caddytarget
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// dialler opens connections for a transport.
+type dialler func(ctx context.Context, network, address string) (net.Conn, error)
+
+// hookDials puts hook in the place of what opens the TCP connections of the
+// running gateway.
+func (w *world) hookDials(hook func(next dialler) dialler) {
+	w.Helper()
+	app, err := caddy.ActiveContext().AppIfConfigured("http")
+	if err != nil {
+		w.Fatal(err)
+	}
+	found := false
+	var walk func(routes caddyhttp.RouteList)
+	walk = func(routes caddyhttp.RouteList) {
+		for _, r := range routes {
+			for _, h := range r.Handlers {
+				switch h := h.(type) {
+				case *caddyhttp.Subroute:
+					walk(h.Routes)
+				case *reverseproxy.Handler:
+					t := h.Transport.(*Transport)
+					t.dialTCP = hook(t.dialTCP)
+					found = true
+				}
+			}
+		}
+	}
+	for _, s := range app.(*caddyhttp.App).Servers {
+		walk(s.Routes)
+	}
+	if !found {
+		w.Fatal("no transport")
+	}
+}
+
+// dialled counts the connections that the gateway tries to open, by address.
+type dialled struct {
+	mu     sync.Mutex
+	counts map[string]int
+}
+
+func (d *dialled) hook(next dialler) dialler {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		if info, ok := reverseproxy.GetDialInfo(ctx); ok {
+			address = info.Address
+		}
+		d.mu.Lock()
+		if d.counts == nil {
+			d.counts = make(map[string]int)
+		}
+		d.counts[address]++
+		d.mu.Unlock()
+		return next(ctx, network, address)
+	}
+}
+
+// take returns what was counted since the last time.
+func (d *dialled) take() map[string]int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	counts := d.counts
+	d.counts = nil
+	return counts
+}
+
+// TestEachAddressOnce: what is dead is not dialled again for every retry.
+func TestEachAddressOnce(t *testing.T) {
+	w := newWorld(t)
+	port := freePort(t)
+	silent := blackhole(t, "127.0.0.9")
+	w.dns.has("one.example", "127.0.0.2")
+	w.dns.has("three.example", "127.0.0.2", "127.0.0.3", "127.0.0.4")
+	w.dns.has("silent.example", "127.0.0.9")
+	for _, test := range []struct {
+		name, target string
+		options      []string
+		status       int
+		addrs, dials int // dials: of each address; 0: more than one
+	}{
+		{"one", "http://one.example:" + port, nil, 502, 1, 1},
+		{"a literal", "http://127.0.0.2:" + port, nil, 502, 1, 1},
+		{"three", "http://three.example:" + port, nil, 502, 3, 1},
+		{"more retries", "http://three.example:" + port, []string{"lb_retries 10"}, 502, 3, 1},
+		{"silent", "http://silent.example:" + silent, []string{"dial_timeout 400ms"}, 504, 1, 1},
+		{"for a time", "http://one.example:" + port, []string{"lb_try_duration 400ms", "lb_try_interval 10ms"}, 502, 1, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w.run(w.proxy(test.options...))
+			var d dialled
+			w.hookDials(d.hook)
+			for _, method := range []string{http.MethodGet, http.MethodPost} {
+				res, err := w.try(method, "/", test.target, strings.NewReader("body"))
+				if err != nil || res.StatusCode != test.status {
+					t.Errorf("%s: %v, %v, want status %d", method, res, err, test.status)
+				}
+				counts := d.take()
+				if len(counts) != test.addrs {
+					t.Errorf("%s: dialled %v, want %d addresses", method, counts, test.addrs)
+				}
+				for addr, n := range counts {
+					if n != test.dials && test.dials > 0 || n < 2 && test.dials == 0 {
+						t.Errorf("%s: dialled %s %d times", method, addr, n)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestRenewed: a target that has moved is found, long before its TTL is over.
+func TestRenewed(t *testing.T) {
+	w := newWorld(t)
+	old := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	for _, site := range []struct{ name, config, target string }{
+		{"target", w.proxy(), "http://name.example:" + old.port},
+		{"named", fmt.Sprintf("reverse_proxy {\ndynamic target name.example %s\ntransport target\nlb_retries 1\n}", old.port), ""},
+		{"service", w.service("_http._tcp.example", "", "lb_retries 1"), ""},
+	} {
+		t.Run(site.name, func(t *testing.T) {
+			w.dns.has("name.example", "127.0.0.2")
+			w.dns.set("_http._tcp.example", dnsName{srv: []string{"1 0 " + old.port + " name.example."}, ttl: 60})
+			b := old
+			if site.name != "target" {
+				b = newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, port: old.port})
+			}
+			w.resolver = "cache_size " + fmt.Sprint(1000+len(site.name)) // one of its own
+			w.run(site.config)
+			w.mustGet("/", site.target)
+			time.Sleep(1100 * time.Millisecond) // what is known since just now is not asked for again
+			b.close()
+			moved := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, port: old.port})
+			defer moved.close()
+			w.dns.has("name.example", "127.0.0.3")
+			asked := w.dns.asked("name.example")
+			var wg sync.WaitGroup
+			for range 20 {
+				wg.Go(func() {
+					res, err := w.try(http.MethodGet, "/", site.target, strings.NewReader("body"))
+					if err != nil || res.StatusCode != 200 || res.seen.Address != "127.0.0.3" || res.seen.Body != "body" {
+						t.Error(res, err)
+					}
+				})
+			}
+			wg.Wait()
+			if n := w.dns.asked("name.example") - asked; n != 1 {
+				t.Errorf("asked %d times", n)
+			}
+			moved.close()
+			time.Sleep(1100 * time.Millisecond)
+			asked = w.dns.asked("name.example")
+			for range 20 {
+				if res := w.get("/", site.target); res.StatusCode != http.StatusBadGateway {
+					t.Error(res)
+				}
+			}
+			if n := w.dns.asked("name.example") - asked; n > 2 {
+				t.Errorf("asked %d times for a target that does not answer", n)
+			}
+		})
+	}
+}
+
+// brokenConn is a connection that is reset as soon as it is used.
+type brokenConn struct{ net.Conn }
+
+func (brokenConn) Write([]byte) (int, error)  { return 0, syscall.ECONNRESET }
+func (c brokenConn) Read([]byte) (int, error) { return 0, c.wait() }
+func (c brokenConn) wait() error {
+	_, _ = c.Conn.Read(make([]byte, 1))
+	return syscall.ECONNRESET
+}
+
+// TestUnsent: what nobody can have seen is sent elsewhere, whole, whatever the
+// method.
+func TestUnsent(t *testing.T) {
+	w := newWorld(t)
+	addrs := []string{"127.0.0.2", "127.0.0.3"}
+	good := newBackend(t, backendConfig{addrs: addrs})
+	w.dns.has("two.example", addrs...)
+	w.run(w.proxy("fail_duration 0"))
+	var broken atomic.Int64
+	w.hookDials(func(next dialler) dialler {
+		return func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := next(ctx, network, address)
+			if err == nil && broken.Add(-1) >= 0 {
+				return brokenConn{conn}, nil
+			}
+			return conn, err
+		}
+	})
+	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodGet} {
+		for _, size := range []int{0, 1, 64_000, 1 << 20} {
+			good.closeConns()
+			eventually(t, "the pools are empty", func() bool { return good.open.Load() == 0 })
+			time.Sleep(10 * time.Millisecond) // and the gateway knows
+			broken.Store(1)
+			body := strings.Repeat("x", size)
+			res, err := w.try(method, "/", "http://two.example:"+good.port, strings.NewReader(body))
+			if err != nil || res.StatusCode != 200 || res.seen.Body != body {
+				t.Errorf("%s of %d octets: %v, %v", method, size, res, err)
+			}
+			if broken.Load() >= 0 {
+				t.Errorf("%s of %d octets: no connection was broken", method, size)
+			}
+		}
+	}
+}
+
+// cutTCP reads as much of a request as it is told to and resets the connection.
+func cutTCP(t testing.TB, port, addr string, octets int) (requests *atomic.Int64) {
+	t.Helper()
+	l := listenAll(t, port, addr)[0]
+	requests = new(atomic.Int64)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				_, _ = io.CopyN(io.Discard, conn, int64(octets))
+				requests.Add(1)
+				_ = conn.(*net.TCPConn).SetLinger(0)
+				_ = conn.Close()
+			})
+		}
+	})
+	t.Cleanup(wg.Wait)
+	t.Cleanup(func() { _ = l.Close() })
+	return requests
+}
+
+// TestSentOnce: of what may have been seen, only GET is sent again, its body too.
+func TestSentOnce(t *testing.T) {
+	w := newWorld(t)
+	good := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
+	cuts := cutTCP(t, good.port, "127.0.0.2", 5000)
+	w.dns.has("two.example", "127.0.0.2", "127.0.0.3")
+	w.dns.has("bad.example", "127.0.0.2")
+	w.run(w.proxy("fail_duration 0"))
+	body := strings.Repeat("x", 50_000)
+	for range 20 {
+		res, err := w.try(http.MethodGet, "/", "http://two.example:"+good.port, strings.NewReader(body))
+		if err != nil || res.StatusCode != 200 || res.seen.Body != body {
+			t.Fatalf("GET: %v, %v", res, err)
+		}
+	}
+	for range 20 {
+		before := cuts.Load()
+		res, err := w.try(http.MethodPost, "/", "http://two.example:"+good.port, strings.NewReader(body))
+		if cut := cuts.Load() > before; err != nil || (res.StatusCode == 200) == cut || res.StatusCode == 200 && res.seen.Body != body {
+			t.Fatalf("POST: %v, %v; sent to the other: %t", res, err, cut)
+		}
+	}
+	before := cuts.Load()
+	if res, err := w.try(http.MethodGet, "/", "http://bad.example:"+good.port, strings.NewReader(body)); err != nil || res.StatusCode != http.StatusBadGateway {
+		t.Errorf("%v, %v", res, err)
+	}
+	eventually(t, "a GET is sent twice to the only address", func() bool { return cuts.Load()-before >= 2 })
+	if n := cuts.Load() - before; n > 2 {
+		t.Errorf("sent %d times", n)
+	}
+}
+
+// TestStale: connections that the backend has closed cost no GET, and speak
+// against nobody.
+func TestStale(t *testing.T) {
+	for _, proto := range []string{"http", "https", "h2", "h2c"} {
+		t.Run(proto, func(t *testing.T) {
+			w := newWorld(t)
+			config := backendConfig{addrs: []string{"127.0.0.2"}, h2: proto != "http"}
+			scheme, options := proto, []string{"schemes http https h2c"}
+			switch proto {
+			case "https":
+				config.ca = w.ca
+				options = append(options, "versions 1.1")
+			case "h2":
+				config.ca, scheme = w.ca, "https"
+			}
+			b := newBackend(t, config)
+			w.dns.has("name.example", "127.0.0.2")
+			shared := acquireShared()
+			defer releaseShared()
+			w.run(w.proxy(options...))
+			for range 100 {
+				w.mustGet("/", scheme+"://name.example:"+b.port)
+				b.closeConns()
+			}
+			if n := failures(shared.health); n != 0 {
+				t.Errorf("%d failures are remembered", n)
+			}
+		})
+	}
+}
+
+// TestKeepAliveLimit: what cannot be repeated does not go over a connection that
+// the backend is about to close.
+func TestKeepAliveLimit(t *testing.T) {
+	w := newWorld(t)
+	conns := func(target, method string, pause time.Duration) (first, second int64) {
+		t.Helper()
+		send := func() int64 {
+			res, err := w.try(method, "/", target, strings.NewReader("body"))
+			if err != nil || res.StatusCode != 200 {
+				t.Fatal(res, err)
+			}
+			return res.seen.Conn
+		}
+		first = send()
+		time.Sleep(pause)
+		return first, send()
+	}
+	w.dns.has("name.example", "127.0.0.2")
+
+	t.Run("told", func(t *testing.T) {
+		w.run(w.proxy())
+		told := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			rw.Header().Set("Keep-Alive", "max=100, timeout=1")
+			rw.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(rw, `{"Conn":%d}`, r.Context().Value(connKey{}))
+		})})
+		target := "http://name.example:" + told.port
+		if first, second := conns(target, http.MethodPost, 950*time.Millisecond); first == second {
+			t.Error("a POST over a connection that is about to be closed")
+		}
+		if told.opened.Load() != 2 {
+			t.Errorf("%d connections", told.opened.Load())
+		}
+	})
+	t.Run("seen", func(t *testing.T) {
+		b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+		for _, s := range b.servers {
+			s.IdleTimeout = 800 * time.Millisecond
+		}
+		w.run(w.proxy())
+		target := "http://name.example:" + b.port
+		w.mustGet("/", target)
+		eventually(t, "the backend closes the connection", func() bool { return b.open.Load() == 0 })
+		if first, second := conns(target, http.MethodPost, 750*time.Millisecond); first == second {
+			t.Error("a POST over a connection that is about to be closed")
+		}
+	})
+}
+
+// TestUnhealthy: statuses and latencies speak against an address for the target,
+// not for others.
+func TestUnhealthy(t *testing.T) {
+	w := newWorld(t)
+	addrs := []string{"127.0.0.2", "127.0.0.3"}
+	bad := func(rw http.ResponseWriter, r *http.Request) bool {
+		return strings.HasPrefix(r.Host, "bad") && strings.HasPrefix(rw.Header().Get("Backend"), "127.0.0.2")
+	}
+	b := newBackend(t, backendConfig{addrs: addrs, handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		switch {
+		case bad(rw, r) && r.URL.Path == "/status":
+			rw.WriteHeader(http.StatusServiceUnavailable)
+		case bad(rw, r) && r.URL.Path == "/slow":
+			time.Sleep(1500 * time.Millisecond)
+		}
+	})})
+	for _, test := range []struct{ path, option string }{
+		{"/status", "unhealthy_status 5xx"},
+		{"/status", "unhealthy_status 429 503"},
+		{"/slow", "unhealthy_latency 1400ms"},
+	} {
+		t.Run(test.option, func(t *testing.T) {
+			id := strings.ReplaceAll(test.option, " ", "-")
+			w.dns.has("bad-"+id+".example", addrs...)
+			w.dns.has("good-"+id+".example", addrs...)
+			w.run(w.proxy(test.option, "fail_duration 1h"))
+			get := func(name string) string {
+				res := w.get(test.path, "http://"+name+"-"+id+".example:"+b.port)
+				addr, _, _ := strings.Cut(res.Header.Get("Backend"), ":")
+				return addr
+			}
+			eventually(t, "the bad address is met", func() bool { return get("bad") == "127.0.0.2" })
+			seen := make(map[string]bool)
+			for range 50 {
+				if get("bad") != "127.0.0.3" {
+					t.Fatal("the bad address is met again")
+				}
+				seen[get("good")] = true
+			}
+			if len(seen) != 2 {
+				t.Errorf("the other target goes to %v", seen)
+			}
+		})
+	}
+}
+
+// TestDeadFamily: if nothing of a family can be reached, targets that are new are
+// not made to find out.
+func TestDeadFamily(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"::1"}})
+	w.run(w.proxy(fmt.Sprintf("resolver %s {\nhosts off\nfamily prefer_ipv4\n}", w.dns.addr), "allow_ips any"))
+	var d dialled
+	w.hookDials(func(next dialler) dialler {
+		return d.hook(func(ctx context.Context, network, address string) (net.Conn, error) {
+			if !strings.HasPrefix(address, "[") {
+				return nil, errors.New("dial tcp " + address + ": connect: " + syscall.ENETUNREACH.Error())
+			}
+			return next(ctx, network, address)
+		})
+	})
+	for i := range 6 {
+		name := fmt.Sprintf("n%d.example", i)
+		w.dns.has(name, fmt.Sprintf("10.%d.0.1", i), "::1")
+		w.mustGet("/", "http://"+name+":"+b.port)
+		four := 0
+		for addr := range d.take() {
+			if !strings.HasPrefix(addr, "[") {
+				four++
+			}
+		}
+		if dead := i >= deadNetworks; dead != (four == 0) {
+			t.Errorf("target %d: %d IPv4 addresses were tried", i, four)
+		}
+	}
+}
+
+// TestHangingHandshake: an address where TLS handshakes hang costs a second while
+// there is another one, and then nothing.
+func TestHangingHandshake(t *testing.T) {
+	w := newWorld(t)
+	good := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true})
+	silentTCP(t, good.port, "127.0.0.2")
+	w.dns.has("name.example", "127.0.0.2", "127.0.0.3")
+	w.run(w.proxy("tls_timeout 1h", "fail_duration 1h"))
+	var d dialled
+	w.hookDials(d.hook)
+	hung := 0
+	for range 50 {
+		w.mustGet("/", "https://name.example:"+good.port)
+		good.closeConns()
+		hung += d.take()["127.0.0.2:"+good.port]
+	}
+	if hung != 1 {
+		t.Errorf("%d handshakes hang", hung)
+	}
+}
+
+// TestShortage: when this machine has no descriptor left, that is not held
+// against an address.
+func TestShortage(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	w.dns.has("name.example", "127.0.0.2")
+	shared := acquireShared()
+	defer releaseShared()
+	w.run(w.proxy())
+	var left atomic.Int64
+	w.hookDials(func(next dialler) dialler {
+		return func(ctx context.Context, network, address string) (net.Conn, error) {
+			if left.Add(-1) >= 0 {
+				return nil, errors.New("dial tcp: socket: " + syscall.EMFILE.Error())
+			}
+			return next(ctx, network, address)
+		}
+	})
+	left.Store(3)
+	w.mustGet("/", "http://name.example:"+b.port)
+	b.closeConns()
+	time.Sleep(10 * time.Millisecond)
+	left.Store(1000)
+	if res := w.get("/", "http://name.example:"+b.port); res.StatusCode != http.StatusBadGateway {
+		t.Error(res)
+	}
+	if n := failures(shared.health); n != 0 {
+		t.Errorf("%d failures are remembered", n)
+	}
+}
+
+// TestPolicies: policies that stick to an upstream do, since its address stands
+// for the same backend in each request.
+func TestPolicies(t *testing.T) {
+	w := newWorld(t)
+	addrs := []string{"127.0.0.2", "127.0.0.3", "127.0.0.4"}
+	b := newBackend(t, backendConfig{addrs: addrs})
+	w.dns.has("name.example", addrs...)
+	sources := map[string]string{
+		"one":   fmt.Sprintf("dynamic target name.example %s", b.port),
+		"multi": fmt.Sprintf("dynamic multi {\ntarget name.example %s\ntarget other.example %s\n}", b.port, b.port),
+	}
+	w.dns.has("other.example", "127.0.0.5")
+	newBackend(t, backendConfig{addrs: []string{"127.0.0.5"}, port: b.port})
+	all := map[string]int{"one": 3, "multi": 4}
+	for source, config := range sources {
+		for _, test := range []struct {
+			policy string
+			vary   func(i int) func(*http.Request) // nil: all requests are alike
+			sticks bool                            // requests that are alike go to one address
+		}{
+			{"round_robin", nil, false},
+			{"least_conn", nil, false},
+			{"first", nil, true},
+			{"uri_hash", nil, true},
+			{"header X-Key", func(i int) func(*http.Request) { return header("X-Key", fmt.Sprint(i)) }, true},
+			{"query key", func(i int) func(*http.Request) {
+				return func(r *http.Request) { r.URL.RawQuery = fmt.Sprint("key=", i) }
+			}, true},
+			{"cookie lb secret", nil, false},
+		} {
+			t.Run(source+" "+test.policy, func(t *testing.T) {
+				w.run(fmt.Sprintf("reverse_proxy {\n%s\ntransport target\nlb_policy %s\n}", config, test.policy))
+				seen := make(map[string]bool)
+				for i := range 40 {
+					var change []func(*http.Request)
+					if test.vary != nil {
+						change = append(change, test.vary(i))
+					}
+					res := w.mustGet("/", "", change...)
+					seen[res.seen.Address] = true
+					if cookies := res.Cookies(); len(cookies) > 0 {
+						change = append(change, func(r *http.Request) { r.AddCookie(cookies[0]) })
+					} else if !test.sticks {
+						continue
+					}
+					for range 3 {
+						if again := w.mustGet("/", "", change...); again.seen.Address != res.seen.Address {
+							t.Fatalf("first %s, then %s", res.seen.Address, again.seen.Address)
+						}
+					}
+				}
+				if want := all[source]; (test.vary != nil || !test.sticks) && len(seen) != want {
+					t.Errorf("only %v of %d addresses were used", seen, want)
+				}
+			})
+		}
+	}
+}
+
+// refusingH2C is a backend of HTTP/2 that refuses the first request on each of its
+// connections after the first octets of its body. It returns the bodies that it
+// accepted.
+func refusingH2C(t testing.TB, addr string) (port string, bodies <-chan string) {
+	t.Helper()
+	l := listenAll(t, "", addr)[0]
+	accepted := make(chan string, 100)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				stop := context.AfterFunc(t.Context(), func() { conn.Close() })
+				defer stop()
+				refuseFirst(conn, accepted)
+			})
+		}
+	})
+	t.Cleanup(wg.Wait)
+	t.Cleanup(func() { _ = l.Close() })
+	_, port, _ = net.SplitHostPort(l.Addr().String())
+	return port, accepted
+}
+
+func refuseFirst(conn net.Conn, accepted chan<- string) {
+	if _, err := io.CopyN(io.Discard, conn, int64(len(http2.ClientPreface))); err != nil {
+		return
+	}
+	framer := http2.NewFramer(conn, conn)
+	_ = framer.WriteSettings()
+	refused := uint32(0)
+	bodies := make(map[uint32]string)
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			return
+		}
+		var data *http2.DataFrame
+		switch f := frame.(type) {
+		case *http2.SettingsFrame:
+			if !f.IsAck() {
+				_ = framer.WriteSettingsAck()
+			}
+			continue
+		case *http2.PingFrame:
+			if !f.IsAck() {
+				_ = framer.WritePing(true, f.Data)
+			}
+			continue
+		case *http2.DataFrame:
+			data = f
+			if n := f.Header().Length; n > 0 {
+				_ = framer.WriteWindowUpdate(0, n)
+			}
+		default:
+			continue
+		}
+		id := data.StreamID
+		if refused == 0 {
+			refused = id
+			_ = framer.WriteRSTStream(id, http2.ErrCodeRefusedStream)
+		}
+		if id == refused {
+			continue
+		}
+		bodies[id] += string(data.Data())
+		if data.StreamEnded() {
+			var block bytes.Buffer
+			_ = hpack.NewEncoder(&block).WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
+			_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true})
+			accepted <- bodies[id]
+		}
+	}
+}
+
+// TestRefusedStream: what a backend of HTTP/2 says it has not looked at is sent
+// again, with its body, whatever the method.
+func TestRefusedStream(t *testing.T) {
+	w := newWorld(t)
+	port, bodies := refusingH2C(t, "127.0.0.2")
+	w.dns.has("name.example", "127.0.0.2")
+	w.run(w.proxy("schemes h2c"))
+	body := strings.Repeat("x", 50_000)
+	res, err := w.try(http.MethodPost, "/", "h2c://name.example:"+port, strings.NewReader(body))
+	if err != nil || res.StatusCode != 200 {
+		t.Fatal(res, err)
+	}
+	if got := <-bodies; got != body {
+		t.Errorf("the body has %d octets", len(got))
+	}
+}

@@ -1,0 +1,69 @@
+package dnscache
+
+import (
+	"testing"
+	"time"
+)
+
+// TestRenew: what is known may be asked for before its time, but not by everyone
+// and not all the time.
+func TestRenew(t *testing.T) {
+	renewed := func(w world, want string, after time.Duration) {
+		w.Helper()
+		start := time.Now()
+		got := text(w.Renew(w.Context(), "x"))
+		if took := time.Since(start); got != want || took != after {
+			w.Errorf("renewed: %s after %s, want %s after %s", got, took, want, after)
+		}
+	}
+	run(t, Config{}, func(w world) {
+		w.fake.a("x", time.Minute, a)
+		renewed(w, "miss "+a, 0) // not known before
+		w.fake.a("x", time.Minute, b)
+		renewed(w, "hit "+a, 0) // known since just now
+		w.sleep(renewGap)
+		renewed(w, "hit "+b, 0)
+		w.wantAsked("x", 2, 2)
+		w.sleep(renewGap)
+
+		// a failure is no reason to forget, and not asked for again at once
+		w.fake.fail("x", errServfail)
+		renewed(w, "hit "+b, 0)
+		w.wantAsked("x", 1, 1)
+		w.sleep(renewGap / 2)
+		renewed(w, "hit "+b, 0)
+		w.wantAsked("x", 0, 0)
+		w.sleep(time.Minute)
+
+		// nobody waits for long
+		w.fake.set("x A", script{hang: true})
+		w.fake.set("x AAAA", script{hang: true})
+		renewed(w, "stale "+b, 500*time.Millisecond)
+
+		// nor in an outage
+		w.sleep(time.Minute)
+		w.fake.setOutage(true)
+		w.fake.a("x", time.Minute, a)
+		renewed(w, "stale "+b, 0)
+	})
+}
+
+// TestRenewTogether: many readers ask once.
+func TestRenewTogether(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.fake.a("x", time.Minute, a)
+		w.want("x", "miss "+a)
+		w.sleep(renewGap)
+		w.fake.set("x A", script{addrs: ips(b), ttl: time.Minute, delay: 10 * time.Millisecond})
+		results := make(chan string)
+		for range 100 {
+			go func() { results <- text(w.Renew(w.Context(), "x")) }()
+		}
+		for range 100 {
+			if got := <-results; got != "hit "+b {
+				t.Error(got)
+			}
+		}
+		w.wantAsked("x", 2, 2)
+	})
+}

@@ -29,6 +29,8 @@ var (
 	nameCount    = flag.Int("names", 20_000, "how many `names` the scenario names keeps fresh")
 	floodOptions = flag.String("flood-options", "", "`options` of the resolver in the scenario flood, such as \"new_names 200\"")
 	nameTTL      = flag.Duration("ttl", 30*time.Second, "their `TTL`")
+	targetCount  = flag.Int("targets", 5000, "how many `targets` there are in the scenario many")
+	reloads      = flag.Bool("reloads", false, "change the configuration each second in the scenarios from failover on")
 )
 
 // scenarios, in the order in which they run.

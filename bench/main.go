@@ -50,6 +50,9 @@ var scenarios = []struct {
 	{"reload", "100 reloads under load", reload},
 	{"https", "50 https domains on one address", https},
 	{"total", "300 https domains over HTTP/2 under a total of 20 connections", total},
+	{"failover", "names with four addresses, of which one works", failover},
+	{"alldead", "no address works, and then one does", allDead},
+	{"change", "a name moves to another address, while the old one works and when it dies", change},
 }
 
 func main() {

@@ -52,7 +52,10 @@ var scenarios = []struct {
 	{"total", "300 https domains over HTTP/2 under a total of 20 connections", total},
 	{"failover", "names with four addresses, of which one works", failover},
 	{"alldead", "no address works, and then one does", allDead},
+	{"idle", "backends close idle connections while requests come", idle},
 	{"change", "a name moves to another address, while the old one works and when it dies", change},
+	{"shared", "200 https domains on 4 addresses: whose connections are used for whom", shared},
+	{"many", "more targets than caddy may have descriptors", many},
 }
 
 func main() {

@@ -145,7 +145,7 @@ func (l *lab) stop(g *gatewayRun) {
 	l.stopCaddy()
 	g.close()
 	if n := g.repeated.Load(); n > 0 {
-		fmt.Printf("  %d requests met a connection to the gateway that was just being closed, and were sent again\n", n)
+		fmt.Printf("  %d requests met a connection that the gateway had closed, and were sent again\n", n)
 	}
 }
 
@@ -191,10 +191,19 @@ func (l *lab) cpu() time.Duration {
 
 // pprof returns what caddy says of itself.
 func pprof(admin int, query string) []byte {
-	res, err := http.Get("http://" + address(admin) + "/debug/pprof/" + query)
-	must(err)
-	defer res.Body.Close()
-	data, err := io.ReadAll(res.Body)
+	get := func() ([]byte, error) {
+		res, err := http.Get("http://" + address(admin) + "/debug/pprof/" + query)
+		if err != nil {
+			return nil, err
+		}
+		defer res.Body.Close()
+		return io.ReadAll(res.Body)
+	}
+	data, err := get()
+	if err != nil && *reloads { // which end what is under way there
+		time.Sleep(100 * time.Millisecond)
+		data, err = get()
+	}
 	must(err)
 	return data
 }

@@ -189,11 +189,12 @@ func many(l *lab) {
 		close(stop)
 		<-ended
 		peak := l.status("VmHWM:")
+		rss, heap := l.memory(g.admin)
 		fmt.Printf("  %s, %d targets in %.0f s: %s; %s\n    again, at random: %s; %s\n", p, len(list), took.Seconds(),
 			quantiles(r.Latencies), r.failures(), quantiles(again.Latencies), again.failures())
 		_, now := l.held(g.admin)
-		fmt.Printf("    at most %d descriptors of %d, %d at the end; %d goroutines; %.0f MB resident; the backends see %d connections, %d were opened\n",
-			descriptors, l.limit, now, goroutines, float64(peak)/1e6, b.open.Load(), b.opened.Load())
+		fmt.Printf("    at most %d descriptors of %d, %d at the end; %d goroutines; at most %.0f MB resident, %.0f at the end, %.1f on the heap; the backends see %d connections, %d were opened\n",
+			descriptors, l.limit, now, goroutines, float64(peak)/1e6, float64(rss)/1e6, float64(heap)/1e6, b.open.Load(), b.opened.Load())
 		l.stop(g)
 		b.server.Close()
 	}

@@ -37,8 +37,11 @@ type lab struct {
 	names   *nameserver
 	second  *nameserver // nil unless a scenario wants it
 	options string      // of the resolver
+	site    string      // more directives of the site
+	limit   int         // descriptors that caddy may have, if not 0
 	caddy   *exec.Cmd
 	stderr  *os.File
+	reloads func() // ends the reloads of startGateway
 	closer  []func()
 }
 
@@ -82,7 +85,11 @@ func (l *lab) startCaddy(config, address string) {
 	logFile, err := os.Create(filepath.Join(l.dir, "caddy.log"))
 	must(err)
 	l.stderr = logFile
-	l.caddy = exec.Command(*caddyPath, "run", "--config", path)
+	args := []string{*caddyPath, "run", "--config", path}
+	if l.limit > 0 { // both limits: Go raises the soft one to the hard one
+		args = append([]string{"sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, l.limit), "sh"}, args...)
+	}
+	l.caddy = exec.Command(args[0], args[1:]...)
 	l.caddy.Stdout, l.caddy.Stderr = logFile, logFile
 	l.caddy.Env = append(os.Environ(), "XDG_DATA_HOME="+l.dir, "XDG_CONFIG_HOME="+l.dir)
 	must(l.caddy.Start())
@@ -95,6 +102,51 @@ func (l *lab) startCaddy(config, address string) {
 	}
 	text, _ := os.ReadFile(logFile.Name())
 	log.Fatalf("caddy does not listen on %s:\n%s", address, text)
+}
+
+// gatewayRun is a caddy that serves l.gateway.
+type gatewayRun struct {
+	*conns
+	admin int
+}
+
+// startGateway starts a caddy with a gateway that says why a request failed, and
+// with -reloads loads another configuration each second until it is stopped.
+func (l *lab) startGateway(more string) *gatewayRun {
+	l.site = "handle_errors {\n\t\trespond \"{http.target.error}\" {err.status_code}\n\t}"
+	port, admin := freePort(), freePort()
+	config := func(i int) string {
+		return l.gateway(port, admin, fmt.Sprintf("header_up X-Reload %d\n\t\t%s", i, more))
+	}
+	l.startCaddy(config(0), address(port))
+	if *reloads {
+		stop, ended := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			for i := 1; ; i++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Second):
+					l.reload(config(i), address(admin))
+				}
+			}
+		}()
+		l.reloads = func() {
+			close(stop)
+			<-ended
+		}
+	}
+	return &gatewayRun{&conns{address: address(port), limit: floodConns}, admin}
+}
+
+// stop stops the caddy and says what its client met.
+func (l *lab) stop(g *gatewayRun) {
+	l.stopCaddy()
+	g.close()
+	if n := g.repeated.Load(); n > 0 {
+		fmt.Printf("  %d requests met a connection that the gateway had closed, and were sent again\n", n)
+	}
 }
 
 // reload loads a Caddyfile into the running caddy.
@@ -112,6 +164,10 @@ func (l *lab) reload(config, admin string) {
 func (l *lab) stopCaddy() {
 	if l.caddy == nil {
 		return
+	}
+	if l.reloads != nil {
+		l.reloads()
+		l.reloads = nil
 	}
 	_ = l.caddy.Process.Signal(syscall.SIGTERM)
 	_ = l.caddy.Wait()
@@ -135,10 +191,19 @@ func (l *lab) cpu() time.Duration {
 
 // pprof returns what caddy says of itself.
 func pprof(admin int, query string) []byte {
-	res, err := http.Get("http://" + address(admin) + "/debug/pprof/" + query)
-	must(err)
-	defer res.Body.Close()
-	data, err := io.ReadAll(res.Body)
+	get := func() ([]byte, error) {
+		res, err := http.Get("http://" + address(admin) + "/debug/pprof/" + query)
+		if err != nil {
+			return nil, err
+		}
+		defer res.Body.Close()
+		return io.ReadAll(res.Body)
+	}
+	data, err := get()
+	if err != nil && *reloads { // which end what is under way there
+		time.Sleep(100 * time.Millisecond)
+		data, err = get()
+	}
 	must(err)
 	return data
 }
@@ -199,7 +264,7 @@ type nameserver struct {
 	queries atomic.Int64
 	dead    atomic.Int64
 	perSec  sync.Map // Unix second → *atomic.Int64
-	moved   sync.Map // name → netip.Addr
+	moved   sync.Map // name → []netip.Addr
 	last    sync.Map // name → time.Time of the last answer
 }
 
@@ -239,23 +304,27 @@ func (n *nameserver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		m.Rcode = dns.RcodeNameError
 	case q.Question[0].Qtype != dns.TypeA:
 	case kind == existing:
-		m.Answer = n.answer(q, n.addrs[mathrand.N(len(n.addrs))])
+		m.Answer = answer(q, n.ttl, n.addrs[mathrand.N(len(n.addrs))])
 	case err == nil:
-		addr := n.addrs[index%len(n.addrs)]
 		if to, ok := n.moved.Load(name); ok {
-			addr = to.(netip.Addr)
+			m.Answer = answer(q, n.ttl, to.([]netip.Addr)...)
+		} else {
+			m.Answer = answer(q, n.ttl, n.addrs[index%len(n.addrs)])
 		}
-		m.Answer = n.answer(q, addr)
 		n.last.Store(name, time.Now())
 	}
 	_ = w.WriteMsg(m)
 }
 
-func (n *nameserver) answer(q *dns.Msg, addr netip.Addr) []dns.RR {
-	return []dns.RR{&dns.A{
-		Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: n.ttl},
-		A:   addr.AsSlice(),
-	}}
+func answer(q *dns.Msg, ttl uint32, addrs ...netip.Addr) []dns.RR {
+	records := make([]dns.RR, len(addrs))
+	for i, a := range addrs {
+		records[i] = &dns.A{
+			Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: ttl},
+			A:   a.AsSlice(),
+		}
+	}
+	return records
 }
 
 // The kinds of names below .example and .com.
@@ -287,6 +356,10 @@ func (n *nameserver) since(from time.Time) (most, sum int64) {
 // backends answer on several addresses and one port.
 type backends struct {
 	port     int
+	delay    time.Duration // of responses
+	begun    sync.Map      // X-Id of requests that came
+	server   *http.Server
+	conns    sync.Map // net.Conn → http.ConnState
 	opened   atomic.Int64
 	open     atomic.Int64
 	requests atomic.Int64
@@ -299,37 +372,89 @@ type connInfoKey struct{}
 // startBackends listens on n addresses from 127.0.1.1 on; with TLS if config is
 // not nil.
 func (l *lab) startBackends(n int, config *tls.Config) *backends {
+	b := l.newBackends(config)
+	for i := range n {
+		addr := loopback(i + 1)
+		l.names.addrs = append(l.names.addrs, addr)
+		b.listen(addr)
+	}
+	return b
+}
+
+// loopback returns the n-th of the addresses that are used for backends.
+func loopback(n int) netip.Addr {
+	return netip.AddrFrom4([4]byte{127, byte(n >> 16), 1 + byte(n>>8), byte(n)})
+}
+
+// newBackends returns backends that do not listen yet.
+func (l *lab) newBackends(config *tls.Config) *backends {
 	b := &backends{port: freePort()}
-	server := &http.Server{
-		Handler: http.HandlerFunc(b.serve),
+	b.server = &http.Server{
+		TLSConfig: config,
+		Handler:   http.HandlerFunc(b.serve),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, connInfoKey{}, conn)
 		},
-		ConnState: func(_ net.Conn, state http.ConnState) {
+		ConnState: func(conn net.Conn, state http.ConnState) {
+			b.conns.Store(conn, state)
 			switch state {
 			case http.StateNew:
 				b.opened.Add(1)
 				b.open.Add(1)
 			case http.StateClosed, http.StateHijacked:
+				b.conns.Delete(conn)
 				b.open.Add(-1)
 			}
 		},
 		ErrorLog: log.New(new(bytes.Buffer), "", 0),
 	}
-	for i := range n {
-		addr := netip.AddrFrom4([4]byte{127, 0, 1, byte(i + 1)})
-		l.names.addrs = append(l.names.addrs, addr)
-		listener, err := net.Listen("tcp", netip.AddrPortFrom(addr, uint16(b.port)).String())
-		must(err)
-		if config == nil {
-			go func() { _ = server.Serve(listener) }()
-			continue
-		}
-		server.TLSConfig = config
-		go func() { _ = server.ServeTLS(listener, "", "") }()
-	}
-	l.onClose(func() { server.Close() })
+	l.onClose(func() { b.server.Close() })
 	return b
+}
+
+// listen makes the backends answer on an address too.
+func (b *backends) listen(addr netip.Addr) net.Listener {
+	listener, err := net.Listen("tcp", netip.AddrPortFrom(addr, uint16(b.port)).String())
+	must(err)
+	b.serveOn(listener)
+	return listener
+}
+
+func (b *backends) serveOn(listener net.Listener) {
+	go func() {
+		if b.server.TLSConfig == nil {
+			_ = b.server.Serve(listener)
+		} else {
+			_ = b.server.ServeTLS(listener, "", "")
+		}
+	}()
+}
+
+// closeIdle closes the connections that are not in use.
+func (b *backends) closeIdle() {
+	b.conns.Range(func(conn, state any) bool {
+		if state != http.StateActive {
+			conn.(net.Conn).Close()
+		}
+		return true
+	})
+}
+
+// reset resets all connections.
+func (b *backends) reset() {
+	b.conns.Range(func(conn, _ any) bool {
+		reset(conn.(net.Conn))
+		return true
+	})
+}
+
+// reset closes a connection in such a way that the other side sees an error.
+func reset(conn net.Conn) {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	_ = conn.(*net.TCPConn).SetLinger(0)
+	conn.Close()
 }
 
 func (b *backends) serve(w http.ResponseWriter, r *http.Request) {
@@ -348,6 +473,11 @@ func (b *backends) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if id := r.Header["X-Id"]; id != nil {
+		b.begun.Store(id[0], nil)
+	}
+	_, _ = io.Copy(io.Discard, r.Body)
+	time.Sleep(b.delay)
 	w.Header()["Content-Type"] = []string{"text/plain"}
 	_, _ = w.Write([]byte("ok\n"))
 }
@@ -384,16 +514,23 @@ func (a *authority) config(protocols ...string) *tls.Config {
 		if cert, ok := a.certs.Load(hello.ServerName); ok {
 			return cert.(*tls.Certificate), nil
 		}
-		template := &x509.Certificate{
-			SerialNumber: big.NewInt(time.Now().UnixNano()), DNSNames: []string{hello.ServerName},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		cert, err := a.issue(hello.ServerName)
+		if err == nil {
+			a.certs.Store(hello.ServerName, cert)
 		}
-		der, err := x509.CreateCertificate(rand.Reader, template, a.cert, a.key.Public(), a.key)
-		if err != nil {
-			return nil, err
-		}
-		cert := &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: a.key}
-		a.certs.Store(hello.ServerName, cert)
-		return cert, nil
+		return cert, err
 	}}
+}
+
+// issue makes a certificate.
+func (a *authority) issue(name string) (*tls.Certificate, error) {
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), DNSNames: []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, a.key.Public(), a.key)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: a.key}, nil
 }

@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,9 +75,47 @@ request = function() return reqs[math.random(#reqs)] end
 // result is what an open-loop load found.
 type result struct {
 	Sent, Failed int
+	Lost         int             // those of them that got no response at all
 	Latencies    []time.Duration // of those that did not fail
 	Late         []time.Duration // how long after it was due each was begun, for want of CPU
-	Errors       map[string]int  // statuses, and why there was none
+	Errors       map[string]int  // statuses, with what was said, and why there was none
+
+	mu        sync.Mutex
+	lostAfter []time.Duration // latencies of those that failed
+	steady    []time.Duration // and of those that did not and were due after the first second
+}
+
+func newResult() *result { return &result{Errors: make(map[string]int)} }
+
+// add counts a request, which began when it was due or later.
+func (r *result) add(status int, text string, latency, late time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Sent++
+	r.Late = append(r.Late, late)
+	switch status {
+	case http.StatusOK:
+		r.Latencies = append(r.Latencies, latency)
+		return
+	case 0:
+		r.Lost++
+		r.Errors[reason(text)]++
+	default:
+		r.Errors[strings.TrimSpace(strconv.Itoa(status)+" "+reason(text))]++
+	}
+	r.Failed++
+	r.lostAfter = append(r.lostAfter, latency)
+}
+
+// What differs from one error to the next.
+var (
+	anyName = regexp.MustCompile(`\bd\d+\.test\b`)
+	anyAddr = regexp.MustCompile(`\b127\.[\d.]+:\d+`)
+)
+
+// reason makes errors that have the same reason the same.
+func reason(text string) string {
+	return anyAddr.ReplaceAllLiteralString(anyName.ReplaceAllLiteralString(text, "NAME"), "ADDR")
 }
 
 func (r *result) quantile(q float64) time.Duration { return quantile(r.Latencies, q) }
@@ -111,8 +150,9 @@ func get(url, target string) (status int, body string) {
 // conns are connections to a server over which requests cost much less than over
 // client, for loads of which most of the work should be the server's.
 type conns struct {
-	address string
-	limit   int // of connections
+	address  string
+	limit    int // of connections
+	repeated atomic.Int64
 
 	mu   sync.Mutex
 	idle []*conn // that used last comes last
@@ -121,40 +161,70 @@ type conns struct {
 
 type conn struct {
 	net.Conn
-	r *bufio.Reader
+	r    *bufio.Reader
+	used bool
 }
 
 // get asks for a target, at once or not at all.
 func (c *conns) get(target string) (status int, body string) {
-	conn, err := c.take()
+	return c.do(http.MethodGet, target, "", "")
+}
+
+// do sends a request with more header fields, at once or not at all. If the
+// connection was used before and is closed without an answer, as a server may do
+// when no request is under way, the request is sent once more.
+func (c *conns) do(method, target, fields, content string) (status int, body string) {
+	if content != "" {
+		fields += "Content-Length: " + strconv.Itoa(len(content)) + "\r\n"
+	}
+	request := method + " / HTTP/1.1\r\nHost: " + c.address + "\r\nX-Target: " + target + "\r\n" + fields + "\r\n" + content
+	conn, err := c.take(false)
 	if err != nil {
 		return 0, err.Error()
 	}
-	_ = conn.SetDeadline(time.Now().Add(client.Timeout))
-	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: "+c.address+"\r\nX-Target: "+target+"\r\n\r\n")
-	if err == nil {
-		status, body, err = conn.read()
+	status, body, err = c.exchange(conn, request)
+	if err != nil && conn.used {
+		c.repeated.Add(1)
+		if conn, err = c.take(true); err == nil {
+			status, body, err = c.exchange(conn, request)
+		}
 	}
 	if err != nil {
-		conn.Close()
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.open--
 		return 0, err.Error()
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.idle = append(c.idle, conn)
 	return status, body
 }
 
-var errAllBusy = errors.New("not sent, all connections are busy")
-
-// take returns a connection that is not in use.
-func (c *conns) take() (*conn, error) {
+// exchange sends a request and puts the connection back. There is an error only
+// if there was no complete response.
+func (c *conns) exchange(conn *conn, request string) (status int, body string, err error) {
+	_ = conn.SetDeadline(time.Now().Add(clientTimeout))
+	_, failed := io.WriteString(conn, request)
+	status, body, keep, err := conn.read() // even then: an answer may have come before the request was sent
+	if err == nil && failed == nil && keep {
+		conn.used = true
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.idle = append(c.idle, conn)
+		return status, body, nil
+	}
+	conn.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if last := len(c.idle) - 1; last >= 0 {
+	c.open--
+	return status, body, err
+}
+
+// clientTimeout is more than it takes to find four addresses dead.
+const clientTimeout = 40 * time.Second
+
+var errAllBusy = errors.New("not sent, all connections are busy")
+
+// take returns a connection that is not in use, or a fresh one.
+func (c *conns) take(fresh bool) (*conn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last := len(c.idle) - 1; last >= 0 && !fresh {
 		conn := c.idle[last]
 		c.idle = c.idle[:last]
 		return conn, nil
@@ -167,17 +237,21 @@ func (c *conns) take() (*conn, error) {
 		return nil, err
 	}
 	c.open++
-	return &conn{nc, bufio.NewReader(nc)}, nil
+	return &conn{Conn: nc, r: bufio.NewReader(nc)}, nil
 }
 
-func (c *conn) read() (status int, body string, err error) {
+// read reads a response and tells whether the connection can be used again.
+func (c *conn) read() (status int, body string, keep bool, err error) {
 	res, err := http.ReadResponse(c.r, nil)
 	if err != nil {
-		return 0, "", err
+		return 0, "", false, err
 	}
 	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
-	return res.StatusCode, string(data), err
+	if err != nil { // not to be sent again
+		return 0, "response cut: " + err.Error(), false, nil
+	}
+	return res.StatusCode, string(data), !res.Close, nil
 }
 
 // close closes the connections, of which none is in use.
@@ -196,8 +270,7 @@ func openLoop(url string, rate int, duration time.Duration, target func() string
 // openLoopBy sends requests at a constant rate, whatever becomes of them, and
 // measures each from the moment it was due. Those to other come on top.
 func openLoopBy(get func(target string) (int, string), rate int, duration time.Duration, target func() string, other func() (string, bool)) *result {
-	r := &result{Errors: make(map[string]int)}
-	var mu sync.Mutex
+	r := newResult()
 	var wg sync.WaitGroup
 	start := time.Now()
 	interval := time.Second / time.Duration(rate)
@@ -207,20 +280,12 @@ func openLoopBy(get func(target string) (int, string), rate int, duration time.D
 			late := time.Since(due)
 			status, body := get(target())
 			latency := time.Since(due)
-			mu.Lock()
-			defer mu.Unlock()
-			r.Sent++
-			r.Late = append(r.Late, late)
-			switch status {
-			case http.StatusOK:
-				r.Latencies = append(r.Latencies, latency)
-				return
-			case 0:
-				r.Errors[body]++
-			default:
-				r.Errors[strconv.Itoa(status)]++
+			r.add(status, body, latency, late)
+			if status == http.StatusOK && due.Sub(start) >= time.Second {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				r.steady = append(r.steady, latency)
 			}
-			r.Failed++
 		})
 		if t, ok := other(); ok {
 			wg.Go(func() { get(t) })
@@ -233,8 +298,7 @@ func openLoopBy(get func(target string) (int, string), rate int, duration time.D
 // clients sends requests from so many clients, each after a pause when its last
 // one has been answered. Those to a target whose other is set are counted apart.
 func clients(url string, n int, pause, duration time.Duration, target func() (target string, other bool)) (known, others *result) {
-	known, others = &result{Errors: make(map[string]int)}, &result{Errors: make(map[string]int)}
-	var mu sync.Mutex
+	known, others = newResult(), newResult()
 	var wg sync.WaitGroup
 	end := time.Now().Add(duration)
 	for range n {
@@ -244,23 +308,11 @@ func clients(url string, n int, pause, duration time.Duration, target func() (ta
 				start := time.Now()
 				status, body := get(url, t)
 				latency := time.Since(start)
-				mu.Lock()
-				r := known
 				if other {
-					r = others
+					others.add(status, body, latency, 0)
+				} else {
+					known.add(status, body, latency, 0)
 				}
-				r.Sent++
-				switch status {
-				case http.StatusOK:
-					r.Latencies = append(r.Latencies, latency)
-				case 0:
-					r.Failed++
-					r.Errors[body]++
-				default:
-					r.Failed++
-					r.Errors[strconv.Itoa(status)]++
-				}
-				mu.Unlock()
 				time.Sleep(pause)
 			}
 		})
@@ -270,20 +322,27 @@ func clients(url string, n int, pause, duration time.Duration, target func() (ta
 }
 
 // each asks for n targets once, from 64 clients, and returns how many failed.
-func each(url string, n int, target func(int) string) (failed int64) {
+func each(url string, n int, target func(int) string) (failed int) {
+	return closedLoop(func(target string) (int, string) { return get(url, target) }, 64, n, target).Failed
+}
+
+// closedLoop sends n requests from some clients, each as soon as it has the
+// answer to its last one.
+func closedLoop(get func(target string) (int, string), clients, n int, target func(int) string) *result {
+	r := newResult()
 	var wg sync.WaitGroup
-	var next, bad atomic.Int64
-	for range 64 {
+	var next atomic.Int64
+	for range clients {
 		wg.Go(func() {
 			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
-				if status, _ := get(url, target(int(i))); status != http.StatusOK {
-					bad.Add(1)
-				}
+				start := time.Now()
+				status, body := get(target(int(i)))
+				r.add(status, body, time.Since(start), 0)
 			}
 		})
 	}
 	wg.Wait()
-	return bad.Load()
+	return r
 }
 
 func never() (string, bool) { return "", false }

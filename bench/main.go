@@ -29,6 +29,8 @@ var (
 	nameCount    = flag.Int("names", 20_000, "how many `names` the scenario names keeps fresh")
 	floodOptions = flag.String("flood-options", "", "`options` of the resolver in the scenario flood, such as \"new_names 200\"")
 	nameTTL      = flag.Duration("ttl", 30*time.Second, "their `TTL`")
+	targetCount  = flag.Int("targets", 5000, "how many `targets` there are in the scenario many")
+	reloads      = flag.Bool("reloads", false, "change the configuration each second in the scenarios from failover on")
 )
 
 // scenarios, in the order in which they run.
@@ -48,6 +50,12 @@ var scenarios = []struct {
 	{"reload", "100 reloads under load", reload},
 	{"https", "50 https domains on one address", https},
 	{"total", "300 https domains over HTTP/2 under a total of 20 connections", total},
+	{"failover", "names with four addresses, of which one works", failover},
+	{"alldead", "no address works, and then one does", allDead},
+	{"idle", "backends close idle connections while requests come", idle},
+	{"change", "a name moves to another address, while the old one works and when it dies", change},
+	{"shared", "200 https domains on 4 addresses: whose connections are used for whom", shared},
+	{"many", "more targets than caddy may have descriptors", many},
 }
 
 func main() {

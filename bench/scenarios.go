@@ -35,8 +35,9 @@ http://127.0.0.1:%d {
 		allow_ips 127.0.0.0/8
 		%s
 	}
+	%s
 }
-`, admin, nameservers, l.options, port, more)
+`, admin, nameservers, l.options, port, more, l.site)
 }
 
 func address(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
@@ -381,7 +382,7 @@ func move(l *lab) {
 
 	var lastOld atomic.Int64
 	moved := time.Now()
-	l.names.moved.Store("d0.test", l.names.addrs[1])
+	l.names.moved.Store("d0.test", l.names.addrs[1:2])
 	stop := make(chan struct{})
 	go func() {
 		var seen int64

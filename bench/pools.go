@@ -1,0 +1,201 @@
+package main
+
+import (
+	"crypto/tls"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// everywhere makes each name have an address of its own.
+func (l *lab) everywhere(names int) {
+	l.names.addrs = nil
+	for i := range names {
+		l.names.addrs = append(l.names.addrs, loopback(i+1))
+	}
+}
+
+// protocolOf is a way to talk to backends.
+type protocolOf struct{ scheme, protocol string }
+
+var protocols = []protocolOf{{"http", ""}, {"https", "http/1.1"}, {"https", "h2"}}
+
+func (p protocolOf) String() string { return strings.TrimSpace(p.scheme + " " + p.protocol) }
+
+// config returns the configuration of the backends.
+func (p protocolOf) config(ca *authority) *tls.Config {
+	if p.scheme == "http" {
+		return nil
+	}
+	return ca.config(p.protocol)
+}
+
+// idle asks for each name about as often as its backend closes connections that
+// are not used.
+func idle(l *lab) {
+	const names, timeout = 100, time.Second
+	l.names.ttl = 3600
+	ca := l.newAuthority()
+	l.everywhere(names)
+	g := l.startGateway("tls_trust_pool file " + ca.path)
+	contents := map[string]string{"GET": "", "POST of 10 bytes": "0123456789", "POST of 64 kB": strings.Repeat("x", 64<<10)}
+	kinds := slices.Sorted(maps.Keys(contents))
+	end := time.Now().Add(time.Duration(*seconds) * 15 * time.Second / 2)
+	results := make([]map[string]*result, len(protocols))
+	backends := make([]*backends, len(protocols))
+	var ids atomic.Int64
+	var lost sync.Map // X-Id of requests that failed
+	var wg sync.WaitGroup
+	for i, p := range protocols {
+		b := l.newBackends(p.config(ca))
+		b.server.IdleTimeout = timeout
+		b.listenEverywhere()
+		backends[i], results[i] = b, make(map[string]*result)
+		for kind := range contents {
+			results[i][kind] = newResult()
+		}
+		for _, target := range targets(p.scheme, names, b.port) {
+			wg.Go(func() {
+				for time.Now().Before(end) {
+					// half of them hit the moment, as far as one can
+					pause := timeout/2 + rand.N(timeout)
+					if rand.N(2) == 0 {
+						pause = timeout - 3*time.Millisecond + rand.N(5*time.Millisecond)
+					}
+					time.Sleep(pause)
+					kind := kinds[rand.N(len(kinds))]
+					method, _, _ := strings.Cut(kind, " ")
+					start := time.Now()
+					id := fmt.Sprint(ids.Add(1))
+					status, text := g.do(method, target, "X-Id: "+id+"\r\n", contents[kind])
+					results[i][kind].add(status, text, time.Since(start), 0)
+					if status != http.StatusOK {
+						lost.Store(id, nil)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	for i, p := range protocols {
+		seen := 0
+		lost.Range(func(id, _ any) bool {
+			if _, ok := backends[i].begun.Load(id); ok {
+				seen++
+			}
+			return true
+		})
+		fmt.Printf("  %s, %d requests over %d connections; the backends had begun to serve %d of those that failed\n",
+			p, backends[i].requests.Load(), backends[i].opened.Load(), seen)
+		for _, kind := range kinds {
+			r := results[i][kind]
+			fmt.Printf("    %-16s %s; %s\n", kind, quantiles(r.Latencies), r.failures())
+		}
+	}
+	l.stop(g)
+}
+
+// shared asks for domains that have the same addresses, one of them with the
+// certificate of another, and closes all connections once.
+func shared(l *lab) {
+	const domains, clients, wrong = 200, 32, "d200.test"
+	requests := *seconds * 25_000
+	l.names.ttl = 3600
+	ca := l.newAuthority()
+	cert, err := ca.issue("somebody.else.test")
+	must(err)
+	ca.certs.Store(wrong, cert)
+	for _, p := range protocols[1:] {
+		var shaken, resumed atomic.Int64
+		config := p.config(ca)
+		config.VerifyConnection = func(s tls.ConnectionState) error {
+			shaken.Add(1)
+			if s.DidResume {
+				resumed.Add(1)
+			}
+			return nil
+		}
+		l.names.addrs = nil
+		b := l.startBackends(4, config)
+		g := l.startGateway("tls_trust_pool file " + ca.path)
+		list := targets(p.scheme, domains, b.port)
+		fmt.Printf("  %s:\n", p)
+		askWrong := func() {
+			r := closedLoop(g.get, 1, 3, func(int) string { return fmt.Sprintf("https://%s:%d", wrong, b.port) })
+			fmt.Printf("    the domain with a wrong certificate: %s\n", r.failures())
+		}
+		load := func(about string, n int, target func(int) string) {
+			opened, before, again := b.opened.Load(), shaken.Load(), resumed.Load()
+			start := time.Now()
+			r := closedLoop(g.get, clients, n, target)
+			opened = b.opened.Load() - opened
+			fmt.Printf("    %-22s %s; %d misdirected; %d connections (%.3f %% reused), %d handshakes, %d resumed; %.0f requests/s\n",
+				about, r.failures(), b.mixed.Load(), opened, 100*(1-float64(opened)/float64(n)), shaken.Load()-before, resumed.Load()-again,
+				float64(n)/time.Since(start).Seconds())
+		}
+		askWrong()
+		inTurn := func(i int) string { return list[i%domains] }
+		random := func(int) string { return list[rand.N(domains)] }
+		load("each once", domains, inTurn)
+		load("at random", requests/10, random)
+		load("and on", requests*2/5, random)
+		b.closeIdle()
+		time.Sleep(100 * time.Millisecond)
+		load("all closed, each once", domains, inTurn)
+		load("at random", requests/10, random)
+		load("and on", requests*2/5, random)
+		askWrong()
+		l.stop(g)
+	}
+}
+
+// many asks for more targets than caddy may have descriptors.
+func many(l *lab) {
+	const clients = 128
+	l.limit = 4096
+	l.names.ttl = 3600
+	l.options += fmt.Sprintf("\n\t\t\tcache_size %d", *targetCount+1000)
+	ca := l.newAuthority()
+	l.everywhere(*targetCount)
+	for _, p := range protocols {
+		b := l.newBackends(p.config(ca))
+		b.listenEverywhere()
+		g := l.startGateway("tls_trust_pool file " + ca.path)
+		stop, ended := make(chan struct{}), make(chan struct{})
+		var goroutines, descriptors int
+		go func() {
+			defer close(ended)
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(200 * time.Millisecond):
+					gs, ds := l.held(g.admin)
+					goroutines, descriptors = max(goroutines, gs), max(descriptors, ds)
+				}
+			}
+		}()
+		list := targets(p.scheme, *targetCount, b.port)
+		start := time.Now()
+		r := closedLoop(g.get, clients, len(list), func(i int) string { return list[i] })
+		took := time.Since(start)
+		again := closedLoop(g.get, clients, len(list)/4, func(int) string { return list[rand.N(len(list))] })
+		close(stop)
+		<-ended
+		peak := l.status("VmHWM:")
+		rss, heap := l.memory(g.admin)
+		fmt.Printf("  %s, %d targets in %.0f s: %s; %s\n    again, at random: %s; %s\n", p, len(list), took.Seconds(),
+			quantiles(r.Latencies), r.failures(), quantiles(again.Latencies), again.failures())
+		_, now := l.held(g.admin)
+		fmt.Printf("    at most %d descriptors of %d, %d at the end; %d goroutines; at most %.0f MB resident, %.0f at the end, %.1f on the heap; the backends see %d connections, %d were opened\n",
+			descriptors, l.limit, now, goroutines, float64(peak)/1e6, float64(rss)/1e6, float64(heap)/1e6, b.open.Load(), b.opened.Load())
+		l.stop(g)
+		b.server.Close()
+	}
+}

@@ -25,8 +25,8 @@ type attempt struct {
 	transport *Transport
 	call      *call
 	pool      *pool
-	last      bool // there is no other address to try
-	slow      int  // how many attempts before it were cut because nothing came back
+	last      bool      // there is no other address to try
+	end       time.Time // until then a connection has to be there; zero: it has its own time
 	vars      map[string]any
 	traced    context.Context // has the trace by which conn is known; nil: it need not be
 	url       url.URL
@@ -178,15 +178,12 @@ func (a *attempt) failed(err error) error {
 	if c == nil {
 		return err
 	}
-	c.tried = append(c.tried, try{a.pool.addr, isDialError(err)})
+	c.tried = append(c.tried, a.try(err, dialling))
 	c.state.err = err
 	if ended != nil {
 		c.state.err = fmt.Errorf("%s at %s: %w", c.host, a.pool.key.address, ended)
 	}
 	if dialling || ruleOf(err) != "" { // or nothing was tried
-		if errors.Is(err, errSlow) {
-			c.slow++
-		}
 		return err
 	}
 	switch received := a.body == nil || a.body.complete.Load(); {
@@ -218,7 +215,28 @@ func (a *attempt) worked(status int) {
 // try is an attempt at an address.
 type try struct {
 	addr netip.AddrPort
-	dial bool // it failed before the request was sent
+	dial bool      // there was no connection
+	cut  *cutError // it was cut; the address may be tried again …
+	end  time.Time // … until then
+}
+
+// try returns what is to be remembered of an attempt that failed.
+func (a *attempt) try(err error, dialling bool) try {
+	r := try{addr: a.pool.addr, dial: dialling}
+	if r.cut, _ = errors.AsType[*cutError](err); r.cut == nil {
+		return r
+	}
+	now := time.Now()
+	switch c, t := a.call, a.transport; {
+	case r.cut.phase == handshake:
+		r.end = now.Add(t.http.TLSHandshakeTimeout - firstTime[handshake])
+	case c.end.IsZero():
+		c.end = now.Add(t.dialTimeout - firstTime[connect])
+		fallthrough
+	default:
+		r.end = c.end
+	}
+	return r
 }
 
 // wear is what an address has been through for a request.
@@ -226,7 +244,7 @@ type wear int
 
 const (
 	untried wear = iota
-	broken       // its connection broke once, when the request may have been sent
+	worn         // its connection broke once, or took long: it may be tried once more
 	spent
 )
 
@@ -236,10 +254,10 @@ func (c *call) wearOf(addr netip.AddrPort) wear {
 	for _, t := range c.tried {
 		switch {
 		case t.addr != addr:
-		case t.dial:
-			return spent
-		default:
+		case t.cut != nil && !t.cut.failed.Load() && time.Now().Before(t.end), !t.dial:
 			n = min(n+1, spent)
+		default:
+			return spent
 		}
 	}
 	return n

@@ -349,7 +349,7 @@ var httpOptions = []string{
 //	    transport target {
 //	        ...
 //	    }
-//	    lb_retries 3 # max_upstreams - 1
+//	    lb_retries 7 # 2 * max_upstreams - 1
 //	    ...
 //	}
 //
@@ -400,11 +400,12 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 	proxy.TransportRaw = caddyconfig.JSONModuleObject(transport, "protocol", "target", nil)
 	upstreams := source.MaxUpstreams
 	setDefault(&upstreams, defaultMaxUpstreams)
-	if upstreams > 1 && !seen.has("lb_retries") && !seen.has("lb_try_duration") {
+	if !seen.has("lb_retries") && !seen.has("lb_try_duration") {
 		if proxy.LoadBalancing == nil {
 			proxy.LoadBalancing = new(reverseproxy.LoadBalancing)
 		}
-		proxy.LoadBalancing.Retries = upstreams - 1
+		// each address, and once more where that makes sense
+		proxy.LoadBalancing.Retries = 2*upstreams - 1
 	}
 	if name, ok := headerOf(handler.URL); ok {
 		// a value that the user gives it is not the client's

@@ -86,11 +86,19 @@ type pool struct {
 	// under shard.mu
 	requests   int
 	conns      map[*trackedConn]struct{}
+	spare      [phases]*spare
 	retired    bool
 	listed     bool
 	idleSince  time.Time
 	idleMoment uint64
 	prev, next *pool
+}
+
+// spare is a connection that a request did not wait for. Its pool has it among
+// the others.
+type spare struct {
+	net.Conn
+	timer *time.Timer // closes it
 }
 
 // trackedConn is a connection that the registry knows of.
@@ -115,6 +123,9 @@ const (
 	// are remembered in a shard.
 	leastIdleLimit = 500 * time.Millisecond
 	maxLimits      = 1024
+
+	// spareTime is how long a connection is kept that a request did not wait for.
+	spareTime = 2 * time.Second
 )
 
 func newRegistry(limit int) *registry {
@@ -196,6 +207,46 @@ func (g *registry) track(p *pool, conn net.Conn) (*trackedConn, error) {
 	g.sweepFromNowOn()
 	g.closeSurplus()
 	return t, nil
+}
+
+// keep keeps a connection that has come through a phase, for the next request
+// that asks for one, or closes it.
+func (g *registry) keep(p *pool, ph phase, conn net.Conn) {
+	s := &spare{Conn: conn}
+	p.shard.mu.Lock()
+	kept := !p.retired && p.spare[ph] == nil
+	if kept {
+		p.spare[ph] = s
+		s.timer = time.AfterFunc(spareTime, func() {
+			p.shard.mu.Lock()
+			if p.spare[ph] == s {
+				p.spare[ph] = nil
+			} else {
+				s = nil
+			}
+			p.shard.mu.Unlock()
+			if s != nil {
+				_ = s.Close()
+			}
+		})
+	}
+	p.shard.mu.Unlock()
+	if !kept {
+		_ = conn.Close()
+	}
+}
+
+// adopt returns a connection that was kept, or nil.
+func (g *registry) adopt(p *pool, ph phase) net.Conn {
+	p.shard.mu.Lock()
+	defer p.shard.mu.Unlock()
+	s := p.spare[ph]
+	if s == nil || p.retired {
+		return nil
+	}
+	p.spare[ph] = nil
+	s.timer.Stop()
+	return s.Conn
 }
 
 // Write implements net.Conn.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,6 +19,32 @@ import (
 
 // dial opens a TCP connection for an attempt.
 func (t *Transport) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	a, err := attemptAt(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return t.connect(ctx, a, network, address)
+}
+
+// dialTLS opens a TLS connection for an attempt.
+func (t *Transport) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
+	a, err := attemptAt(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if conn := t.registry.adopt(a.pool, handshake); conn != nil {
+		return conn, nil
+	}
+	conn, err := t.connect(ctx, a, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return t.secure(ctx, a, conn.(*trackedConn))
+}
+
+// attemptAt returns the attempt for which a connection is to be opened, unless
+// its address may not be called.
+func attemptAt(ctx context.Context) (*attempt, error) {
 	a := ctx.Value(attemptKey{}).(*attempt)
 	a.dialled.Store(true)
 	if c := a.call; c != nil && c.judge != nil {
@@ -25,103 +52,112 @@ func (t *Transport) dial(ctx context.Context, network, address string) (net.Conn
 			return nil, caddyhttp.Error(http.StatusForbidden, err)
 		}
 	}
-	conn, err := t.connect(ctx, a, network, address)
-	if err != nil {
-		return nil, newDialError(a, err)
-	}
-	tracked, err := t.registry.track(a.pool, conn)
-	if err != nil {
-		return nil, newDialError(a, err)
-	}
-	return tracked, nil
+	return a, nil
 }
 
-// dialTLS opens a TLS connection for an attempt. The certificate is verified
-// for the name that is part of the pool's key.
-func (t *Transport) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
-	a := ctx.Value(attemptKey{}).(*attempt)
-	conn, err := t.dial(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	config := t.tlsConfig.Clone()
-	config.ServerName = a.pool.key.name
-	if a.pool.key.kind == upgrade {
-		config.NextProtos = []string{"http/1.1"}
-	}
-	secured := tls.Client(conn, config)
-	step := step{first: firstHandshake, whole: t.http.TLSHandshakeTimeout}
-	if a.call != nil {
-		step.id = healthID{a.call.host, a.pool.addr}
-	}
-	_, err = t.stage(ctx, a, step, func(ctx context.Context) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, step.whole)
-		defer cancel()
-		if err := secured.HandshakeContext(ctx); err != nil {
-			_ = conn.Close()
-			return nil, err
-		}
-		return secured, nil
-	})
-	if err != nil {
-		return nil, newDialError(a, fmt.Errorf("TLS handshake: %w", err))
-	}
-	conn.(*trackedConn).h2 = secured.ConnectionState().NegotiatedProtocol == "h2"
-	return secured, nil
-}
+// phase is a phase of opening a connection.
+type phase int
 
 const (
-	// firstConnect and firstHandshake are how long a TCP connection and a TLS
-	// handshake may take while there is another address to try.
-	firstConnect   = 300 * time.Millisecond
-	firstHandshake = time.Second
+	connect phase = iota
+	handshake
+	phases
 )
 
-// errSlow is why a connection attempt was cut.
-var errSlow = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}
+// firstTime is how long a phase may take while there is another address to try.
+var firstTime = [phases]time.Duration{connect: 300 * time.Millisecond, handshake: time.Second}
 
-// step is a part of opening a connection.
-type step struct {
-	id           healthID      // of what it speaks for or against
-	first, whole time.Duration // how long it may take while there is another address, and at all
-}
+// leastConnect is how long a TCP connection may take at least where there is no
+// other address to try. A SYN is sent again after a second (RFC 6298).
+const leastConnect = 1300 * time.Millisecond
 
 // connect opens a TCP connection.
 func (t *Transport) connect(ctx context.Context, a *attempt, network, address string) (net.Conn, error) {
-	if a.call == nil {
-		return t.open(ctx, network, address)
+	if conn := t.registry.adopt(a.pool, connect); conn != nil {
+		return conn, nil
 	}
-	step := step{id: healthID{addr: a.pool.addr}, first: firstConnect, whole: t.dialTimeout}
-	return t.stage(ctx, a, step, func(ctx context.Context) (net.Conn, error) {
-		if left := t.dialTimeout - time.Duration(a.slow)*firstConnect; a.last && a.slow > 0 {
-			// all addresses together may take no longer than one
+	conn, err := t.stage(ctx, a, connect, func(ctx context.Context) (net.Conn, error) {
+		if a.last && !a.end.IsZero() {
+			// all addresses together may take no longer than one, but the
+			// first packet may be lost
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeoutCause(ctx, max(left, firstConnect), errSlow)
+			ctx, cancel = context.WithTimeoutCause(ctx, max(time.Until(a.end), leastConnect), errNoTime)
 			defer cancel()
 		}
 		conn, err := t.open(ctx, network, address)
 		switch {
 		case err == nil:
 			t.health.reached(a.pool.addr.Addr())
+			return t.registry.track(a.pool, conn)
 		case isTimeout(err) || isNoRoute(err):
 			t.health.unreached(a.pool.addr.Addr())
 		}
-		return conn, err
+		return nil, err
 	})
+	if err != nil {
+		return nil, newDialError(a, err)
+	}
+	return conn, nil
 }
 
-// stage does a step and tells health how that went. While there is another
-// address to try it waits only a short time; the step goes on in the background
-// then, and is a failure only if it fails.
-func (t *Transport) stage(ctx context.Context, a *attempt, s step, do func(context.Context) (net.Conn, error)) (net.Conn, error) {
-	told := func(ctx context.Context, err error) {
-		if err != nil && a.call != nil && ctx.Err() == nil && !isOurs(err) {
-			t.health.fail(s.id, false)
+// secure does the TLS handshake. The certificate is verified for the name that
+// is part of the pool's key.
+func (t *Transport) secure(ctx context.Context, a *attempt, conn *trackedConn) (net.Conn, error) {
+	config := t.tlsConfig.Clone()
+	config.ServerName = a.pool.key.name
+	if a.pool.key.kind == upgrade {
+		config.NextProtos = []string{"http/1.1"}
+	}
+	secured, err := t.stage(ctx, a, handshake, func(ctx context.Context) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, t.http.TLSHandshakeTimeout)
+		defer cancel()
+		secured := tls.Client(conn, config)
+		if err := secured.HandshakeContext(ctx); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+		conn.h2 = secured.ConnectionState().NegotiatedProtocol == "h2"
+		return secured, nil
+	})
+	if err != nil {
+		return nil, newDialError(a, fmt.Errorf("TLS handshake: %w", err))
+	}
+	return secured, nil
+}
+
+// errNoTime is why there is no connection.
+var errNoTime = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}
+
+// cutError is the error of a phase that was cut, and goes on.
+type cutError struct {
+	phase  phase
+	failed atomic.Bool // it has ended, and not well
+}
+
+func (*cutError) Error() string { return errNoTime.Error() }
+
+// Timeout is looked for by those who want to know.
+func (*cutError) Timeout() bool { return true }
+
+// stage does a phase and tells health how that went. While there is another
+// address to try it waits only a short time; the phase goes on in the background
+// then, and is a failure only if it fails. What comes of it is kept for a while.
+func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(context.Context) (net.Conn, error)) (net.Conn, error) {
+	id, whole := healthID{addr: a.pool.addr}, t.dialTimeout
+	if ph == handshake {
+		whole = t.http.TLSHandshakeTimeout
+		if a.call != nil {
+			id.host = a.call.host
+		}
+	}
+	tell := func(ctx context.Context, err error) {
+		if err != nil && a.call != nil && ctx.Err() == nil && !isOurs(err) && err != errRetired {
+			t.health.fail(id, false)
 		}
 	}
 	if a.last {
 		conn, err := do(ctx)
-		told(ctx, err)
+		tell(ctx, err)
 		return conn, err
 	}
 
@@ -131,31 +167,34 @@ func (t *Transport) stage(ctx context.Context, a *attempt, s step, do func(conte
 	}
 	results := make(chan result)
 	cut, ended := make(chan struct{}), make(chan struct{})
+	slow := &cutError{phase: ph}
 	doCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
 		defer close(ended)
 		defer cancel()
 		conn, err := do(doCtx)
-		told(doCtx, err)
+		tell(doCtx, err)
 		select {
 		case results <- result{conn, err}:
 		case <-cut:
-			if err == nil {
-				_ = conn.Close()
-				t.health.works(s.id.host, s.id.addr)
+			if err != nil {
+				slow.failed.Store(true)
+				return
 			}
+			t.health.works(id.host, id.addr)
+			t.registry.keep(a.pool, ph, conn)
 		}
 	}()
-	timer := time.NewTimer(s.first)
+	timer := time.NewTimer(firstTime[ph])
 	defer timer.Stop()
 	select {
 	case r := <-results:
 		return r.conn, r.err
 	case <-timer.C:
-		t.health.suspect(s.id, s.whole-s.first)
+		t.health.suspect(id, whole-firstTime[ph])
 		close(cut)
 		t.leave(cancel, ended)
-		return nil, errSlow
+		return nil, slow
 	case <-ctx.Done():
 		close(cut)
 		t.leave(cancel, ended)
@@ -163,7 +202,7 @@ func (t *Transport) stage(ctx context.Context, a *attempt, s step, do func(conte
 	}
 }
 
-// leave lets a step go on that nobody waits for any more, until the transport
+// leave lets a phase go on that nobody waits for any more, until the transport
 // ends. Until then it is the request's, which may outlive the configuration.
 func (t *Transport) leave(cancel context.CancelFunc, ended <-chan struct{}) {
 	t.life.Lock()

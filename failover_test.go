@@ -3,6 +3,7 @@ package caddytarget
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -463,6 +465,105 @@ func TestHangingHandshake(t *testing.T) {
 	}
 	if hung != 1 {
 		t.Errorf("%d handshakes hang", hung)
+	}
+}
+
+// TestSlowHandshake: an address that is only slow is used in the end, if the
+// others do not work, and what it has begun is not for nothing.
+func TestSlowHandshake(t *testing.T) {
+	w := newWorld(t)
+	slow := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
+	var begun atomic.Int64
+	certificate := slow.servers[0].TLSConfig.GetCertificate
+	slow.servers[0].TLSConfig.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		begun.Add(1)
+		time.Sleep(1500 * time.Millisecond)
+		return certificate(hello)
+	}
+	w.run(w.proxy("tls_timeout 50s", "fail_duration 0", "lb_policy first"))
+	for i := range 3 {
+		name := fmt.Sprintf("n%d.example", i)
+		w.dns.has(name, "127.0.0.2", "127.0.0.3", "127.0.0.4") // the other two refuse
+		res, err := w.try(http.MethodPost, "/", "https://"+name+":"+slow.port, strings.NewReader("body"))
+		if err != nil || res.StatusCode != 200 || res.seen.Body != "body" {
+			t.Error(res, err)
+		}
+	}
+	if n := begun.Load(); n > 6 {
+		t.Errorf("%d handshakes", n)
+	}
+}
+
+// TestSpare: a connection that a request did not wait for serves the next one, or
+// is closed.
+func TestSpare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRegistry(100)
+		defer g.close()
+		p := g.acquire(poolKey{address: "192.0.2.1:80"}, nil)
+		defer g.release(p)
+		track := func() *trackedConn {
+			client, server := net.Pipe()
+			t.Cleanup(func() { server.Close() })
+			conn, err := g.track(p, client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return conn
+		}
+		first, second := track(), track()
+		g.keep(p, connect, first)
+		if g.adopt(p, handshake) != nil {
+			t.Error("adopted what has come through another phase")
+		}
+		g.keep(p, connect, second) // one is enough
+		if n := g.open.Load(); n != 1 {
+			t.Errorf("%d connections are open", n)
+		}
+		if g.adopt(p, connect) != first {
+			t.Error("not adopted")
+		}
+		if g.adopt(p, connect) != nil {
+			t.Error("adopted twice")
+		}
+		time.Sleep(2 * spareTime)
+		if n := g.open.Load(); n != 1 {
+			t.Errorf("%d connections are open, one is used", n)
+		}
+		g.keep(p, connect, first)
+		time.Sleep(2 * spareTime)
+		if n := g.open.Load(); n != 0 || g.adopt(p, connect) != nil {
+			t.Errorf("%d connections are open, and none is used", n)
+		}
+	})
+}
+
+// TestAllSilent: silent addresses are dialled once each.
+func TestAllSilent(t *testing.T) {
+	w := newWorld(t)
+	w.dns.has("name.example", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
+	w.run(w.proxy("dial_timeout 1s"))
+	var d dialled
+	w.hookDials(func(dialler) dialler {
+		return d.hook(func(ctx context.Context, _, _ string) (net.Conn, error) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+			return nil, errors.New("dial tcp: i/o timeout")
+		})
+	})
+	if res, err := w.try(http.MethodPost, "/", "http://name.example", strings.NewReader("body")); err != nil || res.StatusCode != http.StatusGatewayTimeout {
+		t.Error(res, err)
+	}
+	counts := d.take()
+	for addr, n := range counts {
+		if n != 1 {
+			t.Errorf("%s was dialled %d times", addr, n)
+		}
+	}
+	if len(counts) != 4 {
+		t.Errorf("dialled %v", counts)
 	}
 }
 

@@ -166,7 +166,7 @@ type call struct {
 	service  *serviceCall // that it belongs to, if to any
 
 	tried []try        // by the attempts so far
-	slow  int          // how many of them were cut because nothing came back
+	end   time.Time    // until then a connection has to be there; zero: each has its own time
 	body  *requestBody // of the request that is sent
 	state *requestState
 }

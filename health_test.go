@@ -213,7 +213,7 @@ func TestFamilies(t *testing.T) {
 func TestChoose(t *testing.T) {
 	dialled := func(addrs ...netip.AddrPort) (tried []try) {
 		for _, a := range addrs {
-			tried = append(tried, try{a, true})
+			tried = append(tried, try{addr: a, dial: true})
 		}
 		return tried
 	}
@@ -229,9 +229,9 @@ func TestChoose(t *testing.T) {
 		{"tried", 3, dialled(addrA), func(*health, func(time.Duration)) {}, []netip.AddrPort{addrB, addr6}},
 		{"all preferred ones tried", 2, dialled(addrA, addrB), func(*health, func(time.Duration)) {}, []netip.AddrPort{addr6}},
 		{"all tried", 3, dialled(addrA, addrB, addr6), func(*health, func(time.Duration)) {}, nil},
-		{"all tried, one connection broke", 3, append(dialled(addrA, addrB), try{addr6, false}), func(*health, func(time.Duration)) {}, []netip.AddrPort{addr6}},
-		{"and again", 3, append(dialled(addrA, addrB), try{addr6, false}, try{addr6, false}), func(*health, func(time.Duration)) {}, nil},
-		{"a connection broke, and there is another address", 3, append(dialled(addrA), try{addr6, false}), func(h *health, _ func(time.Duration)) {
+		{"all tried, one connection broke", 3, append(dialled(addrA, addrB), try{addr: addr6}), func(*health, func(time.Duration)) {}, []netip.AddrPort{addr6}},
+		{"and again", 3, append(dialled(addrA, addrB), try{addr: addr6}, try{addr: addr6}), func(*health, func(time.Duration)) {}, nil},
+		{"a connection broke, and there is another address", 3, append(dialled(addrA), try{addr: addr6}), func(h *health, _ func(time.Duration)) {
 			h.fail(healthID{addr: addrB}, false)
 		}, []netip.AddrPort{addrB}},
 		{"a dead family", 3, nil, func(h *health, _ func(time.Duration)) {

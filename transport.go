@@ -319,7 +319,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	key := poolKey{address: info.Address}
 	if c := a.call; c != nil {
-		a.slow = c.slow
+		a.end = c.end
 		a.last = c.attempts() >= t.retries || !c.othersThan(info.Address)
 	}
 

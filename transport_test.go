@@ -531,7 +531,8 @@ func TestDialError(t *testing.T) {
 		timeout bool
 	}{
 		{"refused", errors.New("refused"), false},
-		{"cut", errSlow, true},
+		{"cut", new(cutError), true},
+		{"no time", errNoTime, true},
 		{"timeout of the embedded transport", timeoutError{reverseproxy.NewDialError(errors.New("i/o timeout"))}, true},
 		{"TLS timeout", fmt.Errorf("TLS handshake: %w", context.DeadlineExceeded), true},
 	} {

@@ -347,7 +347,7 @@ type choice struct {
 
 // choose returns the addresses to try now: those that work and were not tried,
 // the preferred ones if there are any; else those that do not work, for some
-// address has to be tried; else those where a connection broke once. An address
+// address has to be tried; else those that may be tried once more. An address
 // whose time is over is returned alone, on trial, so that this request tries it.
 // When nothing is left there is an end, unless reverse_proxy is to try for some
 // time: then all begins again.
@@ -360,15 +360,15 @@ func (u *Upstreams) choose(c *call) choice {
 		return choice{addrs: c.addrs[:c.preferred], working: true}
 	}
 
-	var working, failing, broke []netip.Addr
+	var working, failing, again []netip.Addr
 	workingPreferred := 0
 	for i, a := range c.addrs {
 		if i >= c.preferred && workingPreferred > 0 {
 			break
 		}
 		switch v, n := u.usable(c, &j, a, true); {
-		case n == broken:
-			broke = append(broke, a)
+		case n == worn:
+			again = append(again, a)
 		case n == spent:
 		case v == onTrial:
 			return choice{addrs: []netip.Addr{a}, trial: true, working: true}
@@ -388,10 +388,10 @@ func (u *Upstreams) choose(c *call) choice {
 		return choice{addrs: working, working: true}
 	case len(failing) > 0:
 		return choice{addrs: failing}
-	case len(broke) > 0:
-		return choice{addrs: broke}
+	case len(again) > 0:
+		return choice{addrs: again}
 	case u.patient:
-		c.tried, c.slow = c.tried[:0], 0
+		c.tried, c.end = c.tried[:0], time.Time{}
 		return choice{addrs: c.addrs}
 	}
 	return choice{}

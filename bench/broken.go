@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -51,28 +52,50 @@ func resetFirst(conn net.Conn) {
 	reset(conn)
 }
 
-// blackhole makes an address one where TCP connections are neither opened nor
-// refused: nobody accepts them and the queue is full.
-func blackhole(addr netip.AddrPort) (stop func()) {
+// blackhole is an address where TCP connections are neither opened nor refused:
+// nobody accepts them and the queue is full.
+type blackhole struct {
+	fd    int
+	queue []net.Conn
+}
+
+func newBlackhole(addr netip.AddrPort) *blackhole {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
 	must(err)
 	syscall.CloseOnExec(fd)
 	must(syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1))
 	must(syscall.Bind(fd, &syscall.SockaddrInet4{Addr: addr.Addr().As4(), Port: int(addr.Port())}))
 	must(syscall.Listen(fd, 0))
-	var queue []net.Conn
+	h := &blackhole{fd: fd}
 	for {
 		conn, err := net.DialTimeout("tcp", addr.String(), 200*time.Millisecond)
 		if err != nil {
-			break
+			return h
 		}
-		queue = append(queue, conn)
+		h.queue = append(h.queue, conn)
 	}
-	return func() {
-		_ = syscall.Close(fd)
-		for _, conn := range queue {
-			conn.Close()
-		}
+}
+
+// wake lets backends accept connections there. One that is being opened is open
+// when the kernel tries again, a second after its first try.
+func (h *blackhole) wake(b *backends) {
+	must(syscall.Listen(h.fd, syscall.SOMAXCONN))
+	file := os.NewFile(uintptr(h.fd), "")
+	listener, err := net.FileListener(file)
+	must(err)
+	file.Close()
+	b.serveOn(listener)
+	h.closeQueue()
+}
+
+func (h *blackhole) close() {
+	_ = syscall.Close(h.fd)
+	h.closeQueue()
+}
+
+func (h *blackhole) closeQueue() {
+	for _, conn := range h.queue {
+		conn.Close()
 	}
 }
 

@@ -57,7 +57,7 @@ func failover(l *lab) {
 		resetting := new(resetter)
 		b.listen(addrs[3])
 		if scheme == "http" {
-			l.onClose(blackhole(on(1)))
+			l.onClose(newBlackhole(on(1)).close)
 			l.onClose(listenRaw(on(2), resetting.serve))
 			fmt.Printf("http: %s refuses, %s is silent, %s resets, %s works\n", addrs[0], addrs[1], addrs[2], addrs[3])
 		} else {
@@ -77,6 +77,26 @@ func failover(l *lab) {
 		}
 		failoverOf(l, l.startGateway("tls_trust_pool file "+ca.path), scheme, b.port, resetting)
 	}
+	lostPacket(l)
+}
+
+// lostPacket has the first packet to the good address get lost, so that it takes
+// a second to open a connection to it, while the three others refuse.
+func lostPacket(l *lab) {
+	b := l.newBackends(nil)
+	addrs := []netip.Addr{loopback(1), loopback(2), loopback(3), loopback(4)}
+	for i := range failoverNames {
+		l.names.moved.Store(fmt.Sprintf("d%d.test", i), addrs)
+	}
+	good := newBlackhole(netip.AddrPortFrom(addrs[3], uint16(b.port)))
+	g := l.startGateway("")
+	list := targets("http", failoverNames, b.port)
+	time.AfterFunc(500*time.Millisecond, func() { good.wake(b) })
+	r := closedLoop(g.get, len(list), len(list), func(i int) string { return list[i] })
+	fmt.Printf("http, three addresses refuse, and the first packet to the good one is lost: %s; %s\n", quantiles(slices.Concat(r.Latencies, r.lostAfter)), r.failures())
+	r = openLoopBy(g.get, 50, 3*time.Second, oneOf("http", failoverNames, b.port), never)
+	fmt.Printf("  after that: %s; %s\n", quantiles(r.Latencies), r.failures())
+	l.stop(g)
 }
 
 func failoverOf(l *lab, g *gatewayRun, scheme string, port int, resetting *resetter) {
@@ -143,7 +163,7 @@ func allDead(l *lab) {
 		die           func(netip.AddrPort) (stop func())
 	}{
 		{"refusing", "http", func(netip.AddrPort) func() { return func() {} }},
-		{"silent", "http", blackhole},
+		{"silent", "http", func(addr netip.AddrPort) func() { return newBlackhole(addr).close }},
 		{"no handshake", "https", func(addr netip.AddrPort) func() { return listenRaw(addr, hang) }},
 	}
 	for i := range names {
@@ -172,10 +192,14 @@ func allDead(l *lab) {
 			fmt.Fprintf(&reports[i], "    %-24s %s; %s\n", about, quantiles(slices.Concat(r.Latencies, r.lostAfter)), r.failures())
 		}
 		wg.Go(func() {
-			show("the first", closedLoop(g.get, 1, 1, func(int) string { return target() }))
-			later := make(chan *result)
+			one := func(int) string { return target() }
+			alone, later := make(chan *result), make(chan *result)
+			go func() { alone <- closedLoop(g.get, 1, 1, one) }()
+			time.Sleep(100 * time.Millisecond)
 			go func() { later <- openLoopBy(g.get, 20, 3*time.Second, target, never) }()
-			show("50 at once", closedLoop(g.get, 50, 50, func(int) string { return target() }))
+			atOnce := closedLoop(g.get, 50, 50, one)
+			show("the first", <-alone)
+			show("50 at once", atOnce)
 			show("and 20 a second", <-later)
 
 			first()

@@ -356,6 +356,7 @@ func (n *nameserver) since(from time.Time) (most, sum int64) {
 // backends answer on several addresses and one port.
 type backends struct {
 	port     int
+	tls      bool
 	delay    time.Duration // of responses
 	begun    sync.Map      // X-Id of requests that came
 	server   *http.Server
@@ -388,7 +389,7 @@ func loopback(n int) netip.Addr {
 
 // newBackends returns backends that do not listen yet.
 func (l *lab) newBackends(config *tls.Config) *backends {
-	b := &backends{port: freePort()}
+	b := &backends{port: freePort(), tls: config != nil}
 	b.server = &http.Server{
 		TLSConfig: config,
 		Handler:   http.HandlerFunc(b.serve),
@@ -422,10 +423,10 @@ func (b *backends) listen(addr netip.Addr) net.Listener {
 
 func (b *backends) serveOn(listener net.Listener) {
 	go func() {
-		if b.server.TLSConfig == nil {
-			_ = b.server.Serve(listener)
-		} else {
+		if b.tls { // the server has a TLSConfig of its own as soon as it serves
 			_ = b.server.ServeTLS(listener, "", "")
+		} else {
+			_ = b.server.Serve(listener)
 		}
 	}()
 }

@@ -4,6 +4,9 @@
 //	go run ./build && go run ./bench            # all scenarios
 //	go run ./bench throughput dead              # some of them
 //	go run ./bench -names 100000 -ttl 5m names  # 11 minutes
+//	go run ./bench -seconds 40 idle             # 5 minutes
+//	go run ./bench -targets 20000 many          # 1 minute
+//	go run ./bench -reloads failover            # while the configuration changes each second
 //
 // The throughput scenario needs wrk. What is compared runs interleaved, several
 // times, and medians are printed: single runs on a busy machine mean little.

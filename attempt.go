@@ -25,8 +25,8 @@ type attempt struct {
 	transport *Transport
 	call      *call
 	pool      *pool
-	last      bool      // there is no other address to try
-	end       time.Time // until then a connection has to be there; zero: it has its own time
+	last      bool              // there is no other address to try
+	ends      [phases]time.Time // when the time is over that a phase has; zero: it has its own
 	vars      map[string]any
 	traced    context.Context // has the trace by which conn is known; nil: it need not be
 	url       url.URL
@@ -226,16 +226,11 @@ func (a *attempt) try(err error, dialling bool) try {
 	if r.cut, _ = errors.AsType[*cutError](err); r.cut == nil {
 		return r
 	}
-	now := time.Now()
-	switch c, t := a.call, a.transport; {
-	case r.cut.phase == handshake:
-		r.end = now.Add(t.http.TLSHandshakeTimeout - firstTime[handshake])
-	case c.end.IsZero():
-		c.end = now.Add(t.dialTimeout - firstTime[connect])
-		fallthrough
-	default:
-		r.end = c.end
+	end := &a.call.ends[r.cut.phase]
+	if end.IsZero() {
+		*end = time.Now().Add(a.transport.wholeTime(r.cut.phase) - firstTime[r.cut.phase])
 	}
+	r.end = *end
 	return r
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -64,12 +65,22 @@ const (
 	phases
 )
 
-// firstTime is how long a phase may take while there is another address to try.
-var firstTime = [phases]time.Duration{connect: 300 * time.Millisecond, handshake: time.Second}
+var (
+	// firstTime is how long a phase may take while there is another address to try.
+	firstTime = [phases]time.Duration{connect: 300 * time.Millisecond, handshake: time.Second}
 
-// leastConnect is how long a TCP connection may take at least where there is no
-// other address to try. A SYN is sent again after a second (RFC 6298).
-const leastConnect = 1300 * time.Millisecond
+	// leastTime is how long it may take at least where there is none. A SYN is sent
+	// again after a second (RFC 6298).
+	leastTime = [phases]time.Duration{connect: 1300 * time.Millisecond, handshake: 2 * time.Second}
+)
+
+// wholeTime returns how long a phase may take at all.
+func (t *Transport) wholeTime(ph phase) time.Duration {
+	if ph == handshake {
+		return t.http.TLSHandshakeTimeout
+	}
+	return t.dialTimeout
+}
 
 // connect opens a TCP connection.
 func (t *Transport) connect(ctx context.Context, a *attempt, network, address string) (net.Conn, error) {
@@ -77,13 +88,6 @@ func (t *Transport) connect(ctx context.Context, a *attempt, network, address st
 		return conn, nil
 	}
 	conn, err := t.stage(ctx, a, connect, func(ctx context.Context) (net.Conn, error) {
-		if a.last && !a.end.IsZero() {
-			// all addresses together may take no longer than one, but the
-			// first packet may be lost
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeoutCause(ctx, max(time.Until(a.end), leastConnect), errNoTime)
-			defer cancel()
-		}
 		conn, err := t.open(ctx, network, address)
 		switch {
 		case err == nil:
@@ -109,8 +113,6 @@ func (t *Transport) secure(ctx context.Context, a *attempt, conn *trackedConn) (
 		config.NextProtos = []string{"http/1.1"}
 	}
 	secured, err := t.stage(ctx, a, handshake, func(ctx context.Context) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, t.http.TLSHandshakeTimeout)
-		defer cancel()
 		secured := tls.Client(conn, config)
 		if err := secured.HandshakeContext(ctx); err != nil {
 			_ = conn.Close()
@@ -143,12 +145,9 @@ func (*cutError) Timeout() bool { return true }
 // address to try it waits only a short time; the phase goes on in the background
 // then, and is a failure only if it fails. What comes of it is kept for a while.
 func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(context.Context) (net.Conn, error)) (net.Conn, error) {
-	id, whole := healthID{addr: a.pool.addr}, t.dialTimeout
-	if ph == handshake {
-		whole = t.http.TLSHandshakeTimeout
-		if a.call != nil {
-			id.host = a.call.host
-		}
+	id, whole := healthID{addr: a.pool.addr}, t.wholeTime(ph)
+	if ph == handshake && a.call != nil {
+		id.host = a.call.host
 	}
 	tell := func(ctx context.Context, err error) {
 		if err != nil && a.call != nil && ctx.Err() == nil && !isOurs(err) && err != errRetired {
@@ -156,7 +155,13 @@ func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(con
 		}
 	}
 	if a.last {
-		conn, err := do(ctx)
+		if end := a.ends[ph]; !end.IsZero() {
+			// all addresses together may take no longer than one
+			whole = min(whole, max(time.Until(end), leastTime[ph]))
+		}
+		timed, cancel := context.WithTimeoutCause(ctx, whole, errNoTime)
+		defer cancel()
+		conn, err := do(timed)
 		tell(ctx, err)
 		return conn, err
 	}
@@ -167,22 +172,27 @@ func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(con
 	}
 	results := make(chan result)
 	cut, ended := make(chan struct{}), make(chan struct{})
-	slow := &cutError{phase: ph}
+	slow, late := &cutError{phase: ph}, false
 	doCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
 		defer close(ended)
 		defer cancel()
-		conn, err := do(doCtx)
+		timed, cancel := context.WithTimeoutCause(doCtx, whole, errNoTime)
+		defer cancel()
+		conn, err := do(timed)
 		tell(doCtx, err)
 		select {
 		case results <- result{conn, err}:
 		case <-cut:
-			if err != nil {
-				slow.failed.Store(true)
+			switch {
+			case err == nil:
+				t.health.works(id.host, id.addr)
+				t.registry.keep(a.pool, ph, conn)
 				return
+			case late && doCtx.Err() != nil: // the transport has ended, and nothing has come back
+				t.health.fail(id, false)
 			}
-			t.health.works(id.host, id.addr)
-			t.registry.keep(a.pool, ph, conn)
+			slow.failed.Store(true)
 		}
 	}()
 	timer := time.NewTimer(firstTime[ph])
@@ -192,6 +202,7 @@ func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(con
 		return r.conn, r.err
 	case <-timer.C:
 		t.health.suspect(id, whole-firstTime[ph])
+		late = true
 		close(cut)
 		t.leave(cancel, ended)
 		return nil, slow
@@ -199,6 +210,56 @@ func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(con
 		close(cut)
 		t.leave(cancel, ended)
 		return nil, context.Cause(ctx)
+	}
+}
+
+// probe opens connections to addresses of an attempt's target that failed a while
+// ago, as they would be opened for the attempt, to see whether they work again.
+func (t *Transport) probe(a *attempt) {
+	c := a.call
+	if c == nil {
+		return
+	}
+	t.probeFor(a, c)
+	if c.service != nil {
+		for i := range c.service.calls {
+			t.probeFor(a, &c.service.calls[i].call)
+		}
+	}
+}
+
+// probeFor is probe for a call that might have been that of the attempt.
+func (t *Transport) probeFor(a *attempt, c *call) {
+	for _, addr := range c.probe {
+		key := a.pool.key
+		key.address = netip.AddrPortFrom(addr, c.port).String()
+		if key.name == a.call.host {
+			key.name = c.host
+		}
+		// nothing of the request, which may be over sooner
+		p := &attempt{Context: t.ctx, transport: t, call: c, vars: a.vars, last: true}
+		t.background(func() {
+			p.pool = t.registry.acquire(key, c)
+			defer t.registry.release(p.pool)
+			open, ph := t.dial, connect
+			if key.name != "" {
+				open, ph = t.dialTLS, handshake
+			}
+			if conn, err := open(p, "tcp", key.address); err == nil {
+				t.health.works(c.host, p.pool.addr)
+				t.registry.keep(p.pool, ph, conn)
+			}
+		})
+	}
+	c.probe = nil
+}
+
+// background runs f on a goroutine that Cleanup waits for, unless it has begun.
+func (t *Transport) background(f func()) {
+	t.life.Lock()
+	defer t.life.Unlock()
+	if t.ctx.Err() == nil {
+		t.dials.Go(f)
 	}
 }
 

@@ -494,6 +494,44 @@ func TestSlowHandshake(t *testing.T) {
 	}
 }
 
+// TestProbe: whether an address works again is found out without a request, and
+// then it is used again.
+func TestProbe(t *testing.T) {
+	for _, scheme := range []string{"http", "https"} {
+		t.Run(scheme, func(t *testing.T) {
+			w := newWorld(t)
+			config := backendConfig{addrs: []string{"127.0.0.3"}}
+			if scheme == "https" {
+				config.ca, config.h2 = w.ca, true
+			}
+			b := newBackend(t, config)
+			target := scheme + "://name.example:" + b.port
+			w.dns.has("name.example", "127.0.0.2", "127.0.0.3")
+			w.run(w.proxy("lb_policy first", "fail_duration 50ms"))
+			for range 2 { // once the dead one comes first, if at all
+				w.mustGet("/", target)
+			}
+			w.run(w.proxy("lb_policy round_robin", "fail_duration 50ms", "lb_retries 0"))
+			var d dialled
+			w.hookDials(d.hook)
+			dead, failed := 0, 0
+			eventually(t, "the dead address is probed", func() bool {
+				if res := w.get("/", target); res.StatusCode != 200 {
+					failed++ // the first one may find out
+				}
+				dead += d.take()["127.0.0.2:"+b.port]
+				return dead >= 5
+			})
+			if failed > 1 {
+				t.Errorf("%d requests failed", failed)
+			}
+			config.addrs, config.port = []string{"127.0.0.2"}, b.port
+			newBackend(t, config)
+			eventually(t, "the address is used again", func() bool { return w.mustGet("/", target).seen.Address == "127.0.0.2" })
+		})
+	}
+}
+
 // TestSpare: a connection that a request did not wait for serves the next one, or
 // is closed.
 func TestSpare(t *testing.T) {

@@ -165,9 +165,10 @@ type call struct {
 	resolver *resolver
 	service  *serviceCall // that it belongs to, if to any
 
-	tried []try        // by the attempts so far
-	end   time.Time    // until then a connection has to be there; zero: each has its own time
-	body  *requestBody // of the request that is sent
+	probe []netip.Addr      // to be found out about in the background
+	tried []try             // by the attempts so far
+	ends  [phases]time.Time // when the time is over that they all have; zero: each has its own
+	body  *requestBody      // of the request that is sent
 	state *requestState
 }
 

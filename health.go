@@ -49,7 +49,7 @@ type failing struct {
 	fails int
 	last  time.Time
 	sent  bool      // when it last failed, a request may have been sent
-	trial time.Time // a request was sent there to see whether it works again
+	trial time.Time // it was tried to see whether it works again
 	slow  time.Time // until then a connection attempt that was cut is still under way
 }
 
@@ -155,7 +155,8 @@ type verdict int
 
 const (
 	good    verdict = iota
-	onTrial         // it failed a while ago, and nobody has tried it since
+	onProbe         // connections to it failed a while ago, and nobody has opened one since
+	onTrial         // it failed a while ago, and no request has tried it since
 	ejected
 )
 
@@ -220,7 +221,7 @@ func (f *familyHealth) verdict(now time.Time, duration time.Duration, try bool) 
 	if try {
 		f.trial = now
 	}
-	return onTrial
+	return onProbe
 }
 
 // judging is what a verdict on addresses of a target depends on.
@@ -235,8 +236,8 @@ type judging struct {
 	repeatable bool
 }
 
-// judge returns the verdict on an address. With try, what is on trial is taken to
-// be tried now: for others it is ejected until that has ended.
+// judge returns the verdict on an address. With try, what is to be probed or on
+// trial is taken to be tried now: for others it is ejected until that has ended.
 func (h *health) judge(j *judging, addr netip.AddrPort, try bool) verdict {
 	s, family := h.shard(addr), h.family(addr.Addr())
 	if s.size.Load() == 0 && !family.dead() {
@@ -257,19 +258,16 @@ func (h *health) judge(j *judging, addr netip.AddrPort, try bool) verdict {
 			return ejected
 		case f.sent && !j.repeatable && now.Sub(f.last) < 2*j.duration:
 			return ejected
-		default:
+		case f.sent:
 			v = onTrial
+		default:
+			v = max(v, onProbe)
 		}
 	}
 	if family.dead() {
-		switch family.verdict(now, j.duration, try) {
-		case ejected:
-			return ejected
-		case onTrial:
-			v = onTrial
-		}
+		v = max(v, family.verdict(now, j.duration, try))
 	}
-	if v == onTrial && try {
+	if v != ejected && try {
 		for _, f := range levels {
 			if f != nil && f.fails >= j.maxFails {
 				f.trial = now

@@ -54,7 +54,7 @@ func TestHealth(t *testing.T) {
 		{"the time is over", func(h *health, advance func(time.Duration)) {
 			h.fail(healthID{addr: addrA}, false)
 			advance(duration)
-		}, "a.example", onTrial},
+		}, "a.example", onProbe},
 		{"somebody tries it", func(h *health, advance func(time.Duration)) {
 			h.fail(healthID{addr: addrA}, false)
 			advance(duration)
@@ -65,12 +65,12 @@ func TestHealth(t *testing.T) {
 			advance(duration)
 			h.judge(&judging{"b.example", 1, duration, true}, addrA, true)
 			advance(trialTime)
-		}, "a.example", onTrial},
+		}, "a.example", onProbe},
 		{"looking is not trying", func(h *health, advance func(time.Duration)) {
 			h.fail(healthID{addr: addrA}, false)
 			advance(duration)
 			h.judge(&judging{"b.example", 1, duration, true}, addrA, false)
-		}, "a.example", onTrial},
+		}, "a.example", onProbe},
 		{"due for one level, ejected for the other: no trial is used up", func(h *health, advance func(time.Duration)) {
 			h.fail(healthID{addr: addrA}, false)
 			advance(duration / 2)
@@ -79,6 +79,15 @@ func TestHealth(t *testing.T) {
 			if h.judge(&judging{"b.example", 1, duration, true}, addrA, true) != ejected {
 				panic("not ejected")
 			}
+		}, "a.example", onProbe},
+		{"a request failed, and the time is over", func(h *health, advance func(time.Duration)) {
+			h.fail(healthID{"a.example", addrA}, true)
+			advance(duration)
+		}, "a.example", onTrial},
+		{"a request failed, and then a connection", func(h *health, advance func(time.Duration)) {
+			h.fail(healthID{"a.example", addrA}, true)
+			h.fail(healthID{addr: addrA}, false)
+			advance(duration)
 		}, "a.example", onTrial},
 		{"a cut dial is under way", func(h *health, _ func(time.Duration)) { h.suspect(healthID{addr: addrA}, time.Second) }, "a.example", ejected},
 		{"and is over", func(h *health, advance func(time.Duration)) {
@@ -110,7 +119,7 @@ func TestHealth(t *testing.T) {
 		}
 		h.fail(healthID{"a.example", addrA}, false)
 		advance(duration)
-		if p := h.judge(&post, addrA, false); p != onTrial {
+		if p := h.judge(&post, addrA, false); p != onProbe {
 			t.Errorf("%d for what cannot be repeated, where it would not be sent", p)
 		}
 	})
@@ -180,11 +189,11 @@ func TestFamilies(t *testing.T) {
 		{"the time is over", func(_ *health, advance func(time.Duration), unreached func(...string)) {
 			unreached(dead...)
 			advance(duration)
-		}, onTrial},
+		}, onProbe},
 		{"somebody tries it", func(h *health, advance func(time.Duration), unreached func(...string)) {
 			unreached(dead...)
 			advance(duration)
-			if h.judge(&judging{"b.example", 1, duration, true}, netip.MustParseAddrPort("[2001:db8:9::1]:80"), true) != onTrial {
+			if h.judge(&judging{"b.example", 1, duration, true}, netip.MustParseAddrPort("[2001:db8:9::1]:80"), true) != onProbe {
 				panic("no trial")
 			}
 		}, ejected},
@@ -248,8 +257,18 @@ func TestChoose(t *testing.T) {
 		{"ejected", 3, nil, func(h *health, _ func(time.Duration)) { h.fail(healthID{addr: addrB}, false) }, []netip.AddrPort{addrA, addr6}},
 		{"ejected, but the others were tried", 3, dialled(addrA, addr6), func(h *health, _ func(time.Duration)) { h.fail(healthID{addr: addrB}, false) }, []netip.AddrPort{addrB}},
 		{"on trial: alone", 3, nil, func(h *health, advance func(time.Duration)) {
+			h.fail(healthID{"a.example", addrB}, true)
+			advance(defaultFailDuration)
+		}, []netip.AddrPort{addrB}},
+		{"to be probed", 3, nil, func(h *health, advance func(time.Duration)) {
 			h.fail(healthID{addr: addrB}, false)
 			advance(defaultFailDuration)
+		}, []netip.AddrPort{addrA, addr6}},
+		{"to be probed, and there is no other", 3, nil, func(h *health, advance func(time.Duration)) {
+			h.fail(healthID{addr: addrB}, false)
+			advance(defaultFailDuration)
+			h.fail(healthID{addr: addrA}, false)
+			h.fail(healthID{addr: addr6}, false)
 		}, []netip.AddrPort{addrB}},
 		{"what is not preferred is not tried while something preferred is good", 2, nil, func(h *health, advance func(time.Duration)) {
 			h.fail(healthID{addr: addr6}, false)
@@ -268,7 +287,7 @@ func TestChoose(t *testing.T) {
 			h, advance := testHealth()
 			test.do(h, advance)
 			u := &Upstreams{MaxUpstreams: defaultMaxUpstreams, MaxFails: 1, failDuration: defaultFailDuration, health: h}
-			c := &call{host: "a.example", port: 443, tried: test.tried}
+			c := &call{host: "a.example", port: 443, tried: test.tried, repeats: true}
 			c.addrs, c.preferred = []netip.Addr{addrA.Addr(), addrB.Addr(), addr6.Addr()}, test.preferred
 			var got []netip.AddrPort
 			for _, up := range u.offer(t.Context(), c) {
@@ -276,6 +295,9 @@ func TestChoose(t *testing.T) {
 			}
 			if !slices.Equal(got, test.want) {
 				t.Errorf("got %v, want %v", got, test.want)
+			}
+			if probed := test.name == "to be probed"; probed != (len(c.probe) == 1) {
+				t.Errorf("probed: %v", c.probe)
 			}
 		})
 	}

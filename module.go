@@ -42,6 +42,7 @@ type App struct {
 type shared struct {
 	health   *health
 	refusals *refusals
+	sessions *sessions
 }
 
 // shareds holds the one shared of the process while a configuration uses it.
@@ -50,7 +51,7 @@ var shareds = caddy.NewUsagePool()
 const sharedKey = "shared"
 
 func acquireShared() *shared {
-	value, _ := shareds.LoadOrStore(sharedKey, &shared{newHealth(), newRefusals()})
+	value, _ := shareds.LoadOrStore(sharedKey, &shared{newHealth(), newRefusals(), new(sessions)})
 	return value.(*shared)
 }
 

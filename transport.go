@@ -57,7 +57,8 @@ type Transport struct {
 	dialTimeout time.Duration
 	dialTCP     func(ctx context.Context, network, address string) (net.Conn, error)
 	registry    *registry
-	health      *health
+	resumed     *sessionCache
+	*shared
 
 	hostByOps bool // the Host header is set by operations, before those of the user
 	retries   int  // how often a request that fails is tried again
@@ -92,7 +93,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	t.health = app.health
+	t.shared = app.shared
 	t.lookAtProxy(ctx)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 
@@ -135,7 +136,10 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if t.TLSSessionCache >= 0 {
 		n := t.TLSSessionCache
 		setDefault(&n, 4096)
-		t.tlsConfig.ClientSessionCache = tls.NewLRUClientSessionCache(n)
+		if t.resumed, err = t.shared.sessions.acquire(n, t.TLS, t.tlsConfig); err != nil {
+			return err
+		}
+		t.tlsConfig.ClientSessionCache = t.resumed
 	}
 	return nil
 }
@@ -202,6 +206,10 @@ func (t *Transport) Cleanup() error {
 		if rt != nil {
 			rt.CloseIdleConnections()
 		}
+	}
+	if t.resumed != nil {
+		t.sessions.release(t.resumed)
+		t.resumed = nil
 	}
 	return nil
 }
@@ -319,7 +327,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	key := poolKey{address: info.Address}
 	if c := a.call; c != nil {
-		a.end = c.end
+		a.ends = c.ends
 		a.last = c.attempts() >= t.retries || !c.othersThan(info.Address)
 	}
 
@@ -381,6 +389,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		a.begun = time.Now()
 	}
 
+	t.probe(a)
 	res, err := a.send(rt, out)
 	if err != nil {
 		t.registry.release(a.pool)

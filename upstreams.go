@@ -31,8 +31,9 @@ import (
 // Addresses that failed are left out for a while, as long as others remain. A
 // TCP connection that cannot be opened takes the address and port from all
 // targets; a failed TLS handshake, a reset or no response in time takes it from
-// this target only. When the time is over, one request tries it. Within one
-// request, an address that was tried is left out while others remain.
+// this target only. When the time is over, it is tried whether a connection can
+// be opened or, if that is not what failed, one request is sent there. Within
+// one request, an address that was tried is left out while others remain.
 type Upstreams struct {
 	// The name to resolve, instead of the request's target. Placeholders are
 	// supported, but then at least one of the fields of the guard has to be
@@ -94,18 +95,21 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	if u.resolver, err = app.acquire(u.Resolver); err != nil {
 		return err
 	}
-	proxy := proxyOf(ctx)
-	if proxy != nil && proxy.LoadBalancing != nil {
-		u.patient = proxy.LoadBalancing.TryDuration > 0
+	proxy, ours := proxyOf(ctx), true
+	if proxy != nil {
+		_, ours = proxy.Transport.(*Transport)
+		u.patient = proxy.LoadBalancing != nil && proxy.LoadBalancing.TryDuration > 0
+	}
+	if !ours {
+		u.failDuration = 0 // nobody would tell what works again
 	}
 	if u.Name != "" {
 		if !u.isService() {
 			setDefault(&u.Port, "80")
 		}
 		u.dynamic = strings.Contains(u.Name, "{")
-	} else if proxy != nil {
-		_, ok := proxy.Transport.(*Transport)
-		u.alone = !ok
+	} else {
+		u.alone = !ours
 	}
 	u.judge, err = app.judge(&u.Guard, u.log)
 	return err
@@ -348,7 +352,8 @@ type choice struct {
 // choose returns the addresses to try now: those that work and were not tried,
 // the preferred ones if there are any; else those that do not work, for some
 // address has to be tried; else those that may be tried once more. An address
-// whose time is over is returned alone, on trial, so that this request tries it.
+// whose time is over is probed in the background, if there are others; if it
+// takes a request to find out, it is returned alone, on trial.
 // When nothing is left there is an end, unless reverse_proxy is to try for some
 // time: then all begins again.
 func (u *Upstreams) choose(c *call) choice {
@@ -360,7 +365,7 @@ func (u *Upstreams) choose(c *call) choice {
 		return choice{addrs: c.addrs[:c.preferred], working: true}
 	}
 
-	var working, failing, again []netip.Addr
+	var working, probe, failing, again []netip.Addr
 	workingPreferred := 0
 	for i, a := range c.addrs {
 		if i >= c.preferred && workingPreferred > 0 {
@@ -372,6 +377,8 @@ func (u *Upstreams) choose(c *call) choice {
 		case n == spent:
 		case v == onTrial:
 			return choice{addrs: []netip.Addr{a}, trial: true, working: true}
+		case v == onProbe:
+			probe = append(probe, a)
 		case v == ejected:
 			failing = append(failing, a)
 		default:
@@ -381,17 +388,23 @@ func (u *Upstreams) choose(c *call) choice {
 			}
 		}
 	}
+	c.probe = nil
+	if len(working) > 0 {
+		c.probe = probe
+	}
 	switch {
 	case workingPreferred > 0:
 		return choice{addrs: working[:workingPreferred], working: true}
 	case len(working) > 0:
 		return choice{addrs: working, working: true}
+	case len(probe) > 0:
+		return choice{addrs: probe[:1], trial: true, working: true}
 	case len(failing) > 0:
 		return choice{addrs: failing}
 	case len(again) > 0:
 		return choice{addrs: again}
 	case u.patient:
-		c.tried, c.end = c.tried[:0], time.Time{}
+		c.tried, c.ends = c.tried[:0], [phases]time.Time{}
 		return choice{addrs: c.addrs}
 	}
 	return choice{}

@@ -1,0 +1,57 @@
+package caddytarget
+
+import (
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"testing"
+)
+
+// TestSessionsOutliveReload: a reload does not cost full handshakes, unless it
+// changes whom the gateway trusts or what it shows of itself.
+func TestSessionsOutliveReload(t *testing.T) {
+	w := newWorld(t)
+	var resumed atomic.Int64
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true, handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.TLS.DidResume {
+			resumed.Add(1)
+		}
+	})})
+	w.dns.has("name.example", "127.0.0.2")
+	other := newAuthority(t)
+	cert, key := w.ca.files(t, "client.example")
+	get := func(status int) bool {
+		t.Helper()
+		before := resumed.Load()
+		if res := w.get("/", "https://name.example:"+b.port); res.StatusCode != status {
+			t.Error(res)
+		}
+		return resumed.Load() > before
+	}
+	site := func(file string, options ...string) string {
+		defer func(own string) { w.ca.file = own }(w.ca.file)
+		w.ca.file = file
+		return w.proxy(options...)
+	}
+	for _, test := range []struct {
+		about   string
+		config  string
+		status  int
+		resumed bool
+	}{
+		{"at first", w.proxy(), 200, false},
+		{"the same", w.proxy("header_down Run 2"), 200, true},
+		{"another number", w.proxy("tls_session_cache 10"), 200, false},
+		{"none", w.proxy("tls_session_cache off"), 200, false},
+		{"other roots", site(other.file), 502, false},
+		{"no verification", w.proxy("tls_insecure_skip_verify"), 200, false},
+		{"verification after none", w.proxy(), 200, false},
+		{"a client certificate", w.proxy(fmt.Sprintf("tls_client_auth %s %s", cert, key)), 200, false},
+		{"the same client certificate", w.proxy(fmt.Sprintf("tls_client_auth %s %s", cert, key), "header_down Run 3"), 200, true},
+	} {
+		w.run(test.config)
+		if got := get(test.status); got != test.resumed {
+			t.Errorf("%s: resumed: %t", test.about, got)
+		}
+	}
+}

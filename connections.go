@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"hash/maphash"
-	"io"
 	"math"
 	"net"
 	"net/http"
@@ -256,29 +255,6 @@ func (t *trackedConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Read implements net.Conn.
-func (t *trackedConn) Read(p []byte) (int, error) {
-	n, err := t.Conn.Read(p)
-	if err == io.EOF {
-		t.pool.shard.ended(t)
-	}
-	return n, err
-}
-
-// ended is told that the backend has closed a connection. If that was idle, and
-// so was all of its pool, others will be closed after the same time.
-func (s *shard) ended(t *trackedConn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := t.pool
-	if t.h2 || !p.listed || len(p.conns) != 1 {
-		return
-	}
-	if idle := time.Since(p.idleSince); idle >= leastIdleLimit {
-		s.limit(p, idle)
-	}
-}
-
 // limit remembers for how long a backend leaves idle connections open; s.mu is
 // held.
 func (s *shard) limit(p *pool, idle time.Duration) {
@@ -324,6 +300,7 @@ func (t *trackedConn) Close() error {
 	s.mu.Lock()
 	_, known := t.pool.conns[t]
 	if known {
+		s.closing(t)
 		delete(t.pool.conns, t)
 		if len(t.pool.conns) == 0 && t.pool.requests == 0 {
 			s.retire(t.pool)
@@ -334,6 +311,17 @@ func (t *trackedConn) Close() error {
 		t.registry.open.Add(-1)
 	}
 	return t.Conn.Close()
+}
+
+// closing is told of a connection that is closed by others than the registry: if
+// it was idle, and so was all of its pool, because the backend did so. Others
+// will be closed after the same time; s.mu is held.
+func (s *shard) closing(t *trackedConn) {
+	if p := t.pool; !t.h2 && p.listed && len(p.conns) == 1 {
+		if idle := time.Since(p.idleSince); idle >= leastIdleLimit {
+			s.limit(p, idle)
+		}
+	}
 }
 
 // CloseWrite ends what is sent over an upgraded connection.

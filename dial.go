@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -283,7 +284,6 @@ func (t *Transport) leave(cancel context.CancelFunc, ended <-chan struct{}) {
 // idle ones are closed.
 func (t *Transport) open(ctx context.Context, network, address string) (net.Conn, error) {
 	for try := 0; ; try++ {
-		start := time.Now()
 		conn, err := t.dialTCP(ctx, network, address)
 		switch {
 		case err == nil:
@@ -293,7 +293,7 @@ func (t *Transport) open(ctx context.Context, network, address string) (net.Conn
 		case isOurs(err) && try < maxShortages:
 			t.registry.shrink()
 			time.Sleep(shortagePause)
-		case time.Since(start) >= t.dialTimeout:
+		case strings.HasSuffix(err.Error(), os.ErrDeadlineExceeded.Error()):
 			return nil, timeoutError{err}
 		default:
 			return nil, err

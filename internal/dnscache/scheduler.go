@@ -2,7 +2,6 @@ package dnscache
 
 import (
 	"cmp"
-	"context"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -382,18 +381,17 @@ func (s *scheduler) start(n *node, class int) {
 		s.done(class)
 		return
 	}
-	if !s.cache.spawn(func() { s.refresh(n, cl, class) }) {
+	if !s.cache.enter() {
 		s.cache.end(n, cl, ErrClosed)
 		s.done(class)
+		return
 	}
-}
-
-func (s *scheduler) refresh(n *node, cl *call, class int) {
-	ctx, cancel := context.WithTimeout(s.cache.ctx, s.cache.cfg.Deadline)
-	defer cancel()
-	s.cache.lookup(ctx, n, cl, nil)
-	s.done(class)
-	s.dispatch(s.cache.cfg.Now())
+	f := s.cache.newFlight(n, cl)
+	f.landed = func() {
+		s.done(class)
+		s.dispatch(s.cache.cfg.Now())
+	}
+	go f.begin() // not here: one that lands at once makes others start
 }
 
 // done gives a slot back.

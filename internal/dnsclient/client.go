@@ -1,6 +1,7 @@
 package dnsclient
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -256,7 +257,7 @@ type lookup struct {
 
 	// The outcome.
 	over bool
-	r    reply
+	r    *reply // nil if there is none
 	f    failure
 }
 
@@ -273,7 +274,7 @@ type round struct {
 	before        int // attempts of the lookup
 	sent, running int
 	last          *attempt
-	worst         failure
+	worst         *failure // so far; nil: none
 }
 
 func (c *Client) ask(ctx context.Context, name string, qtype uint16, done func(*reply, error)) {
@@ -307,29 +308,33 @@ func (l *lookup) tell() {
 	if l.f.kind != 0 || traced {
 		tries = l.allTries()
 	}
+	r := l.r
 	var err error
 	if f := &l.f; f.kind != 0 {
 		e := &Error{
 			Name: l.name, Type: l.qtype,
-			Kind: f.kind, Rcode: f.rcode, Server: f.server, err: f.err,
+			Kind: f.kind, Rcode: f.rcode, err: f.err,
 			Tries: tries, down: f.down, elsewhere: f.elsewhere,
 		}
+		if f.server != nil {
+			e.Server = *f.server
+		}
 		if f.kind == NotFound || f.kind == NoData {
-			if e.HasSOA = l.r.soa; l.r.soa {
-				e.TTL = min(l.r.ttl, l.r.soaTTL)
+			if e.HasSOA = r.soa; r.soa {
+				e.TTL = min(r.ttl, r.soaTTL)
 			}
 		}
-		l.r, err = reply{}, e
+		r, err = new(reply), e
 	}
 	if traced {
 		c.trace(&Trace{
 			Name: l.name, Type: l.qtype, Duration: time.Since(l.start), Tries: tries,
-			Addrs: l.r.addrs, Services: l.r.services, TTL: l.r.ttl, Err: err,
+			Addrs: r.addrs, Services: r.services, TTL: r.ttl, Err: err,
 		})
 	}
 	done := l.done
 	l.done = nil // an attempt may go on, and keep l
-	done(&l.r, err)
+	done(r, err)
 	if l.c != nil {
 		l.c.running.Done()
 	}
@@ -339,14 +344,16 @@ func (l *lookup) tell() {
 func (l *lookup) allTries() []Try {
 	tries := make([]Try, 0, len(l.attempts))
 	for _, a := range l.attempts {
+		all := []sent{{a.s.first, time.Since(a.start), 0, "no reply yet"}}
 		if a.over {
-			tries = append(tries, a.tries...)
-			continue
+			all = a.sent
 		}
-		tries = append(tries, Try{
-			Name: a.q.name, Server: a.s.Nameserver, Transport: a.s.first.String(),
-			Duration: time.Since(a.start), Outcome: "no reply yet",
-		})
+		for _, q := range all {
+			tries = append(tries, Try{
+				Name: a.q.name, Server: a.s.Nameserver, Transport: q.transport.String(),
+				Duration: q.took, Ignored: q.ignored, Outcome: q.outcome,
+			})
+		}
 	}
 	return tries
 }
@@ -371,9 +378,9 @@ func (l *lookup) begin() {
 }
 
 // end ends a lookup.
-func (l *lookup) end(r *reply, f failure) { l.r, l.f, l.over = *r, f, true }
+func (l *lookup) end(r *reply, f failure) { l.r, l.f, l.over = r, f, true }
 
-func (l *lookup) fail(f failure) { l.end(&reply{}, f) }
+func (l *lookup) fail(f failure) { l.end(nil, f) }
 
 // resolve begins to ask one server after the other until one answers q. If
 // dangling is set, a reply that ends with an alias is an answer.
@@ -384,7 +391,7 @@ func (l *lookup) fail(f failure) { l.end(&reply{}, f) }
 func (l *lookup) resolve(c *Client, q *question, dangling bool) {
 	l.round = round{q: q, dangling: dangling, before: len(l.attempts)}
 	if !c.enter() {
-		l.resolved(&reply{}, failure{kind: Closed, rcode: -1, err: ErrClosed})
+		l.unresolved(failure{kind: Closed, rcode: -1, err: ErrClosed})
 		return
 	}
 	l.c = c
@@ -430,6 +437,8 @@ func (l *lookup) resolved(r *reply, f failure) {
 	l.resolve(asked, q, false)
 }
 
+func (l *lookup) unresolved(f failure) { l.resolved(new(reply), f) }
+
 // dangling reports whether r leads to another name and says nothing about it.
 func (r *reply) dangling() bool {
 	return len(r.addrs)+len(r.services) == 0 && r.links > 0 && !r.soa
@@ -444,11 +453,11 @@ func (l *lookup) ended(a *attempt) {
 	a.over = true
 	switch a.f.kind {
 	case 0, NotFound, NoData, Closed:
-		l.resolved(&a.r, a.f)
+		l.resolved(cmp.Or(a.r, new(reply)), a.f)
 		return
 	}
-	if a.f.kind >= l.worst.kind {
-		l.worst = a.f
+	if l.worst == nil || a.f.kind >= l.worst.kind {
+		l.worst = &a.f
 	}
 	if a == l.last || l.running == 0 { // else the next one has begun already
 		a.patience.Stop()
@@ -468,14 +477,14 @@ func (l *lookup) tooLong(a *attempt) {
 func (l *lookup) next() {
 	c := l.c
 	switch f := contextFailure(l.ctx); {
-	case f.kind == Timeout && l.worst.kind > Timeout:
-		l.resolved(&reply{}, l.worst)
+	case f.kind == Timeout && l.worst != nil && l.worst.kind > Timeout:
+		l.unresolved(*l.worst)
 		return
 	case f.kind != 0:
-		l.resolved(&reply{}, f)
+		l.unresolved(f)
 		return
 	case l.up == 0 || l.sent > 0 && l.sent < l.tries && c.Outage() != nil:
-		l.resolved(&reply{}, failure{kind: Outage, rcode: -1, down: c.causes()})
+		l.unresolved(failure{kind: Outage, rcode: -1, down: c.causes()})
 		return
 	}
 	if l.sent < l.tries {
@@ -487,7 +496,7 @@ func (l *lookup) next() {
 		l.tries = l.sent
 	}
 	if l.running == 0 {
-		l.resolved(&reply{}, l.worst)
+		l.unresolved(*l.worst)
 	}
 }
 
@@ -525,8 +534,8 @@ func queriesTo(s *server, attempts []*attempt) (n int) {
 		case !a.over:
 			n++
 		default:
-			for _, try := range a.tries {
-				if try.Transport == s.first.String() {
+			for _, q := range a.sent {
+				if q.transport == s.first {
 					n++
 				}
 			}
@@ -556,10 +565,18 @@ type attempt struct {
 	fellBack  bool
 
 	// The lookup's once the attempt was received as over.
-	over  bool
-	tries []Try
-	r     reply
-	f     failure
+	over bool
+	sent []sent
+	r    *reply // nil if there is none that can be read
+	f    failure
+}
+
+// sent is a query that was sent, and what came of it.
+type sent struct {
+	transport transport
+	took      time.Duration
+	ignored   int
+	outcome   string
 }
 
 // run asks the server, and asks it again without EDNS or over TCP if the reply
@@ -590,19 +607,11 @@ func (a *attempt) query() (again bool) {
 	return a.got(msg, took, ignored)
 }
 
-// note adds a query to the tries.
-func (a *attempt) note(took time.Duration, ignored int, outcome string) {
-	a.tries = append(a.tries, Try{
-		Name: a.q.name, Server: a.s.Nameserver, Transport: a.transport.String(),
-		Duration: took, Ignored: ignored, Outcome: outcome,
-	})
-}
-
 // gotError notes why there is no reply. Cut is whether the query had less time
 // than others.
 func (a *attempt) gotError(err error, took time.Duration, ignored int, cut bool) {
 	c := a.c
-	a.f = exchangeFailure(a.s.Nameserver, err)
+	a.f = exchangeFailure(&a.s.Nameserver, err)
 	switch {
 	case c.ctx.Err() != nil:
 		a.f = failure{kind: Closed, rcode: -1, err: ErrClosed}
@@ -611,7 +620,7 @@ func (a *attempt) gotError(err error, took time.Duration, ignored int, cut bool)
 	case a.f.kind == Network, !cut, took >= c.intervals.evidence:
 		c.gotNothing(a)
 	}
-	a.note(took, ignored, a.f.String())
+	a.sent = append(a.sent, sent{a.transport, took, ignored, a.f.String()})
 }
 
 // got reads a reply, and reports whether it asks for another query.
@@ -619,21 +628,22 @@ func (a *attempt) got(msg []byte, took time.Duration, ignored int) (again bool) 
 	c, s := a.c, a.s
 	c.gotReply(s, took)
 
-	var err error
-	a.r, err = c.parse(msg, a.q)
-	r := &a.r
+	note := func(outcome string) {
+		a.sent = append(a.sent, sent{a.transport, took, ignored, outcome})
+	}
+	r, err := c.parse(msg, a.q)
 	switch {
 	case err != nil:
-		a.note(took, ignored, err.Error())
-		a.f = failure{kind: Malformed, server: s.Nameserver, rcode: r.rcode, err: err}
+		note(err.Error())
+		a.f = failure{kind: Malformed, server: &s.Nameserver, rcode: r.rcode, err: err}
 		c.failed(a)
 		return false
 	case a.edns && r.refusesEDNS() && a.left > 1:
-		a.note(took, ignored, rcodeString(r.rcode))
+		note(rcodeString(r.rcode))
 		a.edns, a.fellBack = false, true
 		return true
 	case r.truncated && s.fallback != nil && a.transport != s.fallback:
-		a.note(took, ignored, "truncated")
+		note("truncated")
 		a.transport = s.fallback
 		return true
 	}
@@ -641,8 +651,8 @@ func (a *attempt) got(msg []byte, took time.Duration, ignored int) (again bool) 
 		c.refusedEDNS(s)
 	}
 
-	a.f = r.judge(a.dangling)
-	a.f.server = s.Nameserver
+	a.r, a.f = &r, r.judge(a.dangling)
+	a.f.server = &s.Nameserver
 	switch a.f.kind {
 	case 0, NotFound, NoData:
 		c.gotAnswer(a)
@@ -651,11 +661,11 @@ func (a *attempt) got(msg []byte, took time.Duration, ignored int) (again bool) 
 	}
 	switch {
 	case a.f.kind != 0:
-		a.note(took, ignored, a.f.String())
+		note(a.f.String())
 	case r.dangling():
-		a.note(took, ignored, isAlias)
+		note(isAlias)
 	default:
-		a.note(took, ignored, "answer")
+		note("answer")
 	}
 	return false
 }

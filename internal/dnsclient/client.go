@@ -1,7 +1,6 @@
 package dnsclient
 
 import (
-	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -453,7 +452,11 @@ func (l *lookup) ended(a *attempt) {
 	a.over = true
 	switch a.f.kind {
 	case 0, NotFound, NoData, Closed:
-		l.resolved(cmp.Or(a.r, new(reply)), a.f)
+		if a.r == nil {
+			l.unresolved(a.f)
+		} else {
+			l.resolved(a.r, a.f)
+		}
 		return
 	}
 	if l.worst == nil || a.f.kind >= l.worst.kind {

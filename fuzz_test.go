@@ -203,20 +203,21 @@ func (w *fuzzWorld) close() {
 	}
 }
 
-// Lookup implements dnscache.Exchanger.
-func (w *fuzzWorld) Lookup(_ context.Context, name string, qtype uint16) ([]netip.Addr, time.Duration, error) {
+// Ask implements dnscache.Exchanger.
+func (w *fuzzWorld) Ask(_ context.Context, name string, qtype uint16, done func([]netip.Addr, time.Duration, error)) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.asked = append(w.asked, name)
+	w.mu.Unlock()
 	if qtype != dnscache.TypeA {
-		return nil, 0, fmt.Errorf("asked for type %d", qtype)
+		done(nil, 0, fmt.Errorf("asked for type %d", qtype))
+		return
 	}
-	return []netip.Addr{w.addr}, time.Minute, nil
+	done([]netip.Addr{w.addr}, time.Minute, nil)
 }
 
-// LookupSRV implements dnscache.Exchanger.
-func (w *fuzzWorld) LookupSRV(context.Context, string) ([]net.SRV, time.Duration, error) {
-	return nil, 0, errors.New("asked for a service")
+// AskSRV implements dnscache.Exchanger.
+func (w *fuzzWorld) AskSRV(_ context.Context, _ string, done func([]net.SRV, time.Duration, error)) {
+	done(nil, 0, errors.New("asked for a service"))
 }
 
 // Outage implements dnscache.Exchanger.

@@ -122,6 +122,13 @@ func (w *way) look() {
 	}
 }
 
+// gaveWay says whether the lookup had to.
+func (w *way) gaveWay() bool {
+	w.turns.mu.Lock()
+	defer w.turns.mu.Unlock()
+	return w.gave
+}
+
 // close ends that: the lookup has given its slot back.
 func (w *way) close() {
 	w.turns.mu.Lock()

@@ -16,13 +16,13 @@ import (
 // steady answers everything at once, with so many A and AAAA records.
 type steady struct{ a, aaaa int }
 
-func (steady) LookupSRV(context.Context, string) ([]net.SRV, time.Duration, error) {
-	return nil, 0, nil
+func (steady) AskSRV(_ context.Context, _ string, done func([]net.SRV, time.Duration, error)) {
+	done(nil, 0, nil)
 }
 
 func (steady) Outage() <-chan struct{} { return nil }
 
-func (s steady) Lookup(_ context.Context, _ string, qtype uint16) ([]netip.Addr, time.Duration, error) {
+func (s steady) Ask(_ context.Context, _ string, qtype uint16, done func([]netip.Addr, time.Duration, error)) {
 	n := s.a
 	if qtype == TypeAAAA {
 		n = s.aaaa
@@ -33,7 +33,7 @@ func (s steady) Lookup(_ context.Context, _ string, qtype uint16) ([]netip.Addr,
 			addrs[i] = netip.AddrFrom16([16]byte{0x20, 0x01, 15: byte(i)})
 		}
 	}
-	return addrs, time.Hour, nil
+	done(addrs, time.Hour, nil)
 }
 
 func filled(b testing.TB, list []string, ex steady) *Cache {

@@ -29,12 +29,13 @@ import (
 // not exist, rather than just this type; Outage() bool where nothing was asked
 // because no nameserver is up.
 type Exchanger interface {
-	// Lookup returns the addresses of a name, of one type (A or AAAA), and how
-	// long they hold. It gives up when ctx ends.
-	Lookup(ctx context.Context, name string, qtype uint16) ([]netip.Addr, time.Duration, error)
+	// Ask asks for the addresses of a name, of one type (A or AAAA), without
+	// waiting for them: done is called once, maybe before Ask returns, with the
+	// addresses and how long they hold. It gives up when ctx ends.
+	Ask(ctx context.Context, name string, qtype uint16, done func(addrs []netip.Addr, ttl time.Duration, err error))
 
-	// LookupSRV returns the records of a service, and is like Lookup otherwise.
-	LookupSRV(ctx context.Context, name string) ([]net.SRV, time.Duration, error)
+	// AskSRV asks for the records of a service, and is like Ask otherwise.
+	AskSRV(ctx context.Context, name string, done func(records []net.SRV, ttl time.Duration, err error))
 
 	// Outage returns nil while asking makes sense; otherwise a channel that
 	// is closed when it does again.
@@ -232,7 +233,7 @@ type node struct {
 // call is a lookup.
 type call struct {
 	started atomic.Bool   // until then it is planned, and who sets this does it
-	whole   bool          // all families are asked for, those that hold too
+	renewal bool          // all families are asked for, those that hold too
 	since   time.Duration // when it was planned
 	domain  uint64        // of a reader's: in whose share it is
 	done    chan struct{} // closed when entry or err is set
@@ -305,10 +306,13 @@ func setDefault[T time.Duration | int](p *T, value T) {
 // Config.Preload. It is called once.
 func (c *Cache) Start() {
 	c.preload()
-	c.spawn(func() {
-		defer c.coarse.Store(0)
-		c.sched.run()
-	})
+	if c.enter() {
+		go func() {
+			defer c.wg.Done()
+			defer c.coarse.Store(0)
+			c.sched.run()
+		}()
+	}
 }
 
 // Close ends all lookups and waits until they are gone. What is known stays
@@ -321,15 +325,15 @@ func (c *Cache) Close() {
 	c.wg.Wait()
 }
 
-// spawn runs f on a goroutine that Close waits for, unless c is closed.
-func (c *Cache) spawn(f func()) bool {
+// enter makes Close wait until c.wg is told that something is done, unless c is
+// closed.
+func (c *Cache) enter() bool {
 	c.life.Lock()
 	defer c.life.Unlock()
-	if c.closed {
-		return false
+	if !c.closed {
+		c.wg.Add(1)
 	}
-	c.wg.Go(f)
-	return true
+	return !c.closed
 }
 
 // Lookup returns the addresses of a name: at once if they are known, else as
@@ -606,11 +610,32 @@ func (c *Cache) await(ctx context.Context, e *entry) result {
 	return c.wait(ctx, cl)
 }
 
-// start does a lookup that was claimed and admitted.
+// start begins a lookup that was claimed and admitted.
 func (c *Cache) start(n *node, cl *call) {
-	if !c.spawn(func() { c.lookupForReader(n, cl) }) {
+	if !c.enter() {
 		c.pending.leave(cl.domain)
 		c.end(n, cl, ErrClosed)
+		return
+	}
+	f := c.newFlight(n, cl)
+	select {
+	case c.slots <- struct{}{}:
+		f.beginForReader()
+	default:
+		go func() {
+			if c.takeSlot(f.ctx) {
+				f.beginForReader()
+				return
+			}
+			defer c.wg.Done()
+			f.cancel()
+			c.pending.leave(cl.domain)
+			if c.ctx.Err() != nil {
+				c.end(n, cl, ErrClosed)
+			} else {
+				c.end(n, cl, ErrOverloaded)
+			}
+		}()
 	}
 }
 
@@ -644,45 +669,6 @@ func (c *Cache) claim(n *node, cl *call) *call {
 	return nil
 }
 
-// lookupForReader looks n up in one of the slots for readers.
-func (c *Cache) lookupForReader(n *node, cl *call) {
-	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.Deadline)
-	defer cancel()
-	if !c.takeSlot(ctx) {
-		c.pending.leave(cl.domain)
-		if c.ctx.Err() != nil {
-			c.end(n, cl, ErrClosed)
-		} else {
-			c.end(n, cl, ErrOverloaded)
-		}
-		return
-	}
-	ctx, giveUp := context.WithCancelCause(ctx)
-	defer giveUp(nil)
-	way := c.turns.watch(func() { giveUp(ErrOverloaded) })
-	early := false
-	c.lookup(ctx, n, cl, func() {
-		if early {
-			return
-		}
-		select {
-		case c.slow <- struct{}{}:
-			early = true
-			way.close()
-			c.pending.leave(cl.domain)
-			<-c.slots
-		default:
-		}
-	})
-	if early {
-		<-c.slow
-	} else {
-		c.pending.leave(cl.domain)
-		<-c.slots
-		way.close()
-	}
-}
-
 // takeSlot waits for one of the slots for readers, unless ctx ends first.
 func (c *Cache) takeSlot(ctx context.Context) bool {
 	select {
@@ -712,96 +698,6 @@ func (c *Cache) end(n *node, cl *call, err error) {
 		now := c.cfg.Now()
 		c.sched.schedule(n, now, 0, now+c.cfg.MinTTL)
 	}
-}
-
-// lookup asks for all families of n at once and publishes what comes back: once
-// when that is enough for those who wait, and once more if another family is
-// late. It calls early, if not nil, when the rest is likely to take long.
-func (c *Cache) lookup(ctx context.Context, n *node, cl *call, early func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	old, start := n.entry.Load(), c.cfg.Now()
-	order := services
-	if !old.service() {
-		order = c.cfg.Family()
-	}
-	asked := old.more.wanted(order, start)
-	if cl.whole {
-		asked = families(order)
-	}
-	replies := make(chan reply, len(asked))
-	for _, f := range asked {
-		go func() { replies <- c.ask(ctx, old, f) }()
-	}
-
-	var got [2]reply
-	publish := func() *entry {
-		now := c.cfg.Now()
-		e := merge(&c.cfg, old, got, order, now)
-		e.more.slow = now-start > slotTime
-		c.publish(n, e)
-		return e
-	}
-	var slow, grace <-chan time.Time
-	if early != nil && old.more.limited() {
-		slow = time.After(slotTime)
-	}
-	// A family that takes long must not keep the other one from being refreshed.
-	overdue := time.NewTimer(old.more.patience(asked, start))
-	defer overdue.Stop()
-	for left := len(asked); left > 0; {
-		select {
-		case r := <-replies:
-			left--
-			got[r.family] = r
-			if left > 0 && len(r.addrs) > 0 {
-				grace = time.After(familyGrace)
-			}
-		case <-slow:
-			early()
-		case <-grace:
-			cl.entry = publish()
-			close(cl.done)
-			if early != nil {
-				early()
-			}
-			for f, r := range got {
-				if r.done {
-					overdue.Reset(cl.entry.more.overdue(family(f)) - r.at)
-				}
-			}
-		case <-overdue.C:
-			cancel()
-		}
-	}
-	e := publish()
-	if cl.entry == nil {
-		cl.entry = e
-		defer close(cl.done)
-	}
-	n.call.Store(nil)
-	c.plan(n, e)
-}
-
-// ask puts one question.
-func (c *Cache) ask(ctx context.Context, e *entry, f family) reply {
-	r := reply{family: f, done: true}
-	if e.service() {
-		r.services, r.ttl, r.err = c.ex.LookupSRV(ctx, e.name())
-	} else {
-		r.addrs, r.ttl, r.err = c.ex.Lookup(ctx, e.name(), f.qtype())
-	}
-	if r.err != nil {
-		r.addrs, r.services = nil, nil
-		switch {
-		case c.ctx.Err() != nil:
-			r.err = ErrClosed
-		case context.Cause(ctx) == ErrOverloaded:
-			r.err = ErrOverloaded
-		}
-	}
-	r.at = c.cfg.Now()
-	return r
 }
 
 // plan says when n is to be looked up again, now that e is known of it.

@@ -111,14 +111,18 @@ func (f *fake) Outage() <-chan struct{} {
 	return f.down
 }
 
-func (f *fake) Lookup(ctx context.Context, name string, qtype uint16) ([]netip.Addr, time.Duration, error) {
-	s, err := f.reply(ctx, name, qtype)
-	return s.addrs, s.ttl, err
+func (f *fake) Ask(ctx context.Context, name string, qtype uint16, done func([]netip.Addr, time.Duration, error)) {
+	go func() {
+		s, err := f.reply(ctx, name, qtype)
+		done(s.addrs, s.ttl, err)
+	}()
 }
 
-func (f *fake) LookupSRV(ctx context.Context, name string) ([]net.SRV, time.Duration, error) {
-	s, err := f.reply(ctx, name, typeSRV)
-	return s.srv, s.ttl, err
+func (f *fake) AskSRV(ctx context.Context, name string, done func([]net.SRV, time.Duration, error)) {
+	go func() {
+		s, err := f.reply(ctx, name, typeSRV)
+		done(s.srv, s.ttl, err)
+	}()
 }
 
 func (f *fake) reply(ctx context.Context, name string, qtype uint16) (script, error) {

@@ -26,10 +26,17 @@ type crowd struct {
 	order     []string // of the names asked for, while it is not nil
 }
 
-func (c *crowd) Lookup(_ context.Context, name string, _ uint16) ([]netip.Addr, time.Duration, error) {
-	if c.delay > 0 {
-		time.Sleep(c.delay)
-	}
+func (c *crowd) Ask(_ context.Context, name string, _ uint16, done func([]netip.Addr, time.Duration, error)) {
+	go func() {
+		if c.delay > 0 {
+			time.Sleep(c.delay)
+		}
+		c.count(name)
+		done([]netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1})}, c.ttl, nil)
+	}()
+}
+
+func (c *crowd) count(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	second := int(time.Since(c.start) / time.Second)
@@ -40,11 +47,10 @@ func (c *crowd) Lookup(_ context.Context, name string, _ uint16) ([]netip.Addr, 
 	if c.order != nil {
 		c.order = append(c.order, name)
 	}
-	return []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1})}, c.ttl, nil
 }
 
-func (c *crowd) LookupSRV(context.Context, string) ([]net.SRV, time.Duration, error) {
-	return nil, 0, nil
+func (c *crowd) AskSRV(_ context.Context, _ string, done func([]net.SRV, time.Duration, error)) {
+	done(nil, 0, nil)
 }
 
 func (c *crowd) Outage() <-chan struct{} {

@@ -24,13 +24,32 @@ func TestRenew(t *testing.T) {
 		w.sleep(renewGap)
 		renewed(w, "hit "+b, 0)
 		w.wantAsked("x", 2, 2)
+
+		// ever less often, as long as nothing changes
+		for n := range maxRenewals + 2 {
+			gap := renewGap << min(n, maxRenewals)
+			w.sleep(gap - 1)
+			renewed(w, "hit "+b, 0)
+			w.wantAsked("x", 0, 0)
+			w.sleep(1)
+			renewed(w, "hit "+b, 0)
+			w.wantAsked("x", 1, 1)
+		}
+		w.sleep(renewGap << maxRenewals)
+		w.fake.a("x", time.Minute, a)
+		renewed(w, "hit "+a, 0)
+		w.wantAsked("x", 1, 1)
+		w.sleep(renewGap)
+		w.fake.a("x", time.Minute, b)
+		renewed(w, "hit "+b, 0)
+		w.wantAsked("x", 1, 1)
 		w.sleep(renewGap)
 
 		// a failure is no reason to forget, and not asked for again at once
 		w.fake.fail("x", errServfail)
 		renewed(w, "hit "+b, 0)
 		w.wantAsked("x", 1, 1)
-		w.sleep(renewGap / 2)
+		w.sleep(time.Second / 2)
 		renewed(w, "hit "+b, 0)
 		w.wantAsked("x", 0, 0)
 		w.sleep(time.Minute)

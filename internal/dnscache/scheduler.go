@@ -2,7 +2,6 @@ package dnscache
 
 import (
 	"cmp"
-	"context"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -172,14 +171,14 @@ func (s *scheduler) waits(n *node) bool {
 	return in == &s.ripe || in == &s.due[living] || in == &s.due[limited] || in == &s.parked
 }
 
-// request makes a node due now, all families of it if whole is set, unless a
+// request makes a node due now, all families of it for a renewal, unless a
 // lookup of it is planned or in flight, and returns that lookup.
-func (s *scheduler) request(n *node, now time.Duration, whole bool) *call {
+func (s *scheduler) request(n *node, now time.Duration, renewal bool) *call {
 	if cl := n.call.Load(); cl != nil {
 		return cl
 	}
 	cl := newCall(now)
-	cl.whole = whole
+	cl.renewal = renewal
 	if !n.call.CompareAndSwap(nil, cl) {
 		return n.call.Load() // which may be over by now
 	}
@@ -383,18 +382,17 @@ func (s *scheduler) start(n *node, class int) {
 		s.done(class)
 		return
 	}
-	if !s.cache.spawn(func() { s.refresh(n, cl, class) }) {
+	if !s.cache.enter() {
 		s.cache.end(n, cl, ErrClosed)
 		s.done(class)
+		return
 	}
-}
-
-func (s *scheduler) refresh(n *node, cl *call, class int) {
-	ctx, cancel := context.WithTimeout(s.cache.ctx, s.cache.cfg.Deadline)
-	defer cancel()
-	s.cache.lookup(ctx, n, cl, nil)
-	s.done(class)
-	s.dispatch(s.cache.cfg.Now())
+	f := s.cache.newFlight(n, cl)
+	f.landed = func() {
+		s.done(class)
+		s.dispatch(s.cache.cfg.Now())
+	}
+	go f.begin() // not here: one that lands at once makes others start
 }
 
 // done gives a slot back.

@@ -78,6 +78,8 @@ type state struct {
 	known bool   // false until the first lookup has ended
 	stale bool   // the addresses had expired when this was learned
 	slow  bool   // it took long to learn this
+
+	renewals uint8 // that brought nothing new, since the last lookup of another kind
 }
 
 const (

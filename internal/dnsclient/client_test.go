@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -1315,4 +1316,25 @@ func BenchmarkLookup(b *testing.B) {
 	c.Close()
 	conn.Close()
 	<-done
+}
+
+// Lookups that wait take a goroutine for each query in flight, and no other.
+func TestGoroutines(t *testing.T) {
+	const n = 100
+	s := newScript(t, nil, nil)
+	c := newClient(t, Config{}, s)
+	before := runtime.NumGoroutine()
+	var over sync.WaitGroup
+	for i := range n {
+		over.Add(1)
+		c.Ask(t.Context(), fmt.Sprintf("n%d.example", i), dns.TypeA, func([]netip.Addr, time.Duration, error) { over.Done() })
+	}
+	for s.queries("udp") < n {
+		time.Sleep(time.Millisecond)
+	}
+	if more := runtime.NumGoroutine() - before; more > n {
+		t.Errorf("%d goroutines for %d queries", more, n)
+	}
+	c.Close()
+	over.Wait()
 }

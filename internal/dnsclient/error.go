@@ -199,7 +199,7 @@ func rcodeString(rcode int) string {
 // failure is why one try, or a lookup, gave no addresses.
 type failure struct {
 	kind      Kind
-	server    Nameserver
+	server    *Nameserver
 	rcode     int
 	err       error
 	down      []string
@@ -221,19 +221,14 @@ func (f failure) String() string {
 }
 
 // exchangeFailure makes a failure of the error of an exchange.
-func exchangeFailure(server Nameserver, err error) failure {
+func exchangeFailure(server *Nameserver, err error) failure {
 	f := failure{kind: Network, server: server, rcode: -1, err: err}
-	var (
-		timeout net.Error
-		syscall *os.SyscallError
-	)
-	switch {
-	case errors.As(err, new(malformed)):
+	if _, ok := errors.AsType[malformed](err); ok {
 		f.kind = Malformed
-	case errors.As(err, &timeout) && timeout.Timeout():
+	} else if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
 		f.kind = Timeout
-	case errors.As(err, &syscall):
-		f.err = syscall.Err // the rest of the text are addresses, which are known
+	} else if e, ok := errors.AsType[*os.SyscallError](err); ok {
+		f.err = e.Err // the rest of the text are addresses, which are known
 	}
 	return f
 }

@@ -345,7 +345,7 @@ func (c *Client) probe(ctx context.Context, s *server, first transport, q *quest
 	if err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		s.why = exchangeFailure(s.Nameserver, err).String()
+		s.why = exchangeFailure(&s.Nameserver, err).String()
 		return false
 	}
 	took := time.Since(start)

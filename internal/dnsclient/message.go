@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,7 +60,7 @@ func newQuestion(name string, qtype uint16) (*question, error) {
 	}
 	wire = binary.BigEndian.AppendUint16(wire[:n], qtype)
 	wire = binary.BigEndian.AppendUint16(wire, dns.ClassINET)
-	return &question{name: canonical, qtype: qtype, wire: wire}, nil
+	return &question{name: canonical, qtype: qtype, wire: slices.Clone(wire)}, nil
 }
 
 // appendQuery appends the query to b: recursion desired, and with an OPT record

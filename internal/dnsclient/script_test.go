@@ -1,11 +1,13 @@
 package dnsclient
 
 import (
+	"context"
 	"encoding/binary"
 	"net"
 	"net/netip"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 	"go.uber.org/goleak"
@@ -229,4 +231,26 @@ func newClient(t testing.TB, cfg Config, scripts ...*script) *Client {
 	c := New(servers, cfg)
 	t.Cleanup(c.Close)
 	return c
+}
+
+// Lookup is Ask for those who wait.
+func (c *Client) Lookup(ctx context.Context, name string, qtype uint16) (addrs []netip.Addr, ttl time.Duration, err error) {
+	done := make(chan struct{})
+	c.Ask(ctx, name, qtype, func(a []netip.Addr, t time.Duration, e error) {
+		addrs, ttl, err = a, t, e
+		close(done)
+	})
+	<-done
+	return addrs, ttl, err
+}
+
+// LookupSRV is AskSRV for those who wait.
+func (c *Client) LookupSRV(ctx context.Context, name string) (services []net.SRV, ttl time.Duration, err error) {
+	done := make(chan struct{})
+	c.AskSRV(ctx, name, func(s []net.SRV, t time.Duration, e error) {
+		services, ttl, err = s, t, e
+		close(done)
+	})
+	<-done
+	return services, ttl, err
 }

@@ -19,10 +19,6 @@ const (
 
 	// maxIdleSockets bounds the sockets kept for the next queries to a server.
 	maxIdleSockets = 16
-
-	// maxQuery is the most octets that a query has: the header, a question and
-	// an OPT record.
-	maxQuery = headerLen + maxName + 4 + 11
 )
 
 // buffers holds buffers that take any message, so that a datagram that is larger
@@ -45,7 +41,6 @@ type udpSocket struct {
 	receiver
 	born    time.Time
 	queries int
-	query   [maxQuery]byte // the one in flight
 }
 
 func newUDP(addr netip.AddrPort, mismatches *atomic.Uint64) *udp {
@@ -69,7 +64,7 @@ func (u *udp) exchange(ctx context.Context, deadline time.Time, q *question, edn
 	defer func() { clean = stop() && clean }()
 
 	id := newID()
-	if _, err := socket.Write(q.appendQuery(socket.query[:0], id, edns)); err != nil {
+	if err := socket.send(q, id, edns); err != nil {
 		return nil, 0, err
 	}
 	for {
@@ -84,6 +79,13 @@ func (u *udp) exchange(ctx context.Context, deadline time.Time, q *question, edn
 		ignored++
 		u.mismatches.Add(1)
 	}
+}
+
+func (s *udpSocket) send(q *question, id uint16, edns bool) error {
+	buffer := buffers.Get().(*[maxMessage]byte)
+	defer buffers.Put(buffer)
+	_, err := s.Write(q.appendQuery(buffer[:0], id, edns))
+	return err
 }
 
 // checkOut returns a socket for one query: the one used last, or a fresh one

@@ -101,7 +101,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 		u.patient = proxy.LoadBalancing != nil && proxy.LoadBalancing.TryDuration > 0
 	}
 	if !ours {
-		u.failDuration = 0 // nobody would tell what works again
+		u.failDuration = min(u.failDuration, 0) // nobody would tell what works again
 	}
 	if u.Name != "" {
 		if !u.isService() {

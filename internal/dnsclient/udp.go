@@ -19,11 +19,18 @@ const (
 
 	// maxIdleSockets bounds the sockets kept for the next queries to a server.
 	maxIdleSockets = 16
+
+	// maxQuery is the most octets that a query has: the header, a question and
+	// an OPT record.
+	maxQuery = headerLen + maxName + 4 + 11
 )
 
 // buffers holds buffers that take any message, so that a datagram that is larger
 // than what was offered is seen whole.
 var buffers = sync.Pool{New: func() any { return new([maxMessage]byte) }}
+
+// queryBuffers holds buffers that take any query.
+var queryBuffers = sync.Pool{New: func() any { return new([maxQuery]byte) }}
 
 // udp asks over connected sockets. A socket carries one query at a time.
 type udp struct {
@@ -82,8 +89,8 @@ func (u *udp) exchange(ctx context.Context, deadline time.Time, q *question, edn
 }
 
 func (s *udpSocket) send(q *question, id uint16, edns bool) error {
-	buffer := buffers.Get().(*[maxMessage]byte)
-	defer buffers.Put(buffer)
+	buffer := queryBuffers.Get().(*[maxQuery]byte)
+	defer queryBuffers.Put(buffer)
 	_, err := s.Write(q.appendQuery(buffer[:0], id, edns))
 	return err
 }

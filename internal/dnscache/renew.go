@@ -14,23 +14,38 @@ const (
 )
 
 // Renew is Lookup for a reader who has found that the known addresses are of no
-// use: they are asked for again, unless that was done just now, or makes no sense
-// because of a failure or an outage. It waits for that as long as Config.StaleWait
-// says, and returns what is known then.
+// use: they are asked for again, unless that was done just now and brought
+// nothing, or makes no sense because of a failure or an outage. It waits for that
+// as long as Config.StaleWait says, and returns what is known then.
 func (c *Cache) Renew(ctx context.Context, name string) (Answer, error) {
-	if e := c.table.find(c.hash(name), name, uint16(len(name))); e != nil {
+	hash, size := c.hash(name), uint16(len(name))
+	e := c.table.find(hash, name, size)
+	if e != nil && e.more.renewals == 0 {
+		// what has come only just now, for other reasons, may be out of date
+		c.pause(ctx, e.more.learned+renewGap-c.cfg.Now(), nil)
+		e = c.table.find(hash, name, size)
+	}
+	if e != nil {
 		now := c.cfg.Now()
 		if s := e.more; now-s.learned >= renewGap<<s.renewals && now >= s.nextRetry() && c.ex.Outage() == nil {
 			if cl := c.sched.request(s.node, now, true); cl != nil {
-				timeout := time.NewTimer(c.cfg.StaleWait)
-				defer timeout.Stop()
-				select {
-				case <-cl.done:
-				case <-timeout.C:
-				case <-ctx.Done():
-				}
+				c.pause(ctx, c.cfg.StaleWait, cl.done)
 			}
 		}
 	}
 	return c.Lookup(ctx, name)
+}
+
+// pause waits for some time, or until done is closed or ctx ends.
+func (c *Cache) pause(ctx context.Context, d time.Duration, done <-chan struct{}) {
+	if d <= 0 {
+		return
+	}
+	timeout := time.NewTimer(d)
+	defer timeout.Stop()
+	select {
+	case <-done:
+	case <-timeout.C:
+	case <-ctx.Done():
+	}
 }

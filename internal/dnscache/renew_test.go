@@ -20,13 +20,15 @@ func TestRenew(t *testing.T) {
 		w.fake.a("x", time.Minute, a)
 		renewed(w, "miss "+a, 0) // not known before
 		w.fake.a("x", time.Minute, b)
-		renewed(w, "hit "+a, 0) // known since just now
-		w.sleep(renewGap)
-		renewed(w, "hit "+b, 0)
+		w.sleep(renewGap / 4)
+		renewed(w, "hit "+b, renewGap*3/4) // known since just now
 		w.wantAsked("x", 2, 2)
 
 		// ever less often, as long as nothing changes
-		for n := range maxRenewals + 2 {
+		w.sleep(renewGap)
+		renewed(w, "hit "+b, 0)
+		w.wantAsked("x", 1, 1)
+		for n := 1; n < maxRenewals+2; n++ {
 			gap := renewGap << min(n, maxRenewals)
 			w.sleep(gap - 1)
 			renewed(w, "hit "+b, 0)

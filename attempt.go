@@ -25,10 +25,12 @@ type attempt struct {
 	transport *Transport
 	call      *call
 	pool      *pool
+	repeats   bool              // the request may be sent again whatever has become of it
+	crowded   bool              // a connection of the pool may become free before there is another one
 	last      bool              // there is no other address to try
 	ends      [phases]time.Time // when the time is over that a phase has; zero: it has its own
 	vars      map[string]any
-	traced    context.Context // has the trace by which conn is known; nil: it need not be
+	traced    context.Context // has the trace by which got is known; nil: it need not be
 	url       url.URL
 	body      *requestBody // nil: none
 	response  responseBody
@@ -146,7 +148,7 @@ func (a *attempt) unsent() bool {
 // have seen it. A backend that speaks HTTP/2 may still say that it has not.
 func (a *attempt) committed() bool {
 	got := a.got.Load()
-	return got != nil && !got.h2 && !a.unsent()
+	return got != nil && !a.repeats && !a.pool.h2.Load() && !a.unsent()
 }
 
 // fresh tells whether the attempt may have had a new connection.
@@ -161,7 +163,7 @@ func (a *attempt) stale(err error) bool {
 	switch {
 	case a.Context.Err() != nil, a.fresh(), a.body != nil && !a.body.whole():
 		return false
-	case a.traced != nil && !a.unsent():
+	case !a.repeats && !a.unsent():
 		return false
 	}
 	return !isDialError(err) && !isTimeout(err) && ruleOf(err) == ""

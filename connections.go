@@ -79,8 +79,13 @@ type pool struct {
 	complete bool // target is no short name
 	resolver *resolver
 
+	h2 atomic.Bool // that is what the backend speaks
+
 	// for how long the backend leaves idle connections open; 0: not known
 	idleLimit atomic.Int64
+
+	// for how long a new connection is put off; 0: not known
+	crowdTime atomic.Int64
 
 	// under shard.mu
 	requests   int
@@ -105,7 +110,6 @@ type trackedConn struct {
 	net.Conn
 	registry *registry
 	pool     *pool
-	h2       bool
 	written  atomic.Int64 // octets
 }
 
@@ -135,25 +139,26 @@ func newRegistry(limit int) *registry {
 	return g
 }
 
-// acquire returns the pool for a request, which has to release it.
-func (g *registry) acquire(key poolKey, c *call) *pool {
+// acquire returns the pool for a request, which has to release it; and whether it
+// has connections but all of them are likely to be in use.
+func (g *registry) acquire(key poolKey, c *call) (p *pool, crowded bool) {
 	s := &g.shards[maphash.String(g.seed, key.address)%uint64(len(g.shards))]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.pools[key]
-	if p == nil {
+	if p = s.pools[key]; p == nil {
 		p = &pool{key: key, host: g.hostFor(&key), shard: s, conns: make(map[*trackedConn]struct{})}
 		p.addr, _ = netip.ParseAddrPort(key.address)
 		if c != nil {
 			p.target, p.complete, p.resolver = c.host, c.service != nil, c.resolver
 		}
+		p.h2.Store(key.kind == h2c)
 		p.idleLimit.Store(int64(s.limits[key]))
 		s.pools[key] = p
 	}
 	if p.requests++; p.listed {
 		s.unlist(p)
 	}
-	return p
+	return p, len(p.conns) > 0 && p.requests > len(p.conns) && !p.h2.Load()
 }
 
 // hostFor names a new generation. What it looks like matters to nobody but
@@ -190,7 +195,7 @@ func (g *registry) release(p *pool) {
 // track adds a new connection to a pool, unless that was retired meanwhile;
 // then it closes the connection.
 func (g *registry) track(p *pool, conn net.Conn) (*trackedConn, error) {
-	t := &trackedConn{Conn: conn, registry: g, pool: p, h2: p.key.kind == h2c}
+	t := &trackedConn{Conn: conn, registry: g, pool: p}
 	p.shard.mu.Lock()
 	if p.retired {
 		p.shard.mu.Unlock()
@@ -291,7 +296,7 @@ func (p *pool) keepAlive(header http.Header) {
 // idle for so long. HTTP/2 has a word for that, GOAWAY.
 func (t *trackedConn) outlived(idle time.Duration) bool {
 	limit := time.Duration(t.pool.idleLimit.Load())
-	return limit > 0 && !t.h2 && idle > limit-limit/10
+	return limit > 0 && !t.pool.h2.Load() && idle > limit-limit/10
 }
 
 // Close closes the connection.
@@ -317,7 +322,7 @@ func (t *trackedConn) Close() error {
 // it was idle, and so was all of its pool, because the backend did so. Others
 // will be closed after the same time; s.mu is held.
 func (s *shard) closing(t *trackedConn) {
-	if p := t.pool; !t.h2 && p.listed && len(p.conns) == 1 {
+	if p := t.pool; !p.h2.Load() && p.listed && len(p.conns) == 1 {
 		if idle := time.Since(p.idleSince); idle >= leastIdleLimit {
 			s.limit(p, idle)
 		}

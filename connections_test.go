@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -31,7 +32,7 @@ func (c *fakeConn) Close() error {
 // open makes a request for a key that opens a connection.
 func (g *registry) openFor(t testing.TB, name string) (*pool, net.Conn, *fakeConn) {
 	t.Helper()
-	p := g.acquire(poolKey{address: "192.0.2.1:443", name: name, kind: secure}, nil)
+	p, _ := g.acquire(poolKey{address: "192.0.2.1:443", name: name, kind: secure}, nil)
 	fake := new(fakeConn)
 	conn, err := g.track(p, fake)
 	if err != nil {
@@ -81,7 +82,7 @@ func TestRegistryTotal(t *testing.T) {
 	g.release(pools[2])
 	checkClosed(t, "two may stay", conns, false, true, false)
 	// a is used again, so c is the one that was idle longest
-	if p := g.acquire(pools[0].key, nil); p != pools[0] {
+	if p, _ := g.acquire(pools[0].key, nil); p != pools[0] {
 		t.Error("a new generation without need")
 	} else {
 		g.release(p)
@@ -93,7 +94,7 @@ func TestRegistryTotal(t *testing.T) {
 		t.Errorf("%d connections, %d keys", n, g.pools())
 	}
 	// a key with two connections goes as a whole
-	p := g.acquire(pools[0].key, nil)
+	p, _ := g.acquire(pools[0].key, nil)
 	second := new(fakeConn)
 	if _, err := g.track(p, second); err != nil {
 		t.Fatal(err)
@@ -114,7 +115,7 @@ func TestRegistryGenerations(t *testing.T) {
 	g := newRegistry(10)
 	defer g.close()
 	p, conn, fake := g.openFor(t, "a")
-	other := g.acquire(poolKey{address: "192.0.2.1:443", name: "b", kind: secure}, nil)
+	other, _ := g.acquire(poolKey{address: "192.0.2.1:443", name: "b", kind: secure}, nil)
 	if other == p || other.host == p.host {
 		t.Error("two names share a pool")
 	}
@@ -126,7 +127,7 @@ func TestRegistryGenerations(t *testing.T) {
 		t.Errorf("connection into a pool that is retired: %v", err)
 	}
 
-	again := g.acquire(p.key, nil)
+	again, _ := g.acquire(p.key, nil)
 	if again != p {
 		t.Error("requests of a key do not share its pool")
 	}
@@ -140,7 +141,7 @@ func TestRegistryGenerations(t *testing.T) {
 	if fake.closed.Load() == 0 || !p.retired {
 		t.Error("the pool of a connection that was closed is not retired")
 	}
-	next := g.acquire(p.key, nil)
+	next, _ := g.acquire(p.key, nil)
 	if next == p || next.host == p.host {
 		t.Error("a retired generation was handed out")
 	}
@@ -190,7 +191,7 @@ func TestRegistryMoved(t *testing.T) {
 	defer g.close()
 	var conns []*fakeConn
 	use := func(name string, release bool) {
-		p := g.acquire(poolKey{address: "192.0.2.1:443", name: name, kind: secure}, &call{host: name, resolver: r})
+		p, _ := g.acquire(poolKey{address: "192.0.2.1:443", name: name, kind: secure}, &call{host: name, resolver: r})
 		c := new(fakeConn)
 		if _, err := g.track(p, c); err != nil {
 			t.Fatal(err)
@@ -220,7 +221,7 @@ func TestRegistryStress(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 3000 {
-				p := g.acquire(poolKey{address: fmt.Sprintf("192.0.2.%d:80", rand.IntN(20))}, nil)
+				p, _ := g.acquire(poolKey{address: fmt.Sprintf("192.0.2.%d:80", rand.IntN(20))}, nil)
 				if p.retired { // a race if this may change now
 					t.Error("a retired pool")
 				}
@@ -432,4 +433,68 @@ func TestReloadBeforeRetry(t *testing.T) {
 	if len(hung) == 0 {
 		t.Error("nothing hung: this showed nothing")
 	}
+}
+
+// TestCrowded: while the connections of a pool are in use, one of them may become
+// free before there is another one; over HTTP/2 none has to.
+func TestCrowded(t *testing.T) {
+	g := newRegistry(100)
+	defer g.close()
+	for _, test := range []struct {
+		name  string
+		conns int
+		h2    bool
+		want  []bool // for one request after the other
+	}{
+		{"no connection", 0, false, []bool{false, false}},
+		{"one", 1, false, []bool{false, true, true}},
+		{"two", 2, false, []bool{false, false, true}},
+		{"HTTP/2", 1, true, []bool{false, false}},
+	} {
+		key := poolKey{address: "192.0.2.1:443", name: test.name, kind: secure}
+		first, _ := g.acquire(key, nil)
+		first.h2.Store(test.h2)
+		for range test.conns {
+			client, server := net.Pipe()
+			defer server.Close()
+			if _, err := g.track(first, client); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g.release(first)
+		for i, want := range test.want {
+			p, got := g.acquire(key, nil)
+			p.h2.Store(test.h2)
+			defer g.release(p)
+			if got != want {
+				t.Errorf("%s: request %d: crowded: %t", test.name, i+1, got)
+			}
+		}
+	}
+}
+
+// TestServedSoon: a connection is not opened if another one has become free
+// meanwhile; else it is, after a moment that is the shorter the less it is to the
+// point.
+func TestServedSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &attempt{pool: new(pool)}
+		a.got.Store(new(gotConn)) // before, which is no sign of what has come since
+		soon := func(want bool, after time.Duration) {
+			t.Helper()
+			start := time.Now()
+			if got := a.servedSoon(); got != want || time.Since(start) != after {
+				t.Errorf("%t after %s, want %t after %s", got, time.Since(start), want, after)
+			}
+		}
+		soon(false, firstCrowdTime)
+		soon(false, firstCrowdTime/2)
+		soon(false, leastCrowdTime)
+		soon(false, leastCrowdTime)
+		for range 5 {
+			time.AfterFunc(crowdStep/2, func() { a.got.Store(new(gotConn)) })
+			soon(true, crowdStep)
+		}
+		soon(false, mostCrowdTime)
+	})
 }

@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -54,7 +55,41 @@ func attemptAt(ctx context.Context) (*attempt, error) {
 			return nil, caddyhttp.Error(http.StatusForbidden, err)
 		}
 	}
+	if a.crowded && a.servedSoon() {
+		return nil, errNotNeeded
+	}
 	return a, nil
+}
+
+const (
+	// A new connection is put off for a moment while others may become free: twice
+	// as long as the last time if that was to the point, up to mostCrowdTime, else
+	// half as long.
+	firstCrowdTime = 4 * time.Millisecond
+	leastCrowdTime = time.Millisecond
+	mostCrowdTime  = 16 * time.Millisecond
+
+	// crowdStep is how often it is looked.
+	crowdStep = 500 * time.Microsecond
+)
+
+// errNotNeeded is the error of a dial that nobody waits for.
+var errNotNeeded = errors.New("another connection has become free")
+
+// servedSoon waits a little for the attempt to get another connection than the
+// one that is about to be opened.
+func (a *attempt) servedSoon() bool {
+	before, crowd := a.got.Load(), &a.pool.crowdTime
+	most := cmp.Or(time.Duration(crowd.Load()), firstCrowdTime)
+	for range most / crowdStep {
+		time.Sleep(crowdStep)
+		if a.got.Load() != before {
+			crowd.Store(int64(min(2*most, mostCrowdTime)))
+			return true
+		}
+	}
+	crowd.Store(int64(max(most/2, leastCrowdTime)))
+	return false
 }
 
 // phase is a phase of opening a connection.
@@ -119,7 +154,7 @@ func (t *Transport) secure(ctx context.Context, a *attempt, conn *trackedConn) (
 			_ = conn.Close()
 			return nil, err
 		}
-		conn.h2 = secured.ConnectionState().NegotiatedProtocol == "h2"
+		conn.pool.h2.Store(secured.ConnectionState().NegotiatedProtocol == "h2")
 		return secured, nil
 	})
 	if err != nil {
@@ -240,7 +275,7 @@ func (t *Transport) probeFor(a *attempt, c *call) {
 		// nothing of the request, which may be over sooner
 		p := &attempt{Context: t.ctx, transport: t, call: c, vars: a.vars, last: true}
 		t.background(func() {
-			p.pool = t.registry.acquire(key, c)
+			p.pool, _ = t.registry.acquire(key, c)
 			defer t.registry.release(p.pool)
 			open, ph := t.dial, connect
 			if key.name != "" {

@@ -538,7 +538,7 @@ func TestSpare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newRegistry(100)
 		defer g.close()
-		p := g.acquire(poolKey{address: "192.0.2.1:80"}, nil)
+		p, _ := g.acquire(poolKey{address: "192.0.2.1:80"}, nil)
 		defer g.release(p)
 		track := func() *trackedConn {
 			client, server := net.Pipe()

@@ -360,7 +360,8 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 
-	a.pool = t.registry.acquire(key, a.call)
+	a.pool, a.crowded = t.registry.acquire(key, a.call)
+	a.repeats = isRepeatable(req.Method)
 	if c := a.call; c != nil && c.judge != nil {
 		if err := c.judge.upstream(c, a.pool.addr); err != nil {
 			t.registry.release(a.pool)
@@ -378,7 +379,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !slices.Contains(out.Header[loopHeader], loopID) {
 		out.Header[loopHeader] = append(out.Header[loopHeader], loopID)
 	}
-	if !isRepeatable(req.Method) {
+	if !a.repeats || a.crowded {
 		a.watch()
 	}
 	if req.Body != nil && req.Body != http.NoBody {

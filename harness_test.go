@@ -416,6 +416,8 @@ type backendConfig struct {
 	only    bool       // HTTP/2 alone, for without TLS
 	port    string     // default: a free one
 	handler http.Handler
+	hello   func()        // is called in every TLS handshake
+	idle    time.Duration // for how long connections may be idle; default: any time
 }
 
 type connKey struct{}
@@ -508,9 +510,10 @@ func newBackend(t testing.TB, config backendConfig) *backend {
 	var wg sync.WaitGroup
 	for _, l := range listeners {
 		server := &http.Server{
-			Handler:   http.HandlerFunc(b.serve),
-			Protocols: new(http.Protocols),
-			ErrorLog:  log.New(io.Discard, "", 0),
+			Handler:     http.HandlerFunc(b.serve),
+			Protocols:   new(http.Protocols),
+			ErrorLog:    log.New(io.Discard, "", 0),
+			IdleTimeout: config.idle,
 			ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
 				return context.WithValue(ctx, connKey{}, numbers.Add(1))
 			},
@@ -525,6 +528,9 @@ func newBackend(t testing.TB, config backendConfig) *backend {
 			continue
 		}
 		server.TLSConfig = &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if config.hello != nil {
+				config.hello()
+			}
 			name := hello.ServerName
 			if name == "" {
 				name, _, _ = net.SplitHostPort(hello.Conn.LocalAddr().String())

@@ -29,6 +29,7 @@ type attempt struct {
 	crowded   bool              // a connection of the pool may become free before there is another one
 	last      bool              // there is no other address to try
 	ends      [phases]time.Time // when the time is over that a phase has; zero: it has its own
+	cuts      []*cutError       // of the attempts before it
 	vars      map[string]any
 	traced    context.Context // has the trace by which got is known; nil: it need not be
 	url       url.URL
@@ -70,10 +71,10 @@ func (a *attempt) Value(key any) any {
 }
 
 const (
-	// leastRequest is less than the octets of any request that is sent, its
-	// headers alone, and more than those of a TLS alert. Of a connection over
-	// which less was written nobody can have acted on a request.
-	leastRequest = 96
+	// leastRequest is less than the octets of the header of any request over
+	// HTTP/1.1, of which the loop mark takes 60, and more than those of a TLS alert.
+	// Of a connection over which less was written nobody can have acted on a request.
+	leastRequest = 80
 
 	// maxStale is how many connections that turn out to be closed one attempt
 	// may meet.
@@ -138,10 +139,14 @@ func (a *attempt) send(rt *http.Transport, req *http.Request) (*http.Response, e
 }
 
 // unsent tells whether the attempt, which has failed, got a connection but
-// nobody can have seen its request.
+// nobody can have seen its request. Over HTTP/2 a header may take a few octets.
 func (a *attempt) unsent() bool {
 	got := a.got.Load()
-	return got != nil && got.written.Load()-got.before < leastRequest
+	if got == nil {
+		return false
+	}
+	n := got.written.Load() - got.before
+	return n == 0 || n < leastRequest && !a.pool.h2.Load()
 }
 
 // committed tells whether what is being sent may not be sent again: somebody may
@@ -153,8 +158,10 @@ func (a *attempt) committed() bool {
 
 // fresh tells whether the attempt may have had a new connection.
 func (a *attempt) fresh() bool {
-	got := a.got.Load()
-	return a.dialled.Load() || got != nil && !got.reused
+	if got := a.got.Load(); got != nil {
+		return !got.reused
+	}
+	return a.dialled.Load()
 }
 
 // stale tells whether the attempt failed for nothing but a connection that was
@@ -212,28 +219,35 @@ func (a *attempt) worked(status int) {
 		return
 	}
 	a.transport.health.works(c.host, a.pool.addr)
+	a.transport.health.reached(a.pool.addr.Addr())
 }
 
 // try is an attempt at an address.
 type try struct {
 	addr netip.AddrPort
 	dial bool      // there was no connection
-	cut  *cutError // it was cut; the address may be tried again …
-	end  time.Time // … until then
+	cut  *cutError // it was cut
 }
 
 // try returns what is to be remembered of an attempt that failed.
 func (a *attempt) try(err error, dialling bool) try {
 	r := try{addr: a.pool.addr, dial: dialling}
-	if r.cut, _ = errors.AsType[*cutError](err); r.cut == nil {
-		return r
+	if r.cut, _ = errors.AsType[*cutError](err); r.cut != nil {
+		if end := &a.call.ends[r.cut.phase]; end.IsZero() {
+			*end = time.Now().Add(a.transport.wholeTime(r.cut.phase) - firstTime[r.cut.phase])
+		}
 	}
-	end := &a.call.ends[r.cut.phase]
-	if end.IsZero() {
-		*end = time.Now().Add(a.transport.wholeTime(r.cut.phase) - firstTime[r.cut.phase])
-	}
-	r.end = *end
 	return r
+}
+
+// cuts returns the phases of attempts so far that were cut.
+func (c *call) cuts() (list []*cutError) {
+	for _, t := range c.tried {
+		if t.cut != nil {
+			list = append(list, t.cut)
+		}
+	}
+	return list
 }
 
 // wear is what an address has been through for a request.
@@ -241,7 +255,8 @@ type wear int
 
 const (
 	untried wear = iota
-	worn         // its connection broke once, or took long: it may be tried once more
+	ready        // it was cut, but has been connected to by now
+	worn         // its connection broke once, or is still to come: it may be tried once more
 	spent
 )
 
@@ -251,10 +266,23 @@ func (c *call) wearOf(addr netip.AddrPort) wear {
 	for _, t := range c.tried {
 		switch {
 		case t.addr != addr:
-		case t.cut != nil && !t.cut.failed.Load() && time.Now().Before(t.end), !t.dial:
-			n = min(n+1, spent)
-		default:
+		case n != untried:
 			return spent
+		case t.cut != nil:
+			switch t.cut.progress.Load() {
+			case succeeded:
+				n = ready
+			case underWay:
+				if n = worn; time.Now().After(c.ends[t.cut.phase]) {
+					n = spent
+				}
+			default:
+				return spent
+			}
+		case t.dial:
+			return spent
+		default:
+			n = worn
 		}
 	}
 	return n

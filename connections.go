@@ -64,7 +64,13 @@ type shard struct {
 	// idle pools with connections, the one longest idle first
 	oldest, newest *pool
 	// how long backends leave idle connections open, as far as that was seen
-	limits map[poolKey]time.Duration
+	limits map[poolKey]idleLimit
+}
+
+// idleLimit is for how long a backend leaves idle connections open.
+type idleLimit struct {
+	sure time.Duration // it said so, or was seen to do so twice; 0: not known
+	seen time.Duration // the last time
 }
 
 // pool is one generation of a key.
@@ -89,10 +95,12 @@ type pool struct {
 
 	// under shard.mu
 	requests   int
+	phases     int // of opening connections, under way
 	conns      map[*trackedConn]struct{}
 	spare      [phases]*spare
 	retired    bool
 	listed     bool
+	idleReads  int64 // of the connection, if there is one, until then
 	idleSince  time.Time
 	idleMoment uint64
 	prev, next *pool
@@ -111,6 +119,7 @@ type trackedConn struct {
 	registry *registry
 	pool     *pool
 	written  atomic.Int64 // octets
+	reads    atomic.Int64 // that have returned
 }
 
 var errRetired = errors.New("connection is not wanted any more")
@@ -128,7 +137,7 @@ const (
 	maxLimits      = 1024
 
 	// spareTime is how long a connection is kept that a request did not wait for.
-	spareTime = 2 * time.Second
+	spareTime = 6 * time.Second
 )
 
 func newRegistry(limit int) *registry {
@@ -152,7 +161,7 @@ func (g *registry) acquire(key poolKey, c *call) (p *pool, crowded bool) {
 			p.target, p.complete, p.resolver = c.host, c.service != nil, c.resolver
 		}
 		p.h2.Store(key.kind == h2c)
-		p.idleLimit.Store(int64(s.limits[key]))
+		p.idleLimit.Store(int64(s.limits[key].sure))
 		s.pools[key] = p
 	}
 	if p.requests++; p.listed {
@@ -173,18 +182,31 @@ func (g *registry) hostFor(key *poolKey) string {
 }
 
 // release ends a request's use of a pool.
-func (g *registry) release(p *pool) {
+func (g *registry) release(p *pool) { g.leave(p, &p.requests) }
+
+// enter keeps a pool while a phase of opening a connection is under way, which
+// may outlast the request; leavePhase ends that.
+func (g *registry) enterPhase(p *pool) {
+	p.shard.mu.Lock()
+	defer p.shard.mu.Unlock()
+	p.phases++
+}
+
+func (g *registry) leavePhase(p *pool) { g.leave(p, &p.phases) }
+
+// leave ends a use of a pool, which is counted by uses.
+func (g *registry) leave(p *pool, uses *int) {
 	s := p.shard
 	s.mu.Lock()
 	var surplus []*trackedConn
-	if p.requests--; p.requests == 0 {
+	if *uses--; p.requests == 0 {
 		switch {
 		case g.closed.Load():
 			surplus = s.retire(p)
-		case len(p.conns) == 0:
-			s.retire(p)
-		default:
+		case len(p.conns) > 0 && !p.listed && !p.retired:
 			s.list(p, g.serial.Add(1))
+		default:
+			s.retireEmpty(p)
 		}
 	}
 	s.mu.Unlock()
@@ -255,16 +277,24 @@ func (g *registry) adopt(p *pool, ph phase) net.Conn {
 
 // Write implements net.Conn.
 func (t *trackedConn) Write(p []byte) (int, error) {
+	t.written.Add(int64(len(p))) // before anybody can see it
 	n, err := t.Conn.Write(p)
-	t.written.Add(int64(n))
+	t.written.Add(int64(n - len(p)))
+	return n, err
+}
+
+// Read implements net.Conn.
+func (t *trackedConn) Read(p []byte) (int, error) {
+	n, err := t.Conn.Read(p)
+	t.reads.Add(1)
 	return n, err
 }
 
 // limit remembers for how long a backend leaves idle connections open; s.mu is
 // held.
-func (s *shard) limit(p *pool, idle time.Duration) {
+func (s *shard) limit(p *pool, l idleLimit) {
 	if s.limits == nil {
-		s.limits = make(map[poolKey]time.Duration)
+		s.limits = make(map[poolKey]idleLimit)
 	}
 	if _, ok := s.limits[p.key]; !ok && len(s.limits) >= maxLimits {
 		for other := range s.limits {
@@ -272,8 +302,8 @@ func (s *shard) limit(p *pool, idle time.Duration) {
 			break
 		}
 	}
-	s.limits[p.key] = idle
-	p.idleLimit.Store(int64(idle))
+	s.limits[p.key] = l
+	p.idleLimit.Store(int64(l.sure))
 }
 
 // keepAlive takes from a response how long the backend leaves the connection
@@ -285,7 +315,7 @@ func (p *pool) keepAlive(header http.Header) {
 			seconds, err := strconv.ParseUint(text, 10, 16)
 			if idle := time.Duration(seconds) * time.Second; ok && err == nil && idle > 0 && idle != time.Duration(p.idleLimit.Load()) {
 				p.shard.mu.Lock()
-				p.shard.limit(p, idle)
+				p.shard.limit(p, idleLimit{sure: idle, seen: idle})
 				p.shard.mu.Unlock()
 			}
 		}
@@ -307,9 +337,7 @@ func (t *trackedConn) Close() error {
 	if known {
 		s.closing(t)
 		delete(t.pool.conns, t)
-		if len(t.pool.conns) == 0 && t.pool.requests == 0 {
-			s.retire(t.pool)
-		}
+		s.retireEmpty(t.pool)
 	}
 	s.mu.Unlock()
 	if known {
@@ -318,19 +346,38 @@ func (t *trackedConn) Close() error {
 	return t.Conn.Close()
 }
 
-// closing is told of a connection that is closed by others than the registry: if
-// it was idle, and so was all of its pool, because the backend did so. Others
-// will be closed after the same time; s.mu is held.
+// closing is told of a connection that is being closed. If the backend did that
+// while it was idle, and so was all of its pool, others are likely to be closed
+// after the same time; s.mu is held.
 func (s *shard) closing(t *trackedConn) {
-	if p := t.pool; !p.h2.Load() && p.listed && len(p.conns) == 1 {
-		if idle := time.Since(p.idleSince); idle >= leastIdleLimit {
-			s.limit(p, idle)
-		}
+	p := t.pool
+	if p.h2.Load() || !p.listed || p.phases > 0 || len(p.conns) != 1 || t.reads.Load() == p.idleReads {
+		return // what is closed by this side had nothing to read
 	}
+	idle := time.Since(p.idleSince)
+	if idle < leastIdleLimit {
+		return
+	}
+	l := s.limits[p.key]
+	switch {
+	case idle > l.seen-l.seen/10 && idle < l.seen+l.seen/10:
+		l.sure = idle
+	case idle > l.sure+l.sure/10:
+		l.sure = 0
+	}
+	l.seen = idle
+	s.limit(p, l)
 }
 
 // CloseWrite ends what is sent over an upgraded connection.
 func (t *trackedConn) CloseWrite() error { return closeWrite(t.Conn) }
+
+// retireEmpty retires a pool that nobody uses if it has no connections.
+func (s *shard) retireEmpty(p *pool) {
+	if p.requests == 0 && p.phases == 0 && len(p.conns) == 0 {
+		s.retire(p)
+	}
+}
 
 // retire ends a generation that no request uses and returns its connections,
 // to be closed without the lock.
@@ -357,6 +404,11 @@ func closeAll(conns []*trackedConn) {
 // list puts a pool at the end of the idle ones.
 func (s *shard) list(p *pool, moment uint64) {
 	p.listed, p.idleSince, p.idleMoment = true, time.Now(), moment
+	if len(p.conns) == 1 {
+		for t := range p.conns {
+			p.idleReads = t.reads.Load()
+		}
+	}
 	p.prev, p.next = s.newest, nil
 	if s.newest != nil {
 		s.newest.next = p

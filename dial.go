@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -49,7 +50,6 @@ func (t *Transport) dialTLS(ctx context.Context, network, address string) (net.C
 // its address may not be called.
 func attemptAt(ctx context.Context) (*attempt, error) {
 	a := ctx.Value(attemptKey{}).(*attempt)
-	a.dialled.Store(true)
 	if c := a.call; c != nil && c.judge != nil {
 		if err := c.judge.dial(c, a.pool.addr); err != nil {
 			return nil, caddyhttp.Error(http.StatusForbidden, err)
@@ -58,6 +58,7 @@ func attemptAt(ctx context.Context) (*attempt, error) {
 	if a.crowded && a.servedSoon() {
 		return nil, errNotNeeded
 	}
+	a.dialled.Store(true)
 	return a, nil
 }
 
@@ -168,9 +169,17 @@ var errNoTime = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceed
 
 // cutError is the error of a phase that was cut, and goes on.
 type cutError struct {
-	phase  phase
-	failed atomic.Bool // it has ended, and not well
+	phase    phase
+	progress atomic.Int32
+	over     context.Context // ends when the phase does
 }
+
+// The values of cutError.progress.
+const (
+	underWay int32 = iota
+	succeeded
+	failed
+)
 
 func (*cutError) Error() string { return errNoTime.Error() }
 
@@ -178,10 +187,12 @@ func (*cutError) Error() string { return errNoTime.Error() }
 func (*cutError) Timeout() bool { return true }
 
 // stage does a phase and tells health how that went. While there is another
-// address to try it waits only a short time; the phase goes on in the background
-// then, and is a failure only if it fails. What comes of it is kept for a while.
+// address to try it waits only a short time; where there is none, until one that
+// was cut has come through. The phase goes on in the background then, and is a
+// failure only if it fails. What comes of it is kept for a while.
 func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(context.Context) (net.Conn, error)) (net.Conn, error) {
-	id, whole := healthID{addr: a.pool.addr}, t.wholeTime(ph)
+	whole, least := t.wholeTime(ph), leastTime[ph]
+	id := healthID{addr: a.pool.addr}
 	if ph == handshake && a.call != nil {
 		id.host = a.call.host
 	}
@@ -190,11 +201,11 @@ func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(con
 			t.health.fail(id, false)
 		}
 	}
-	if a.last {
-		if end := a.ends[ph]; !end.IsZero() {
-			// all addresses together may take no longer than one
-			whole = min(whole, max(time.Until(end), leastTime[ph]))
-		}
+	if end := a.ends[ph]; a.last && !end.IsZero() {
+		// all addresses together may take no longer than one
+		whole = min(whole, max(time.Until(end), least))
+	}
+	if a.last && len(a.cuts) == 0 {
 		timed, cancel := context.WithTimeoutCause(ctx, whole, errNoTime)
 		defer cancel()
 		conn, err := do(timed)
@@ -208,11 +219,14 @@ func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(con
 	}
 	results := make(chan result)
 	cut, ended := make(chan struct{}), make(chan struct{})
-	slow, late := &cutError{phase: ph}, false
 	doCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	slow := &cutError{phase: ph, over: doCtx}
+	start := time.Now()
+	t.registry.enterPhase(a.pool)
 	go func() {
 		defer close(ended)
 		defer cancel()
+		defer t.registry.leavePhase(a.pool)
 		timed, cancel := context.WithTimeoutCause(doCtx, whole, errNoTime)
 		defer cancel()
 		conn, err := do(timed)
@@ -224,29 +238,52 @@ func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(con
 			case err == nil:
 				t.health.works(id.host, id.addr)
 				t.registry.keep(a.pool, ph, conn)
+				slow.progress.Store(succeeded)
 				return
-			case late && doCtx.Err() != nil: // the transport has ended, and nothing has come back
-				t.health.fail(id, false)
+			case doCtx.Err() != nil && time.Since(start) >= least:
+				t.health.fail(id, false) // its keeper has ended, and nothing has come back
 			}
-			slow.failed.Store(true)
+			slow.progress.Store(failed)
 		}
 	}()
-	timer := time.NewTimer(firstTime[ph])
+	patience := whole
+	if !a.last {
+		patience = firstTime[ph]
+	}
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
+	through := make(chan struct{}, 1)
+	for _, other := range a.cuts {
+		defer context.AfterFunc(other.over, func() {
+			if other.progress.Load() == succeeded {
+				select {
+				case through <- struct{}{}:
+				default:
+				}
+			}
+		})()
+	}
+	var conn net.Conn
+	err := error(slow)
 	select {
 	case r := <-results:
 		return r.conn, r.err
 	case <-timer.C:
-		t.health.suspect(id, whole-firstTime[ph])
-		late = true
-		close(cut)
-		t.leave(cancel, ended)
-		return nil, slow
+		t.health.suspect(id, whole-patience)
+	case <-through:
+		if conn = t.registry.adopt(a.pool, ph); conn != nil { // it was this address
+			err = nil
+		}
 	case <-ctx.Done():
-		close(cut)
-		t.leave(cancel, ended)
-		return nil, context.Cause(ctx)
+		err = context.Cause(ctx)
 	}
+	close(cut)
+	if ph == connect { // it takes nothing of the configuration
+		t.shared.keeper.adopt(cancel, ended)
+	} else {
+		t.keeper.adopt(cancel, ended)
+	}
+	return conn, err
 }
 
 // probe opens connections to addresses of an attempt's target that failed a while
@@ -273,8 +310,8 @@ func (t *Transport) probeFor(a *attempt, c *call) {
 			key.name = c.host
 		}
 		// nothing of the request, which may be over sooner
-		p := &attempt{Context: t.ctx, transport: t, call: c, vars: a.vars, last: true}
-		t.background(func() {
+		p := &attempt{Context: t.keeper.ctx, transport: t, call: c, vars: a.vars, last: true}
+		t.keeper.run(func() {
 			p.pool, _ = t.registry.acquire(key, c)
 			defer t.registry.release(p.pool)
 			open, ph := t.dial, connect
@@ -290,29 +327,49 @@ func (t *Transport) probeFor(a *attempt, c *call) {
 	c.probe = nil
 }
 
-// background runs f on a goroutine that Cleanup waits for, unless it has begun.
-func (t *Transport) background(f func()) {
-	t.life.Lock()
-	defer t.life.Unlock()
-	if t.ctx.Err() == nil {
-		t.dials.Go(f)
+// keeper keeps goroutines that nobody waits for, until its end.
+type keeper struct {
+	ctx    context.Context // ends with the keeper
+	cancel context.CancelFunc
+	mu     sync.Mutex // guards the end of ctx against others
+	wg     sync.WaitGroup
+}
+
+func newKeeper() *keeper {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &keeper{ctx: ctx, cancel: cancel}
+}
+
+// run runs f, unless the keeper has ended.
+func (k *keeper) run(f func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ctx.Err() == nil {
+		k.wg.Go(f)
 	}
 }
 
-// leave lets a phase go on that nobody waits for any more, until the transport
-// ends. Until then it is the request's, which may outlive the configuration.
-func (t *Transport) leave(cancel context.CancelFunc, ended <-chan struct{}) {
-	t.life.Lock()
-	defer t.life.Unlock()
-	if t.ctx.Err() != nil {
+// adopt lets something go on that nobody waits for any more, until the keeper ends.
+func (k *keeper) adopt(cancel context.CancelFunc, ended <-chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ctx.Err() != nil {
 		cancel()
 		return
 	}
-	stop := context.AfterFunc(t.ctx, cancel)
-	t.dials.Go(func() {
+	stop := context.AfterFunc(k.ctx, cancel)
+	k.wg.Go(func() {
 		<-ended
 		stop()
 	})
+}
+
+// end ends all that is kept.
+func (k *keeper) end() {
+	k.mu.Lock()
+	k.cancel()
+	k.mu.Unlock()
+	k.wg.Wait()
 }
 
 // open opens a TCP connection. If this machine has nothing left for another one,

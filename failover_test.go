@@ -359,8 +359,11 @@ func TestKeepAliveLimit(t *testing.T) {
 		b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, idle: 800 * time.Millisecond})
 		w.run(w.proxy())
 		target := "http://name.example:" + b.port
-		w.mustGet("/", target)
-		eventually(t, "the backend closes the connection", func() bool { return b.open.Load() == 0 })
+		for range 2 { // once may be a restart
+			w.mustGet("/", target)
+			eventually(t, "the backend closes the connection", func() bool { return b.open.Load() == 0 })
+			time.Sleep(20 * time.Millisecond) // and the gateway knows
+		}
 		if first, second := conns(target, http.MethodPost, 750*time.Millisecond); first == second {
 			t.Error("a POST over a connection that is about to be closed")
 		}
@@ -533,7 +536,9 @@ func TestSpare(t *testing.T) {
 		g := newRegistry(100)
 		defer g.close()
 		p, _ := g.acquire(poolKey{address: "192.0.2.1:80"}, nil)
-		defer g.release(p)
+		g.enterPhase(p)
+		g.release(p) // the request is over, the phase goes on
+		defer g.leavePhase(p)
 		track := func() *trackedConn {
 			client, server := net.Pipe()
 			t.Cleanup(func() { server.Close() })
@@ -783,4 +788,189 @@ func TestRefusedStream(t *testing.T) {
 	if got := <-bodies; got != body {
 		t.Errorf("the body has %d octets", len(got))
 	}
+}
+
+// TestSeenOnce: what a backend of HTTP/2 has seen is not sent again, however few
+// octets it took; nor is it if that took too long.
+func TestSeenOnce(t *testing.T) {
+	for _, test := range []struct{ scheme, method, body, fate string }{
+		{"h2c", http.MethodPost, "amount=1", "timeout"},
+		{"h2c", http.MethodPut, "amount=1", "death"},
+		{"https", http.MethodPost, "amount=1", "death"},
+		{"https", http.MethodPost, "", "timeout"},
+		{"https", http.MethodDelete, "", "death"},
+	} {
+		t.Run(fmt.Sprint(test), func(t *testing.T) {
+			w := newWorld(t)
+			var bad atomic.Bool
+			var seen atomic.Int64
+			var b *backend
+			addrs := []string{"127.0.0.2", "127.0.0.3"}
+			config := backendConfig{addrs: addrs, h2: true, handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				switch seen.Add(1); {
+				case !bad.Load():
+				case test.fate == "death":
+					b.closeConns()
+				default:
+					<-r.Context().Done()
+				}
+			})}
+			if test.scheme == "https" {
+				config.ca = w.ca
+			}
+			b = newBackend(t, config)
+			w.dns.has("two.example", addrs...)
+			w.run(w.proxy("schemes https h2c", "response_header_timeout 500ms", "lb_policy round_robin"))
+			send := func() int {
+				res, err := w.try(test.method, "/pay", test.scheme+"://two.example:"+b.port, strings.NewReader(test.body))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return res.StatusCode
+			}
+			for range 6 { // a header that was sent before is short
+				if status := send(); status != http.StatusOK {
+					t.Fatalf("status %d", status)
+				}
+			}
+			bad.Store(true)
+			seen.Store(0)
+			if status := send(); status < 500 || seen.Load() != 1 {
+				t.Errorf("status %d, seen %d times", status, seen.Load())
+			}
+		})
+	}
+}
+
+// TestSlowConnect: an address that takes long to connect to is used in the end if
+// the others do not work, and at once by those who come later.
+func TestSlowConnect(t *testing.T) {
+	for _, others := range []string{"refuse", "refuse late", "are silent"} {
+		t.Run(others, func(t *testing.T) {
+			w := newWorld(t)
+			slow := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+			w.dns.has("name.example", "127.0.0.2", "127.0.0.3", "127.0.0.4")
+			w.run(w.proxy("lb_policy first"))
+			var d dialled
+			w.hookDials(func(next dialler) dialler {
+				return d.hook(func(ctx context.Context, network, address string) (net.Conn, error) {
+					wait := map[string]time.Duration{"refuse": 0, "refuse late": 250 * time.Millisecond, "are silent": time.Hour}[others]
+					if strings.HasPrefix(address, "127.0.0.2:") {
+						wait = 500 * time.Millisecond
+					}
+					select {
+					case <-time.After(wait):
+					case <-ctx.Done():
+						return nil, ctx.Err()
+					}
+					if strings.HasPrefix(address, "127.0.0.2:") {
+						return next(ctx, network, address)
+					}
+					return nil, errors.New("dial tcp " + address + ": connect: " + syscall.ECONNREFUSED.Error())
+				})
+			})
+			for range 3 {
+				w.mustGet("/", "http://name.example:"+slow.port)
+			}
+			if n := d.take()["127.0.0.2:"+slow.port]; n > 2 {
+				t.Errorf("dialled %d times", n)
+			}
+		})
+	}
+}
+
+// TestCutByReload: a reload is no evidence against an address that is slow.
+func TestCutByReload(t *testing.T) {
+	w := newWorld(t)
+	good := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	w.dns.has("name.example", "127.0.0.2", "127.0.0.3")
+	shared := acquireShared()
+	defer releaseShared()
+	w.run(w.proxy("lb_policy first"))
+	w.hookDials(func(next dialler) dialler {
+		return func(ctx context.Context, network, address string) (net.Conn, error) {
+			if info, _ := reverseproxy.GetDialInfo(ctx); strings.HasPrefix(info.Address, "127.0.0.2:") {
+				time.Sleep(800 * time.Millisecond)
+			}
+			return next(ctx, network, address)
+		}
+	})
+	w.mustGet("/", "http://name.example:"+good.port)
+	w.run(w.proxy("lb_policy first", "header_down Run 2"))
+	for i := range shared.health.shards {
+		s := &shared.health.shards[i]
+		s.mu.Lock()
+		for id, f := range s.failed {
+			if f.fails > 0 {
+				t.Errorf("%v has failed %d times", id, f.fails)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// TestLostBody: if a body cannot be sent again, the error is that of the attempt.
+func TestLostBody(t *testing.T) {
+	w := newWorld(t)
+	addrs := []string{"127.0.0.2", "127.0.0.3"}
+	b := newBackend(t, backendConfig{addrs: addrs, handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+	})})
+	w.dns.has("two.example", addrs...)
+	w.run(w.proxy("response_header_timeout 200ms"))
+	res, err := w.try(http.MethodGet, "/", "http://two.example:"+b.port, strings.NewReader(strings.Repeat("x", 2*maxKept)))
+	if err != nil || res.StatusCode != http.StatusGatewayTimeout {
+		t.Error(res, err)
+	}
+}
+
+// TestIdleLimits: what this side closes says nothing about the backend.
+func TestIdleLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRegistry(100)
+		defer g.close()
+		key := poolKey{address: "192.0.2.1:80"}
+		idle := func(d time.Duration, end func(conn *trackedConn, backend net.Conn)) time.Duration {
+			t.Helper()
+			p, _ := g.acquire(key, nil)
+			client, backend := net.Pipe()
+			defer backend.Close()
+			conn, err := g.track(p, client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.release(p)
+			time.Sleep(d)
+			end(conn, backend)
+			p, _ = g.acquire(key, nil)
+			defer g.release(p)
+			return time.Duration(p.idleLimit.Load())
+		}
+		ours := func(conn *trackedConn, _ net.Conn) { conn.Close() }
+		theirs := func(conn *trackedConn, backend net.Conn) {
+			backend.Close()
+			_, _ = conn.Read(make([]byte, 1))
+			conn.Close()
+		}
+		for _, step := range []struct {
+			after time.Duration
+			end   func(*trackedConn, net.Conn)
+			want  time.Duration
+		}{
+			{5 * time.Second, ours, 0},
+			{5 * time.Second, ours, 0},
+			{5 * time.Second, theirs, 0}, // once may be a restart
+			{5 * time.Second, theirs, 5 * time.Second},
+			{2 * time.Second, theirs, 5 * time.Second},
+			{leastIdleLimit / 2, theirs, 5 * time.Second},
+			{20 * time.Second, theirs, 0}, // which it was not
+			{20 * time.Second, theirs, 20 * time.Second},
+		} {
+			if got := idle(step.after, step.end); got != step.want {
+				t.Errorf("after %s: %s, want %s", step.after, got, step.want)
+			}
+		}
+	})
 }

@@ -23,7 +23,7 @@ import (
 // newTestJudge returns a judge of a server that has no site.
 func newTestJudge(t testing.TB, g Guard) *judge {
 	t.Helper()
-	app := &App{listeners: newListeners(caddy.Context{}), shared: &shared{newHealth(), newRefusals(), new(sessions)}}
+	app := &App{listeners: newListeners(caddy.Context{}), shared: newShared()}
 	j, err := app.judge(&g, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)

@@ -165,6 +165,7 @@ type call struct {
 	resolver *resolver
 	service  *serviceCall // that it belongs to, if to any
 
+	more  bool              // there is another address to try than the one that is chosen
 	probe []netip.Addr      // to be found out about in the background
 	tried []try             // by the attempts so far
 	ends  [phases]time.Time // when the time is over that they all have; zero: each has its own

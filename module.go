@@ -43,6 +43,13 @@ type shared struct {
 	health   *health
 	refusals *refusals
 	sessions *sessions
+	keeper   *keeper // of what outlives a configuration
+}
+
+// Destruct implements caddy.Destructor.
+func (s *shared) Destruct() error {
+	s.keeper.end()
+	return nil
 }
 
 // shareds holds the one shared of the process while a configuration uses it.
@@ -50,8 +57,12 @@ var shareds = caddy.NewUsagePool()
 
 const sharedKey = "shared"
 
+func newShared() *shared {
+	return &shared{newHealth(), newRefusals(), new(sessions), newKeeper()}
+}
+
 func acquireShared() *shared {
-	value, _ := shareds.LoadOrStore(sharedKey, &shared{newHealth(), newRefusals(), new(sessions)})
+	value, _, _ := shareds.LoadOrNew(sharedKey, func() (caddy.Destructor, error) { return newShared(), nil })
 	return value.(*shared)
 }
 

@@ -232,8 +232,8 @@ const (
 func (u *Upstreams) standing(c *call) standing {
 	best, j := absent, u.judging(c)
 	for _, a := range c.addrs {
-		switch v, n := u.usable(c, &j, a, false); {
-		case n != untried:
+		switch v, n := u.usable(c, &j, a); {
+		case n == worn || n == spent:
 			best = min(best, used)
 		case v == ejected:
 			best = min(best, unfit)
@@ -281,7 +281,8 @@ func (u *Upstreams) offerService(ctx context.Context, s *serviceCall) ([]*revers
 		}
 		return nil, fmt.Errorf("%s: %w", s.name, s.err)
 	}
-	return u.offerRecords(draw(candidates, rand.Uint64N)), nil
+	drawn := draw(candidates, rand.Uint64N)
+	return u.offerRecords(drawn, len(drawn) < len(candidates) || s.resolved < len(s.records)), nil
 }
 
 // renew asks for the addresses of all hosts again, once, and tells whether there
@@ -330,8 +331,9 @@ func draw(candidates []candidate, random func(n uint64) uint64) []candidate {
 
 func (c candidate) share() uint64 { return max(1, weightUnit*uint64(c.weight)) }
 
-// offerRecords returns upstreams for the addresses of some records.
-func (u *Upstreams) offerRecords(candidates []candidate) []*reverseproxy.Upstream {
+// offerRecords returns upstreams for the addresses of some records; more says
+// whether there are others.
+func (u *Upstreams) offerRecords(candidates []candidate, more bool) []*reverseproxy.Upstream {
 	total := 0
 	for _, c := range candidates {
 		total += len(c.call.call.addrs)
@@ -357,6 +359,7 @@ func (u *Upstreams) offerRecords(candidates []candidate) []*reverseproxy.Upstrea
 		if chosen.trial { // this request tries it
 			addrs, parts = addrs[:0], parts[:0]
 		}
+		c.call.call.more = chosen.more
 		from := len(addrs)
 		for _, a := range chosen.addrs[:min(len(chosen.addrs), u.MaxUpstreams-from)] {
 			addrs = append(addrs, netip.AddrPortFrom(a, c.call.call.port))
@@ -369,6 +372,7 @@ func (u *Upstreams) offerRecords(candidates []candidate) []*reverseproxy.Upstrea
 	upstreams := upstreamsFor(addrs)
 	for _, p := range parts {
 		p.of.offers = upstreams[p.from:p.to]
+		p.of.call.more = p.of.call.more || more || len(addrs) > 1
 	}
 	return upstreams
 }
@@ -383,30 +387,6 @@ func (c *call) attempts() int {
 		n += len(c.service.calls[i].call.tried)
 	}
 	return n
-}
-
-// othersThan tells whether there is an address for the request that was not
-// tried, other than the one that is about to be.
-func (c *call) othersThan(address string) bool {
-	this, _ := netip.ParseAddrPort(address)
-	if c.service == nil {
-		return len(c.addrs) > 1 && c.hasUntried(this)
-	}
-	s := c.service
-	for i := range s.calls {
-		if s.calls[i].call.hasUntried(this) {
-			return true
-		}
-	}
-	return s.resolved < len(s.records)
-}
-
-// hasUntried tells whether an address of c was not tried, other than this one.
-func (c *call) hasUntried(this netip.AddrPort) bool {
-	return slices.ContainsFunc(c.addrs, func(a netip.Addr) bool {
-		other := netip.AddrPortFrom(a, c.port)
-		return other != this && c.wearOf(other) == untried
-	})
 }
 
 // lookupService returns the SRV records of a name in normal form, which belong

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -63,10 +62,7 @@ type Transport struct {
 	hostByOps bool // the Host header is set by operations, before those of the user
 	retries   int  // how often a request that fails is tried again
 
-	ctx    context.Context // ends with the transport; for dials that nobody waits for
-	cancel context.CancelFunc
-	life   sync.Mutex // guards the end of ctx against dials
-	dials  sync.WaitGroup
+	keeper *keeper // of what nobody waits for
 }
 
 // CaddyModule returns the Caddy module information.
@@ -95,7 +91,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	}
 	t.shared = app.shared
 	t.lookAtProxy(ctx)
-	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.keeper = newKeeper()
 
 	// the transports are built from copies: what is configured stays as it is
 	base := t.HTTPTransport
@@ -193,11 +189,8 @@ func isStatus(n int) bool { return n >= 1 && n <= 5 || n >= 100 && n <= 599 }
 
 // Cleanup closes the connections: those in use as soon as they no longer are.
 func (t *Transport) Cleanup() error {
-	if t.cancel != nil {
-		t.life.Lock()
-		t.cancel()
-		t.life.Unlock()
-		t.dials.Wait()
+	if t.keeper != nil {
+		t.keeper.end()
 	}
 	if t.registry != nil {
 		t.registry.close()
@@ -327,8 +320,8 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	key := poolKey{address: info.Address}
 	if c := a.call; c != nil {
-		a.ends = c.ends
-		a.last = c.attempts() >= t.retries || !c.othersThan(info.Address)
+		a.ends, a.cuts = c.ends, c.cuts()
+		a.last = !c.more || c.attempts() >= t.retries
 	}
 
 	// header and trailer are reverse_proxy's copies, made for this request; an

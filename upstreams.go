@@ -295,6 +295,7 @@ func (u *Upstreams) offer(ctx context.Context, c *call) []*reverseproxy.Upstream
 	if !chosen.working && c.renew(ctx) {
 		chosen = u.choose(c)
 	}
+	c.more = chosen.more
 	var buf [defaultMaxUpstreams]netip.AddrPort
 	addrs := buf[:0]
 	for _, a := range chosen.addrs[:min(len(chosen.addrs), u.MaxUpstreams)] {
@@ -329,17 +330,25 @@ func (u *Upstreams) judging(c *call) judging {
 	return judging{c.host, u.MaxFails, u.failDuration, c.repeats}
 }
 
-// usable judges an address of c for u. What is on trial is taken to be tried now
-// with try. One that was tried for this request is ejected.
-func (u *Upstreams) usable(c *call, j *judging, a netip.Addr, try bool) (verdict, wear) {
+// usable judges an address of c for u. One that was tried for this request is
+// ejected.
+func (u *Upstreams) usable(c *call, j *judging, a netip.Addr) (verdict, wear) {
 	addr := netip.AddrPortFrom(a, c.port)
-	if n := c.wearOf(addr); n != untried {
+	switch n := c.wearOf(addr); {
+	case n == ready:
+		return good, n
+	case n != untried:
 		return ejected, n
+	case u.failDuration == 0:
+		return good, n
 	}
-	if u.failDuration == 0 {
-		return good, untried
-	}
-	return u.health.judge(j, addr, try), untried
+	return u.health.judge(j, addr, false), untried
+}
+
+// claim makes an address that is on trial, or to be probed, that of this request
+// alone. It tells whether it was before anybody else.
+func (u *Upstreams) claim(c *call, j *judging, a netip.Addr, v verdict) bool {
+	return u.health.judge(j, netip.AddrPortFrom(a, c.port), true) == v
 }
 
 // choice is what a source offers of a call's addresses.
@@ -347,36 +356,40 @@ type choice struct {
 	addrs   []netip.Addr
 	trial   bool // it is one that failed a while ago
 	working bool // they are not known to fail
+	more    bool // if the one that is chosen of them fails, there is another one
 }
 
 // choose returns the addresses to try now: those that work and were not tried,
 // the preferred ones if there are any; else those that do not work, for some
 // address has to be tried; else those that may be tried once more. An address
 // whose time is over is probed in the background, if there are others; if it
-// takes a request to find out, it is returned alone, on trial.
-// When nothing is left there is an end, unless reverse_proxy is to try for some
-// time: then all begins again.
+// takes a request to find out, it is returned alone, on trial. When nothing is
+// left, or the request's body cannot be sent again, there is an end; unless
+// reverse_proxy is to try for some time: then all begins again.
 func (u *Upstreams) choose(c *call) choice {
 	j := u.judging(c)
 	if !slices.ContainsFunc(c.addrs[:c.preferred], func(a netip.Addr) bool {
-		v, _ := u.usable(c, &j, a, false)
+		v, _ := u.usable(c, &j, a)
 		return v != good
 	}) {
-		return choice{addrs: c.addrs[:c.preferred], working: true}
+		return choice{addrs: c.addrs[:c.preferred], working: true, more: len(c.addrs) > 1}
+	}
+	if c.body != nil && !c.body.whole() {
+		return choice{}
 	}
 
-	var working, probe, failing, again []netip.Addr
-	workingPreferred := 0
+	var working, probe, trial, failing, again []netip.Addr
+	preferred, rest := 0, false
 	for i, a := range c.addrs {
-		if i >= c.preferred && workingPreferred > 0 {
+		if rest = i >= c.preferred && preferred > 0; rest {
 			break
 		}
-		switch v, n := u.usable(c, &j, a, true); {
+		switch v, n := u.usable(c, &j, a); {
 		case n == worn:
 			again = append(again, a)
 		case n == spent:
 		case v == onTrial:
-			return choice{addrs: []netip.Addr{a}, trial: true, working: true}
+			trial = append(trial, a)
 		case v == onProbe:
 			probe = append(probe, a)
 		case v == ejected:
@@ -384,28 +397,38 @@ func (u *Upstreams) choose(c *call) choice {
 		default:
 			working = append(working, a)
 			if i < c.preferred {
-				workingPreferred++
+				preferred++
 			}
 		}
 	}
+	for _, a := range trial {
+		if u.claim(c, &j, a, onTrial) {
+			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.addrs) > 1}
+		}
+	}
 	c.probe = nil
-	if len(working) > 0 {
-		c.probe = probe
+	for _, a := range probe {
+		switch {
+		case !u.claim(c, &j, a, onProbe):
+			failing = append(failing, a)
+		case len(working) == 0:
+			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.addrs) > 1}
+		default:
+			c.probe = append(c.probe, a)
+		}
 	}
 	switch {
-	case workingPreferred > 0:
-		return choice{addrs: working[:workingPreferred], working: true}
+	case preferred > 0:
+		return choice{addrs: working[:preferred], working: true, more: len(working) > 1 || rest}
 	case len(working) > 0:
-		return choice{addrs: working, working: true}
-	case len(probe) > 0:
-		return choice{addrs: probe[:1], trial: true, working: true}
+		return choice{addrs: working, working: true, more: len(working) > 1}
 	case len(failing) > 0:
-		return choice{addrs: failing}
+		return choice{addrs: failing, more: len(failing) > 1}
 	case len(again) > 0:
 		return choice{addrs: again}
 	case u.patient:
 		c.tried, c.ends = c.tried[:0], [phases]time.Time{}
-		return choice{addrs: c.addrs}
+		return choice{addrs: c.addrs, more: len(c.addrs) > 1}
 	}
 	return choice{}
 }
@@ -418,13 +441,10 @@ func (c *call) renew(ctx context.Context) bool {
 	}
 	renewed := *c
 	var err error
-	if renewed.answer, err = c.resolver.renew(ctx, c); err != nil {
+	if renewed.answer, err = c.resolver.renew(ctx, c); err != nil || slices.Equal(renewed.all, c.all) {
 		return false
 	}
 	if c.judge != nil && c.judge.addresses(&renewed) != nil {
-		return false
-	}
-	if slices.Equal(renewed.addrs, c.addrs) {
 		return false
 	}
 	renewed.lookup, renewed.waited = c.lookup, c.waited

@@ -2,6 +2,8 @@ package dnscache
 
 import (
 	"context"
+	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -13,17 +15,24 @@ const (
 	maxRenewals = 6
 )
 
-// Renew is Lookup for a reader who has found that the known addresses are of no
-// use: they are asked for again, unless that was done just now and brought
-// nothing, or makes no sense because of a failure or an outage. It waits for that
-// as long as Config.StaleWait says, and returns what is known then.
-func (c *Cache) Renew(ctx context.Context, name string) (Answer, error) {
-	hash, size := c.hash(name), uint16(len(name))
-	e := c.table.find(hash, name, size)
+// Renew is Lookup for a reader who has found that these addresses are of no use:
+// unless others are known by now, they are asked for again, if that was not done
+// just now without bringing anything, and makes sense in spite of a failure or an
+// outage. It waits for that as long as Config.StaleWait says, and returns what is
+// known then.
+func (c *Cache) Renew(ctx context.Context, name string, useless []netip.Addr) (Answer, error) {
+	find := func() *entry {
+		e := c.table.find(c.hash(name), name, uint16(len(name)))
+		if e == nil || !slices.Equal(e.addrs(), useless) {
+			return nil
+		}
+		return e
+	}
+	e := find()
 	if e != nil && e.more.renewals == 0 {
 		// what has come only just now, for other reasons, may be out of date
 		c.pause(ctx, e.more.learned+renewGap-c.cfg.Now(), nil)
-		e = c.table.find(hash, name, size)
+		e = find()
 	}
 	if e != nil {
 		now := c.cfg.Now()

@@ -11,7 +11,8 @@ func TestRenew(t *testing.T) {
 	renewed := func(w world, want string, after time.Duration) {
 		w.Helper()
 		start := time.Now()
-		got := text(w.Renew(w.Context(), "x"))
+		useless, _ := w.Peek("x")
+		got := text(w.Renew(w.Context(), "x", useless))
 		if took := time.Since(start); got != want || took != after {
 			w.Errorf("renewed: %s after %s, want %s after %s", got, took, want, after)
 		}
@@ -78,7 +79,7 @@ func TestRenewTogether(t *testing.T) {
 		w.fake.set("x A", script{addrs: ips(b), ttl: time.Minute, delay: 10 * time.Millisecond})
 		results := make(chan string)
 		for range 100 {
-			go func() { results <- text(w.Renew(w.Context(), "x")) }()
+			go func() { results <- text(w.Renew(w.Context(), "x", ips(a))) }()
 		}
 		for range 100 {
 			if got := <-results; got != "hit "+b {
@@ -86,5 +87,19 @@ func TestRenewTogether(t *testing.T) {
 			}
 		}
 		w.wantAsked("x", 2, 2)
+	})
+}
+
+// TestRenewed: who comes with addresses that are not those that are known gets the
+// latter.
+func TestRenewed(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.fake.a("x", time.Minute, b)
+		w.want("x", "miss "+b)
+		start := time.Now()
+		if got := text(w.Renew(w.Context(), "x", ips(a))); got != "hit "+b || time.Since(start) != 0 {
+			t.Errorf("%s after %s", got, time.Since(start))
+		}
+		w.wantAsked("x", 1, 1)
 	})
 }

@@ -374,7 +374,7 @@ func (c *Cache) LookupSRV(ctx context.Context, name string) (ServiceAnswer, erro
 // a use of them.
 func (c *Cache) Peek(name string) (addrs []netip.Addr, known bool) {
 	e := c.table.find(c.hash(name), name, uint16(len(name)))
-	if e == nil || !e.more.known {
+	if e == nil || !e.more.known() {
 		return nil, false
 	}
 	return e.addrs(), true

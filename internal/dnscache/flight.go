@@ -170,7 +170,7 @@ func (f *flight) publish() *entry {
 	e := merge(&c.cfg, f.old, f.replies, f.order, now)
 	e.more.slow = now-f.start > slotTime
 	if f.call.renewal && slices.Equal(e.addrs(), f.old.addrs()) {
-		e.more.renewals = min(f.old.more.renewals+1, maxRenewals)
+		e.more.asked = min(f.old.more.asked, maxRenewals) + 1
 	}
 	c.publish(f.node, e)
 	return e

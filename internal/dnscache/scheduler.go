@@ -69,7 +69,7 @@ const (
 )
 
 func (n *node) class() int {
-	if s := n.entry.Load().more; s.known && !s.limited() {
+	if s := n.entry.Load().more; s.known() && !s.limited() {
 		return living
 	}
 	return limited

@@ -575,7 +575,7 @@ func TestRefreshesAreEven(t *testing.T) {
 		nodes := make([]*node, n)
 		for i := range nodes {
 			nodes[i] = new(node)
-			nodes[i].entry.Store(&entry{more: &state{known: true}})
+			nodes[i].entry.Store(&entry{more: &state{asked: 1}})
 		}
 		perSecond := make([]int, end/time.Second+1)
 		known := 0

@@ -72,14 +72,10 @@ type state struct {
 	have  [2]uint8         // how many addresses of the last good answer; 0: there are none
 	fails [2]uint8         // failed lookups in a row
 
-	learned time.Duration // when
-
 	order Family // in which the addresses are offered
-	known bool   // false until the first lookup has ended
+	asked uint8  // 0 until the first lookup has ended; then 1 and one for each renewal since the last lookup of another kind, if it brought nothing new
 	stale bool   // the addresses had expired when this was learned
 	slow  bool   // it took long to learn this
-
-	renewals uint8 // that brought nothing new, since the last lookup of another kind
 }
 
 const (
@@ -99,7 +95,7 @@ var errNoAddress = errors.New("no addresses")
 // keeps the addresses it had, and is never taken to have none.
 func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Duration) *entry {
 	old := last.more
-	s := &state{node: old.node, learned: now, order: order, known: true}
+	s := &state{node: old.node, order: order, asked: 1}
 	e := newEntry(last.name(), last.size, s)
 	var addrs [2][]netip.Addr
 	var records []net.SRV // of a service
@@ -213,6 +209,19 @@ func (s *state) nextRetry() time.Duration {
 		return max(s.retry[v4], s.retry[v6])
 	}
 	return min(s.retry[v4], s.retry[v6])
+}
+
+// known says whether a lookup has ended.
+func (s *state) known() bool { return s.asked > 0 }
+
+// learned returns when the addresses came.
+func (s *state) learned() (at time.Duration) {
+	for f, n := range s.have {
+		if n > 0 {
+			at = max(at, s.ends[f]-4*(s.ends[f]-s.ripe[f])) // see merge
+		}
+	}
+	return at
 }
 
 // limited says whether the next lookup is likely to take long.

@@ -232,10 +232,14 @@ type try struct {
 // try returns what is to be remembered of an attempt that failed.
 func (a *attempt) try(err error, dialling bool) try {
 	r := try{addr: a.pool.addr, dial: dialling}
-	if r.cut, _ = errors.AsType[*cutError](err); r.cut != nil {
+	r.cut, _ = errors.AsType[*cutError](err)
+	switch now := time.Now(); {
+	case r.cut != nil:
 		if end := &a.call.ends[r.cut.phase]; end.IsZero() {
-			*end = time.Now().Add(a.transport.wholeTime(r.cut.phase) - firstTime[r.cut.phase])
+			*end = now.Add(a.transport.wholeTime(r.cut.phase) - firstTime[r.cut.phase])
 		}
+	case dialling && isTimeout(err): // one address has had all of the time
+		a.call.ends = [phases]time.Time{now, now}
 	}
 	return r
 }
@@ -273,8 +277,8 @@ func (c *call) wearOf(addr netip.AddrPort) wear {
 			case succeeded:
 				n = ready
 			case underWay:
-				if n = worn; time.Now().After(c.ends[t.cut.phase]) {
-					n = spent
+				if n = worn; time.Until(c.ends[t.cut.phase]) < firstTime[t.cut.phase] {
+					return spent // there is no time left
 				}
 			default:
 				return spent

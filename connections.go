@@ -97,7 +97,7 @@ type pool struct {
 	requests   int
 	phases     int // of opening connections, under way
 	conns      map[*trackedConn]struct{}
-	spare      [phases]*spare
+	spares     [phases][]*spare
 	retired    bool
 	listed     bool
 	idleReads  int64 // of the connection, if there is one, until then
@@ -238,20 +238,19 @@ func (g *registry) track(p *pool, conn net.Conn) (*trackedConn, error) {
 // keep keeps a connection that has come through a phase, for the next request
 // that asks for one, or closes it.
 func (g *registry) keep(p *pool, ph phase, conn net.Conn) {
-	s := &spare{Conn: conn}
 	p.shard.mu.Lock()
-	kept := !p.retired && p.spare[ph] == nil
+	kept := !p.retired
 	if kept {
-		p.spare[ph] = s
+		s := &spare{Conn: conn}
+		p.spares[ph] = append(p.spares[ph], s)
 		s.timer = time.AfterFunc(spareTime, func() {
 			p.shard.mu.Lock()
-			if p.spare[ph] == s {
-				p.spare[ph] = nil
-			} else {
-				s = nil
+			i := slices.Index(p.spares[ph], s)
+			if i >= 0 {
+				p.spares[ph] = slices.Delete(p.spares[ph], i, i+1)
 			}
 			p.shard.mu.Unlock()
-			if s != nil {
+			if i >= 0 {
 				_ = s.Close()
 			}
 		})
@@ -262,15 +261,16 @@ func (g *registry) keep(p *pool, ph phase, conn net.Conn) {
 	}
 }
 
-// adopt returns a connection that was kept, or nil.
+// adopt returns a connection that was kept, the last one, or nil.
 func (g *registry) adopt(p *pool, ph phase) net.Conn {
 	p.shard.mu.Lock()
 	defer p.shard.mu.Unlock()
-	s := p.spare[ph]
-	if s == nil || p.retired {
+	last := len(p.spares[ph]) - 1
+	if last < 0 || p.retired {
 		return nil
 	}
-	p.spare[ph] = nil
+	s := p.spares[ph][last]
+	p.spares[ph] = p.spares[ph][:last]
 	s.timer.Stop()
 	return s.Conn
 }

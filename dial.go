@@ -169,6 +169,7 @@ var errNoTime = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceed
 
 // cutError is the error of a phase that was cut, and goes on.
 type cutError struct {
+	addr     netip.AddrPort
 	phase    phase
 	progress atomic.Int32
 	over     context.Context // ends when the phase does
@@ -202,8 +203,12 @@ func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(con
 		}
 	}
 	if end := a.ends[ph]; a.last && !end.IsZero() {
-		// all addresses together may take no longer than one
-		whole = min(whole, max(time.Until(end), least))
+		// all addresses together may take little longer than one
+		if left := time.Until(end); left > 0 {
+			whole = min(whole, max(left, least))
+		} else {
+			whole = min(whole, firstTime[ph])
+		}
 	}
 	if a.last && len(a.cuts) == 0 {
 		timed, cancel := context.WithTimeoutCause(ctx, whole, errNoTime)
@@ -220,7 +225,7 @@ func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(con
 	results := make(chan result)
 	cut, ended := make(chan struct{}), make(chan struct{})
 	doCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	slow := &cutError{phase: ph, over: doCtx}
+	slow := &cutError{addr: a.pool.addr, phase: ph, over: doCtx}
 	start := time.Now()
 	t.registry.enterPhase(a.pool)
 	go func() {
@@ -252,30 +257,32 @@ func (t *Transport) stage(ctx context.Context, a *attempt, ph phase, do func(con
 	}
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
-	through := make(chan struct{}, 1)
+	through := make(chan *cutError, len(a.cuts))
 	for _, other := range a.cuts {
 		defer context.AfterFunc(other.over, func() {
 			if other.progress.Load() == succeeded {
-				select {
-				case through <- struct{}{}:
-				default:
-				}
+				through <- other
 			}
 		})()
 	}
 	var conn net.Conn
 	err := error(slow)
-	select {
-	case r := <-results:
-		return r.conn, r.err
-	case <-timer.C:
-		t.health.suspect(id, whole-patience)
-	case <-through:
-		if conn = t.registry.adopt(a.pool, ph); conn != nil { // it was this address
-			err = nil
+	for waiting := true; waiting; {
+		waiting = false
+		select {
+		case r := <-results:
+			return r.conn, r.err
+		case <-timer.C:
+			t.health.suspect(id, whole-patience)
+		case other := <-through:
+			if conn = t.registry.adopt(a.pool, ph); conn != nil {
+				err = nil
+			} else {
+				waiting = other.addr == a.pool.addr // it works: the connection will come
+			}
+		case <-ctx.Done():
+			err = context.Cause(ctx)
 		}
-	case <-ctx.Done():
-		err = context.Cause(ctx)
 	}
 	close(cut)
 	if ph == connect { // it takes nothing of the configuration

@@ -233,27 +233,14 @@ func TestUnsent(t *testing.T) {
 }
 
 // cutTCP reads as much of a request as it is told to and resets the connection.
-func cutTCP(t testing.TB, port, addr string, octets int) (requests *atomic.Int64) {
+func cutTCP(t testing.TB, port, addr string, octets int64) (requests *atomic.Int64) {
 	t.Helper()
-	l := listenAll(t, port, addr)[0]
 	requests = new(atomic.Int64)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				_, _ = io.CopyN(io.Discard, conn, int64(octets))
-				requests.Add(1)
-				_ = conn.(*net.TCPConn).SetLinger(0)
-				_ = conn.Close()
-			})
-		}
+	serveTCP(t, port, addr, func(conn *net.TCPConn) {
+		_, _ = io.CopyN(io.Discard, conn, octets)
+		requests.Add(1)
+		_ = conn.SetLinger(0)
 	})
-	t.Cleanup(wg.Wait)
-	t.Cleanup(func() { _ = l.Close() })
 	return requests
 }
 
@@ -695,26 +682,12 @@ func TestPolicies(t *testing.T) {
 // accepted.
 func refusingH2C(t testing.TB, addr string) (port string, bodies <-chan string) {
 	t.Helper()
-	l := listenAll(t, "", addr)[0]
 	accepted := make(chan string, 100)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				defer conn.Close()
-				stop := context.AfterFunc(t.Context(), func() { conn.Close() })
-				defer stop()
-				refuseFirst(conn, accepted)
-			})
-		}
+	port = serveTCP(t, "", addr, func(conn *net.TCPConn) {
+		stop := context.AfterFunc(t.Context(), func() { conn.Close() })
+		defer stop()
+		refuseFirst(conn, accepted)
 	})
-	t.Cleanup(wg.Wait)
-	t.Cleanup(func() { _ = l.Close() })
-	_, port, _ = net.SplitHostPort(l.Addr().String())
 	return port, accepted
 }
 

@@ -673,8 +673,8 @@ func silentTCP(t testing.TB, port, addr string) string {
 	return port
 }
 
-// resetTCP accepts connections, reads a little, and resets them.
-func resetTCP(t testing.TB, port, addr string) string {
+// serveTCP listens and serves each connection, which it closes then.
+func serveTCP(t testing.TB, port, addr string, serve func(conn *net.TCPConn)) string {
 	t.Helper()
 	l := listenAll(t, port, addr)[0]
 	var wg sync.WaitGroup
@@ -685,9 +685,8 @@ func resetTCP(t testing.TB, port, addr string) string {
 				return
 			}
 			wg.Go(func() {
-				_, _ = conn.Read(make([]byte, 1))
-				_ = conn.(*net.TCPConn).SetLinger(0)
-				_ = conn.Close()
+				defer conn.Close()
+				serve(conn.(*net.TCPConn))
 			})
 		}
 	})
@@ -695,6 +694,15 @@ func resetTCP(t testing.TB, port, addr string) string {
 	t.Cleanup(func() { _ = l.Close() })
 	_, port, _ = net.SplitHostPort(l.Addr().String())
 	return port
+}
+
+// resetTCP accepts connections, reads a little, and resets them.
+func resetTCP(t testing.TB, port, addr string) string {
+	t.Helper()
+	return serveTCP(t, port, addr, func(conn *net.TCPConn) {
+		_, _ = conn.Read(make([]byte, 1))
+		_ = conn.SetLinger(0)
+	})
 }
 
 // blackhole is an address where TCP connections are neither opened nor refused:

@@ -186,6 +186,31 @@ func TestRenewed(t *testing.T) {
 	}
 }
 
+// TestRenewedIsJudged: addresses that come when a target has died are judged as
+// the first ones were.
+func TestRenewedIsJudged(t *testing.T) {
+	w := newWorld(t)
+	inner := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
+	w.dns.has("name.example", "127.0.0.2")
+	w.run(fmt.Sprintf("target_proxy {header.X-Target} {\nallow_ips 127.0.0.2\nresolver %s {\nhosts off\n}\n}", w.dns.addr))
+	if res := w.get("/", "http://name.example:"+inner.port); res.StatusCode != http.StatusBadGateway {
+		t.Error(res)
+	}
+	w.dns.has("name.example", "127.0.0.3")
+	for range 5 {
+		time.Sleep(200 * time.Millisecond)
+		if res := w.get("/", "http://name.example:"+inner.port); res.StatusCode != http.StatusBadGateway && res.StatusCode != http.StatusForbidden {
+			t.Error(res)
+		}
+	}
+	if n := w.dns.asked("name.example"); n < 2 {
+		t.Errorf("asked %d times: this showed nothing", n)
+	}
+	if n := inner.opened.Load(); n > 0 {
+		t.Errorf("%d connections", n)
+	}
+}
+
 // brokenConn is a connection that is reset as soon as it is used.
 type brokenConn struct{ net.Conn }
 

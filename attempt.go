@@ -224,14 +224,14 @@ func (a *attempt) worked(status int) {
 
 // try is an attempt at an address.
 type try struct {
-	addr netip.AddrPort
-	dial bool      // there was no connection
-	cut  *cutError // it was cut
+	addr  netip.AddrPort
+	final bool      // there was no connection, or no response in time
+	cut   *cutError // it was cut
 }
 
 // try returns what is to be remembered of an attempt that failed.
 func (a *attempt) try(err error, dialling bool) try {
-	r := try{addr: a.pool.addr, dial: dialling}
+	r := try{addr: a.pool.addr, final: dialling || isTimeout(err)}
 	r.cut, _ = errors.AsType[*cutError](err)
 	switch now := time.Now(); {
 	case r.cut != nil:
@@ -283,7 +283,7 @@ func (c *call) wearOf(addr netip.AddrPort) wear {
 			default:
 				return spent
 			}
-		case t.dial:
+		case t.final:
 			return spent
 		default:
 			n = worn

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -90,6 +91,9 @@ type pool struct {
 	// for how long the backend leaves idle connections open; 0: not known
 	idleLimit atomic.Int64
 
+	// when what was sent over a connection was not acknowledged; nil: never
+	silent atomic.Pointer[time.Time]
+
 	// for how long a new connection is put off; 0: not known
 	crowdTime atomic.Int64
 
@@ -118,11 +122,15 @@ type trackedConn struct {
 	net.Conn
 	registry *registry
 	pool     *pool
+	born     time.Time
 	written  atomic.Int64 // octets
 	reads    atomic.Int64 // that have returned
 }
 
-var errRetired = errors.New("connection is not wanted any more")
+var (
+	errRetired = errors.New("connection is not wanted any more")
+	errSilent  = errors.New("the backend has gone silent")
+)
 
 const (
 	// sweepInterval is how often idle connections are held against the answers
@@ -217,7 +225,7 @@ func (g *registry) leave(p *pool, uses *int) {
 // track adds a new connection to a pool, unless that was retired meanwhile;
 // then it closes the connection.
 func (g *registry) track(p *pool, conn net.Conn) (*trackedConn, error) {
-	t := &trackedConn{Conn: conn, registry: g, pool: p}
+	t := &trackedConn{Conn: conn, registry: g, pool: p, born: time.Now()}
 	p.shard.mu.Lock()
 	if p.retired {
 		p.shard.mu.Unlock()
@@ -275,8 +283,13 @@ func (g *registry) adopt(p *pool, ph phase) net.Conn {
 	return s.Conn
 }
 
-// Write implements net.Conn.
+// Write implements net.Conn. It does nothing if another connection has shown since
+// this one was opened that the backend has gone silent: what is sent would be
+// waited for in vain, and another connection is used instead.
 func (t *trackedConn) Write(p []byte) (int, error) {
+	if silent := t.pool.silent.Load(); silent != nil && silent.After(t.born) {
+		return 0, errSilent
+	}
 	t.written.Add(int64(len(p))) // before anybody can see it
 	n, err := t.Conn.Write(p)
 	t.written.Add(int64(n - len(p)))
@@ -287,6 +300,9 @@ func (t *trackedConn) Write(p []byte) (int, error) {
 func (t *trackedConn) Read(p []byte) (int, error) {
 	n, err := t.Conn.Read(p)
 	t.reads.Add(1)
+	if err != nil && errors.Is(err, syscall.ETIMEDOUT) {
+		t.pool.silent.Store(new(time.Now()))
+	}
 	return n, err
 }
 

@@ -386,6 +386,7 @@ func (t *Transport) open(ctx context.Context, network, address string) (net.Conn
 		conn, err := t.dialTCP(ctx, network, address)
 		switch {
 		case err == nil:
+			limitSilence(conn)
 			return conn, nil
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
@@ -399,6 +400,9 @@ func (t *Transport) open(ctx context.Context, network, address string) (net.Conn
 		}
 	}
 }
+
+// maxSilence is how long a backend may not acknowledge what was sent.
+const maxSilence = 10 * time.Second
 
 const (
 	// maxShortages is how often a connection is tried to be opened again when

@@ -58,6 +58,20 @@ func (w *world) hookDials(hook func(next dialler) dialler) {
 	}
 }
 
+// hookConns calls hook with each TCP connection of the running gateway.
+func (w *world) hookConns(hook func(conn net.Conn)) {
+	w.Helper()
+	w.hookDials(func(next dialler) dialler {
+		return func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := next(ctx, network, address)
+			if err == nil {
+				hook(conn)
+			}
+			return conn, err
+		}
+	})
+}
+
 // dialled counts the connections that the gateway tries to open, by address.
 type dialled struct {
 	mu     sync.Mutex
@@ -967,4 +981,53 @@ func TestIdleLimits(t *testing.T) {
 			}
 		}
 	})
+}
+
+// silentConn is a connection that a backend stops to acknowledge.
+type silentConn struct {
+	net.Conn
+	timedOut chan struct{}
+}
+
+func (c *silentConn) Read([]byte) (int, error) {
+	<-c.timedOut
+	return 0, &net.OpError{Op: "read", Err: syscall.ETIMEDOUT}
+}
+
+// TestSilentPool: when one connection shows that a backend has gone silent, nothing
+// is sent over those that were opened before.
+func TestSilentPool(t *testing.T) {
+	g := newRegistry(100)
+	defer g.close()
+	p, _ := g.acquire(poolKey{address: "192.0.2.1:80"}, nil)
+	defer g.release(p)
+	timedOut := make(chan struct{})
+	track := func() *trackedConn {
+		client, backend := net.Pipe()
+		t.Cleanup(func() { backend.Close() })
+		go io.Copy(io.Discard, backend)
+		conn, err := g.track(p, &silentConn{client, timedOut})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	one, other := track(), track()
+	for _, c := range []*trackedConn{one, other} {
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Error(err)
+		}
+	}
+	time.Sleep(time.Millisecond)
+	close(timedOut)
+	if _, err := one.Read(make([]byte, 1)); !isTimeout(err) {
+		t.Error(err)
+	}
+	if n, err := other.Write([]byte("x")); n != 0 || err == nil || other.written.Load() != 1 {
+		t.Errorf("%d octets were written, %v", n, err)
+	}
+	time.Sleep(time.Millisecond)
+	if _, err := track().Write([]byte("x")); err != nil {
+		t.Errorf("a new connection: %v", err)
+	}
 }

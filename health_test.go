@@ -222,7 +222,7 @@ func TestFamilies(t *testing.T) {
 func TestChoose(t *testing.T) {
 	dialled := func(addrs ...netip.AddrPort) (tried []try) {
 		for _, a := range addrs {
-			tried = append(tried, try{addr: a, dial: true})
+			tried = append(tried, try{addr: a, final: true})
 		}
 		return tried
 	}

@@ -450,7 +450,7 @@ func TestOfferService(t *testing.T) {
 				h.fail(healthID{addr: addr}, false)
 			}
 			if slices.Contains(test.tried, r.addr) {
-				c.tried = append(c.tried, try{addr: addr, dial: true})
+				c.tried = append(c.tried, try{addr: addr, final: true})
 			}
 		}
 		now = now.Add(test.later)

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package caddytarget
+
+import "net"
+
+func limitSilence(net.Conn) {}

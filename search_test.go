@@ -225,7 +225,8 @@ func TestSearchDeadline(t *testing.T) {
 	s.has("web", "192.0.2.1")
 	r, _ := searching(t, Resolver{Nameservers: []string{s.addr}, Deadline: caddy.Duration(time.Second)}, "search a.test b.test\n")
 	a, err := r.lookup(t.Context(), "web")
-	if err == nil || statusOf(err) != http.StatusGatewayTimeout || a.waited < time.Second {
+	// what passes between the lookups is not counted
+	if err == nil || statusOf(err) != http.StatusGatewayTimeout || a.waited < time.Second-10*time.Millisecond {
 		t.Errorf("%v, %v after %s", a.addrs, err, a.waited)
 	}
 	if s.asked("web") > 0 {

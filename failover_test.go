@@ -681,6 +681,7 @@ func TestPolicies(t *testing.T) {
 			{"least_conn", nil, false},
 			{"first", nil, true},
 			{"uri_hash", nil, true},
+			{"ip_hash", nil, true},
 			{"header X-Key", func(i int) func(*http.Request) { return header("X-Key", fmt.Sprint(i)) }, true},
 			{"query key", func(i int) func(*http.Request) {
 				return func(r *http.Request) { r.URL.RawQuery = fmt.Sprint("key=", i) }

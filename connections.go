@@ -192,7 +192,7 @@ func (g *registry) hostFor(key *poolKey) string {
 // release ends a request's use of a pool.
 func (g *registry) release(p *pool) { g.leave(p, &p.requests) }
 
-// enter keeps a pool while a phase of opening a connection is under way, which
+// enterPhase keeps a pool while a phase of opening a connection is under way, which
 // may outlast the request; leavePhase ends that.
 func (g *registry) enterPhase(p *pool) {
 	p.shard.mu.Lock()

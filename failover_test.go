@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -322,7 +323,7 @@ func TestStale(t *testing.T) {
 		t.Run(proto, func(t *testing.T) {
 			w := newWorld(t)
 			config := backendConfig{addrs: []string{"127.0.0.2"}, h2: proto != "http"}
-			scheme, options := proto, []string{"schemes http https h2c"}
+			scheme, options := proto, []string{"schemes http https h2c", "lb_retries 0"}
 			switch proto {
 			case "https":
 				config.ca = w.ca
@@ -470,6 +471,25 @@ func TestDeadFamily(t *testing.T) {
 		if dead := i >= deadNetworks; dead != (four == 0) {
 			t.Errorf("target %d: %d IPv4 addresses were tried", i, four)
 		}
+	}
+}
+
+// TestFamilyAnswers: a response, over whatever connection, shows that its family
+// can be reached.
+func TestFamilyAnswers(t *testing.T) {
+	w := newWorld(t)
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	w.dns.has("name.example", "127.0.0.2")
+	shared := acquireShared()
+	defer releaseShared()
+	w.run(w.proxy())
+	w.mustGet("/", "http://name.example:"+b.port)
+	for i := range deadNetworks {
+		shared.health.unreached(netip.AddrFrom4([4]byte{byte(i + 1)}))
+	}
+	w.mustGet("/", "http://name.example:"+b.port)
+	if b.opened.Load() != 1 || shared.health.families[0].dead() {
+		t.Errorf("%d connections, IPv4 dead: %t", b.opened.Load(), shared.health.families[0].dead())
 	}
 }
 

@@ -1,6 +1,8 @@
 package caddytarget
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net/http"
 	"sync/atomic"
@@ -53,5 +55,38 @@ func TestSessionsOutliveReload(t *testing.T) {
 		if got := get(test.status); got != test.resumed {
 			t.Errorf("%s: resumed: %t", test.about, got)
 		}
+	}
+}
+
+// TestSessionCaches: transports share sessions only if they trust the same.
+func TestSessionCaches(t *testing.T) {
+	var s sessions
+	acquire := func(n int, roots *x509.CertPool) *sessionCache {
+		c, err := s.acquire(n, nil, &tls.Config{RootCAs: roots})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	ca := newAuthority(t)
+	first := acquire(10, ca.pool())
+	if acquire(10, ca.pool()) != first {
+		t.Error("not shared")
+	}
+	for name, other := range map[string]*sessionCache{
+		"number": acquire(20, ca.pool()), "roots": acquire(10, newAuthority(t).pool()), "roots of the system": acquire(10, nil),
+	} {
+		if other == first {
+			t.Errorf("shared with another %s", name)
+		}
+	}
+	s.release(first)
+	if acquire(10, ca.pool()) != first {
+		t.Error("released too early")
+	}
+	s.release(first)
+	s.release(first)
+	if acquire(10, ca.pool()) == first {
+		t.Error("kept for ever")
 	}
 }

@@ -1,6 +1,9 @@
 package caddytarget
 
 import (
+	"bytes"
+	"caddytarget/internal/health"
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -24,25 +27,50 @@ import (
 )
 
 // The benchmarks here compare whole requests, in process and without a
-// network: Caddy's server, the handlers, reverse_proxy and the transport, down
-// to where a connection would be taken from the pool.
+// network: Caddy's server, the handlers, reverse_proxy and the transport with its
+// pool. The connections are in memory.
 //
 //	go test -run '^$' -bench 'Request|Overhead' -benchmem .
 
-// stubBackend stands in for the connections of an http.Transport.
-type stubBackend struct{}
-
-func (stubBackend) RoundTrip(req *http.Request) (*http.Response, error) {
-	return &http.Response{
-		StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header:        http.Header{"Content-Type": []string{"text/plain"}},
-		Body:          io.NopCloser(strings.NewReader("ok\n")),
-		ContentLength: 3, Request: req,
-	}, nil
+// memoryConn is a connection to a backend that answers at once.
+type memoryConn struct {
+	net.Conn
+	requests, end chan struct{}
+	left          string // of the response
 }
 
-// benchServer provisions a site and returns its server, with a stub in place of
-// all connections.
+func dialMemory(context.Context, string, string) (net.Conn, error) {
+	return &memoryConn{requests: make(chan struct{}, 1), end: make(chan struct{})}, nil
+}
+
+func (c *memoryConn) Write(p []byte) (int, error) {
+	if bytes.HasSuffix(p, []byte("\r\n\r\n")) {
+		c.requests <- struct{}{}
+	}
+	return len(p), nil
+}
+
+func (c *memoryConn) Read(p []byte) (int, error) {
+	if c.left == "" {
+		select {
+		case <-c.requests:
+		case <-c.end:
+			return 0, io.EOF
+		}
+		c.left = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n"
+	}
+	n := copy(p, c.left)
+	c.left = c.left[n:]
+	return n, nil
+}
+
+func (c *memoryConn) Close() error {
+	close(c.end)
+	return nil
+}
+
+// benchServer provisions a site and returns its server, with connections in
+// memory.
 func benchServer(b *testing.B, site string) *caddyhttp.Server {
 	b.Helper()
 	adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte("{\n\tadmin off\n}\n"+site), nil)
@@ -80,13 +108,9 @@ func stubConnections(h caddyhttp.MiddlewareHandler) {
 	case *reverseproxy.Handler:
 		switch t := h.Transport.(type) {
 		case *Transport:
-			t.http.RegisterProtocol("http", stubBackend{})
-			// the registry drops keys without connections
-			for i := range 8 {
-				t.registry.acquire(poolKey{address: fmt.Sprintf("127.0.1.%d:8000", i+1)}, nil)
-			}
+			t.pool.Dial = dialMemory
 		case *reverseproxy.HTTPTransport:
-			t.Transport.RegisterProtocol("http", stubBackend{})
+			t.Transport.DialContext = dialMemory
 		}
 	}
 }
@@ -234,7 +258,7 @@ func BenchmarkOverhead(b *testing.B) {
 }
 
 func BenchmarkSource(b *testing.B) {
-	u := &Upstreams{MaxUpstreams: defaultMaxUpstreams, MaxFails: 1, failDuration: defaultFailDuration, health: newHealth()}
+	u := &Upstreams{MaxUpstreams: defaultMaxUpstreams, MaxFails: 1, failDuration: defaultFailDuration, health: health.New()}
 	for _, n := range []int{1, 4} {
 		b.Run(fmt.Sprintf("addresses/%d", n), func(b *testing.B) {
 			c := &callContext{Context: b.Context()}

@@ -271,6 +271,7 @@ func (u *Upstreams) options() options {
 //	    tls_session_cache <n>|off
 //	    unhealthy_status  <status...>
 //	    unhealthy_latency <duration>
+//	    share_connections
 //	    # and the options of transport http, except network_proxy,
 //	    # forward_proxy_url, resolvers, dial_fallback_delay, tls_except_ports
 //	    # and version 3
@@ -290,6 +291,7 @@ func (t *Transport) options() options {
 		"tls_session_cache": orOff(&t.TLSSessionCache, numberOption(&t.TLSSessionCache)),
 		"unhealthy_status":  t.parseUnhealthyStatus,
 		"unhealthy_latency": durationOption(&t.UnhealthyLatency),
+		"share_connections": flagOption(&t.ShareConnections),
 	}
 }
 

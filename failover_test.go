@@ -2,6 +2,7 @@ package caddytarget
 
 import (
 	"bytes"
+	"caddytarget/internal/health"
 	"context"
 	"errors"
 	"fmt"
@@ -9,12 +10,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -45,7 +46,7 @@ func (w *world) hookDials(hook func(next dialler) dialler) {
 					walk(h.Routes)
 				case *reverseproxy.Handler:
 					t := h.Transport.(*Transport)
-					t.dialTCP = hook(t.dialTCP)
+					t.pool.Dial = hook(t.pool.Dial)
 					found = true
 				}
 			}
@@ -340,7 +341,7 @@ func TestStale(t *testing.T) {
 				w.mustGet("/", scheme+"://name.example:"+b.port)
 				b.closeConns()
 			}
-			if n := failures(shared.health); n != 0 {
+			if n := shared.health.Len(); n != 0 {
 				t.Errorf("%d failures are remembered", n)
 			}
 		})
@@ -380,19 +381,6 @@ func TestKeepAliveLimit(t *testing.T) {
 		}
 		if told.opened.Load() != 2 {
 			t.Errorf("%d connections", told.opened.Load())
-		}
-	})
-	t.Run("seen", func(t *testing.T) {
-		b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, idle: 800 * time.Millisecond})
-		w.run(w.proxy())
-		target := "http://name.example:" + b.port
-		for range 2 { // once may be a restart
-			w.mustGet("/", target)
-			eventually(t, "the backend closes the connection", func() bool { return b.open.Load() == 0 })
-			time.Sleep(20 * time.Millisecond) // and the gateway knows
-		}
-		if first, second := conns(target, http.MethodPost, 750*time.Millisecond); first == second {
-			t.Error("a POST over a connection that is about to be closed")
 		}
 	})
 }
@@ -453,7 +441,7 @@ func TestDeadFamily(t *testing.T) {
 	w.hookDials(func(next dialler) dialler {
 		return d.hook(func(ctx context.Context, network, address string) (net.Conn, error) {
 			if !strings.HasPrefix(address, "[") {
-				return nil, errors.New("dial tcp " + address + ": connect: " + syscall.ENETUNREACH.Error())
+				return nil, fmt.Errorf("dial tcp %s: connect: %w", address, syscall.ENETUNREACH)
 			}
 			return next(ctx, network, address)
 		})
@@ -468,7 +456,7 @@ func TestDeadFamily(t *testing.T) {
 				four++
 			}
 		}
-		if dead := i >= deadNetworks; dead != (four == 0) {
+		if dead := i >= 3; dead != (four == 0) {
 			t.Errorf("target %d: %d IPv4 addresses were tried", i, four)
 		}
 	}
@@ -484,12 +472,12 @@ func TestFamilyAnswers(t *testing.T) {
 	defer releaseShared()
 	w.run(w.proxy())
 	w.mustGet("/", "http://name.example:"+b.port)
-	for i := range deadNetworks {
-		shared.health.unreached(netip.AddrFrom4([4]byte{byte(i + 1)}))
+	for i := range 3 {
+		shared.health.Reached(netip.AddrFrom4([4]byte{byte(i + 1)}), false)
 	}
 	w.mustGet("/", "http://name.example:"+b.port)
-	if b.opened.Load() != 1 || shared.health.families[0].dead() {
-		t.Errorf("%d connections, IPv4 dead: %t", b.opened.Load(), shared.health.families[0].dead())
+	if b.opened.Load() != 1 || shared.health.State(new(health.Policy), "", addrA) != health.Healthy {
+		t.Errorf("%d connections, IPv4 dead: %t", b.opened.Load(), shared.health.State(new(health.Policy), "", addrA) != health.Healthy)
 	}
 }
 
@@ -575,48 +563,6 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// TestSpare: a connection that a request did not wait for serves the next one, or
-// is closed.
-func TestSpare(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newRegistry(100)
-		defer g.close()
-		p, _ := g.acquire(poolKey{address: "192.0.2.1:80"}, nil)
-		g.enterPhase(p)
-		g.release(p) // the request is over, the phase goes on
-		defer g.leavePhase(p)
-		track := func() *trackedConn {
-			client, server := net.Pipe()
-			t.Cleanup(func() { server.Close() })
-			conn, err := g.track(p, client)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return conn
-		}
-		first, second := track(), track()
-		g.keep(p, connect, first)
-		if g.adopt(p, handshake) != nil {
-			t.Error("adopted what has come through another phase")
-		}
-		time.Sleep(spareTime / 2)
-		g.keep(p, connect, second)
-		if g.adopt(p, connect) != second {
-			t.Error("not adopted")
-		}
-		time.Sleep(spareTime)
-		if n := g.open.Load(); n != 1 || g.adopt(p, connect) != nil {
-			t.Errorf("%d connections are open, one is used", n)
-		}
-		first = second
-		g.keep(p, connect, first)
-		time.Sleep(2 * spareTime)
-		if n := g.open.Load(); n != 0 || g.adopt(p, connect) != nil {
-			t.Errorf("%d connections are open, and none is used", n)
-		}
-	})
-}
-
 // TestAllSilent: silent addresses are dialled once each.
 func TestAllSilent(t *testing.T) {
 	w := newWorld(t)
@@ -629,7 +575,7 @@ func TestAllSilent(t *testing.T) {
 			case <-ctx.Done():
 			case <-time.After(time.Second):
 			}
-			return nil, errors.New("dial tcp: i/o timeout")
+			return nil, fmt.Errorf("dial tcp: %w", os.ErrDeadlineExceeded)
 		})
 	})
 	if res, err := w.try(http.MethodPost, "/", "http://name.example", strings.NewReader("body")); err != nil || res.StatusCode != http.StatusGatewayTimeout {
@@ -659,7 +605,7 @@ func TestShortage(t *testing.T) {
 	w.hookDials(func(next dialler) dialler {
 		return func(ctx context.Context, network, address string) (net.Conn, error) {
 			if left.Add(-1) >= 0 {
-				return nil, errors.New("dial tcp: socket: " + syscall.EMFILE.Error())
+				return nil, fmt.Errorf("dial tcp: socket: %w", syscall.EMFILE)
 			}
 			return next(ctx, network, address)
 		}
@@ -672,7 +618,7 @@ func TestShortage(t *testing.T) {
 	if res := w.get("/", "http://name.example:"+b.port); res.StatusCode != http.StatusBadGateway {
 		t.Error(res)
 	}
-	if n := failures(shared.health); n != 0 {
+	if n := shared.health.Len(); n != 0 {
 		t.Errorf("%d failures are remembered", n)
 	}
 }
@@ -927,15 +873,11 @@ func TestCutByReload(t *testing.T) {
 	})
 	w.mustGet("/", "http://name.example:"+good.port)
 	w.run(w.proxy("lb_policy first", "header_down Run 2"))
-	for i := range shared.health.shards {
-		s := &shared.health.shards[i]
-		s.mu.Lock()
-		for id, f := range s.failed {
-			if f.fails > 0 {
-				t.Errorf("%v has failed %d times", id, f.fails)
-			}
-		}
-		s.mu.Unlock()
+	for _, addr := range []string{"127.0.0.2", "127.0.0.3"} {
+		at := netip.MustParseAddrPort(addr + ":" + good.port)
+		eventually(t, "no address has failed", func() bool {
+			return shared.health.State(&health.Policy{MaxFails: 1, EjectFor: time.Hour}, "name.example", at) == health.Healthy
+		})
 	}
 }
 
@@ -952,103 +894,5 @@ func TestLostBody(t *testing.T) {
 	res, err := w.try(http.MethodGet, "/", "http://two.example:"+b.port, strings.NewReader(strings.Repeat("x", 2*maxKept)))
 	if err != nil || res.StatusCode != http.StatusGatewayTimeout {
 		t.Error(res, err)
-	}
-}
-
-// TestIdleLimits: what this side closes says nothing about the backend.
-func TestIdleLimits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newRegistry(100)
-		defer g.close()
-		key := poolKey{address: "192.0.2.1:80"}
-		idle := func(d time.Duration, end func(conn *trackedConn, backend net.Conn)) time.Duration {
-			t.Helper()
-			p, _ := g.acquire(key, nil)
-			client, backend := net.Pipe()
-			defer backend.Close()
-			conn, err := g.track(p, client)
-			if err != nil {
-				t.Fatal(err)
-			}
-			g.release(p)
-			time.Sleep(d)
-			end(conn, backend)
-			p, _ = g.acquire(key, nil)
-			defer g.release(p)
-			return time.Duration(p.idleLimit.Load())
-		}
-		ours := func(conn *trackedConn, _ net.Conn) { conn.Close() }
-		theirs := func(conn *trackedConn, backend net.Conn) {
-			backend.Close()
-			_, _ = conn.Read(make([]byte, 1))
-			conn.Close()
-		}
-		for _, step := range []struct {
-			after time.Duration
-			end   func(*trackedConn, net.Conn)
-			want  time.Duration
-		}{
-			{5 * time.Second, ours, 0},
-			{5 * time.Second, ours, 0},
-			{5 * time.Second, theirs, 0}, // once may be a restart
-			{5 * time.Second, theirs, 5 * time.Second},
-			{2 * time.Second, theirs, 5 * time.Second},
-			{leastIdleLimit / 2, theirs, 5 * time.Second},
-			{20 * time.Second, theirs, 0}, // which it was not
-			{20 * time.Second, theirs, 20 * time.Second},
-		} {
-			if got := idle(step.after, step.end); got != step.want {
-				t.Errorf("after %s: %s, want %s", step.after, got, step.want)
-			}
-		}
-	})
-}
-
-// silentConn is a connection that a backend stops to acknowledge.
-type silentConn struct {
-	net.Conn
-	timedOut chan struct{}
-}
-
-func (c *silentConn) Read([]byte) (int, error) {
-	<-c.timedOut
-	return 0, &net.OpError{Op: "read", Err: syscall.ETIMEDOUT}
-}
-
-// TestSilentPool: when one connection shows that a backend has gone silent, nothing
-// is sent over those that were opened before.
-func TestSilentPool(t *testing.T) {
-	g := newRegistry(100)
-	defer g.close()
-	p, _ := g.acquire(poolKey{address: "192.0.2.1:80"}, nil)
-	defer g.release(p)
-	timedOut := make(chan struct{})
-	track := func() *trackedConn {
-		client, backend := net.Pipe()
-		t.Cleanup(func() { backend.Close() })
-		go io.Copy(io.Discard, backend)
-		conn, err := g.track(p, &silentConn{client, timedOut})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return conn
-	}
-	one, other := track(), track()
-	for _, c := range []*trackedConn{one, other} {
-		if _, err := c.Write([]byte("x")); err != nil {
-			t.Error(err)
-		}
-	}
-	time.Sleep(time.Millisecond)
-	close(timedOut)
-	if _, err := one.Read(make([]byte, 1)); !isTimeout(err) {
-		t.Error(err)
-	}
-	if n, err := other.Write([]byte("x")); n != 0 || err == nil || other.written.Load() != 1 {
-		t.Errorf("%d octets were written, %v", n, err)
-	}
-	time.Sleep(time.Millisecond)
-	if _, err := track().Write([]byte("x")); err != nil {
-		t.Errorf("a new connection: %v", err)
 	}
 }

@@ -3,6 +3,8 @@ package caddytarget
 import (
 	"bufio"
 	"bytes"
+	"caddytarget/internal/health"
+	"caddytarget/internal/pool"
 	"cmp"
 	"context"
 	"crypto/ecdsa"
@@ -174,17 +176,17 @@ func (g *fuzzGateway) newWorld(t *testing.T) *fuzzWorld {
 	w := &fuzzWorld{fuzzGateway: g, t: t, addr: fuzzAddr}
 	w.resolver = &resolver{config: Resolver{Family: "ipv4", CacheSize: 16, MaxLookups: 16, Hosts: "off"}.defaults()}
 	w.resolver.cache = dnscache.New(w, w.resolver.cacheConfig(nil))
-	g.source.health = newHealth()
+	g.source.health = health.New()
 	g.transport.health = g.source.health
-	g.transport.dialTCP = w.dial
+	g.transport.pool.Pool = pool.New(g.transport.pool.config, g.source.health, pool.NewLimits(0))
+	g.transport.pool.Dial = w.dial
 	return w
 }
 
 // close ends all connections and waits for the server, so that nothing is left
 // of the execution.
 func (w *fuzzWorld) close() {
-	w.transport.http.CloseIdleConnections()
-	w.transport.h2c.CloseIdleConnections()
+	w.transport.pool.Close()
 	w.mu.Lock()
 	dials := w.dials
 	w.mu.Unlock()
@@ -196,7 +198,7 @@ func (w *fuzzWorld) close() {
 	}
 	w.wg.Wait()
 	w.resolver.cache.Close()
-	for deadline := time.Now().Add(patience); w.transport.registry.open.Load() > 0; time.Sleep(50 * time.Microsecond) {
+	for deadline := time.Now().Add(patience); w.transport.pool.Open() > 0; time.Sleep(50 * time.Microsecond) {
 		if time.Now().After(deadline) {
 			w.t.Fatal("connections are left")
 		}
@@ -223,14 +225,12 @@ func (w *fuzzWorld) AskSRV(_ context.Context, _ string, done func([]net.SRV, tim
 // Outage implements dnscache.Exchanger.
 func (*fuzzWorld) Outage() <-chan struct{} { return nil }
 
-// dial stands in for the dialler of the embedded transport, which dials the
-// address of DialInfo.
-func (w *fuzzWorld) dial(ctx context.Context, network, _ string) (net.Conn, error) {
-	info, ok := reverseproxy.GetDialInfo(ctx)
-	if a := ctx.Value(attemptKey{}).(*attempt); !ok || network != "tcp" || info.Network != "tcp" || info.Address != a.pool.addr.String() {
-		return nil, fmt.Errorf("dialled %s %+v for %s", network, info, a.pool.addr)
+// dial stands in for the dialler of the pool.
+func (w *fuzzWorld) dial(_ context.Context, network, address string) (net.Conn, error) {
+	if network != "tcp" {
+		return nil, fmt.Errorf("dialled %s %s", network, address)
 	}
-	d := &fuzzDial{address: info.Address}
+	d := &fuzzDial{address: address}
 	d.ends[0], d.ends[1] = net.Pipe()
 	w.mu.Lock()
 	w.dials = append(w.dials, d)
@@ -802,8 +802,8 @@ func isASCII(s string) bool {
 	return !strings.ContainsFunc(s, func(c rune) bool { return c >= 0x80 })
 }
 
-// checkPool checks that connections are shared with the same host, and with
-// another one only if there is no TLS.
+// checkPool checks that connections are shared with the same host, and with no
+// other one.
 func (w *fuzzWorld) checkPool(h *Handler, d *fuzzDial, s fuzzServed, end fuzzEnd, out fuzzOutcome) {
 	w.t.Helper()
 	const neighbour = "neighbour.example"
@@ -817,10 +817,7 @@ func (w *fuzzWorld) checkPool(h *Handler, d *fuzzDial, s fuzzServed, end fuzzEnd
 		if out.status != http.StatusNoContent {
 			w.t.Fatalf("a neighbour: status %d: %s", out.status, out.err)
 		}
-		other, conns := d, 1
-		if d.tls {
-			conns, other = 2, w.dials[len(w.dials)-1]
-		}
+		other, conns := w.dials[len(w.dials)-1], 2
 		last := other.served[len(other.served)-1]
 		if len(w.dials) != conns || len(last.hosts) != 1 || last.hosts[0] != hostport || last.uri != "/neighbour" {
 			w.t.Errorf("a neighbour arrives as %+v on %d connections", last, len(w.dials))

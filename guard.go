@@ -306,8 +306,8 @@ func fields(c *call, err error) []zap.Field {
 	}
 	if c != nil {
 		list = append(list, zap.String("scheme", c.scheme), zap.String("name", c.host), zap.Uint16("port", c.port))
-		if c.request != nil {
-			list = append(list, zap.String("host", c.request.Host), zap.String("remote", c.request.RemoteAddr))
+		if c.client.remote != "" {
+			list = append(list, zap.String("host", c.client.host), zap.String("remote", c.client.remote))
 		}
 	}
 	if r, ok := errors.AsType[*guard.Refusal](err); ok && r.Kind == guard.KindAddress {

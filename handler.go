@@ -13,6 +13,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"golang.org/x/net/http/httpguts"
+
+	"caddytarget/internal/health"
 )
 
 // Handler takes the target of a request from a template, judges it, resolves
@@ -72,7 +74,8 @@ type Handler struct {
 	// The resolver. Default: that of the app.
 	Resolver *Resolver `json:"resolver,omitempty"`
 
-	strip    string // the header field that is not sent on
+	strip    string       // the header field that is not sent on
+	limit    health.Limit // the timeout, if it is fixed
 	judge    *judge
 	resolver *resolver
 	inFlight inFlight
@@ -97,6 +100,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	if h.StripHeader {
 		h.strip, _ = headerOf(h.URL)
+	}
+	if h.Timeout != "" && !strings.Contains(h.Timeout, "{") {
+		h.limit = health.Limit("timeout " + h.Timeout)
 	}
 	h.judge, err = app.judge(&h.Guard, ctx.Logger())
 	return err
@@ -157,21 +163,26 @@ type call struct {
 
 	answer
 
-	request  *http.Request // the client's, for the log
-	haste    bool          // the request itself may have set its timeout
-	repeats  bool          // it may be sent again whatever has become of it
-	strip    string        // a header field of the request that is not sent on
-	judge    *judge        // nil: not judged, the operator wrote the name
+	client   client       // for the log
+	limit    health.Limit // of the handler; empty: none, or the request itself has set it
+	repeats  bool         // it may be sent again whatever the backend has done with it
+	strip    string       // a header field of the request that is not sent on
+	judge    *judge       // nil: not judged, the operator wrote the name
 	resolver *resolver
 	service  *serviceCall // that it belongs to, if to any
 
-	more  bool              // there is another address to try than the one that is chosen
-	probe []netip.Addr      // to be found out about in the background
-	tried []try             // by the attempts so far
-	ends  [phases]time.Time // when the time is over that they all have; zero: each has its own
-	body  *requestBody      // of the request that is sent
+	more  bool         // there is another address to try than the one that is chosen
+	probe []netip.Addr // to be found out about in the background
+	tried []try        // by the attempts so far
+	ends  [2]time.Time // when the time for a phase of dialling is over; zero: each dial has its own
+	body  *requestBody // of the request that is sent
 	state *requestState
 }
+
+// client is what the log tells of the client of a request.
+type client struct{ host, remote string }
+
+func clientOf(r *http.Request) client { return client{r.Host, r.RemoteAddr} }
 
 // callContext is the context of a request that has a target.
 type callContext struct {
@@ -307,6 +318,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			}
 		}
 	}
+	if err := h.begin(r); err != nil {
+		return h.refuse(w, st, fmt.Errorf("%s: reading the request's body: %w", c.call.host, err))
+	}
 	if h.MaxRequests > 0 {
 		done, ok := h.inFlight.enter(&c.call, h.MaxRequests)
 		if !ok {
@@ -324,6 +338,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		r.RequestURI = c.call.uri
 	}
 	return next.ServeHTTP(w, r.WithContext(c))
+}
+
+// begin waits for the first octets of the request's body, so that a client that
+// sends nothing holds no place of MaxRequests.
+func (h *Handler) begin(r *http.Request) (err error) {
+	if h.MaxRequests > 0 && hasBody(r) && !mayBeSilent(r) {
+		r.Body, err = beginBody(r.Body)
+	}
+	return err
 }
 
 // parse makes the call of a request from the templates.
@@ -354,8 +377,8 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 	default: // in absolute form, or none
 		c.uri = r.URL.RequestURI()
 	}
-	c.haste, c.repeats = strings.Contains(h.Timeout, "{"), isRepeatable(r.Method)
-	c.request, c.strip, c.judge, c.resolver = r, h.strip, h.judge, h.resolver
+	c.limit, c.repeats = h.limit, isRepeatable(r.Method)
+	c.client, c.strip, c.judge, c.resolver = clientOf(r), h.strip, h.judge, h.resolver
 	if h.Host != "" {
 		c.hostport = repl.ReplaceAll(h.Host, "")
 		if c.hostport == "" || !isHostHeader(c.hostport) {

@@ -977,7 +977,7 @@ func TestLeaveDial(t *testing.T) {
 	}
 	w.run(w.proxy())
 	for range 30 {
-		if n := failures(h); n != 0 {
+		if n := h.Len(); n != 0 {
 			t.Fatalf("%d failures are remembered", n)
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -17,6 +17,9 @@ import (
 	"errors"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"caddytarget/internal/health"
+	"caddytarget/internal/pool"
 )
 
 func init() {
@@ -40,17 +43,14 @@ type App struct {
 
 // shared is what all configurations of the process have in common.
 type shared struct {
-	health   *health
+	health   *health.Tracker
 	refusals *refusals
-	sessions *sessions
-	keeper   *keeper // of what outlives a configuration
+	pools    *caddy.UsagePool
+	limits   *pool.Limits
 }
 
 // Destruct implements caddy.Destructor.
-func (s *shared) Destruct() error {
-	s.keeper.end()
-	return nil
-}
+func (*shared) Destruct() error { return nil }
 
 // shareds holds the one shared of the process while a configuration uses it.
 var shareds = caddy.NewUsagePool()
@@ -58,7 +58,7 @@ var shareds = caddy.NewUsagePool()
 const sharedKey = "shared"
 
 func newShared() *shared {
-	return &shared{newHealth(), newRefusals(), new(sessions), newKeeper()}
+	return &shared{health.New(), newRefusals(), caddy.NewUsagePool(), pool.NewLimits(pool.DescriptorLimit() / 4 * 3)}
 }
 
 func acquireShared() *shared {

@@ -692,6 +692,22 @@ func (r *resolver) renew(ctx context.Context, c *call) (answer, error) {
 // outlives the one that it came with.
 func (r *resolver) again() (*resolver, error) { return r.config.acquire() }
 
+// watch returns a function that reports whether a name has other addresses now than
+// the given one, as far as that is known. A name that is complete is not searched
+// for.
+func (r *resolver) watch(name string, complete bool) func(netip.Addr) bool {
+	name = strings.Clone(name) // it may be a part of something large
+	peek := r.peek
+	if complete {
+		peek = r.peekComplete
+	}
+	return func(addr netip.Addr) bool {
+		// a target that is an address itself is not known here
+		addrs, known := peek(name)
+		return known && len(addrs) > 0 && addr.IsValid() && !slices.Contains(addrs, addr)
+	}
+}
+
 // peek returns the addresses of a name if they are known.
 func (r *resolver) peek(name string) ([]netip.Addr, bool) {
 	if s := r.search.Load(); s != nil {

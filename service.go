@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/health"
 )
 
 const (
@@ -57,7 +58,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 		return nil, malformedError{err}
 	}
 	if u.dynamic {
-		if err := u.judge.name(&call{host: name, request: r}); err != nil {
+		if err := u.judge.name(&call{host: name, client: clientOf(r)}); err != nil {
 			return nil, err
 		}
 	}
@@ -74,7 +75,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 		n.call.hostport = r.Host // as long as there is no TLS, the client's
 		n.call.repeats = isRepeatable(r.Method)
 		if u.dynamic {
-			n.call.judge, n.call.request = u.judge, r
+			n.call.judge, n.call.client = u.judge, clientOf(r)
 		}
 		if err := n.call.setTarget(record); err != nil {
 			s.err = cmp.Or(s.err, err)
@@ -230,12 +231,12 @@ const (
 
 // standing returns how well c can be made now.
 func (u *Upstreams) standing(c *call) standing {
-	best, j := absent, u.judging(c)
+	best, p := absent, u.policy(c)
 	for _, a := range c.addrs {
-		switch v, n := u.usable(c, &j, a); {
+		switch v, n := u.usable(c, &p, a); {
 		case n == worn || n == spent:
 			best = min(best, used)
-		case v == ejected:
+		case v == health.Ejected:
 			best = min(best, unfit)
 		default:
 			return fit

@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"caddytarget/internal/health"
 	"errors"
 	"fmt"
 	"math"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -435,43 +437,44 @@ func TestOfferService(t *testing.T) {
 		{name: "the heavy one failed", records: heavy, failed: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
 		{name: "the heavy one was tried", records: heavy, tried: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
 	} {
-		h, now := newHealth(), time.Now()
-		h.now = func() time.Time { return now }
-		u := &Upstreams{MaxUpstreams: 4, MaxFails: 1, failDuration: 10 * time.Second, health: h}
-		s := &serviceCall{resolved: len(test.records)}
-		s.calls = make([]namedCall, len(test.records))
-		for i, r := range test.records {
-			s.records = append(s.records, net.SRV{Priority: r.priority, Weight: r.weight})
-			c := &s.calls[i].call
-			c.service, c.host, c.port = s, r.addr, 80
-			c.addrs, c.preferred = []netip.Addr{netip.MustParseAddr(r.addr)}, 1
-			addr := netip.AddrPortFrom(c.addrs[0], 80)
-			if slices.Contains(test.failed, r.addr) {
-				h.fail(healthID{addr: addr}, false)
+		synctest.Test(t, func(t *testing.T) {
+			h := health.New()
+			u := &Upstreams{MaxUpstreams: 4, MaxFails: 1, failDuration: 10 * time.Second, health: h}
+			s := &serviceCall{resolved: len(test.records)}
+			s.calls = make([]namedCall, len(test.records))
+			for i, r := range test.records {
+				s.records = append(s.records, net.SRV{Priority: r.priority, Weight: r.weight})
+				c := &s.calls[i].call
+				c.service, c.host, c.port = s, r.addr, 80
+				c.addrs, c.preferred = []netip.Addr{netip.MustParseAddr(r.addr)}, 1
+				addr := netip.AddrPortFrom(c.addrs[0], 80)
+				if slices.Contains(test.failed, r.addr) {
+					h.Failed("", addr, false)
+				}
+				if slices.Contains(test.tried, r.addr) {
+					c.tried = append(c.tried, try{addr: addr, final: true})
+				}
 			}
-			if slices.Contains(test.tried, r.addr) {
-				c.tried = append(c.tried, try{addr: addr, final: true})
+			time.Sleep(test.later)
+			upstreams, err := u.offerService(t.Context(), s)
+			var got []string
+			for _, upstream := range upstreams {
+				got = append(got, upstream.Dial)
+				i := slices.IndexFunc(s.calls, func(n namedCall) bool { return slices.Contains(n.offers, upstream) })
+				if i < 0 || !strings.HasPrefix(upstream.Dial, s.calls[i].call.host) {
+					t.Errorf("%s: the upstream %s is that of record %d", test.name, upstream.Dial, i)
+				}
 			}
-		}
-		now = now.Add(test.later)
-		upstreams, err := u.offerService(t.Context(), s)
-		var got []string
-		for _, upstream := range upstreams {
-			got = append(got, upstream.Dial)
-			i := slices.IndexFunc(s.calls, func(n namedCall) bool { return slices.Contains(n.offers, upstream) })
-			if i < 0 || !strings.HasPrefix(upstream.Dial, s.calls[i].call.host) {
-				t.Errorf("%s: the upstream %s is that of record %d", test.name, upstream.Dial, i)
+			if err != nil || fmt.Sprint(got) != test.want {
+				t.Errorf("%s: %s, %v, want %s", test.name, got, err, test.want)
 			}
-		}
-		if err != nil || fmt.Sprint(got) != test.want {
-			t.Errorf("%s: %s, %v, want %s", test.name, got, err, test.want)
-		}
-		n := 0
-		for i := range s.calls {
-			n += len(s.calls[i].call.tried)
-		}
-		if got := s.calls[0].call.attempts(); got != n {
-			t.Errorf("%s: %d attempts, want %d", test.name, got, n)
-		}
+			n := 0
+			for i := range s.calls {
+				n += len(s.calls[i].call.tried)
+			}
+			if got := s.calls[0].call.attempts(); got != n {
+				t.Errorf("%s: %d attempts, want %d", test.name, got, n)
+			}
+		})
 	}
 }

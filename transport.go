@@ -1,13 +1,15 @@
 package caddytarget
 
 import (
-	"context"
+	"cmp"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -17,19 +19,24 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"golang.org/x/net/http/httpguts"
+
+	"caddytarget/internal/health"
+	"caddytarget/internal/pool"
 )
 
 // Transport is Caddy's HTTP transport for targets: scheme, Host header and TLS
 // server name follow the target of each request. Connections are pooled by
-// address, port and TLS server name, so that one that was opened for a domain
-// is never used for another; without TLS they are shared by address and port.
+// address, port, target and TLS server name, so that one that was opened for a
+// domain is never used for another. They outlive a reload that does not change the
+// settings of the transport.
 //
 // The fields of the [HTTP transport](/docs/json/apps/http/servers/routes/handle/reverse_proxy/transport/http/)
 // work here too, with these differences: 512 idle connections per key and 150
 // seconds idle by default; `max_idle_conns` bounds the open connections over
 // which idle ones are closed, HTTP/2 included, by default half of the file
 // descriptors that the process may have; the TLS handshake takes 5 seconds at
-// most by default. `network_proxy`, `forward_proxy_url`, `resolver`,
+// most by default; the header of a response may have 256 KiB and 1000 fields by
+// default. `network_proxy`, `forward_proxy_url`, `resolver`,
 // `dial_fallback_delay`, `except_ports` and version 3 are refused, and proxies
 // are not taken from the environment.
 //
@@ -51,18 +58,21 @@ type Transport struct {
 	// target, as if there had been none. Default: no limit.
 	UnhealthyLatency caddy.Duration `json:"unhealthy_latency,omitempty"`
 
-	http, h2c   *http.Transport
-	tlsConfig   *tls.Config
-	dialTimeout time.Duration
-	dialTCP     func(ctx context.Context, network, address string) (net.Conn, error)
-	registry    *registry
-	resumed     *sessionCache
-	*shared
+	// Whether targets share connections without TLS that lead to the same address
+	// and port. By default a connection that has carried a request for one target
+	// never carries one for another: a backend that answers more than it was asked
+	// could reach the clients of others. Use it where all backends are trusted.
+	ShareConnections bool `json:"share_connections,omitempty"`
+
+	pool   *sharedPool
+	limit  health.Limit // under which failures count that this configuration makes ones
+	health *health.Tracker
+	shared *shared
+
+	released bool
 
 	hostByOps bool // the Host header is set by operations, before those of the user
 	retries   int  // how often a request that fails is tried again
-
-	keeper *keeper // of what nobody waits for
 }
 
 // CaddyModule returns the Caddy module information.
@@ -73,13 +83,6 @@ func (*Transport) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-const (
-	// pingAfter is how long an HTTP/2 connection may be silent before it is
-	// pinged, and pingTimeout how long the answer may take.
-	pingAfter   = 15 * time.Second
-	pingTimeout = 5 * time.Second
-)
-
 // Provision sets up the transport.
 func (t *Transport) Provision(ctx caddy.Context) error {
 	if err := t.refused(); err != nil {
@@ -89,69 +92,138 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	t.shared = app.shared
+	t.shared, t.health = app.shared, app.health
 	t.lookAtProxy(ctx)
-	t.keeper = newKeeper()
-
-	// the transports are built from copies: what is configured stays as it is
-	base := t.HTTPTransport
-	var keepAlive reverseproxy.KeepAlive
-	if base.KeepAlive != nil {
-		keepAlive = *base.KeepAlive
-	}
-	setDefault(&keepAlive.MaxIdleConnsPerHost, 512)
-	setDefault(&keepAlive.IdleConnTimeout, caddy.Duration(150*time.Second))
-	setDefault(&keepAlive.MaxIdleConns, defaultMaxConns())
-	base.KeepAlive = &keepAlive
-	var tlsConfig reverseproxy.TLSConfig
-	if base.TLS != nil {
-		tlsConfig = *base.TLS
-	}
-	setDefault(&tlsConfig.HandshakeTimeout, caddy.Duration(5*time.Second))
-	base.TLS = &tlsConfig
-	t.registry = newRegistry(keepAlive.MaxIdleConns)
-
-	https := base
-	https.Versions = slices.DeleteFunc(slices.Clone(base.Versions), func(v string) bool { return v == "h2c" })
-	if len(https.Versions) == 0 {
-		https.Versions = []string{"1.1", "2"}
-	}
-	if t.http, err = t.build(ctx, &https); err != nil {
+	if t.limit, err = t.limitsOwn(); err != nil {
 		return err
 	}
-	h2cOnly := base
-	h2cOnly.Versions, h2cOnly.TLS = []string{"h2c"}, nil
-	if t.h2c, err = t.build(ctx, &h2cOnly); err != nil {
+	config, err := t.poolConfig(ctx)
+	if err != nil {
 		return err
 	}
-
-	t.tlsConfig = t.http.TLSClientConfig.Clone()
-	if t.tlsConfig == nil {
-		t.tlsConfig = new(tls.Config)
-	}
-	if t.TLSSessionCache >= 0 {
-		n := t.TLSSessionCache
-		setDefault(&n, 4096)
-		if t.resumed, err = t.shared.sessions.acquire(n, t.TLS, t.tlsConfig); err != nil {
-			return err
-		}
-		t.tlsConfig.ClientSessionCache = t.resumed
-	}
-	return nil
+	t.pool, err = t.shared.acquirePool(t, config)
+	return err
 }
 
-// build makes one of the two http.Transports.
-func (t *Transport) build(ctx caddy.Context, config *reverseproxy.HTTPTransport) (*http.Transport, error) {
-	rt, err := config.NewTransport(ctx)
-	if err != nil {
-		return nil, err
+// poolConfig returns what the pool has to know. What is configured stays as it is.
+func (t *Transport) poolConfig(ctx caddy.Context) (config pool.Config, err error) {
+	var keepAlive reverseproxy.KeepAlive
+	if t.KeepAlive != nil {
+		keepAlive = *t.KeepAlive
 	}
-	t.dialTCP, t.dialTimeout = rt.DialContext, time.Duration(config.DialTimeout)
-	rt.Proxy = nil
-	rt.DialContext = t.dial
-	rt.DialTLSContext = t.dialTLS
-	rt.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout}
-	return rt, nil
+	var tlsConfig reverseproxy.TLSConfig
+	if t.TLS != nil {
+		tlsConfig = *t.TLS
+	}
+	if config.TLS, err = tlsConfig.MakeTLSClientConfig(ctx); err != nil {
+		return config, fmt.Errorf("making TLS client config: %v", err)
+	}
+	if config.TLS == nil {
+		config.TLS = new(tls.Config)
+	}
+	if versions := t.tlsVersions(); slices.Contains(versions, "2") {
+		config.TLS.NextProtos = []string{"h2", "http/1.1"}
+	}
+	if config.Dialer, err = t.dialer(keepAlive.ProbeInterval); err != nil {
+		return config, err
+	}
+	if config.ProxyProtocol, err = t.proxyProtocol(); err != nil {
+		return config, err
+	}
+	config.SessionCache = cmp.Or(t.TLSSessionCache, 4096)
+	config.DialTimeout = t.fullTimeout(pool.Connect)
+	config.HandshakeTimeout = t.fullTimeout(pool.Handshake)
+	config.ReadTimeout, config.WriteTimeout = time.Duration(t.ReadTimeout), time.Duration(t.WriteTimeout)
+	config.ResponseHeaderTimeout = time.Duration(t.ResponseHeaderTimeout)
+	config.ExpectContinueTimeout = time.Duration(t.ExpectContinueTimeout)
+	config.MaxResponseHeader = t.MaxResponseHeaderSize
+	config.ReadBuffer, config.WriteBuffer = t.ReadBufferSize, t.WriteBufferSize
+	config.DisableCompression = t.Compression != nil && !*t.Compression
+	config.DisableKeepAlive = keepAlive.Enabled != nil && !*keepAlive.Enabled
+	config.MaxIdlePerKey = cmp.Or(keepAlive.MaxIdleConnsPerHost, 512)
+	config.MaxPerKey = t.MaxConnsPerHost
+	config.MaxIdle = cmp.Or(keepAlive.MaxIdleConns, defaultMaxConns())
+	config.IdleTimeout = time.Duration(cmp.Or(keepAlive.IdleConnTimeout, caddy.Duration(150*time.Second)))
+	return config, nil
+}
+
+// fullTimeout returns how long a phase of dialling may take at all.
+func (t *Transport) fullTimeout(ph pool.Phase) time.Duration {
+	if ph == pool.Handshake {
+		if t.TLS != nil && t.TLS.HandshakeTimeout != 0 {
+			return time.Duration(t.TLS.HandshakeTimeout)
+		}
+		return 5 * time.Second
+	}
+	return time.Duration(cmp.Or(t.DialTimeout, caddy.Duration(3*time.Second)))
+}
+
+// tlsVersions returns the versions of HTTP that are spoken over TLS.
+func (t *Transport) tlsVersions() []string {
+	versions := slices.DeleteFunc(slices.Clone(t.Versions), func(v string) bool { return v == "h2c" })
+	if len(versions) == 0 {
+		return []string{"1.1", "2"}
+	}
+	return versions
+}
+
+// dialer returns what opens TCP connections.
+func (t *Transport) dialer(probes caddy.Duration) (d net.Dialer, err error) {
+	setDefault(&probes, caddy.Duration(30*time.Second))
+	d.KeepAlive = time.Duration(probes)
+	d.KeepAliveConfig = net.KeepAliveConfig{Enable: probes > 0, Interval: time.Duration(probes)}
+	if t.LocalAddress == "" {
+		return d, nil
+	}
+	addr, err := caddy.ParseNetworkAddressWithDefaults(t.LocalAddress, "tcp", 0)
+	switch {
+	case err != nil:
+		return d, err
+	case addr.PortRangeSize() > 1:
+		return d, errors.New("local_address must be a single address, not a port range")
+	}
+	switch addr.Network {
+	case "tcp", "tcp4", "tcp6":
+		d.LocalAddr, err = net.ResolveTCPAddr(addr.Network, addr.JoinHostPort(0))
+	case "unix", "unixgram", "unixpacket":
+		d.LocalAddr, err = net.ResolveUnixAddr(addr.Network, addr.JoinHostPort(0))
+	default:
+		err = fmt.Errorf("local_address: unsupported network %s", addr.Network)
+	}
+	return d, err
+}
+
+func (t *Transport) proxyProtocol() (byte, error) {
+	switch t.ProxyProtocol {
+	case "":
+		return 0, nil
+	case "v1":
+		return 1, nil
+	case "v2":
+		return 2, nil
+	}
+	return 0, fmt.Errorf("unexpected proxy_protocol version %q: expecting v1 or v2", t.ProxyProtocol)
+}
+
+// limitsOwn names the limits of this configuration that make failures of what
+// others may take for a success, or wait for; "" if there are none.
+func (t *Transport) limitsOwn() (health.Limit, error) {
+	limits := struct {
+		Header, Read, Write, Latency caddy.Duration
+		Status                       []int
+	}{t.ResponseHeaderTimeout, t.ReadTimeout, t.WriteTimeout, t.UnhealthyLatency, t.UnhealthyStatus}
+	if limits.Header+limits.Read+limits.Write+limits.Latency == 0 && len(limits.Status) == 0 {
+		return "", nil
+	}
+	text, err := json.Marshal(limits)
+	return health.Limit(text), err
+}
+
+// defaultMaxConns returns how many connections may be open before idle ones are
+// closed: half of the descriptors that this process may have.
+func defaultMaxConns() int {
+	const least, most = 64, 1 << 16
+	return min(max(cmp.Or(pool.DescriptorLimit(), 2048)/2, least), most)
 }
 
 // refused tells what of the HTTP transport has no place here.
@@ -187,24 +259,14 @@ func (t *Transport) refused() error {
 // isStatus tells whether n is a status code, or stands for a class of them.
 func isStatus(n int) bool { return n >= 1 && n <= 5 || n >= 100 && n <= 599 }
 
-// Cleanup closes the connections: those in use as soon as they no longer are.
+// Cleanup releases the connections. If no other configuration uses them, those that
+// are idle are closed, and those in use as soon as they no longer are.
 func (t *Transport) Cleanup() error {
-	if t.keeper != nil {
-		t.keeper.end()
+	if t.pool == nil || t.released {
+		return nil
 	}
-	if t.registry != nil {
-		t.registry.close()
-	}
-	for _, rt := range []*http.Transport{t.http, t.h2c} {
-		if rt != nil {
-			rt.CloseIdleConnections()
-		}
-	}
-	if t.resumed != nil {
-		t.sessions.release(t.resumed)
-		t.resumed = nil
-	}
-	return nil
+	t.released = true // requests in flight still use it
+	return t.shared.releasePool(t.pool)
 }
 
 // hostTemplate stays as it is, or becomes empty, in requests that no target
@@ -301,29 +363,95 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !ok {
 		return nil, errors.New("transport target: called by something other than reverse_proxy")
 	}
-	a := &attempt{Context: req.Context(), transport: t, call: callOf(req, info.Upstream), last: true}
-	if err := req.Context().Err(); err != nil { // reverse_proxy tries again even then
-		if a.call != nil && a.call.state.err == nil {
-			a.call.state.err = fmt.Errorf("%s: %w", a.call.host, err)
-		}
+	a := &attempt{transport: t, call: callOf(req, info.Upstream)}
+	if err := a.refuse(req); err != nil {
 		return nil, err
 	}
-	if req.Method == http.MethodConnect { // a WebSocket over HTTP/2 is none any more
-		err := malformedError{errConnect}
-		if c := a.call; c != nil {
+	a.choose(req, info)
+	if c := a.call; c != nil && c.judge != nil {
+		if err := c.judge.upstream(c, a.order.Key.Addr); err != nil {
 			c.state.err = err
-			if c.judge != nil {
-				c.judge.failed(c, http.StatusBadRequest, err)
-			}
+			return nil, caddyhttp.Error(http.StatusForbidden, err)
 		}
-		return nil, caddyhttp.Error(http.StatusBadRequest, err)
 	}
-	key := poolKey{address: info.Address}
-	if c := a.call; c != nil {
-		a.ends, a.cuts = c.ends, c.cuts()
-		a.last = !c.more || c.attempts() >= t.retries
+	a.prepare(req, info)
+	if err := a.takeBody(req); err != nil {
+		return nil, err
 	}
+	t.probe(a)
+	if t.UnhealthyLatency > 0 {
+		a.begun = time.Now()
+	}
+	res, err := t.pool.RoundTrip(&a.out, &a.order)
+	if err != nil {
+		return nil, a.failed(err.(*pool.Error))
+	}
+	a.worked(res.StatusCode)
+	return res, nil
+}
 
+// refuse returns why a request is not sent at all.
+func (a *attempt) refuse(req *http.Request) error {
+	c := a.call
+	if err := req.Context().Err(); err != nil { // reverse_proxy tries again even then
+		if c != nil && c.state.err == nil {
+			c.state.err = fmt.Errorf("%s: %w", c.host, err)
+		}
+		return err
+	}
+	if req.Method != http.MethodConnect { // a WebSocket over HTTP/2 is none any more
+		return nil
+	}
+	err := malformedError{errConnect}
+	if c != nil {
+		c.state.err = err
+		if c.judge != nil {
+			c.judge.failed(c, http.StatusBadRequest, err)
+		}
+	}
+	return caddyhttp.Error(http.StatusBadRequest, err)
+}
+
+// choose sets what the attempt wants of the pool.
+func (a *attempt) choose(req *http.Request, info reverseproxy.DialInfo) {
+	t, c, o := a.transport, a.call, &a.order
+	o.Last = true
+	if c != nil {
+		o.Target, o.Owner = c.host, c
+		o.Deadlines, o.Pending = c.ends, c.cuts()
+		o.Last = !c.more || c.attempts() >= t.retries
+	}
+	key := &o.Key
+	if addr, err := netip.ParseAddrPort(info.Address); err == nil && info.Network == "tcp" {
+		key.Addr = addr
+	} else {
+		key.Dial = info.Network + " " + info.Address
+	}
+	key.Host = o.Target
+	switch t.schemeOf(c) {
+	case "https":
+		key.Protocol = pool.TLS
+		if isUpgrade(req.Header) {
+			key.Protocol = pool.TLSHTTP1
+		}
+		key.ServerName = t.serverName(req, c, info)
+	case "h2c":
+		if !isUpgrade(req.Header) { // which HTTP/2 has no word for
+			key.Protocol = pool.HTTP2
+		}
+	}
+	if t.ShareConnections && key.ServerName == "" {
+		key.Host = ""
+	}
+	if t.ProxyProtocol != "" {
+		if client, ok := caddyhttp.GetVar(req.Context(), proxyProtocolVar).(reverseproxy.ProxyProtocolInfo); ok {
+			key.Client = client.AddrPort
+		}
+	}
+}
+
+// prepare makes what is sent of the request, but for its body.
+func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
 	// header and trailer are reverse_proxy's copies, made for this request; an
 	// attempt before this one may still be reading them, but then has changed
 	// them already
@@ -332,67 +460,80 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		strip(req.Header, a.call.strip)
 		strip(req.Trailer, a.call.strip) // and again when its values are known
 	}
+	a.out, a.url = *req, *req.URL
+	scheme := "http"
+	if a.order.Key.ServerName != "" {
+		scheme = "https"
+	}
+	a.url.Scheme, a.url.Host, a.url.Opaque = scheme, info.Address, ""
+	a.out.URL = &a.url
+	if t := a.transport; !t.hostByOps || a.out.Host == hostTemplate || a.out.Host == "" {
+		a.out.Host = hostOf(req, a.call, info, scheme)
+	}
+	if !slices.Contains(req.Header[loopHeader], loopID) {
+		req.Header[loopHeader] = append(req.Header[loopHeader], loopID)
+	}
+}
 
-	scheme, rt := "http", t.http
-	switch t.schemeOf(a.call) {
-	case "https":
-		scheme, key.kind = "https", secure
-		key.name = t.serverName(req, a.call, info)
-		if isUpgrade(req.Header) {
-			key.kind = upgrade
-		}
-	case "h2c":
-		if !isUpgrade(req.Header) { // which HTTP/2 has no word for
-			rt, key.kind = t.h2c, h2c
-		}
+// takeBody makes the body of a request one that can be sent more than once. It
+// waits for its first octets: a client that sends nothing must not hold a
+// connection. One that waits for the backend may.
+func (a *attempt) takeBody(req *http.Request) error {
+	if !hasBody(req) {
+		return nil
 	}
-	if t.ProxyProtocol != "" {
-		if client, ok := caddyhttp.GetVar(req.Context(), proxyProtocolVar).(reverseproxy.ProxyProtocolInfo); ok {
-			key.client = client.AddrPort
-			a.vars = map[string]any{proxyProtocolVar: client}
+	a.body = a.call.bodyOf(req)
+	a.out.GetBody = a.openBody
+	if !mayBeSilent(req) && (a.transport.ExpectContinueTimeout == 0 || !expectsContinue(req)) {
+		if err := a.body.begin(); err != nil {
+			return a.bodyFailed(err)
 		}
 	}
-
-	a.pool, a.crowded = t.registry.acquire(key, a.call)
-	a.repeats = isRepeatable(req.Method)
-	if c := a.call; c != nil && c.judge != nil {
-		if err := c.judge.upstream(c, a.pool.addr); err != nil {
-			t.registry.release(a.pool)
-			c.state.err = err
-			return nil, caddyhttp.Error(http.StatusForbidden, err)
-		}
-	}
-	a.url = *req.URL
-	a.url.Scheme, a.url.Host, a.url.Opaque = scheme, a.pool.host, ""
-	out := req.WithContext(a)
-	out.URL = &a.url
-	if !t.hostByOps || out.Host == hostTemplate || out.Host == "" {
-		out.Host = hostOf(req, a.call, info, scheme)
-	}
-	if !slices.Contains(out.Header[loopHeader], loopID) {
-		out.Header[loopHeader] = append(out.Header[loopHeader], loopID)
-	}
-	if !a.repeats || a.crowded {
-		a.watch()
-	}
-	if req.Body != nil && req.Body != http.NoBody {
-		a.body = a.call.bodyOf(req)
-		out.GetBody = a.open
-	}
-	if t.UnhealthyLatency > 0 {
-		a.begun = time.Now()
-	}
-
-	t.probe(a)
-	res, err := a.send(rt, out)
+	body, err := a.openBody()
 	if err != nil {
-		t.registry.release(a.pool)
-		return nil, a.failed(err)
+		return a.bodyFailed(err)
 	}
-	a.pool.keepAlive(res.Header)
-	a.worked(res.StatusCode)
-	a.hold(res)
-	return res, nil
+	a.out.Body = body
+	return nil
+}
+
+// bodyFailed returns the error of an attempt for want of the request's body.
+func (a *attempt) bodyFailed(err error) error {
+	if c := a.call; c != nil {
+		c.state.err = fmt.Errorf("%s: reading the request's body: %w", c.host, err)
+	}
+	return err
+}
+
+// probe opens connections to addresses of an attempt's target that failed a while
+// ago, as they would be opened for the attempt, to see whether they work again.
+func (t *Transport) probe(a *attempt) {
+	c := a.call
+	if c == nil {
+		return
+	}
+	t.probeFor(a, c)
+	if c.service != nil {
+		for i := range c.service.calls {
+			t.probeFor(a, &c.service.calls[i].call)
+		}
+	}
+}
+
+// probeFor is probe for a call that might have been that of the attempt.
+func (t *Transport) probeFor(a *attempt, c *call) {
+	for _, addr := range c.probe {
+		o := &pool.Order{Key: a.order.Key, Target: c.host, Owner: c, Last: true}
+		o.Key.Addr = netip.AddrPortFrom(addr, c.port)
+		if o.Key.Host == a.call.host {
+			o.Key.Host = c.host
+		}
+		if o.Key.ServerName == a.call.host {
+			o.Key.ServerName = c.host
+		}
+		t.pool.Probe(o)
+	}
+	c.probe = nil
 }
 
 // isUnhealthy tells whether a response speaks against the address.

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +25,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/quic-go/quic-go/http3"
+
+	"caddytarget/internal/health"
+	"caddytarget/internal/pool"
 )
 
 // TestVirtualHosts: many https domains on one address. Each request reaches its
@@ -524,16 +528,15 @@ func TestInformational(t *testing.T) {
 
 // TestDialError: what reverse_proxy asks of an error.
 func TestDialError(t *testing.T) {
-	a := &attempt{pool: &pool{key: poolKey{address: "192.0.2.1:80"}}, call: &call{host: "a.example"}}
+	a := &attempt{call: &call{host: "a.example"}}
+	a.order.Key.Addr = netip.MustParseAddrPort("192.0.2.1:80")
 	for _, test := range []struct {
 		name    string
 		err     error
 		timeout bool
 	}{
 		{"refused", errors.New("refused"), false},
-		{"cut", new(cutError), true},
-		{"no time", errNoTime, true},
-		{"timeout of the embedded transport", timeoutError{reverseproxy.NewDialError(errors.New("i/o timeout"))}, true},
+		{"no time", os.ErrDeadlineExceeded, true},
 		{"TLS timeout", fmt.Errorf("TLS handshake: %w", context.DeadlineExceeded), true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -541,6 +544,9 @@ func TestDialError(t *testing.T) {
 			var dial reverseproxy.DialError
 			if !errors.As(err, &dial) { //nolint:modernize // as reverse_proxy asks
 				t.Error("no DialError")
+			}
+			if dial.Error() != test.err.Error() {
+				t.Errorf("the DialError is about %v", dial)
 			}
 			if n, ok := err.(net.Error); !ok || n.Timeout() != test.timeout {
 				t.Errorf("timeout: %v", n)
@@ -557,18 +563,21 @@ func TestDialError(t *testing.T) {
 func TestDialIsJudged(t *testing.T) {
 	judge := newTestJudge(t, Guard{})
 	for _, address := range []string{"127.0.0.1:80", "169.254.169.254:80", "[::ffff:10.0.0.1]:80", "[fd00::1]:443"} {
-		tr := &Transport{dialTCP: func(context.Context, string, string) (net.Conn, error) {
+		p := pool.New(pool.Config{}, health.New(), pool.NewLimits(0))
+		p.Dial = func(context.Context, string, string) (net.Conn, error) {
 			t.Errorf("%s was dialled", address)
 			return nil, io.EOF
-		}}
-		a := &attempt{
-			Context: t.Context(), transport: tr,
-			call: &call{host: "a.example", judge: judge},
-			pool: &pool{addr: netip.MustParseAddrPort(address)},
 		}
-		_, err := tr.dialTLS(a, "tcp", address)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://a.example", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := &attempt{transport: new(Transport), call: &call{host: "a.example", judge: judge, state: new(requestState)}, out: *req}
+		a.order.Key.Addr, a.order.Key.Protocol, a.order.Owner = netip.MustParseAddrPort(address), pool.TLS, a.call
+		_, err = p.RoundTrip(req, &a.order)
+		p.Close()
 		var handlerErr caddyhttp.HandlerError
-		if !errors.As(err, &handlerErr) || handlerErr.StatusCode != http.StatusForbidden {
+		if err = a.failed(err.(*pool.Error)); !errors.As(err, &handlerErr) || handlerErr.StatusCode != http.StatusForbidden {
 			t.Errorf("%s: %v", address, err)
 		}
 	}

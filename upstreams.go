@@ -16,6 +16,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+
+	"caddytarget/internal/health"
 )
 
 // Upstreams offers the addresses of a request's target, which the handler
@@ -65,7 +67,8 @@ type Upstreams struct {
 	alone        bool // reverse_proxy has another transport
 	judge        *judge
 	resolver     *resolver
-	health       *health
+	health       *health.Tracker
+	limit        health.Limit // of the transport
 	log          *zap.Logger
 	lastLog      atomic.Int64 // when a failed lookup was last logged, in Unix seconds
 }
@@ -97,7 +100,10 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	}
 	proxy, ours := proxyOf(ctx), true
 	if proxy != nil {
-		_, ours = proxy.Transport.(*Transport)
+		var t *Transport
+		if t, ours = proxy.Transport.(*Transport); ours {
+			u.limit = t.limit
+		}
 		u.patient = proxy.LoadBalancing != nil && proxy.LoadBalancing.TryDuration > 0
 	}
 	if !ours {
@@ -241,7 +247,7 @@ func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, c *call) 
 	c.hostport = r.Host // as long as there is no TLS, the client's
 	c.repeats = isRepeatable(r.Method)
 	if u.dynamic {
-		c.judge, c.request = u.judge, r
+		c.judge, c.client = u.judge, clientOf(r)
 		if err := c.judge.target(c); err != nil {
 			return err
 		}
@@ -325,30 +331,30 @@ func upstreamsFor(addrs []netip.AddrPort) []*reverseproxy.Upstream {
 	return pointers
 }
 
-// judging returns what a verdict on addresses of c depends on.
-func (u *Upstreams) judging(c *call) judging {
-	return judging{c.host, u.MaxFails, u.failDuration, c.repeats}
+// policy returns what failures of addresses mean to c.
+func (u *Upstreams) policy(c *call) health.Policy {
+	return health.Policy{MaxFails: u.MaxFails, EjectFor: u.failDuration, Retryable: c.repeats, Limits: [2]health.Limit{c.limit, u.limit}}
 }
 
-// usable judges an address of c for u. One that was tried for this request is
-// ejected.
-func (u *Upstreams) usable(c *call, j *judging, a netip.Addr) (verdict, wear) {
+// usable returns the state of an address of c for u. One that was tried for this
+// request is ejected.
+func (u *Upstreams) usable(c *call, p *health.Policy, a netip.Addr) (health.State, wear) {
 	addr := netip.AddrPortFrom(a, c.port)
 	switch n := c.wearOf(addr); {
 	case n == ready:
-		return good, n
+		return health.Healthy, n
 	case n != untried:
-		return ejected, n
+		return health.Ejected, n
 	case u.failDuration == 0:
-		return good, n
+		return health.Healthy, n
 	}
-	return u.health.judge(j, addr, false), untried
+	return u.health.State(p, c.host, addr), untried
 }
 
-// claim makes an address that is on trial, or to be probed, that of this request
-// alone. It tells whether it was before anybody else.
-func (u *Upstreams) claim(c *call, j *judging, a netip.Addr, v verdict) bool {
-	return u.health.judge(j, netip.AddrPortFrom(a, c.port), true) == v
+// claim makes an address that needs a trial, or a probe, that of this request
+// alone. It reports whether it was before anybody else.
+func (u *Upstreams) claim(c *call, p *health.Policy, a netip.Addr, s health.State) bool {
+	return u.health.Claim(p, c.host, netip.AddrPortFrom(a, c.port)) == s
 }
 
 // choice is what a source offers of a call's addresses.
@@ -367,10 +373,10 @@ type choice struct {
 // left, or the request's body cannot be sent again, there is an end; unless
 // reverse_proxy is to try for some time: then all begins again.
 func (u *Upstreams) choose(c *call) choice {
-	j := u.judging(c)
+	p := u.policy(c)
 	if !slices.ContainsFunc(c.addrs[:c.preferred], func(a netip.Addr) bool {
-		v, _ := u.usable(c, &j, a)
-		return v != good
+		v, _ := u.usable(c, &p, a)
+		return v != health.Healthy
 	}) {
 		return choice{addrs: c.addrs[:c.preferred], working: true, more: len(c.addrs) > 1}
 	}
@@ -384,15 +390,15 @@ func (u *Upstreams) choose(c *call) choice {
 		if rest = i >= c.preferred && preferred > 0; rest {
 			break
 		}
-		switch v, n := u.usable(c, &j, a); {
+		switch v, n := u.usable(c, &p, a); {
 		case n == worn:
 			again = append(again, a)
 		case n == spent:
-		case v == onTrial:
+		case v == health.NeedsTrial:
 			trial = append(trial, a)
-		case v == onProbe:
+		case v == health.NeedsProbe:
 			probe = append(probe, a)
-		case v == ejected:
+		case v == health.Ejected:
 			failing = append(failing, a)
 		default:
 			working = append(working, a)
@@ -402,14 +408,14 @@ func (u *Upstreams) choose(c *call) choice {
 		}
 	}
 	for _, a := range trial {
-		if u.claim(c, &j, a, onTrial) {
+		if u.claim(c, &p, a, health.NeedsTrial) {
 			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.addrs) > 1}
 		}
 	}
 	c.probe = nil
 	for _, a := range probe {
 		switch {
-		case !u.claim(c, &j, a, onProbe):
+		case !u.claim(c, &p, a, health.NeedsProbe):
 			failing = append(failing, a)
 		case len(working) == 0:
 			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.addrs) > 1}
@@ -427,7 +433,7 @@ func (u *Upstreams) choose(c *call) choice {
 	case len(again) > 0:
 		return choice{addrs: again}
 	case u.patient:
-		c.tried, c.ends = c.tried[:0], [phases]time.Time{}
+		c.tried, c.ends = c.tried[:0], [2]time.Time{}
 		return choice{addrs: c.addrs, more: len(c.addrs) > 1}
 	}
 	return choice{}

@@ -1,6 +1,6 @@
 //go:build unix
 
-package caddytarget
+package pool
 
 import (
 	"math"
@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// descriptorLimit returns how many descriptors this process may have open, or 0
+// DescriptorLimit returns how many descriptors this process may have open, or 0
 // if that is not known.
-func descriptorLimit() int {
+func DescriptorLimit() int {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return 0

@@ -1,0 +1,207 @@
+package health
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+func testHealth() (h *Tracker, advance func(time.Duration)) {
+	h = New()
+	now := time.Unix(1e9, 0)
+	h.now = func() time.Time { return now }
+	return h, func(d time.Duration) { now = now.Add(d) }
+}
+
+var (
+	addrA = netip.MustParseAddrPort("192.0.2.1:443")
+	addrB = netip.MustParseAddrPort("192.0.2.2:443")
+	addr6 = netip.MustParseAddrPort("[2001:db8::1]:443")
+)
+
+func TestHealth(t *testing.T) {
+	const duration = 10 * time.Second
+	tests := []struct {
+		name string
+		do   func(h *Tracker, advance func(time.Duration))
+		host string
+		want State
+	}{
+		{"nothing failed", func(*Tracker, func(time.Duration)) {}, "a.example", Healthy},
+		{"TCP counts for all targets", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrA, false) }, "b.example", Ejected},
+		{"TLS counts for the target", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "a.example", Ejected},
+		{"and for no other", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "b.example", Healthy},
+		{"nor for another address", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrB, false) }, "a.example", Healthy},
+		{"it works again", func(h *Tracker, _ func(time.Duration)) {
+			h.Failed("", addrA, false)
+			h.Failed("a.example", addrA, false)
+			h.Worked("a.example", addrA)
+		}, "a.example", Healthy},
+		{"the time is over", func(h *Tracker, advance func(time.Duration)) {
+			h.Failed("", addrA, false)
+			advance(duration)
+		}, "a.example", NeedsProbe},
+		{"somebody tries it", func(h *Tracker, advance func(time.Duration)) {
+			h.Failed("", addrA, false)
+			advance(duration)
+			h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
+		}, "a.example", Ejected},
+		{"who tried it was never heard of", func(h *Tracker, advance func(time.Duration)) {
+			h.Failed("", addrA, false)
+			advance(duration)
+			h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
+			advance(trialTime)
+		}, "a.example", NeedsProbe},
+		{"looking is not trying", func(h *Tracker, advance func(time.Duration)) {
+			h.Failed("", addrA, false)
+			advance(duration)
+			h.State(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
+		}, "a.example", NeedsProbe},
+		{"due for one level, Ejected for the other: no trial is used up", func(h *Tracker, advance func(time.Duration)) {
+			h.Failed("", addrA, false)
+			advance(duration / 2)
+			h.Failed("b.example", addrA, false)
+			advance(duration / 2)
+			if h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA) != Ejected {
+				panic("not ejected")
+			}
+		}, "a.example", NeedsProbe},
+		{"a request failed, and the time is over", func(h *Tracker, advance func(time.Duration)) {
+			h.Failed("a.example", addrA, true)
+			advance(duration)
+		}, "a.example", NeedsTrial},
+		{"a request failed, and then a connection", func(h *Tracker, advance func(time.Duration)) {
+			h.Failed("a.example", addrA, true)
+			h.Failed("", addrA, false)
+			advance(duration)
+		}, "a.example", NeedsTrial},
+		{"a cut dial is under way", func(h *Tracker, _ func(time.Duration)) { h.Slow("", addrA, time.Second) }, "a.example", Ejected},
+		{"and is over", func(h *Tracker, advance func(time.Duration)) {
+			h.Slow("", addrA, time.Second)
+			advance(2 * time.Second)
+		}, "a.example", Healthy},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			h, advance := testHealth()
+			test.do(h, advance)
+			if got := h.State(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, test.host, addrA); got != test.want {
+				t.Errorf("state %d, want %d", got, test.want)
+			}
+		})
+	}
+
+	t.Run("what cannot be repeated is tried later", func(t *testing.T) {
+		get, post := Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, Policy{MaxFails: 1, EjectFor: duration}
+		h, advance := testHealth()
+		h.Failed("a.example", addrA, true)
+		advance(duration)
+		if g, p := h.State(&get, "a.example", addrA), h.State(&post, "a.example", addrA); g != NeedsTrial || p != Ejected {
+			t.Errorf("%d for what can be repeated, %d for what cannot", g, p)
+		}
+		advance(duration)
+		if p := h.State(&post, "a.example", addrA); p != NeedsTrial {
+			t.Errorf("%d for what cannot be repeated, when nothing else came", p)
+		}
+		h.Failed("a.example", addrA, false)
+		advance(duration)
+		if p := h.State(&post, "a.example", addrA); p != NeedsProbe {
+			t.Errorf("%d for what cannot be repeated, where it would not be sent", p)
+		}
+	})
+	t.Run("max_fails", func(t *testing.T) {
+		h, _ := testHealth()
+		for i, want := range []State{Healthy, Healthy, Ejected} {
+			h.Failed("", addrA, false)
+			if got := h.State(&Policy{MaxFails: 3, EjectFor: duration, Retryable: true}, "a.example", addrA); got != want {
+				t.Errorf("after %d failures: %d, want %d", i+1, got, want)
+			}
+		}
+	})
+	t.Run("old failures are forgotten", func(t *testing.T) {
+		h, advance := testHealth()
+		h.Failed("a.example", addrA, false)
+		advance(forgetAfter + time.Minute)
+		h.Failed("b.example", addrA, false)
+		if n := h.Len(); n != 1 {
+			t.Errorf("%d are remembered", n)
+		}
+	})
+	t.Run("bound", func(t *testing.T) {
+		h, _ := testHealth()
+		for i := range 2 * maxRecords {
+			h.Failed(fmt.Sprint(i), addrA, false)
+		}
+		if n := h.Len(); n != maxRecords {
+			t.Errorf("%d are remembered", n)
+		}
+	})
+}
+
+// TestFamilies: a family of which nothing can be reached is left out as a whole.
+func TestFamilies(t *testing.T) {
+	const duration = 10 * time.Second
+	dead := []string{"2001:db8:1::1", "2001:db8:2::1", "2001:db8:3::1"}
+	tests := []struct {
+		name string
+		do   func(h *Tracker, advance func(time.Duration), unreached func(addrs ...string))
+		want State
+	}{
+		{"two networks", func(_ *Tracker, _ func(time.Duration), unreached func(...string)) {
+			unreached(dead[0], dead[1], "2001:db8:1::2", "2001:db8:1:1::1")
+		}, Healthy},
+		{"three networks", func(_ *Tracker, _ func(time.Duration), unreached func(...string)) { unreached(dead...) }, Ejected},
+		{"more networks", func(_ *Tracker, _ func(time.Duration), unreached func(...string)) {
+			unreached(append(dead, "2001:db8:4::1", "2001:db8:5::1")...)
+		}, Ejected},
+		{"of another family", func(_ *Tracker, _ func(time.Duration), unreached func(...string)) {
+			unreached("192.0.2.1", "198.51.100.1", "203.0.113.1")
+		}, Healthy},
+		{"one was reached", func(h *Tracker, _ func(time.Duration), unreached func(...string)) {
+			unreached(dead[:2]...)
+			h.Reached(netip.MustParseAddr("2001:db8:4::1"), true)
+			unreached(dead[2])
+		}, Healthy},
+		{"one of another family was reached", func(h *Tracker, _ func(time.Duration), unreached func(...string)) {
+			unreached(dead...)
+			h.Reached(addrA.Addr(), true)
+			h.Reached(netip.Addr{}, true)
+		}, Ejected},
+		{"too long ago", func(_ *Tracker, advance func(time.Duration), unreached func(...string)) {
+			unreached(dead[:2]...)
+			advance(familyTime + time.Second)
+			unreached(dead[2])
+		}, Healthy},
+		{"the time is over", func(_ *Tracker, advance func(time.Duration), unreached func(...string)) {
+			unreached(dead...)
+			advance(duration)
+		}, NeedsProbe},
+		{"somebody tries it", func(h *Tracker, advance func(time.Duration), unreached func(...string)) {
+			unreached(dead...)
+			advance(duration)
+			if h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", netip.MustParseAddrPort("[2001:db8:9::1]:80")) != NeedsProbe {
+				panic("no trial")
+			}
+		}, Ejected},
+		{"and fails", func(_ *Tracker, advance func(time.Duration), unreached func(...string)) {
+			unreached(dead...)
+			advance(duration)
+			unreached("2001:db8:9::1")
+			advance(duration - time.Second)
+		}, Ejected},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			h, advance := testHealth()
+			test.do(h, advance, func(addrs ...string) {
+				for _, a := range addrs {
+					h.Reached(netip.MustParseAddr(a), false)
+				}
+			})
+			if got := h.State(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "a.example", addr6); got != test.want {
+				t.Errorf("state %d, want %d", got, test.want)
+			}
+		})
+	}
+}

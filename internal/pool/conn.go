@@ -1,0 +1,327 @@
+package pool
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// conn is a connection to a backend. One request at a time uses it, or any number
+// over HTTP/2.
+type conn struct {
+	net.Conn // what requests are written to: raw or tls
+	raw      *rawConn
+	tls      *tls.Conn        // nil: no TLS
+	h2       *http.ClientConn // nil: HTTP/1.1
+
+	pool        *Pool
+	destination *destination
+	keepAlive   time.Duration // how long the backend leaves it open while it is idle; 0: not known
+
+	// of a response's header that is being read
+	header headerLimit
+
+	// what requests over HTTP/2 leave
+	streams streams
+
+	// under shard.mu
+	index      int  // in destination.conns; negative: not there
+	counted    bool // it is in Pool.open and Limits
+	listed     bool // it is idle
+	prev, next *conn
+	active     int       // requests that use it, over HTTP/2
+	moment     uint64    // when it became idle, in the order of these
+	since      time.Time // the same as a time
+	looked     time.Time // when the sweeper last looked at it
+
+	ended struct { // by this side
+		sync.Mutex
+		closed bool
+		cause  error
+	}
+	silence silence // under the sweeper
+}
+
+func newConn(p *Pool, d *destination, c net.Conn) *conn {
+	raw := newRawConn(p, c)
+	raw.records.on = d.key.secure()
+	return &conn{Conn: raw, raw: raw, pool: p, destination: d, index: -1}
+}
+
+// abort closes the connection in the middle of its use: what waits for it fails
+// with the cause.
+func (c *conn) abort(cause error) {
+	c.ended.Lock()
+	if c.ended.cause == nil {
+		c.ended.cause = cause
+	}
+	c.ended.Unlock()
+	if c.h2 != nil {
+		c.close()
+		return
+	}
+	_ = c.raw.Close()
+}
+
+// cause returns why the connection was aborted, or else err.
+func (c *conn) cause(err error) error {
+	c.ended.Lock()
+	defer c.ended.Unlock()
+	if c.ended.cause != nil {
+		return c.ended.cause
+	}
+	return err
+}
+
+// close closes the connection, once.
+func (c *conn) close() {
+	c.ended.Lock()
+	closed := c.ended.closed
+	c.ended.closed = true
+	c.ended.Unlock()
+	if closed {
+		return
+	}
+	switch {
+	case c.h2 != nil:
+		_ = c.h2.Close()
+	case c.tls != nil && c.cause(nil) == nil:
+		// a close_notify is sent if that takes no time
+		c.raw.closing.Store(true)
+		_ = c.raw.SetWriteDeadline(time.Now().Add(time.Millisecond))
+		_ = c.tls.CloseWrite()
+		_ = c.raw.Close()
+	default:
+		_ = c.raw.Close()
+	}
+}
+
+// Read reads for the parser of responses.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.header.counting {
+		return c.header.read(c.Conn, p)
+	}
+	return c.Conn.Read(p)
+}
+
+// usable reports whether an idle connection may be used for a request. The backend
+// may have closed it, or sent what nobody asked for.
+func (c *conn) usable(req *http.Request) bool {
+	if c.h2 != nil {
+		return true
+	}
+	if timeout := c.pool.config.IdleTimeout; timeout > 0 && time.Since(c.since) > timeout {
+		return false
+	}
+	if c.keepAlive > 0 && !isReplayable(req) && time.Since(c.since) > c.keepAlive-c.keepAlive/10 {
+		return false
+	}
+	return c.quiet()
+}
+
+// quiet reports whether the connection is open and nothing has come over it that
+// would be taken for the next response. TLS keeps some of what comes to itself.
+func (c *conn) quiet() bool {
+	if !c.raw.readable() {
+		return true
+	}
+	return c.tls != nil && c.drained()
+}
+
+// drained is quiet for a connection with TLS of which it is not known what has
+// come: session tickets and key updates are read, and are no harm.
+func (c *conn) drained() bool {
+	c.raw.nonblocking = true
+	defer func() { c.raw.nonblocking = false }()
+	var b [1]byte
+	n, err := c.tls.Read(b[:])
+	return n == 0 && err == errWouldBlock && c.raw.records.complete()
+}
+
+// rawConn is a connection without TLS. It counts what is written, and can be read
+// and looked at without waiting.
+type rawConn struct {
+	net.Conn
+	control syscall.RawConn // nil: there is no such thing
+	poll    poller
+
+	readTimeout, writeTimeout time.Duration
+
+	written     atomic.Int64 // octets
+	closing     atomic.Bool  // no time is left to write
+	nonblocking bool         // Read does not wait
+	records     records      // of TLS, in what was read
+}
+
+func newRawConn(p *Pool, c net.Conn) *rawConn {
+	r := &rawConn{Conn: c, readTimeout: p.config.ReadTimeout, writeTimeout: p.config.WriteTimeout}
+	if s, ok := c.(syscall.Conn); ok {
+		r.control, _ = s.SyscallConn()
+	}
+	return r
+}
+
+// Read implements net.Conn.
+func (r *rawConn) Read(p []byte) (n int, err error) {
+	switch {
+	case r.nonblocking:
+		n, err = r.readNow(p)
+	case r.readTimeout > 0:
+		if err := r.SetReadDeadline(time.Now().Add(r.readTimeout)); err != nil {
+			return 0, err
+		}
+		n, err = r.Conn.Read(p)
+	default:
+		n, err = r.Conn.Read(p)
+	}
+	r.records.read(p[:n])
+	return n, err
+}
+
+// Write implements net.Conn.
+func (r *rawConn) Write(p []byte) (int, error) {
+	if r.writeTimeout > 0 && !r.closing.Load() {
+		if err := r.SetWriteDeadline(time.Now().Add(r.writeTimeout)); err != nil {
+			return 0, err
+		}
+	}
+	n, err := r.Conn.Write(p)
+	r.written.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite ends what is sent.
+func (r *rawConn) CloseWrite() error { return closeWrite(r.Conn) }
+
+func closeWrite(conn any) error {
+	if c, ok := conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// errWouldBlock is the error of a read that would have to wait. It does not end a
+// connection with TLS.
+var errWouldBlock net.Error = &timeoutError{os.ErrDeadlineExceeded.Error()}
+
+// records follows the records of TLS in what is read, to know where one ends.
+type records struct {
+	on     bool
+	left   int // of the record
+	header [5]byte
+	got    int // of the header
+}
+
+func (r *records) read(p []byte) {
+	for r.on && len(p) > 0 {
+		if r.left > 0 {
+			n := min(r.left, len(p))
+			r.left, p = r.left-n, p[n:]
+			continue
+		}
+		n := copy(r.header[r.got:], p)
+		r.got, p = r.got+n, p[n:]
+		if r.got == len(r.header) {
+			r.got, r.left = 0, int(r.header[3])<<8|int(r.header[4])
+		}
+	}
+}
+
+// complete reports whether what was read ends where a record does.
+func (r *records) complete() bool { return r.left == 0 && r.got == 0 }
+
+// headerLimit bounds the header of a response while it is read.
+type headerLimit struct {
+	counting bool
+	octets   int64 // that may come
+	lines    int   // that may come
+	empty    bool  // the line has nothing so far
+	err      error // why there is no more
+}
+
+func (l *headerLimit) begin(octets int64) {
+	*l = headerLimit{counting: true, octets: octets, lines: maxFields + 2} // and the status line and the end
+}
+
+func (l *headerLimit) end() { l.counting = false }
+
+func (l *headerLimit) read(r io.Reader, p []byte) (int, error) {
+	if l.octets <= 0 {
+		l.err = errHeaderSize
+		return 0, l.err
+	}
+	if int64(len(p)) > l.octets {
+		p = p[:l.octets]
+	}
+	n, err := r.Read(p)
+	l.octets -= int64(n)
+	for p = p[:n]; ; {
+		i := bytes.IndexByte(p, '\n')
+		if i < 0 {
+			l.empty = l.empty && (len(p) == 0 || len(p) == 1 && p[0] == '\r')
+			break
+		}
+		if i == 0 && l.empty || i == 1 && l.empty && p[0] == '\r' {
+			l.lines = maxFields + 2 // what follows is no header, or another one
+			break
+		}
+		l.empty, p = true, p[i+1:]
+		if l.lines--; l.lines < 0 {
+			l.err = errHeaderFields
+			return 0, l.err
+		}
+	}
+	return n, err
+}
+
+// readKeepAlive takes from a response how long the backend leaves the connection
+// open (RFC 2068, section 19.7.1.1, which Node.js and Apache follow).
+func (c *conn) readKeepAlive(header http.Header) {
+	for _, value := range header["Keep-Alive"] {
+		for param := range strings.SplitSeq(value, ",") {
+			text, ok := strings.CutPrefix(strings.TrimSpace(param), "timeout=")
+			seconds, err := strconv.ParseUint(text, 10, 16)
+			if ok && err == nil && seconds > 0 {
+				c.keepAlive = time.Duration(seconds) * time.Second
+			}
+		}
+	}
+}
+
+// reader and writer return buffers for a request.
+func (p *Pool) reader(c *conn) *bufio.Reader {
+	if r, ok := p.readers.Get().(*bufio.Reader); ok {
+		r.Reset(c)
+		return r
+	}
+	return bufio.NewReaderSize(c, p.config.ReadBuffer)
+}
+
+func (p *Pool) putReader(r *bufio.Reader) {
+	r.Reset(nil)
+	p.readers.Put(r)
+}
+
+func (p *Pool) writer(c *conn) *bufio.Writer {
+	if w, ok := p.writers.Get().(*bufio.Writer); ok {
+		w.Reset(c.Conn)
+		return w
+	}
+	return bufio.NewWriterSize(c.Conn, p.config.WriteBuffer)
+}
+
+func (p *Pool) putWriter(w *bufio.Writer) {
+	w.Reset(nil)
+	p.writers.Put(w)
+}

@@ -1,0 +1,377 @@
+package pool
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+)
+
+// dial opens one connection, through its phases. shard.mu guards what changes.
+type dial struct {
+	order   *Order
+	waiter  *waiter // that gets the error; nil: nobody waits for it
+	phase   Phase
+	since   time.Time  // when the phase began
+	pending []*Pending // for requests that gave it up
+
+	ctx    context.Context // ends with the dial
+	cancel context.CancelFunc
+}
+
+// startDial opens a connection in the background; shard.mu is held.
+func (p *Pool) startDial(d *destination, o *Order, w *waiter) *dial {
+	order := *o // the original belongs to the request
+	order.Pending = nil
+	n := &dial{order: &order, waiter: w, since: time.Now()}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	d.dials = append(d.dials, n)
+	go p.dial(d, n)
+	return n
+}
+
+// dial opens a connection and delivers it.
+func (p *Pool) dial(d *destination, n *dial) {
+	defer n.cancel()
+	c, err := p.connect(d, n)
+	s := d.shard
+	s.mu.Lock()
+	d.dials = slices.DeleteFunc(d.dials, func(other *dial) bool { return other == n })
+	progress := Failed
+	if err == nil {
+		progress = Succeeded
+	}
+	for _, pending := range n.pending {
+		pending.progress.Store(int32(progress))
+	}
+	own := n.waiter
+	if err != nil {
+		if own != nil {
+			p.abandon(d, own)
+			own.ready <- answer{err: err}
+		}
+		s.release(d)
+		s.mu.Unlock()
+		return
+	}
+	if own == nil { // it was a probe, or its request gave it up
+		p.health.Worked(n.order.Target, n.order.Key.Addr)
+	}
+	p.add(d, c)
+	surplus := false
+	if c.h2 != nil {
+		surplus = !p.serve2(c, true) && (len(d.shared) > 1 || p.idle2(c))
+	} else if p.deliver(d, c, true) {
+		c = nil
+	}
+	if own != nil && slices.Contains(d.waiters, own) { // another one took the connection
+		own.dial = nil
+		p.dialFor(d, own)
+	}
+	s.mu.Unlock()
+	switch {
+	case c == nil:
+	case surplus:
+		p.discard(c)
+	case c.h2 == nil:
+		p.put(c)
+	}
+	p.sweeper.start(p)
+	p.closeSurplus()
+}
+
+// connect goes through the phases of a dial.
+func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
+	o := n.order
+	if o.Owner != nil {
+		if err := o.Owner.Permit(o.Key.Addr); err != nil {
+			return nil, &Error{Phase: Connect, Err: err}
+		}
+	}
+	if !p.limits.enter(d.group) {
+		return nil, &Error{Phase: Connect, Err: ErrLimit}
+	}
+	c, err := p.connectLimited(d, n)
+	if err != nil {
+		p.limits.leave(d.group)
+	}
+	return c, err
+}
+
+func (p *Pool) connectLimited(d *destination, n *dial) (*conn, *Error) {
+	o := n.order
+	addr := o.Key.Addr
+	raw, err := p.openTCP(n.ctx, &o.Key)
+	switch {
+	case err == nil:
+		p.health.Reached(addr.Addr(), true)
+	case isTimeout(err) || isNoRoute(err):
+		p.health.Reached(addr.Addr(), false)
+	}
+	if err != nil {
+		p.dialFailed(n, "", err)
+		return nil, &Error{Phase: Connect, Err: err}
+	}
+	c := newConn(p, d, raw)
+	if !o.Key.secure() {
+		if o.Key.Protocol == HTTP2 {
+			if err := c.start2(); err != nil {
+				return nil, &Error{Phase: Connect, Err: err}
+			}
+		}
+		return c, nil
+	}
+	d.shard.mu.Lock()
+	n.phase, n.since = Handshake, time.Now()
+	d.shard.mu.Unlock()
+	if err := p.handshake(n, c); err != nil {
+		p.dialFailed(n, o.Target, err)
+		return nil, &Error{Phase: Handshake, Err: err}
+	}
+	return c, nil
+}
+
+// dialFailed records the failure of a dial, unless this side had its part in it.
+func (p *Pool) dialFailed(n *dial, target string, err error) {
+	ended := n.ctx.Err() != nil && time.Since(n.since) < minTimeout[n.phase]
+	if !ended && !isLocalExhaustion(err) && n.order.Target != "" {
+		p.health.Failed(target, n.order.Key.Addr, false)
+	}
+}
+
+// openTCP opens a TCP connection. If there is nothing left on this machine for
+// another one, idle ones are closed.
+func (p *Pool) openTCP(ctx context.Context, key *Key) (net.Conn, error) {
+	network, address := key.address()
+	for try := 0; ; try++ {
+		conn, err := p.dialOnce(ctx, network, address)
+		if err == nil && p.config.ProxyProtocol != 0 {
+			err = p.announce(conn, key)
+		}
+		if err == nil {
+			return conn, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if !isLocalExhaustion(err) || try == maxShortages {
+			return nil, err
+		}
+		p.closeIdle(p.open.Load() / 8 * 7)
+		time.Sleep(shortagePause)
+	}
+}
+
+const (
+	// maxShortages is how often a connection is tried to be opened again when there
+	// is nothing left for it, and shortagePause how long others have then to give
+	// something back.
+	maxShortages  = 5
+	shortagePause = 20 * time.Millisecond
+)
+
+func (p *Pool) dialOnce(ctx context.Context, network, address string) (net.Conn, error) {
+	if t := p.config.DialTimeout; t > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, t)
+		defer cancel()
+	}
+	conn, err := p.Dial(ctx, network, address)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nil, errNoTime
+	}
+	return conn, err
+}
+
+// announce sends the header of the PROXY protocol. The destination that the client
+// called is not known: it is all zeros, as Caddy sends it.
+func (p *Pool) announce(conn net.Conn, key *Key) error {
+	client := key.Client
+	var destination net.Addr
+	switch {
+	case client.Addr().Is4():
+		destination = &net.TCPAddr{IP: net.IPv4zero}
+	case client.Addr().Is6():
+		destination = &net.TCPAddr{IP: net.IPv6zero}
+	default:
+		_ = conn.Close()
+		return errors.New("PROXY protocol: the client has no IP address")
+	}
+	source := &net.TCPAddr{IP: client.Addr().AsSlice(), Port: int(client.Port()), Zone: client.Addr().Zone()}
+	header := proxyproto.HeaderProxyFromAddrs(p.config.ProxyProtocol, source, destination)
+	if _, err := header.WriteTo(conn); err != nil {
+		_ = conn.Close()
+		return err
+	}
+	return nil
+}
+
+// handshake does the TLS handshake. The certificate is verified for the name that
+// is part of the key.
+func (p *Pool) handshake(n *dial, c *conn) error {
+	config := p.config.TLS.Clone()
+	config.ServerName = n.order.Key.ServerName
+	if n.order.Key.Protocol == TLSHTTP1 {
+		config.NextProtos = []string{"http/1.1"}
+	}
+	if p.sessions != nil {
+		p.sessions.configure(config)
+	}
+	ctx := n.ctx
+	if t := p.config.HandshakeTimeout; t > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, t, errNoTime)
+		defer cancel()
+	}
+	secured := tls.Client(c.raw, config)
+	if err := secured.HandshakeContext(ctx); err != nil {
+		_ = c.raw.Close()
+		if ctx.Err() != nil && n.ctx.Err() == nil {
+			return errNoTime
+		}
+		return err
+	}
+	c.Conn, c.tls = secured, secured
+	if secured.ConnectionState().NegotiatedProtocol == "h2" {
+		return c.start2()
+	}
+	return nil
+}
+
+// fullTimeout returns how long a phase may take at all.
+func (p *Pool) fullTimeout(ph Phase) time.Duration {
+	if ph == Handshake {
+		return p.config.HandshakeTimeout
+	}
+	return p.config.DialTimeout
+}
+
+// patience is how long a request waits for its dial. While there is another
+// address to try that is only a short time for each phase; where there is none,
+// until one that was given up before has succeeded. The dial goes on then, and is a
+// failure only if it fails.
+type patience struct {
+	pool    *Pool
+	d       *destination
+	w       *waiter
+	start   time.Time
+	timer   *time.Timer
+	through chan *Pending
+	stops   []func() bool
+}
+
+func newPatience(p *Pool, d *destination, w *waiter) *patience {
+	t := &patience{pool: p, d: d, w: w, start: time.Now()}
+	t.timer = time.NewTimer(t.limit(Connect))
+	if pending := w.order.Pending; len(pending) > 0 {
+		t.through = make(chan *Pending, len(pending))
+		for _, other := range pending {
+			t.stops = append(t.stops, context.AfterFunc(other.done, func() {
+				if other.Progress() == Succeeded {
+					t.through <- other
+				}
+			}))
+		}
+	}
+	return t
+}
+
+func (t *patience) stop() {
+	t.timer.Stop()
+	for _, stop := range t.stops {
+		stop()
+	}
+}
+
+// aLongTime is how long a request waits where nothing is configured: the dial ends
+// before, or a connection that becomes free is waited for.
+const aLongTime = time.Hour
+
+// limit returns how long the request waits in a phase.
+func (t *patience) limit(ph Phase) time.Duration {
+	o := t.w.order
+	if !o.Last {
+		return failoverTimeout[ph]
+	}
+	full := t.pool.fullTimeout(ph)
+	if end := o.Deadlines[ph]; !end.IsZero() && full > 0 {
+		// all addresses together may take little longer than one
+		if left := time.Until(end); left > 0 {
+			return min(full, max(left, minTimeout[ph]))
+		}
+		return min(full, failoverTimeout[ph])
+	}
+	return aLongTime // the dial has its own
+}
+
+// phase returns the phase of the request's dial.
+func (t *patience) phase() Phase {
+	t.d.shard.mu.Lock()
+	defer t.d.shard.mu.Unlock()
+	if t.w.dial == nil {
+		return Connect
+	}
+	return t.w.dial.phase
+}
+
+// over is called when the time is over. It returns why the request waits no more,
+// or nil if it does: because another phase has begun, or there is no dial and it
+// waits for a connection that becomes free.
+func (t *patience) over() *Error {
+	s := t.d.shard
+	s.mu.Lock()
+	n := t.w.dial
+	if n == nil {
+		s.mu.Unlock()
+		t.timer.Reset(aLongTime)
+		return nil
+	}
+	since := n.since
+	if since.Before(t.start) {
+		since = t.start // the dial is older than the request
+	}
+	ph := n.phase
+	s.mu.Unlock()
+	if left := time.Until(since.Add(t.limit(ph))); left > 0 {
+		t.timer.Reset(left)
+		return nil
+	}
+	return t.stillDialing()
+}
+
+// stillDialing returns the error of a request that gives up its dial, which goes
+// on.
+func (t *patience) stillDialing() *Error {
+	o := t.w.order
+	s := t.d.shard
+	s.mu.Lock()
+	n := t.w.dial
+	if n == nil || !slices.Contains(t.d.dials, n) {
+		s.mu.Unlock()
+		return &Error{Phase: Connect, Err: errNoTime}
+	}
+	pending := &Pending{Addr: o.Key.Addr, Phase: n.phase, done: n.ctx}
+	n.pending = append(n.pending, pending)
+	left := t.pool.fullTimeout(n.phase) - time.Since(n.since)
+	s.mu.Unlock()
+	target := ""
+	if pending.Phase == Handshake {
+		target = o.Target
+	}
+	if o.Target != "" {
+		t.pool.health.Slow(target, o.Key.Addr, left)
+	}
+	return &Error{Phase: pending.Phase, Err: errNoTime, Pending: pending}
+}
+
+// guardOf returns by what an order's dial is permitted.
+func guardOf(o *Order) any {
+	if o.Owner == nil {
+		return nil
+	}
+	return o.Owner.Guard()
+}

@@ -1,0 +1,198 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// Phase is what a request was at when it failed.
+type Phase int
+
+// The phases of a request.
+const (
+	Connect   Phase = iota // opening a TCP connection
+	Handshake              // the TLS handshake
+	Send                   // sending the request
+	Response               // waiting for the response's header and reading it
+	Prepare                // the request cannot be sent as it is
+)
+
+// phases is how many there are of opening a connection.
+const phases = 2
+
+// Sent is how much of a request the backend may have seen.
+type Sent int
+
+// The values of Sent.
+const (
+	Nothing Sent = iota // of a request, or the backend said that it will not act on it
+	Part
+	All
+)
+
+// Error is why there is no response.
+type Error struct {
+	Phase  Phase
+	Sent   Sent
+	Reused bool // the connection had been idle before
+	Err    error
+
+	// Refused says that a backend of HTTP/2 has not acted upon the request.
+	Refused bool
+
+	// Pending is the dial that goes on, if the request gave it up.
+	Pending *Pending
+
+	stale bool // the connection ended before anything of a response came
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	if e.Phase == Handshake {
+		return "TLS handshake: " + e.Err.Error()
+	}
+	return e.Err.Error()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Timeout implements net.Error: it reports whether a time was over.
+func (e *Error) Timeout() bool { return isTimeout(e.Err) }
+
+// Temporary implements net.Error.
+func (e *Error) Temporary() bool { return false }
+
+// Dialling reports whether no connection could be opened.
+func (e *Error) Dialling() bool { return e.Phase <= Handshake }
+
+// again reports whether a request may be sent over another connection to the same
+// address, since it was the connection that failed.
+func (e *Error) again(req *http.Request) bool {
+	return e.stale && req.Context().Err() == nil && (e.Sent == Nothing || isReplayable(req))
+}
+
+// isReplayable reports whether a request may be sent again after it was sent (RFC
+// 9110, section 9.2.2), as net/http decides it.
+func isReplayable(req *http.Request) bool {
+	switch req.Method {
+	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	for _, field := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if _, ok := req.Header[field]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// maxSilence is how long a backend may acknowledge nothing of what was sent.
+const maxSilence = 10 * time.Second
+
+var (
+	// ErrLimit is why a connection is not opened: too many are in use.
+	ErrLimit = errors.New("too many connections are in use")
+
+	// ErrSilent is the end of a connection whose backend acknowledges nothing any
+	// more.
+	ErrSilent = fmt.Errorf("the backend has gone silent: it has acknowledged nothing for %s", maxSilence)
+
+	errResponseHeaderTimeout = &timeoutError{"no response header in time"}
+	errNoTime                = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}
+	errClosed                = errors.New("the backend closed the connection without a response")
+	errHeaderSize            = errors.New("the response header is too large")
+	errHeaderFields          = fmt.Errorf("the response header has more than %d fields", maxFields)
+	errInterim               = fmt.Errorf("more than %d interim responses", maxInterim)
+	errSwitching             = errors.New("the backend switches the protocol in HTTP/2, which cannot be")
+	errStalled               = errors.New("the client did not read the response, which kept others from theirs")
+)
+
+// timeoutError is an error that there was no time left.
+type timeoutError struct{ text string }
+
+func (e *timeoutError) Error() string   { return e.text }
+func (e *timeoutError) Timeout() bool   { return true }
+func (e *timeoutError) Temporary() bool { return true }
+func (e *timeoutError) Is(err error) bool {
+	return err == context.DeadlineExceeded
+}
+
+// isTimeout reports whether an error says that a time was over.
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// isLocalExhaustion reports whether dialing failed because local resources ran out.
+func isLocalExhaustion(err error) bool {
+	return isOneOf(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL)
+}
+
+// isNoRoute reports whether there is no route to an address.
+func isNoRoute(err error) bool { return isOneOf(err, syscall.ENETUNREACH, syscall.EHOSTUNREACH) }
+
+func isOneOf(err error, codes ...syscall.Errno) bool {
+	for _, code := range codes {
+		if errors.Is(err, code) {
+			return true
+		}
+	}
+	return false
+}
+
+// isRefused reports whether a backend of HTTP/2 said, or this side knows, that a
+// stream was not acted upon (RFC 9113, section 8.7). net/http does not export its
+// errors for that.
+func isRefused(err error) bool {
+	if e, ok := errors.AsType[http2.StreamError](err); ok {
+		return e.Code == http2.ErrCodeRefusedStream
+	}
+	text := err.Error()
+	return text == "http2: client conn not usable" ||
+		text == "http2: Transport received Server's graceful shutdown GOAWAY" ||
+		strings.HasPrefix(text, "http2: Transport received GOAWAY from server ErrCode:")
+}
+
+// Pending is a dial that its request gave up and that goes on.
+type Pending struct {
+	Addr  netip.AddrPort
+	Phase Phase // in which it was given up
+
+	progress atomic.Int32
+	done     context.Context // ends with the dial
+}
+
+// Progress is how far a dial has come.
+type Progress int32
+
+// The values of Progress.
+const (
+	Underway Progress = iota
+	Succeeded
+	Failed
+)
+
+// Progress returns how far the dial has come.
+func (d *Pending) Progress() Progress { return Progress(d.progress.Load()) }
+
+// FailoverTimeout is how long a phase of dialling may take while there is another
+// address to try.
+func FailoverTimeout(ph Phase) time.Duration { return failoverTimeout[ph] }
+
+var (
+	failoverTimeout = [phases]time.Duration{Connect: 300 * time.Millisecond, Handshake: time.Second}
+
+	// minTimeout is how long a phase may take at least where there is none. A SYN is
+	// sent again after a second (RFC 6298).
+	minTimeout = [phases]time.Duration{Connect: 1300 * time.Millisecond, Handshake: 2 * time.Second}
+)

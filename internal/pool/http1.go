@@ -1,0 +1,546 @@
+package pool
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+)
+
+// exchange is one request and its response over a connection of HTTP/1.1. It is
+// the body of the response.
+type exchange struct {
+	c        *conn
+	req      *http.Request
+	res      *http.Response
+	br       *bufio.Reader
+	upload   *upload     // nil: the request has no body
+	stop     func() bool // ends the watch over the request's context
+	unzip    bool        // this side has asked for gzip
+	start    int64       // what had been written to the connection before
+	received bool        // something of a response
+
+	wait struct { // for the header of the response
+		sync.Mutex
+		over  bool
+		timer *time.Timer
+	}
+
+	mu   sync.Mutex // held while the body is read
+	body io.ReadCloser
+	err  error // of reads from now on; nil: the connection is in use
+}
+
+// roundTrip1 sends a request over HTTP/1.1.
+func (c *conn) roundTrip1(req *http.Request) (*http.Response, error) {
+	ctx := req.Context()
+	x := &exchange{c: c, req: req, start: c.raw.written.Load()}
+	x.stop = context.AfterFunc(ctx, func() { c.abort(context.Cause(ctx)) })
+	if err := x.send(); err != nil {
+		return nil, x.fail(Send, err)
+	}
+	x.br = c.pool.reader(c)
+	res, err := x.readResponse()
+	if err != nil {
+		return nil, x.fail(Response, err)
+	}
+	if x.upload != nil {
+		if err := x.upload.headWritten(); err != nil {
+			return nil, x.fail(Send, err)
+		}
+	}
+	x.stopWaiting()
+	x.res = res
+	c.readKeepAlive(res.Header)
+	switch {
+	case res.StatusCode == http.StatusSwitchingProtocols:
+		x.stop()
+		c.pool.detach(c)
+		res.Body = &upgraded{conn: c, br: x.br}
+	case res.Body == http.NoBody:
+		x.finish(true)
+	default:
+		x.body, res.Body = res.Body, x
+		if x.unzip && strings.EqualFold(res.Header.Get("Content-Encoding"), "gzip") {
+			res.Body = &unzipped{body: x}
+			res.Header.Del("Content-Encoding")
+			res.Header.Del("Content-Length")
+			res.ContentLength = -1
+			res.Uncompressed = true
+		}
+	}
+	return res, nil
+}
+
+// send writes the request. A body is written in the background, since the response
+// may come before its end.
+func (x *exchange) send() error {
+	c, req := x.c, x.req
+	config := &c.pool.config
+	x.unzip = !config.DisableCompression && req.Header["Accept-Encoding"] == nil && req.Header["Range"] == nil && req.Method != http.MethodHead
+	closing := config.DisableKeepAlive && !req.Close && req.Header["Upgrade"] == nil
+	if req.Body != nil && req.Body != http.NoBody {
+		out := *req
+		if x.unzip {
+			out.Header = maps.Clone(req.Header)
+			out.Header["Accept-Encoding"] = acceptGzip
+		}
+		out.Close = out.Close || closing
+		x.upload = newUpload(x, req)
+		out.Body = x.upload
+		go x.upload.run(&out)
+		return nil
+	}
+	if closing {
+		out := *req
+		out.Close = true
+		req = &out
+	}
+	if x.unzip { // nobody else looks at the header of a request that has no body
+		req.Header["Accept-Encoding"] = acceptGzip
+		defer delete(req.Header, "Accept-Encoding")
+	}
+	bw := c.pool.writer(c)
+	err := req.Write(bw)
+	if err == nil {
+		err = bw.Flush()
+	}
+	c.pool.putWriter(bw)
+	if err == nil {
+		x.sent()
+	}
+	return err
+}
+
+var acceptGzip = []string{"gzip"}
+
+// sent is called when the request has been written.
+func (x *exchange) sent() {
+	if d := x.c.pool.config.ResponseHeaderTimeout; d > 0 {
+		x.abortAfter(d, errResponseHeaderTimeout)
+	}
+}
+
+// abortAfter ends the connection if the header of the response has not come by
+// then.
+func (x *exchange) abortAfter(d time.Duration, err error) {
+	x.wait.Lock()
+	defer x.wait.Unlock()
+	if !x.wait.over {
+		x.wait.timer = time.AfterFunc(d, func() { x.c.abort(err) })
+	}
+}
+
+// stopWaiting is called when the header of the response has come, or never will.
+func (x *exchange) stopWaiting() {
+	x.wait.Lock()
+	defer x.wait.Unlock()
+	x.wait.over = true
+	if x.wait.timer != nil {
+		x.wait.timer.Stop()
+	}
+}
+
+// readResponse reads the header of the response, and the interim responses before
+// it.
+func (x *exchange) readResponse() (*http.Response, error) {
+	if _, err := x.br.Peek(1); err != nil {
+		return nil, err
+	}
+	x.received = true
+	limit := &x.c.header
+	defer limit.end()
+	for range maxInterim {
+		limit.begin(x.c.pool.config.MaxResponseHeader)
+		res, err := http.ReadResponse(x.br, x.req)
+		if err != nil {
+			if limit.err != nil {
+				err = limit.err
+			}
+			return nil, err
+		}
+		switch code := res.StatusCode; {
+		case fieldsOf(res.Header) > maxFields:
+			return nil, errHeaderFields
+		case code < 100 || code > 999:
+			return nil, fmt.Errorf("malformed HTTP status code %03d", code)
+		case code == http.StatusSwitchingProtocols || code >= 200:
+			if x.upload != nil {
+				x.upload.proceed(!res.Close && !x.req.Close)
+			}
+			return res, nil
+		case code == http.StatusContinue && x.upload != nil:
+			x.upload.proceed(true)
+		}
+		if trace := httptrace.ContextClientTrace(x.req.Context()); trace != nil {
+			if trace.Got1xxResponse != nil {
+				if err := trace.Got1xxResponse(res.StatusCode, textproto.MIMEHeader(res.Header)); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	return nil, errInterim
+}
+
+func fieldsOf(header http.Header) (n int) {
+	for _, values := range header {
+		n += len(values)
+	}
+	return n
+}
+
+// fail ends an exchange without a response.
+func (x *exchange) fail(ph Phase, err error) *Error {
+	c := x.c
+	x.stopWaiting()
+	e := &Error{Phase: ph, Err: c.cause(nil)}
+	if e.Err == nil {
+		e.Err = err
+		e.stale = !x.received && !isTimeout(err)
+	}
+	c.abort(err)
+	complete := ph == Response
+	if x.upload != nil {
+		_ = x.upload.headWritten()
+		if body := x.upload.failed(); body != nil {
+			e.Phase, e.Err, e.stale = Send, body, false
+		}
+		complete = x.upload.complete()
+	}
+	switch {
+	case c.raw.written.Load() == x.start:
+		e.Sent = Nothing
+	case complete:
+		e.Sent = All
+	default:
+		e.Sent = Part
+	}
+	if errors.Is(e.Err, io.EOF) {
+		e.Err = errClosed
+	}
+	x.end(false)
+	return e
+}
+
+// Read implements io.Reader: it reads the body of the response.
+func (x *exchange) Read(p []byte) (int, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.err != nil {
+		return 0, x.err
+	}
+	n, err := x.body.Read(p)
+	if err != nil {
+		if err != io.EOF {
+			err = x.c.cause(err)
+		}
+		x.err = err
+		x.finish(err == io.EOF)
+	}
+	return n, err
+}
+
+// Close implements io.Closer. If the body was not read to its end, that closes the
+// connection.
+func (x *exchange) Close() error {
+	if !x.mu.TryLock() { // somebody reads
+		x.c.abort(http.ErrBodyReadAfterClose)
+		x.mu.Lock()
+	}
+	defer x.mu.Unlock()
+	if x.err == nil {
+		x.err = http.ErrBodyReadAfterClose
+		x.finish(false)
+	}
+	return nil
+}
+
+// finish ends an exchange with a response: its connection goes back to the pool if
+// request and response are complete, nothing is left over and nobody said that it
+// ends.
+func (x *exchange) finish(complete bool) {
+	keep := complete && !x.res.Close && !x.req.Close && x.br.Buffered() == 0 &&
+		(x.upload == nil || x.upload.finished())
+	x.end(keep)
+}
+
+// end gives the connection back.
+func (x *exchange) end(keep bool) {
+	c := x.c
+	if !x.stop() {
+		keep = false // the request's context has ended
+	}
+	if x.br != nil {
+		c.pool.putReader(x.br)
+		x.br = nil
+	}
+	if keep && c.cause(nil) == nil && (c.tls == nil || c.drained()) {
+		c.pool.put(c)
+	} else {
+		c.pool.discard(c)
+	}
+}
+
+// upload is the body of a request while it is sent.
+type upload struct {
+	x    *exchange
+	body io.ReadCloser
+
+	head     chan struct{} // closed when the header of the request has been written
+	headOnce sync.Once
+	expects  chan bool // whether the body is to be sent; nil: it is
+	started  bool
+
+	mu   sync.Mutex
+	err  error // of reading the body
+	done chan struct{}
+	fail error // of all, once done is closed
+}
+
+// errNotWanted is the end of a body that the backend did not ask for.
+var errNotWanted = errors.New("the backend has answered without the body")
+
+// writeGrace is how long it is waited for the end of a request whose response is
+// complete before its connection is closed, and lastWords for a response when the
+// request could not be sent any more.
+const (
+	writeGrace = 50 * time.Millisecond
+	lastWords  = time.Second
+)
+
+func newUpload(x *exchange, req *http.Request) *upload {
+	u := &upload{x: x, body: req.Body, head: make(chan struct{}), done: make(chan struct{})}
+	if req.ProtoAtLeast(1, 1) && httpguts.HeaderValuesContainsToken(req.Header["Expect"], "100-continue") {
+		u.expects = make(chan bool, 1)
+	}
+	return u
+}
+
+// run writes the request.
+func (u *upload) run(req *http.Request) {
+	c := u.x.c
+	bw := c.pool.writer(c)
+	err := req.Write(bw)
+	if err == nil {
+		err = bw.Flush()
+	}
+	c.pool.putWriter(bw)
+	u.headOnce.Do(func() { close(u.head) })
+	u.mu.Lock()
+	body := u.err
+	u.mu.Unlock()
+	switch {
+	case err == nil:
+		u.x.sent()
+	case body == errNotWanted:
+	case body != nil:
+		c.abort(body)
+	case isTimeout(err):
+		c.abort(err)
+	default: // the response may be there nevertheless
+		u.x.abortAfter(lastWords, err)
+	}
+	u.fail = err
+	close(u.done)
+}
+
+// Read implements io.Reader: it reads the body of the request.
+func (u *upload) Read(p []byte) (int, error) {
+	if !u.started {
+		u.started = true
+		u.headOnce.Do(func() { close(u.head) })
+		if !u.wanted() {
+			u.setError(errNotWanted)
+			return 0, errNotWanted
+		}
+	}
+	n, err := u.body.Read(p)
+	if err != nil && err != io.EOF {
+		u.setError(err)
+	}
+	return n, err
+}
+
+func (u *upload) setError(err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.err = err
+}
+
+// wanted waits until it is known whether the backend wants the body.
+func (u *upload) wanted() bool {
+	if u.expects == nil {
+		return true
+	}
+	timer := time.NewTimer(u.x.c.pool.config.ExpectContinueTimeout)
+	defer timer.Stop()
+	select {
+	case wanted := <-u.expects:
+		return wanted
+	case <-timer.C:
+		return true
+	}
+}
+
+// proceed says whether the body is to be sent.
+func (u *upload) proceed(wanted bool) {
+	if u.expects == nil {
+		return
+	}
+	select {
+	case u.expects <- wanted:
+	default:
+	}
+}
+
+// Close implements io.Closer.
+func (u *upload) Close() error {
+	u.headOnce.Do(func() { close(u.head) })
+	return u.body.Close()
+}
+
+// headWritten waits until the header of the request has been written: until then
+// it must not be changed. A backend that answers and does not read it would be
+// waited for in vain.
+func (u *upload) headWritten() error {
+	select {
+	case <-u.head:
+		return nil
+	default:
+	}
+	timer := time.NewTimer(lastWords)
+	defer timer.Stop()
+	select {
+	case <-u.head:
+		return nil
+	case <-timer.C:
+		err := &timeoutError{"the backend does not read the request"}
+		u.x.c.abort(err)
+		<-u.head
+		return err
+	}
+}
+
+// failed returns the error of reading the body, if there was one.
+func (u *upload) failed() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.err == errNotWanted {
+		return nil
+	}
+	return u.err
+}
+
+// complete reports whether all of the request has been written.
+func (u *upload) complete() bool {
+	select {
+	case <-u.done:
+		return u.fail == nil
+	default:
+		return false
+	}
+}
+
+// finished is complete, after a moment if need be.
+func (u *upload) finished() bool {
+	select {
+	case <-u.done:
+	default:
+		timer := time.NewTimer(writeGrace)
+		defer timer.Stop()
+		select {
+		case <-u.done:
+		case <-timer.C:
+			return false
+		}
+	}
+	return u.fail == nil
+}
+
+// upgraded is the body of a response that switched protocols: the connection
+// itself.
+type upgraded struct {
+	conn *conn
+	br   *bufio.Reader // what came with the header; nil: nothing is left
+}
+
+// Read implements io.Reader.
+func (u *upgraded) Read(p []byte) (int, error) {
+	if u.br != nil {
+		if n := u.br.Buffered(); n > 0 {
+			return u.br.Read(p[:min(n, len(p))])
+		}
+		u.conn.pool.putReader(u.br)
+		u.br = nil
+	}
+	return u.conn.Conn.Read(p)
+}
+
+// Write implements io.Writer.
+func (u *upgraded) Write(p []byte) (int, error) { return u.conn.Conn.Write(p) }
+
+// CloseWrite ends what is sent; what is received goes on.
+func (u *upgraded) CloseWrite() error { return closeWrite(u.conn.Conn) }
+
+// Close implements io.Closer.
+func (u *upgraded) Close() error {
+	u.conn.pool.discard(u.conn)
+	return nil
+}
+
+// unzipped is the body of a response that this side has asked to be compressed.
+type unzipped struct {
+	body io.ReadCloser
+	zr   *gzip.Reader
+	err  error
+}
+
+// Read implements io.Reader.
+func (u *unzipped) Read(p []byte) (int, error) {
+	if u.zr == nil {
+		if u.err == nil {
+			u.zr, u.err = gzip.NewReader(u.body)
+		}
+		if u.err != nil {
+			return 0, u.err
+		}
+	}
+	return u.zr.Read(p)
+}
+
+// Close implements io.Closer.
+func (u *unzipped) Close() error { return u.body.Close() }
+
+// validate returns why a request cannot be sent, as net/http decides it.
+func validate(req *http.Request) error {
+	for _, header := range [...]http.Header{req.Header, req.Trailer} {
+		for name, values := range header {
+			if !httpguts.ValidHeaderFieldName(name) {
+				return fmt.Errorf("invalid header field name %q", name)
+			}
+			for _, value := range values {
+				if !httpguts.ValidHeaderFieldValue(value) {
+					return fmt.Errorf("invalid value of the header field %q", name) // which may be a secret
+				}
+			}
+		}
+	}
+	for i := range len(req.Method) {
+		if !httpguts.IsTokenRune(rune(req.Method[i])) {
+			return fmt.Errorf("invalid method %q", req.Method)
+		}
+	}
+	return nil
+}

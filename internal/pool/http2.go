@@ -1,0 +1,363 @@
+package pool
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxStreamBuffer and maxConnBuffer are how many octets of responses a backend
+	// may send ahead of those who read them, over one stream and over one connection.
+	maxStreamBuffer = 256 << 10
+	maxConnBuffer   = 1 << 20
+
+	// A connection gets no more requests while maxUnread responses on it have not
+	// been read for unreadTime: their octets would soon take all of the window.
+	maxUnread  = maxConnBuffer/maxStreamBuffer - 1
+	unreadTime = 100 * time.Millisecond
+
+	// Where responses that were not read for stallTime keep another one on the same
+	// connection waiting for starveTime, the one that was not read for longest ends.
+	stallTime  = 10 * time.Second
+	starveTime = 5 * time.Second
+)
+
+type connKey struct{}
+
+// newHTTP2 returns a transport that makes connections of HTTP/2 from others.
+func (p *Pool) newHTTP2(secure bool) *http.Transport {
+	config := &p.config
+	taken := func(ctx context.Context, _, _ string) (net.Conn, error) { return ctx.Value(connKey{}).(net.Conn), nil }
+	t := &http.Transport{
+		DialContext:            taken,
+		DialTLSContext:         taken,
+		Protocols:              new(http.Protocols),
+		DisableCompression:     config.DisableCompression,
+		DisableKeepAlives:      config.DisableKeepAlive,
+		ResponseHeaderTimeout:  config.ResponseHeaderTimeout,
+		ExpectContinueTimeout:  config.ExpectContinueTimeout,
+		MaxResponseHeaderBytes: config.MaxResponseHeader,
+		HTTP2: &http.HTTP2Config{
+			MaxReceiveBufferPerStream:     maxStreamBuffer,
+			MaxReceiveBufferPerConnection: maxConnBuffer,
+			SendPingTimeout:               pingAfter,
+			PingTimeout:                   pingTimeout,
+		},
+	}
+	t.Protocols.SetHTTP2(secure)
+	t.Protocols.SetUnencryptedHTTP2(!secure)
+	return t
+}
+
+// start2 makes the connection one of HTTP/2.
+func (c *conn) start2() error {
+	t, scheme := c.pool.http2[0], "http"
+	if c.tls != nil {
+		t, scheme = c.pool.http2[1], "https"
+	}
+	h2, err := t.NewClientConn(context.WithValue(context.Background(), connKey{}, c.Conn), scheme, "connection.invalid:443")
+	if err != nil {
+		_ = c.raw.Close()
+		return err
+	}
+	c.h2 = h2
+	h2.SetStateHook(c.changed)
+	return nil
+}
+
+// changed is called when the state of the connection has changed. It must not
+// wait: locks may be held.
+func (c *conn) changed(h2 *http.ClientConn) {
+	switch {
+	case h2.Err() != nil:
+		go c.pool.discard(c)
+	case c.streams.full.Load() && h2.Available() > 0:
+		go c.pool.freed(c)
+	}
+}
+
+// reserve takes a place for a request on a connection of HTTP/2 and reports
+// whether there was one; shard.mu is held.
+func (c *conn) reserve() bool {
+	if c.congested() {
+		return false
+	}
+	if c.h2.Reserve() != nil {
+		c.streams.full.Store(true) // and then look again, since changed may have looked before
+		if c.h2.Available() == 0 || c.h2.Reserve() != nil {
+			if c.active == 0 { // it takes no more
+				go c.pool.discard(c)
+			}
+			return false
+		}
+	}
+	c.active++
+	c.destination.shard.unlist(c)
+	return true
+}
+
+// serve2 gives places on a connection to requests that wait and reports whether
+// the connection is in use; shard.mu is held.
+func (p *Pool) serve2(c *conn, fresh bool) bool {
+	d := c.destination
+	for len(d.waiters) > 0 && c.index >= 0 && c.reserve() {
+		p.deliver(d, c, fresh)
+	}
+	return c.active > 0
+}
+
+// freed is called when there is a place on a connection again.
+func (p *Pool) freed(c *conn) {
+	s := c.destination.shard
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.streams.full.Store(false)
+	if p.serve2(c, false); len(c.destination.waiters) > 0 {
+		c.streams.full.Store(true)
+	}
+}
+
+// idle2 lists a connection as idle if no request uses it and reports whether it is
+// to be closed instead; shard.mu is held.
+func (p *Pool) idle2(c *conn) (surplus bool) {
+	d := c.destination
+	if c.active > 0 || c.index < 0 || c.listed {
+		return false
+	}
+	if p.closed.Load() || p.config.DisableKeepAlive {
+		return true
+	}
+	c.since = time.Now()
+	d.shard.list(c, p.serial.Add(1))
+	return false
+}
+
+// done2 is called when a request needs its place on a connection no more.
+func (p *Pool) done2(c *conn) {
+	s := c.destination.shard
+	s.mu.Lock()
+	c.active--
+	if len(c.destination.waiters) > 0 {
+		p.serve2(c, false)
+	}
+	surplus := p.idle2(c)
+	s.mu.Unlock()
+	if surplus {
+		p.discard(c)
+	}
+	p.closeSurplus()
+}
+
+// roundTrip2 sends a request over HTTP/2.
+func (c *conn) roundTrip2(req *http.Request) (*http.Response, error) {
+	ctx := newTraced(req.Context())
+	res, err := c.h2.RoundTrip(req.WithContext(ctx))
+	if err == nil {
+		err = check2(res)
+		if err != nil {
+			_ = res.Body.Close()
+		}
+	}
+	if err != nil {
+		e := &Error{Phase: Response, Sent: All, Err: err}
+		if refused := isRefused(err); refused || c.h2.Err() != nil && !isTimeout(err) {
+			e.stale = true
+			if refused {
+				e.Sent, e.Refused = Nothing, true
+			}
+		}
+		if ctx.err != nil {
+			e.Err, e.stale = ctx.err, false
+		}
+		e.Err = c.cause(e.Err)
+		if req.Context().Err() != nil {
+			e.Err = context.Cause(req.Context())
+		}
+		c.pool.done2(c)
+		return nil, e
+	}
+	s := &stream{body: res.Body, c: c}
+	s.at.Store(time.Now().UnixNano())
+	c.streams.add(s)
+	res.Body = s
+	return res, nil
+}
+
+// check2 returns what is wrong with a response.
+func check2(res *http.Response) error {
+	switch {
+	case res.StatusCode < 100 || res.StatusCode > 999:
+		return fmt.Errorf("malformed HTTP status code %03d", res.StatusCode)
+	case fieldsOf(res.Header) > maxFields:
+		return errHeaderFields
+	}
+	return nil
+}
+
+// traced is the context of a request over HTTP/2. Its trace bounds the interim
+// responses.
+type traced struct {
+	context.Context
+	trace context.Context
+	count int
+	err   error // why the request was ended
+}
+
+func newTraced(ctx context.Context) *traced {
+	t := &traced{Context: ctx}
+	var trace httptrace.ClientTrace
+	if outer := httptrace.ContextClientTrace(ctx); outer != nil {
+		trace = *outer
+	}
+	interim := trace.Got1xxResponse
+	trace.Got1xxResponse = func(code int, header textproto.MIMEHeader) error {
+		if t.count++; code == http.StatusSwitchingProtocols {
+			t.err = errSwitching
+		} else if t.count > maxInterim {
+			t.err = errInterim
+		}
+		if t.err != nil || interim == nil {
+			return t.err
+		}
+		return interim(code, header)
+	}
+	t.trace = httptrace.WithClientTrace(context.Background(), &trace)
+	return t
+}
+
+// Value implements context.Context.
+func (t *traced) Value(key any) any {
+	if value := t.trace.Value(key); value != nil {
+		return value
+	}
+	return t.Context.Value(key)
+}
+
+// stream is the body of a response over HTTP/2.
+type stream struct {
+	body io.ReadCloser
+	c    *conn
+	once sync.Once
+
+	reading atomic.Bool  // somebody waits for more
+	at      atomic.Int64 // since when that is so, or not
+	err     atomic.Pointer[error]
+
+	prev, next *stream // under streams.mu
+}
+
+// Read implements io.Reader.
+func (s *stream) Read(p []byte) (int, error) {
+	s.at.Store(time.Now().UnixNano())
+	s.reading.Store(true)
+	n, err := s.body.Read(p)
+	s.reading.Store(false)
+	s.at.Store(time.Now().UnixNano())
+	if err != nil {
+		if other := s.err.Load(); other != nil {
+			err = *other
+		} else if err != io.EOF {
+			err = s.c.cause(err)
+		}
+		s.end()
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (s *stream) Close() error {
+	err := s.body.Close()
+	s.end()
+	return err
+}
+
+func (s *stream) end() {
+	s.once.Do(func() {
+		s.c.streams.remove(s)
+		s.c.pool.done2(s.c)
+	})
+}
+
+// streams are the responses that are read from a connection.
+type streams struct {
+	full atomic.Bool // requests wait for a place
+
+	mu    sync.Mutex
+	n     int
+	first *stream
+}
+
+func (l *streams) add(s *stream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.n++
+	if s.next = l.first; s.next != nil {
+		s.next.prev = s
+	}
+	l.first = s
+}
+
+func (l *streams) remove(s *stream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.n--
+	if s.prev != nil {
+		s.prev.next = s.next
+	} else {
+		l.first = s.next
+	}
+	if s.next != nil {
+		s.next.prev = s.prev
+	}
+}
+
+// congested reports whether responses that are not read may soon keep others on
+// the connection waiting.
+func (c *conn) congested() bool {
+	l := &c.streams
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.n < maxUnread {
+		return false
+	}
+	unread, since := 0, time.Now().Add(-unreadTime).UnixNano()
+	for s := l.first; s != nil; s = s.next {
+		if !s.reading.Load() && s.at.Load() < since {
+			unread++
+		}
+	}
+	return unread >= maxUnread
+}
+
+// unblock ends the response that was not read for longest, if others wait for
+// theirs because of such responses.
+func (c *conn) unblock(now time.Time) {
+	l := &c.streams
+	l.mu.Lock()
+	var longest *stream
+	stalled, starving := 0, false
+	for s := l.first; s != nil; s = s.next {
+		switch at := s.at.Load(); {
+		case s.reading.Load():
+			starving = starving || now.UnixNano()-at > int64(starveTime)
+		case now.UnixNano()-at > int64(stallTime):
+			if stalled++; longest == nil || at < longest.at.Load() {
+				longest = s
+			}
+		}
+	}
+	l.mu.Unlock()
+	if starving && stalled >= maxUnread {
+		err := errStalled
+		longest.err.Store(&err)
+		_ = longest.body.Close()
+	}
+}

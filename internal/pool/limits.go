@@ -1,0 +1,100 @@
+package pool
+
+import (
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/net/publicsuffix"
+)
+
+// Limits bounds the connections of all pools of a process together, so that
+// descriptors are left for others. The domain of a target may have a quarter of
+// what is free (Choudhury and Hahne, "Dynamic queue length thresholds for shared
+// memory packet switches", 1998): the more connections are in use, the less one
+// domain gets.
+type Limits struct {
+	max int
+
+	mu     sync.Mutex
+	open   int
+	groups map[string]int // open connections of a domain
+	pools  []*Pool
+}
+
+// share is the part of what is free that one domain may have.
+const share = 4
+
+// NewLimits returns limits for at most max connections in use; zero: no limit.
+func NewLimits(max int) *Limits {
+	if max <= 0 {
+		max = math.MaxInt
+	}
+	return &Limits{max: max, groups: make(map[string]int)}
+}
+
+// enter counts a connection of a domain that is about to be opened, unless there
+// are too many. Idle connections are closed before that is so.
+func (l *Limits) enter(group string) bool {
+	for {
+		l.mu.Lock()
+		free := l.max - l.open
+		if free > 0 && l.groups[group] < max(1, free/share) {
+			l.open++
+			l.groups[group]++
+			l.mu.Unlock()
+			return true
+		}
+		pools := slices.Clone(l.pools)
+		l.mu.Unlock()
+		closed := 0
+		for _, p := range pools {
+			closed += p.closeIdle(max(0, p.open.Load()-max(1, p.open.Load()/8)))
+		}
+		if closed == 0 {
+			return false
+		}
+	}
+}
+
+// leave undoes enter.
+func (l *Limits) leave(group string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open--
+	if l.groups[group]--; l.groups[group] == 0 {
+		delete(l.groups, group)
+	}
+}
+
+func (l *Limits) add(p *Pool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pools = append(l.pools, p)
+}
+
+func (l *Limits) remove(p *Pool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pools = slices.DeleteFunc(l.pools, func(other *Pool) bool { return other == p })
+}
+
+// groupOf returns the domain that was registered for a host: the public suffix and
+// one label more. Addresses, and what has no more than a suffix, stand for
+// themselves.
+func groupOf(host string, addr netip.AddrPort) string {
+	if host == "" {
+		return addr.Addr().String()
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return host
+	}
+	suffix, _ := publicsuffix.PublicSuffix(host)
+	dot := len(host) - len(suffix) - 1
+	if dot <= 0 {
+		return host
+	}
+	return host[strings.LastIndexByte(host[:dot], '.')+1:]
+}

@@ -1,0 +1,50 @@
+package pool
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// HTTP/2 is not pinged: TCP says whether the backend is there.
+const pingAfter, pingTimeout = 0, 0
+
+// silence is since when a backend has acknowledged nothing of what was sent. A
+// backend that is busy acknowledges, if only that it takes no more (a window of
+// zero); so TCP_USER_TIMEOUT will not do, which ends such connections too.
+type silence struct {
+	since           time.Time
+	acked, received uint64
+}
+
+// isSilent reports whether the backend of a connection has not acknowledged for
+// maxSilence what was sent, and has sent nothing.
+func (c *conn) isSilent(now time.Time) bool {
+	info := c.raw.tcpInfo()
+	if info == nil {
+		return false
+	}
+	// what was sent and not acknowledged, or questions whether the window is open
+	unanswered := info.Unacked > 0 || info.Probes > 1
+	l := &c.silence
+	if !unanswered || l.since.IsZero() || info.Bytes_acked != l.acked || info.Bytes_received != l.received ||
+		time.Duration(info.Last_ack_recv)*time.Millisecond < now.Sub(l.since) {
+		*l = silence{acked: info.Bytes_acked, received: info.Bytes_received}
+		if unanswered {
+			l.since = now
+		}
+		return false
+	}
+	return now.Sub(l.since) >= maxSilence
+}
+
+// tcpInfo returns what the system knows of a TCP connection, or nil.
+func (r *rawConn) tcpInfo() (info *unix.TCPInfo) {
+	if r.control == nil {
+		return nil
+	}
+	_ = r.control.Control(func(fd uintptr) {
+		info, _ = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	})
+	return info
+}

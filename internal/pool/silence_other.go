@@ -1,0 +1,17 @@
+//go:build !linux
+
+package pool
+
+import "time"
+
+// A connection of HTTP/2 over which nothing has come for pingAfter is pinged, and
+// ends if there is no answer within pingTimeout.
+const (
+	pingAfter   = 15 * time.Second
+	pingTimeout = 5 * time.Second
+)
+
+type silence struct{}
+
+// isSilent would report whether a backend has gone silent. That is not known here.
+func (*conn) isSilent(time.Time) bool { return false }

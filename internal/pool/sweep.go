@@ -1,0 +1,205 @@
+package pool
+
+import (
+	"math"
+	"sync"
+	"time"
+)
+
+const (
+	// sweepInterval is how often idle connections are looked at.
+	sweepInterval = time.Second
+
+	// lookInterval is how long an idle connection is not looked at again.
+	lookInterval = 3 * time.Second
+
+	// movedIdle is for how long a connection must have been idle before it is
+	// compared with the answers of the resolver.
+	movedIdle = 10 * time.Second
+)
+
+// sweeper is a goroutine that runs while there are connections.
+type sweeper struct {
+	mu      sync.Mutex
+	running bool
+	wake    chan struct{} // ends it if nothing is left to do
+	wg      sync.WaitGroup
+}
+
+// start starts the sweeper if it does not run.
+func (w *sweeper) start(p *Pool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running {
+		return
+	}
+	w.running = true
+	w.wake = make(chan struct{}, 1)
+	w.wg.Go(func() {
+		ticker := time.NewTicker(sweepInterval)
+		defer ticker.Stop()
+		for w.goesOn(p) {
+			select {
+			case now := <-ticker.C:
+				p.sweep(now)
+			case <-w.wake:
+			}
+		}
+	})
+}
+
+// goesOn reports whether there is something left to sweep.
+func (w *sweeper) goesOn(p *Pool) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running = p.open.Load() > 0
+	return w.running
+}
+
+// stop ends the sweeper if there are no connections any more. Else it ends by
+// itself, soon after the last one.
+func (w *sweeper) stop(p *Pool) {
+	w.mu.Lock()
+	if w.running {
+		select {
+		case w.wake <- struct{}{}:
+		default:
+		}
+	}
+	w.mu.Unlock()
+	if p.open.Load() == 0 {
+		w.wg.Wait()
+	}
+}
+
+// sweep closes connections that have been idle for too long, that lead to where
+// the target is no more, or that the backend has closed; and ends those in use
+// whose backend has gone silent.
+func (p *Pool) sweep(now time.Time) {
+	for i := range p.shards {
+		p.sweepShard(&p.shards[i], now)
+	}
+}
+
+func (p *Pool) sweepShard(s *shard, now time.Time) {
+	var closing, look, busy []*conn
+	s.mu.Lock()
+	for _, d := range s.destinations {
+		for _, c := range d.conns {
+			if !c.listed {
+				busy = append(busy, c)
+				continue
+			}
+			idle := now.Sub(c.since)
+			switch t := p.config.IdleTimeout; {
+			case t > 0 && idle >= t, idle >= movedIdle && d.moved != nil && d.moved(d.key.Addr.Addr()):
+				closing = append(closing, c)
+			case c.h2 == nil && now.Sub(c.looked) >= lookInterval && idle >= sweepInterval:
+				c.looked = now
+				look = append(look, c)
+			}
+		}
+	}
+	for _, c := range closing {
+		p.remove(c)
+	}
+	s.mu.Unlock()
+	for _, c := range closing {
+		p.discard(c)
+	}
+	for _, c := range look {
+		p.look(c)
+	}
+	for _, c := range busy {
+		if c.h2 != nil {
+			c.unblock(now)
+		}
+		if c.isSilent(now) {
+			p.silent(c, now)
+		}
+	}
+}
+
+// look closes an idle connection that the backend has closed, or over which
+// something has come.
+func (p *Pool) look(c *conn) {
+	if !c.raw.peek() {
+		return
+	}
+	s := c.destination.shard
+	s.mu.Lock()
+	if !c.listed { // it is in use by now
+		s.mu.Unlock()
+		return
+	}
+	p.takeIdle(c)
+	s.mu.Unlock()
+	if c.quiet() {
+		p.put(c)
+	} else {
+		p.discard(c)
+	}
+}
+
+// silent ends a connection whose backend has gone silent. Idle connections to it
+// from before are closed: they would be no better.
+func (p *Pool) silent(c *conn, now time.Time) {
+	c.abort(ErrSilent)
+	d := c.destination
+	d.shard.mu.Lock()
+	var idle []*conn
+	for _, other := range d.idle {
+		if now.Sub(other.since) > maxSilence {
+			idle = append(idle, other)
+		}
+	}
+	for _, other := range idle {
+		p.remove(other)
+	}
+	d.shard.mu.Unlock()
+	for _, other := range idle {
+		p.discard(other)
+	}
+}
+
+// closeSurplus closes idle connections while there are more than there should be.
+func (p *Pool) closeSurplus() {
+	if p.open.Load() > int64(p.config.MaxIdle) {
+		p.closeIdle(int64(p.config.MaxIdle))
+	}
+}
+
+// closeIdle closes idle connections, the one longest idle first, while there are
+// more open ones than limit. It returns how many it closed.
+func (p *Pool) closeIdle(limit int64) (closed int) {
+	p.surplus.Lock()
+	defer p.surplus.Unlock()
+	for p.open.Load() > limit {
+		var from *shard
+		first := uint64(math.MaxUint64)
+		for i := range p.shards {
+			s := &p.shards[i]
+			s.mu.Lock()
+			if s.oldest != nil && s.oldest.moment < first {
+				from, first = s, s.oldest.moment
+			}
+			s.mu.Unlock()
+		}
+		if from == nil {
+			break // all are in use
+		}
+		from.mu.Lock()
+		c := from.oldest
+		if c != nil && c.moment == first {
+			p.remove(c)
+		} else {
+			c = nil
+		}
+		from.mu.Unlock()
+		if c != nil {
+			p.discard(c)
+			closed++
+		}
+	}
+	return closed
+}

@@ -1,0 +1,75 @@
+package caddytarget
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"slices"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"caddytarget/internal/pool"
+)
+
+// sharedPool is the connections of the transports with the same settings. It
+// outlives a reload that leaves them as they are.
+type sharedPool struct {
+	*pool.Pool
+	config   pool.Config
+	settings *poolSettings
+}
+
+// Destruct implements caddy.Destructor.
+func (p *sharedPool) Destruct() error {
+	p.Close()
+	return nil
+}
+
+// poolSettings are the settings by which pools are told apart: all that a
+// connection depends on, and how this server and a backend prove to each other who
+// they are.
+type poolSettings struct {
+	text  []byte
+	roots *x509.CertPool
+	certs []tls.Certificate
+}
+
+func (s *poolSettings) equal(other *poolSettings) bool {
+	return bytes.Equal(s.text, other.text) && s.roots.Equal(other.roots) && slices.EqualFunc(s.certs, other.certs, sameCertificate)
+}
+
+func sameCertificate(a, b tls.Certificate) bool {
+	return slices.EqualFunc(a.Certificate, b.Certificate, bytes.Equal)
+}
+
+// acquirePool returns the pool for the settings of a transport. It has to be
+// released.
+func (s *shared) acquirePool(t *Transport, config pool.Config) (*sharedPool, error) {
+	text, err := json.Marshal(struct {
+		Transport any
+		Sessions  int
+	}{&t.HTTPTransport, config.SessionCache})
+	if err != nil {
+		return nil, err
+	}
+	key := &poolSettings{text, config.TLS.RootCAs, config.TLS.Certificates}
+	s.pools.Range(func(other, _ any) bool {
+		if same := other.(*poolSettings); same.equal(key) {
+			key = same
+		}
+		return true
+	})
+	value, _, err := s.pools.LoadOrNew(key, func() (caddy.Destructor, error) {
+		return &sharedPool{pool.New(config, s.health, s.limits), config, key}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return value.(*sharedPool), nil
+}
+
+func (s *shared) releasePool(p *sharedPool) error {
+	_, err := s.pools.Delete(p.settings)
+	return err
+}

@@ -1,7 +1,0 @@
-//go:build !linux
-
-package caddytarget
-
-import "net"
-
-func limitSilence(net.Conn) {}

@@ -33,10 +33,10 @@ type attempt struct {
 func isRepeatable(method string) bool { return method == http.MethodGet }
 
 // openBody returns the body from its beginning.
-func (a *attempt) openBody() (io.ReadCloser, error) {
+func (a *attempt) openBody(req *http.Request) (io.ReadCloser, error) {
 	// over HTTP/2 a backend may say that it has not acted upon what was sent
 	mayBeRefused := a.order.Key.Protocol == pool.HTTP2 || a.order.Key.Protocol == pool.TLS
-	return a.body.open(isRepeatable(a.out.Method) || mayBeRefused)
+	return a.body.open(isRepeatable(req.Method) || mayBeRefused)
 }
 
 // address returns what the attempt dials.

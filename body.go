@@ -71,11 +71,12 @@ func (b *requestBody) open(keeps bool) (io.ReadCloser, error) {
 	return r, nil
 }
 
-// begin waits for the first octets.
-func (b *requestBody) begin() error {
+// begin waits for the first octets, unless the client may be silent, and until
+// nobody reads for an attempt before.
+func (b *requestBody) begin(silent bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.read > 0 || b.err != nil {
+	if silent || b.read > 0 || b.err != nil {
 		return nil
 	}
 	buf := make([]byte, firstOctets)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"net/http"
@@ -374,10 +375,12 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, caddyhttp.Error(http.StatusForbidden, err)
 		}
 	}
-	a.prepare(req, info)
-	if err := a.takeBody(req); err != nil {
+	body, err := a.takeBody(req)
+	if err != nil {
 		return nil, err
 	}
+	a.prepare(req, info)
+	a.out.Body = body
 	t.probe(a)
 	if t.UnhealthyLatency > 0 {
 		a.begun = time.Now()
@@ -460,7 +463,9 @@ func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
 		strip(req.Header, a.call.strip)
 		strip(req.Trailer, a.call.strip) // and again when its values are known
 	}
+	getBody := a.out.GetBody
 	a.out, a.url = *req, *req.URL
+	a.out.GetBody = getBody
 	scheme := "http"
 	if a.order.Key.ServerName != "" {
 		scheme = "https"
@@ -475,26 +480,23 @@ func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
 	}
 }
 
-// takeBody makes the body of a request one that can be sent more than once. It
+// takeBody returns the body of a request, which can be sent more than once. It
 // waits for its first octets: a client that sends nothing must not hold a
 // connection. One that waits for the backend may.
-func (a *attempt) takeBody(req *http.Request) error {
+func (a *attempt) takeBody(req *http.Request) (io.ReadCloser, error) {
 	if !hasBody(req) {
-		return nil
+		return req.Body, nil
 	}
 	a.body = a.call.bodyOf(req)
-	a.out.GetBody = a.openBody
-	if !mayBeSilent(req) && (a.transport.ExpectContinueTimeout == 0 || !expectsContinue(req)) {
-		if err := a.body.begin(); err != nil {
-			return a.bodyFailed(err)
-		}
-	}
-	body, err := a.openBody()
+	body, err := a.openBody(req)
 	if err != nil {
-		return a.bodyFailed(err)
+		return nil, a.bodyFailed(err)
 	}
-	a.out.Body = body
-	return nil
+	a.out.GetBody = func() (io.ReadCloser, error) { return a.openBody(req) }
+	if err := a.body.begin(mayBeSilent(req) || a.transport.ExpectContinueTimeout > 0 && expectsContinue(req)); err != nil {
+		return nil, a.bodyFailed(err)
+	}
+	return body, nil
 }
 
 // bodyFailed returns the error of an attempt for want of the request's body.

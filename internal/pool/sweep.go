@@ -23,7 +23,7 @@ type sweeper struct {
 	mu      sync.Mutex
 	running bool
 	wake    chan struct{} // ends it if nothing is left to do
-	wg      sync.WaitGroup
+	done    chan struct{} // closed at its end
 }
 
 // start starts the sweeper if it does not run.
@@ -34,8 +34,9 @@ func (w *sweeper) start(p *Pool) {
 		return
 	}
 	w.running = true
-	w.wake = make(chan struct{}, 1)
-	w.wg.Go(func() {
+	w.wake, w.done = make(chan struct{}, 1), make(chan struct{})
+	go func(done chan<- struct{}) {
+		defer close(done)
 		ticker := time.NewTicker(sweepInterval)
 		defer ticker.Stop()
 		for w.goesOn(p) {
@@ -45,7 +46,7 @@ func (w *sweeper) start(p *Pool) {
 			case <-w.wake:
 			}
 		}
-	})
+	}(w.done)
 }
 
 // goesOn reports whether there is something left to sweep.
@@ -60,6 +61,7 @@ func (w *sweeper) goesOn(p *Pool) bool {
 // itself, soon after the last one.
 func (w *sweeper) stop(p *Pool) {
 	w.mu.Lock()
+	done := w.done
 	if w.running {
 		select {
 		case w.wake <- struct{}{}:
@@ -67,8 +69,8 @@ func (w *sweeper) stop(p *Pool) {
 		}
 	}
 	w.mu.Unlock()
-	if p.open.Load() == 0 {
-		w.wg.Wait()
+	if done != nil && p.open.Load() == 0 {
+		<-done
 	}
 }
 

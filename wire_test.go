@@ -94,8 +94,14 @@ func TestWire(t *testing.T) {
 					c.check(t, got)
 					return
 				}
-				if want := playWire(w, t, c, stock, config); got != want {
-					t.Errorf("%s", unlike(want, got))
+				want := playWire(w, t, c, stock, config)
+				// stock is not the same each time: it closes a connection if the
+				// goroutine that has written the request does not say so within 50 ms
+				for n := 0; got != want && n < 2; n++ {
+					got, want = playWire(w, t, c, target, config), playWire(w, t, c, stock, config)
+				}
+				if got != want || strings.Contains(got, timedOut) {
+					t.Error(unlike(want, got))
 				}
 			})
 		}
@@ -259,15 +265,12 @@ func playWire(w *world, t *testing.T, c wireCase, over wireGateway, config *tls.
 	var b strings.Builder
 	fmt.Fprintf(&b, "the client\n%s", client)
 	for i, peer := range p.backends() {
-		fmt.Fprintf(&b, "connection %d of the backend\n%s", i+1, peer.record.String())
+		fmt.Fprintf(&b, "connection %d of the backend\n%s", i+1, peer.story())
 		if peer.left.Load() {
 			fmt.Fprint(&b, "  left open\n")
 		}
 	}
 	fmt.Fprintf(&b, "another request\n%s", after)
-	if strings.Contains(b.String(), timedOut) {
-		t.Errorf("over %q: %s", over.scheme, b.String())
-	}
 	return b.String()
 }
 
@@ -288,7 +291,7 @@ func wait(event <-chan struct{}) bool {
 }
 
 // wirePatience is how long one step may take.
-const wirePatience = 20 * time.Second
+const wirePatience = 10 * time.Second
 
 // event returns the event of a name.
 func (p *wirePlay) event(name string) chan struct{} {
@@ -311,13 +314,13 @@ func (p *wirePlay) play(t *testing.T) string {
 	for _, step := range steps {
 		if err := step(client); err != nil {
 			client.note("%s", kindOf(err))
-			return client.record.String()
+			return client.story()
 		}
 	}
 	if !client.closed {
 		client.lookOn()
 	}
-	return client.record.String()
+	return client.story()
 }
 
 // after sends another request, over a connection of its own, and returns what
@@ -328,7 +331,7 @@ func (p *wirePlay) after(t *testing.T) string {
 	if err := ask(request("GET /after", "Connection: close"))(client); err != nil {
 		client.note("%s", kindOf(err))
 	}
-	return client.record.String()
+	return client.story()
 }
 
 func (p *wirePlay) dial(t *testing.T) *peer {
@@ -348,13 +351,14 @@ type peer struct {
 	conn   net.Conn // TLS, if there is any
 	tcp    *net.TCPConn
 	r      *bufio.Reader
-	record strings.Builder
+	record []string
 
 	client  bool
-	method  string        // of the request that was sent last
-	ends    bool          // the connection ends with the response
-	body    io.Reader     // of what was read last
-	trailer func() string // and its trailer, after it
+	method  string       // of the request that was sent last
+	expects bool         // a 100 is asked for: Caddy sends one, and the backend's if that comes later
+	ends    bool         // the connection ends with the response
+	body    io.Reader    // of what was read last
+	trailer *http.Header // and its trailer, after it
 
 	closed             bool // by the script
 	patience           time.Duration
@@ -371,7 +375,16 @@ func (p *wirePlay) newPeer(conn net.Conn) *peer {
 
 // note adds a line to the record.
 func (p *peer) note(format string, args ...any) {
-	fmt.Fprintf(&p.record, "  %s\n", p.hide.Replace(fmt.Sprintf(format, args...)))
+	p.record = append(p.record, p.hide.Replace(fmt.Sprintf(format, args...)))
+}
+
+// story returns the record.
+func (p *peer) story() string {
+	var b strings.Builder
+	for _, line := range p.record {
+		fmt.Fprintf(&b, "  %s\n", line)
+	}
+	return b.String()
 }
 
 // errAfter is what reading a request yields if it is the one that comes after
@@ -510,6 +523,7 @@ func send(segments ...string) step {
 				s = p.expand.Replace(s)
 				if method, _, found := strings.Cut(s, " "); found && strings.Contains(s, " HTTP/1.") {
 					p.method = method
+					p.expects = strings.Contains(s, "\r\nExpect: 100-continue\r\n")
 				}
 			}
 			if _, err := io.WriteString(p.conn, s); err != nil {
@@ -595,7 +609,7 @@ func readHead(p *peer) error {
 		return errAfter
 	}
 	p.noteHead(head)
-	p.setBody(req.Body, &req.Trailer)
+	p.body, p.trailer = req.Body, &req.Trailer
 	return nil
 }
 
@@ -605,38 +619,36 @@ func readResponse(p *peer) error {
 	if err != nil {
 		return err
 	}
-	p.noteHead(head)
 	res, err := http.ReadResponse(p.r, &http.Request{Method: p.method})
 	if err != nil {
 		return fmt.Errorf("not a response: %w", err)
 	}
+	if !p.expects || res.StatusCode != http.StatusContinue {
+		p.noteHead(head)
+	}
 	p.ends = res.Close
-	p.setBody(res.Body, &res.Trailer)
+	p.body, p.trailer = res.Body, &res.Trailer
 	if res.StatusCode < 200 && res.StatusCode != http.StatusSwitchingProtocols {
 		return readResponse(p)
 	}
 	return nil
 }
 
-func (p *peer) setBody(body io.Reader, trailer *http.Header) {
-	p.body = body
-	p.trailer = func() string {
-		var b strings.Builder
-		for _, name := range slices.Sorted(maps.Keys(*trailer)) {
-			for _, value := range (*trailer)[name] {
-				fmt.Fprintf(&b, "  trailer %s: %s\n", name, value)
-			}
-		}
-		return b.String()
-	}
-}
-
 // readBody reads the body of what was read last, to its end.
 func readBody(p *peer) error {
 	p.deadline(wirePatience)
 	data, err := io.ReadAll(p.body)
+	if p.client && len(data) == 0 { // how that is framed depends on when Caddy flushes
+		p.record = slices.DeleteFunc(p.record, func(line string) bool {
+			return line == "Transfer-Encoding: chunked" || line == "Content-Length: 0"
+		})
+	}
 	p.note("body %s", excerpt(data))
-	p.record.WriteString(p.trailer())
+	for _, name := range slices.Sorted(maps.Keys(*p.trailer)) {
+		for _, value := range (*p.trailer)[name] {
+			p.note("trailer %s: %s", name, value)
+		}
+	}
 	return err
 }
 
@@ -646,9 +658,16 @@ func readInterim(p *peer) error {
 	if err != nil {
 		return err
 	}
-	p.noteHead(head)
-	_, err = http.ReadResponse(p.r, nil)
-	return err
+	res, err := http.ReadResponse(p.r, nil)
+	switch {
+	case err != nil:
+		return err
+	case p.expects && res.StatusCode == http.StatusContinue: // Caddy's own, or the backend's
+		p.note("to go on")
+	default:
+		p.noteHead(head)
+	}
+	return nil
 }
 
 // readSome reads so many octets of the body.
@@ -716,6 +735,14 @@ func ask(segments ...string) step {
 			return err
 		}
 		return readBody(p)
+	}
+}
+
+// anyway does something that may fail.
+func anyway(s step) step {
+	return func(p *peer) error {
+		_ = s(p)
+		return nil
 	}
 }
 

@@ -26,6 +26,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -92,6 +93,14 @@ const (
 		}
 	}`
 )
+
+// resumptions are of sessions with two names.
+var resumptions = wants{
+	"":                      "one resumed, two resumed",
+	"tls_session_cache off": "one not resumed, two not resumed",
+	"tls_session_cache 1":   "one not resumed, two not resumed",
+	"tls_session_cache 2":   "one resumed, two resumed",
+}
 
 // optionTests are the tests of all options. Those that look at sockets as only
 // Linux shows them are added elsewhere.
@@ -260,12 +269,9 @@ var optionTests = []optionTest{
 		"tls_renegotiation once":   "begun",
 		"tls_renegotiation freely": "begun",
 	}},
-	{option: "tls_session_cache", kinds: withTLS, with: "keepalive off", look: resumption, wants: wants{
-		"":                      "one resumed, two resumed",
-		"tls_session_cache off": "one not resumed, two not resumed",
-		"tls_session_cache 1":   "one not resumed, two not resumed",
-		"tls_session_cache 2":   "one resumed, two resumed",
-	}},
+	// one after the other: equal configurations share their sessions
+	{option: "tls_session_cache", kinds: []kind{secure1}, with: "keepalive off", look: resumption, wants: resumptions},
+	{option: "tls_session_cache", kinds: []kind{secure2}, with: "keepalive off", look: resumption, wants: resumptions},
 
 	{option: "unhealthy_status", kinds: allKinds, with: "lb_policy first", look: badAddress, wants: wants{
 		"":                         "called again",
@@ -285,13 +291,16 @@ var optionTests = []optionTest{
 func TestTransportOptions(t *testing.T) {
 	for _, test := range optionTests {
 		t.Run(test.option, func(t *testing.T) {
+			var wg sync.WaitGroup // all at once, whatever -parallel says: most of them wait
+			defer wg.Wait()
 			for _, tr := range newTrials(t, &test) {
-				t.Run(fmt.Sprintf("%s, %s", tr.kind, cmp.Or(tr.setting, "default")), func(t *testing.T) {
-					t.Parallel()
-					tr.TB = t
-					if got := test.look(tr); got != tr.want {
-						t.Errorf("%s, want %s", got, tr.want)
-					}
+				wg.Go(func() {
+					t.Run(fmt.Sprintf("%s, %s", tr.kind, cmp.Or(tr.setting, "default")), func(t *testing.T) {
+						tr.TB = t
+						if got := test.look(tr); got != tr.want {
+							t.Errorf("%s, want %s", got, tr.want)
+						}
+					})
 				})
 			}
 		})
@@ -360,16 +369,20 @@ type trial struct {
 func newTrials(t *testing.T, test *optionTest) []*trial {
 	w := newWorld(t)
 	w.dns.has("a.example", "127.0.0.2")
-	config, trials := test.configure(w)
-	text, err := json.Marshal(config)
-	if err != nil {
-		t.Fatal(err)
+	for try := 0; ; try++ {
+		config, trials := test.configure(w)
+		text, err := json.Marshal(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch err := caddy.Load(text, true); {
+		case err == nil:
+			w.settle()
+			return trials
+		case try == 5 || !strings.Contains(err.Error(), syscall.EADDRINUSE.Error()): // a port is no longer free
+			t.Fatal(err)
+		}
 	}
-	if err := caddy.Load(text, true); err != nil {
-		t.Fatal(err)
-	}
-	w.settle()
-	return trials
 }
 
 // configure makes the configuration for all trials of a test.
@@ -381,9 +394,10 @@ func (test *optionTest) configure(w *world) (config map[string]any, trials []*tr
 	w.global = test.global
 	text := "respond none\n---\n"
 	patches := make(map[string]string) // of the JSON, by port
+	ports := freePorts(w, len(test.kinds)*len(test.wants))
 	for _, k := range test.kinds {
 		for _, setting := range slices.Sorted(maps.Keys(test.wants)) {
-			port, real := freePort(w), files.Replace(setting)
+			port, real := ports[len(trials)], files.Replace(setting)
 			if strings.HasPrefix(setting, "{") {
 				patches[port], real = real, ""
 			}
@@ -411,6 +425,18 @@ func (test *optionTest) configure(w *world) (config map[string]any, trials []*tr
 		})
 	}
 	return config, trials
+}
+
+// freePorts returns ports that nobody listens on.
+func freePorts(t testing.TB, n int) (ports []string) {
+	t.Helper()
+	for range n {
+		l := listenAll(t, "", "127.0.0.1")[0]
+		defer l.Close()
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		ports = append(ports, port)
+	}
+	return ports
 }
 
 // serverOf returns the server of a configuration that listens on a port.
@@ -620,7 +646,7 @@ func unreadRequest(tr *trial) string {
 		}
 	})
 	return tr.answer(aWhile, func() { close(read) }, func() string {
-		got := tr.ask(http.MethodPost, tr.at("a.example", port), newNoise(64<<20))
+		got := tr.ask(http.MethodPost, tr.at("a.example", port), newNoise(16<<20))
 		if got != "200" { // nobody reads the body then, and the client may not see the status
 			got = "failed"
 		}

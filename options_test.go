@@ -38,6 +38,7 @@ import (
 // else is seen: no test passes if its option is ignored.
 type optionTest struct {
 	option string
+	about  string // what of it, where there are several tests
 	kinds  []kind
 	site   string // a site with %s for a setting; default: target_proxy
 	with   string // other options, which all settings have
@@ -86,6 +87,11 @@ const (
 		}
 	}`
 
+	// trusting makes Caddy believe what its clients forward.
+	trusting = `servers {
+		trusted_proxies static 127.0.0.0/8
+	}`
+
 	// handlerless is a site without a target handler, for an address as the target.
 	handlerless = `reverse_proxy {header.X-Target} {
 		transport target {
@@ -113,18 +119,18 @@ var optionTests = []optionTest{
 		"response_header_timeout 300ms": "504",
 	}},
 	{option: "read_timeout", kinds: allKinds, look: lateResponse, wants: wants{
-		"":                   "still nothing, then 200 late",
-		"read_timeout 300ms": "504",
+		"":                "still nothing, then 200 late",
+		"read_timeout 1s": "504",
 	}},
-	{option: "read_timeout", kinds: allKinds, look: haltedResponse, wants: wants{
-		"":                   "still nothing, then 200 first, last",
-		"read_timeout 300ms": "broken off",
+	{option: "read_timeout", about: "in a body", kinds: allKinds, look: haltedResponse, wants: wants{
+		"":                "still nothing, then 200 first, last",
+		"read_timeout 2s": "broken off",
 	}},
-	{option: "read_timeout", kinds: withHTTP1, look: silentWebSocket, wants: wants{
-		"":                   "still nothing, then LINE",
-		"read_timeout 300ms": "closed",
+	{option: "read_timeout", about: "of a WebSocket", kinds: withHTTP1, look: silentWebSocket, wants: wants{
+		"":                "still nothing, then LINE",
+		"read_timeout 2s": "closed",
 	}},
-	{option: "write_timeout", kinds: withHTTP1, look: unreadRequest, wants: wants{
+	{option: "write_timeout", kinds: withHTTP1, look: slowReader, wants: wants{
 		"":                    "still nothing, then 200",
 		"write_timeout 300ms": "failed",
 	}},
@@ -133,7 +139,7 @@ var optionTests = []optionTest{
 		"expect_continue_timeout 1h":    "still no body, then it comes",
 		"expect_continue_timeout 700ms": "the body comes, not before 700ms",
 	}},
-	{option: "expect_continue_timeout", kinds: withHTTP1, look: refusedExpectation, wants: wants{
+	{option: "expect_continue_timeout", about: "and a refusal", kinds: withHTTP1, look: refusedExpectation, wants: wants{
 		"":                           "417, the body was sent",
 		"expect_continue_timeout 1h": "417, no body",
 	}},
@@ -155,21 +161,26 @@ var optionTests = []optionTest{
 		"proxy_protocol v1": "2 connections, v1 127.0.0.11:0, v1 127.0.0.12:0",
 		"proxy_protocol v2": "2 connections, v2 127.0.0.11:0, v2 127.0.0.12:0",
 	}},
+	{option: "proxy_protocol", about: "IPv6", kinds: []kind{plain1, secure2}, global: trusting, look: announcedForwarding, wants: wants{
+		"":                  "nothing is announced",
+		"proxy_protocol v1": "v1 [2001:db8::7]:0",
+		"proxy_protocol v2": "v2 [2001:db8::7]:0",
+	}},
 
 	{option: "keepalive", kinds: allKinds, look: idleConnection, wants: wants{
 		"":                "still open",
 		"keepalive 300ms": "closed",
 	}},
-	{option: "keepalive", kinds: allKinds, look: connections, wants: wants{
+	{option: "keepalive", about: "off", kinds: allKinds, look: connections, wants: wants{
 		"":                                "1 connection",
 		"keepalive off":                   "3 connections",
 		`{"keep_alive":{"enabled":true}}`: "1 connection",
 	}},
-	{option: "keepalive", kinds: withHTTP1, look: connectionField, wants: wants{
+	{option: "keepalive", about: "field", kinds: withHTTP1, look: connectionField, wants: wants{
 		"":              "[]",
 		"keepalive off": "[close]",
 	}},
-	{option: "keepalive", kinds: withHTTP1, look: webSocketEcho, wants: wants{
+	{option: "keepalive", about: "and WebSockets", kinds: withHTTP1, look: webSocketEcho, wants: wants{
 		"":              "[Upgrade] LINE",
 		"keepalive off": "[Upgrade] LINE",
 	}},
@@ -185,12 +196,16 @@ var optionTests = []optionTest{
 		"":                     "all 6",
 		"max_conns_per_host 2": "still 4 of 6, then all", // to two addresses
 	}},
-	{option: "max_conns_per_host", kinds: []kind{secure2, plain2}, look: parallelRequests, wants: wants{
+	{option: "max_conns_per_host", about: "and a timeout", kinds: withHTTP1, with: "timeout {header.X-Timeout}", look: waiting, wants: wants{
+		"":                     "200, then 200",
+		"max_conns_per_host 1": "504, then 200",
+	}},
+	{option: "max_conns_per_host", about: "over HTTP 2", kinds: []kind{secure2, plain2}, look: parallelRequests, wants: wants{
 		"":                     "all 6",
 		"max_conns_per_host 1": "all 6", // over one connection
 	}},
 
-	{option: "versions", kinds: []kind{plain1}, look: protocol, wants: wants{
+	{option: "versions", about: "without TLS", kinds: []kind{plain1}, look: protocol, wants: wants{
 		"":                 "HTTP/1.1",
 		"versions 1.1":     "HTTP/1.1",
 		"versions 2":       "HTTP/1.1",
@@ -198,13 +213,13 @@ var optionTests = []optionTest{
 		"versions h2c 2":   "HTTP/2.0",
 		"versions 1.1 h2c": "HTTP/2.0",
 	}},
-	{option: "versions", kinds: []kind{secure1}, look: protocol, wants: wants{
+	{option: "versions", about: "and a backend of HTTP 1", kinds: []kind{secure1}, look: protocol, wants: wants{
 		"":             "HTTP/1.1",
 		"versions 1.1": "HTTP/1.1",
 		"versions 2":   "HTTP/1.1", // which is not refused
 		"versions h2c": "HTTP/1.1",
 	}},
-	{option: "versions", kinds: []kind{secure2}, look: protocol, wants: wants{
+	{option: "versions", about: "with TLS", kinds: []kind{secure2}, look: protocol, wants: wants{
 		"":                 "HTTP/2.0",
 		"versions 1.1":     "HTTP/1.1",
 		"versions 2":       "HTTP/2.0",
@@ -212,7 +227,7 @@ var optionTests = []optionTest{
 		"versions h2c":     "HTTP/2.0", // says nothing of TLS
 		"versions 1.1 h2c": "HTTP/1.1",
 	}},
-	{option: "versions", kinds: []kind{plain2}, look: protocol, wants: wants{
+	{option: "versions", about: "and h2c", kinds: []kind{plain2}, look: protocol, wants: wants{
 		"":             "HTTP/2.0",
 		"versions 1.1": "HTTP/2.0", // the target decides
 	}},
@@ -221,7 +236,7 @@ var optionTests = []optionTest{
 		"":                                 "400", // of a server that expects TLS
 		"tls\ntls_trust_pool file CA_FILE": "200",
 	}},
-	{option: "tls", kinds: []kind{plain1}, look: success, wants: wants{
+	{option: "tls", about: "and a target", kinds: []kind{plain1}, look: success, wants: wants{
 		"tls": "200", // the target decides
 	}},
 	{option: "tls_trust_pool", kinds: withTLS, site: untrusting, look: success, wants: wants{
@@ -250,7 +265,7 @@ var optionTests = []optionTest{
 		"":                                   "none",
 		"tls_client_auth CERT_FILE KEY_FILE": "client.example",
 	}},
-	{option: "tls_client_auth", kinds: withTLS, global: issuing, look: clientCertificate, wants: wants{
+	{option: "tls_client_auth", about: "automated", kinds: withTLS, global: issuing, look: clientCertificate, wants: wants{
 		"":                             "none",
 		"tls_client_auth auto.example": "auto.example",
 	}},
@@ -271,7 +286,7 @@ var optionTests = []optionTest{
 	}},
 	// one after the other: equal configurations share their sessions
 	{option: "tls_session_cache", kinds: []kind{secure1}, with: "keepalive off", look: resumption, wants: resumptions},
-	{option: "tls_session_cache", kinds: []kind{secure2}, with: "keepalive off", look: resumption, wants: resumptions},
+	{option: "tls_session_cache", about: "HTTP 2", kinds: []kind{secure2}, with: "keepalive off", look: resumption, wants: resumptions},
 
 	{option: "unhealthy_status", kinds: allKinds, with: "lb_policy first", look: badAddress, wants: wants{
 		"":                         "called again",
@@ -290,7 +305,7 @@ var optionTests = []optionTest{
 // of its own, one for each setting.
 func TestTransportOptions(t *testing.T) {
 	for _, test := range optionTests {
-		t.Run(test.option, func(t *testing.T) {
+		t.Run(strings.TrimSpace(test.option+" "+test.about), func(t *testing.T) {
 			var wg sync.WaitGroup // all at once, whatever -parallel says: most of them wait
 			defer wg.Wait()
 			for _, tr := range newTrials(t, &test) {
@@ -474,7 +489,7 @@ const (
 	// long is how long something may take that has to happen, and aWhile how long
 	// something is waited for that must not.
 	long   = 30 * time.Second
-	aWhile = time.Second
+	aWhile = 700 * time.Millisecond
 )
 
 // answer asks, and returns the answer; what the backend waits for is released
@@ -635,15 +650,21 @@ func silentWebSocket(tr *trial) string {
 	})
 }
 
-// unreadRequest looks at a backend that does not read before it is told to.
-func unreadRequest(tr *trial) string {
+// slowReader looks at a backend that reads next to nothing before it is told to.
+// (Of one that reads nothing at all the kernel would have enough in the end.)
+func slowReader(tr *trial) string {
 	read := make(chan struct{})
 	port := tr.serve(func(conn net.Conn) {
-		<-read
-		if req, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
-			_, _ = io.Copy(io.Discard, req.Body)
-			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		req, err := http.ReadRequest(bufio.NewReader(conn))
+		if err != nil {
+			return
 		}
+		for !isClosed(read) && err == nil {
+			time.Sleep(500 * time.Millisecond)
+			_, err = io.CopyN(io.Discard, req.Body, 64<<10)
+		}
+		_, _ = io.Copy(io.Discard, req.Body)
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 	})
 	return tr.answer(aWhile, func() { close(read) }, func() string {
 		got := tr.ask(http.MethodPost, tr.at("a.example", port), newNoise(16<<20))
@@ -772,13 +793,7 @@ func source(tr *trial) string {
 // announcements looks at what is announced in the PROXY protocol for two clients
 // that take turns, each over two connections.
 func announcements(tr *trial) string {
-	var listener *proxyListener
-	b := tr.backend(nil, func(c *backendConfig) {
-		c.listener = func(l net.Listener) net.Listener {
-			listener = &proxyListener{Listener: l}
-			return listener
-		}
-	})
+	b, listener := tr.announcedTo()
 	conns := make(map[string]bool) // of the backend, each with a client
 	for range 2 {
 		for _, addr := range []string{"127.0.0.11", "127.0.0.12"} {
@@ -801,6 +816,25 @@ func announcements(tr *trial) string {
 		tr.Errorf("connections and clients %v", conns)
 	}
 	return counted(b.opened.Load()) + ", " + strings.Join(announced, ", ")
+}
+
+// announcedForwarding looks at what is announced for a client that another proxy
+// has, with an IPv6 address.
+func announcedForwarding(tr *trial) string {
+	b, listener := tr.announcedTo()
+	tr.mustGet("/", tr.at("a.example", b.port), header("X-Forwarded-For", "2001:db8::7"))
+	return cmp.Or(strings.Join(listener.announced(), ", "), "nothing is announced")
+}
+
+// announcedTo starts a backend to which clients may be announced.
+func (tr *trial) announcedTo() (b *backend, listener *proxyListener) {
+	b = tr.backend(nil, func(c *backendConfig) {
+		c.listener = func(l net.Listener) net.Listener {
+			listener = &proxyListener{Listener: l}
+			return listener
+		}
+	})
+	return b, listener
 }
 
 // proxyListener reads what is announced in the PROXY protocol, if anything is.
@@ -848,17 +882,26 @@ func announcement(r *bufio.Reader) string {
 		line, _ := r.ReadString('\n')
 		var family, client, server string
 		var from, to uint16
-		if _, err := fmt.Sscanf(line, "PROXY %s %s %s %d %d\r\n", &family, &client, &server, &from, &to); err != nil || family != "TCP4" {
+		_, err := fmt.Sscanf(line, "PROXY %s %s %s %d %d\r\n", &family, &client, &server, &from, &to)
+		addr, _ := netip.ParseAddr(client)
+		other, _ := netip.ParseAddr(server)
+		if err != nil || addr.BitLen() != map[string]int{"TCP4": 32, "TCP6": 128}[family] || other.BitLen() != addr.BitLen() {
 			return "malformed " + line
 		}
-		return "v1 " + net.JoinHostPort(client, fmt.Sprint(from))
+		return "v1 " + netip.AddrPortFrom(addr, from).String()
 	case signature[:4]:
-		head := make([]byte, 16+12) // with IPv4 addresses and ports
-		if _, err := io.ReadFull(r, head); err != nil || string(head[:16]) != signature+"\x21\x11\x00\x0c" {
+		head := make([]byte, 16)
+		_, err := io.ReadFull(r, head)
+		size := map[string]int{"\x21\x11\x00\x0c": 4, "\x21\x21\x00\x24": 16}[string(head[12:])] // of an address, in octets
+		if err != nil || string(head[:12]) != signature || size == 0 {
 			return fmt.Sprintf("malformed %q", head)
 		}
-		client := netip.AddrFrom4([4]byte(head[16:20]))
-		return "v2 " + netip.AddrPortFrom(client, binary.BigEndian.Uint16(head[24:26])).String()
+		body := make([]byte, 2*(size+2))
+		if _, err := io.ReadFull(r, body); err != nil {
+			return err.Error()
+		}
+		addr, _ := netip.AddrFromSlice(body[:size])
+		return "v2 " + netip.AddrPortFrom(addr, binary.BigEndian.Uint16(body[2*size:])).String()
 	}
 	return ""
 }
@@ -963,6 +1006,7 @@ func parallelRequests(tr *trial) string {
 			}
 		})
 	}
+	eventually(tr, "four requests arrive", func() bool { return arrived.Load() >= 4 })
 	text := "all 6"
 	if !tr.becomes(func() bool { return arrived.Load() == all }) {
 		text = fmt.Sprintf("still %d of %d, then all", arrived.Load(), all)
@@ -970,6 +1014,34 @@ func parallelRequests(tr *trial) string {
 	close(respond)
 	wg.Wait()
 	return text
+}
+
+// waiting looks at a request with little time beside one that has a connection,
+// and at one after them.
+func waiting(tr *trial) string {
+	arrived, respond := make(chan struct{}), make(chan struct{})
+	b := tr.backend(func(_ http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			close(arrived)
+			<-respond
+		}
+	})
+	target := tr.at("a.example", b.port)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if got := tr.ask(http.MethodPost, target, nil); got != "200" {
+			tr.Error(got)
+		}
+	})
+	<-arrived
+	limit := long
+	if strings.HasPrefix(tr.want, "504") {
+		limit = 300 * time.Millisecond
+	}
+	beside := tr.get("/", target, header("X-Timeout", limit.String())).StatusCode
+	close(respond)
+	wg.Wait()
+	return fmt.Sprint(beside, ", then ", tr.get("/", target).StatusCode)
 }
 
 // protocol looks at the version of HTTP.
@@ -1150,23 +1222,32 @@ func resumption(tr *trial) string {
 	return strings.Join(seen, ", ")
 }
 
-// badAddress looks at an address that responds late, and with status 503.
+// badAddress looks at an address that begins to respond late, and with status 503.
 func badAddress(tr *trial) string {
 	var bad atomic.Value
 	b := tr.backend(func(rw http.ResponseWriter, _ *http.Request) {
-		addr, _, _ := net.SplitHostPort(rw.Header().Get("Backend"))
-		if bad.CompareAndSwap(nil, addr); bad.Load() == addr {
+		if rw.Header().Get("Backend") == bad.Load() {
 			time.Sleep(100 * time.Millisecond)
 			rw.WriteHeader(http.StatusServiceUnavailable)
 		}
 	}, func(c *backendConfig) { c.addrs = []string{"127.0.0.2", "127.0.0.3"} })
-	tr.dns.has("two.example", "127.0.0.2", "127.0.0.3")
-	for range 2 {
-		if got := tr.ask(http.MethodGet, tr.at("two.example", b.port), nil); got == "200" {
-			return "left out"
-		}
+	tr.dns.has("both.example", "127.0.0.2", "127.0.0.3")
+	target := tr.at("both.example", b.port)
+	last := ""
+	eventually(tr, "one address is called twice, over one connection", func() bool {
+		addr := tr.mustGet("/", target).Header.Get("Backend")
+		same := addr == last
+		last = addr
+		return same
+	})
+	bad.Store(last)
+	if got := tr.get("/", target).StatusCode; got != http.StatusServiceUnavailable {
+		tr.Errorf("status %d", got)
 	}
-	return "called again"
+	if tr.get("/", target).StatusCode == http.StatusServiceUnavailable {
+		return "called again"
+	}
+	return "left out"
 }
 
 // TestTransportOptionErrors: what cannot be is found when the configuration is

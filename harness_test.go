@@ -418,6 +418,9 @@ type backendConfig struct {
 	handler http.Handler
 	hello   func()        // is called in every TLS handshake
 	idle    time.Duration // for how long connections may be idle; default: any time
+
+	listener func(net.Listener) net.Listener // wraps each listener
+	tls      func(*tls.Config)               // changes the TLS configuration
 }
 
 type connKey struct{}
@@ -522,6 +525,9 @@ func newBackend(t testing.TB, config backendConfig) *backend {
 		server.Protocols.SetHTTP2(config.h2)
 		server.Protocols.SetUnencryptedHTTP2(config.h2 && config.ca == nil)
 		b.servers = append(b.servers, server)
+		if config.listener != nil {
+			l = config.listener(l)
+		}
 		l = countedListener{l, b}
 		if config.ca == nil {
 			wg.Go(func() { _ = server.Serve(l) })
@@ -542,6 +548,9 @@ func newBackend(t testing.TB, config backendConfig) *backend {
 			b.mu.Unlock()
 			return config.ca.certFor(name)
 		}}
+		if config.tls != nil {
+			config.tls(server.TLSConfig)
+		}
 		wg.Go(func() { _ = server.ServeTLS(l, "", "") })
 	}
 	t.Cleanup(wg.Wait)

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -37,25 +38,25 @@ func ratios(a, b []float64) []float64 {
 	return list
 }
 
-// wrk loads url with 32 connections, each request with one of the targets in
-// X-Target, and returns how many requests were answered and failed.
-func (l *lab) wrk(url string, targets []string) (requests, failed int64) {
+// wrk loads url, each request with one of the values in a header field, and
+// returns how many requests were answered and failed.
+func (l *lab) wrk(url, header string, values []string) (requests, failed int64) {
 	script := filepath.Join(l.dir, "targets.lua")
 	var lua bytes.Buffer
 	lua.WriteString("local t = {\n")
-	for _, t := range targets {
-		fmt.Fprintf(&lua, "%q,\n", t)
+	for _, value := range values {
+		fmt.Fprintf(&lua, "%q,\n", value)
 	}
-	lua.WriteString(`}
+	fmt.Fprintf(&lua, `}
 local reqs = {}
 init = function(args)
   math.randomseed(os.time())
-  for i, target in ipairs(t) do reqs[i] = wrk.format("GET", "/path?q=1", {["X-Target"] = target}) end
+  for i, value in ipairs(t) do reqs[i] = wrk.format("GET", "/path?q=1", {[%q] = value}) end
 end
 request = function() return reqs[math.random(#reqs)] end
-`)
+`, header)
 	must(os.WriteFile(script, lua.Bytes(), 0o600))
-	cmd := exec.Command("wrk", "-c32", "-t2", "-d"+strconv.Itoa(*seconds)+"s", "-s", script, url)
+	cmd := exec.Command("wrk", "-c"+strconv.Itoa(*wrkConns), "-t2", "-d"+strconv.Itoa(*seconds)+"s", "-s", script, url)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		log.Fatalf("wrk: %v\n%s", err, out)
@@ -151,7 +152,8 @@ func get(url, target string) (status int, body string) {
 // client, for loads of which most of the work should be the server's.
 type conns struct {
 	address  string
-	limit    int // of connections
+	limit    int    // of connections
+	header   string // that says what is called; X-Target unless set
 	repeated atomic.Int64
 
 	mu   sync.Mutex
@@ -177,7 +179,7 @@ func (c *conns) do(method, target, fields, content string) (status int, body str
 	if content != "" {
 		fields += "Content-Length: " + strconv.Itoa(len(content)) + "\r\n"
 	}
-	request := method + " / HTTP/1.1\r\nHost: " + c.address + "\r\nX-Target: " + target + "\r\n" + fields + "\r\n" + content
+	request := method + " / HTTP/1.1\r\nHost: " + c.address + "\r\n" + cmp.Or(c.header, "X-Target") + ": " + target + "\r\n" + fields + "\r\n" + content
 	conn, err := c.take(false)
 	if err != nil {
 		return 0, err.Error()

@@ -2,13 +2,14 @@
 // and backends of its own, all on loopback, and prints what it measures:
 //
 //	go run ./build && go run ./bench            # all scenarios
+//	go run ./bench -domains 20,500 cpu          # 12 minutes
 //	go run ./bench throughput dead              # some of them
 //	go run ./bench -names 100000 -ttl 5m names  # 11 minutes
 //	go run ./bench -seconds 40 idle             # 5 minutes
 //	go run ./bench -targets 20000 many          # 1 minute
 //	go run ./bench -reloads failover            # while the configuration changes each second
 //
-// The throughput scenario needs wrk. What is compared runs interleaved, several
+// The scenarios throughput, cpu and https need wrk. What is compared runs interleaved, several
 // times, and medians are printed: single runs on a busy machine mean little.
 package main
 
@@ -33,6 +34,9 @@ var (
 	floodOptions = flag.String("flood-options", "", "`options` of the resolver in the scenario flood, such as \"new_names 200\"")
 	nameTTL      = flag.Duration("ttl", 30*time.Second, "their `TTL`")
 	targetCount  = flag.Int("targets", 5000, "how many `targets` there are in the scenario many")
+	domainCounts = flag.String("domains", "20,500,10000,100000", "`numbers` of domains in the scenario cpu; over https those up to 500")
+	protocolList = flag.String("protocols", "http,https,h2", "`protocols` in the scenario cpu")
+	wrkConns     = flag.Int("connections", 32, "how many `connections` wrk has")
 	reloads      = flag.Bool("reloads", false, "change the configuration each second in the scenarios from failover on")
 )
 
@@ -43,6 +47,7 @@ var scenarios = []struct {
 	run   func(*lab)
 }{
 	{"throughput", "500 domains against static upstreams, closed loop", throughput},
+	{"cpu", "20 to 100 000 domains against static upstreams, closed loop, http and https", cpu},
 	{"dead", "1 % of an open-loop load to names whose nameserver is dead", dead},
 	{"flood", "2 000 requests a second to names never seen before, half of them dead", flood},
 	{"nameserver", "the first of two nameservers goes silent, and comes back: new names", oneNameserver},
@@ -67,6 +72,12 @@ func main() {
 		var k knownLoad
 		must(json.Unmarshal([]byte(spec), &k))
 		k.here()
+		return
+	}
+	if spec := os.Getenv(backendVar); spec != "" {
+		var b backendSpec
+		must(json.Unmarshal([]byte(spec), &b))
+		b.here()
 		return
 	}
 	flag.Usage = func() {

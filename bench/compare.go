@@ -48,12 +48,12 @@ type sidesOf struct {
 	protocolOf
 	domains int
 	ttl     time.Duration
+	addrs   int // of the names of targets in all, and of static upstreams
 	names   []string
 }
 
-// staticAddrs is how many addresses static upstreams have. So many addresses the
-// names of targets have in all.
-const staticAddrs = 8
+// fewAddrs is how many addresses there are where it does not matter.
+const fewAddrs = 8
 
 // sides starts what is compared, and calls each domain once.
 func (l *lab) sides(of sidesOf) []*side {
@@ -71,7 +71,7 @@ func (l *lab) sides(of sidesOf) []*side {
 			s.names = newNameserver()
 			l.onClose(s.names.close)
 			s.names.ttl = uint32(of.ttl.Seconds())
-			for i := range staticAddrs {
+			for i := range of.addrs {
 				s.names.addrs = append(s.names.addrs, loopback(i+1))
 			}
 			l.names = s.names
@@ -92,13 +92,13 @@ func (l *lab) sides(of sidesOf) []*side {
 			for i := range of.domains {
 				s.values = append(s.values, netip.AddrPortFrom(loopback(i+1), uint16(s.backends.Port)).String())
 			}
-			config = stock(port, s.admin, s.backends, "{http.request.header.X-Upstream}")
+			config = stock(port, s.admin, s.backends.CA, "", "{http.request.header.X-Upstream}")
 		default:
 			var upstreams []string
-			for i := range staticAddrs {
+			for i := range of.addrs {
 				upstreams = append(upstreams, netip.AddrPortFrom(loopback(i+1), uint16(s.backends.Port)).String())
 			}
-			config = stock(port, s.admin, s.backends, upstreams...)
+			config = stock(port, s.admin, s.backends.CA, "", upstreams...)
 		}
 		s.process = l.spawn(config, s.address)
 		l.onClose(s.end)
@@ -120,12 +120,13 @@ func (s *side) callEach() {
 	}
 }
 
-// stock is a Caddyfile with a site that has a reverse_proxy without targets.
-func stock(port, admin int, b *backendProcess, upstreams ...string) string {
-	tls, host := "", ""
-	if b.CA != "" {
-		tls = "\n\t\t\ttls\n\t\t\ttls_server_name static.test\n\t\t\ttls_trust_pool file " + b.CA
-		host = "\n\t\theader_up Host static.test:1"
+// stock is a Caddyfile with a site that has a reverse_proxy without targets, over
+// TLS if there is a file with an authority.
+func stock(port, admin int, ca, more string, upstreams ...string) string {
+	tls := ""
+	if ca != "" {
+		tls = "\n\t\t\ttls\n\t\t\ttls_server_name static.test\n\t\t\ttls_trust_pool file " + ca
+		more = "header_up Host static.test:1\n\t\t" + more
 	}
 	return fmt.Sprintf(`{
 	admin 127.0.0.1:%d
@@ -136,10 +137,11 @@ http://127.0.0.1:%d {
 		transport http {
 			keepalive 10m
 			keepalive_idle_conns_per_host 512%s
-		}%s
+		}
+		%s
 	}
 }
-`, admin, port, strings.Join(upstreams, " "), tls, host)
+`, admin, port, strings.Join(upstreams, " "), tls, more)
 }
 
 // adapts tells whether caddy knows all that a Caddyfile says.
@@ -231,7 +233,7 @@ func (l *lab) compareCPU(of sidesOf) []*side {
 // throughput compares 500 domains with static upstreams, and those with
 // themselves.
 func throughput(l *lab) {
-	sides := l.compareCPU(sidesOf{protocols[0], 500, 5 * time.Second, []string{staticA, staticB, target}})
+	sides := l.compareCPU(sidesOf{protocols[0], 500, 5 * time.Second, fewAddrs, []string{staticA, staticB, target}})
 	if *profile != "" {
 		s := sides[len(sides)-1]
 		go l.wrk("http://"+s.address+"/path?q=1", s.header, s.values)
@@ -242,7 +244,6 @@ func throughput(l *lab) {
 // cpu compares the CPU time of a request at several numbers of domains and over
 // several protocols.
 func cpu(l *lab) {
-	l.close()
 	for _, p := range protocols {
 		if !slices.Contains(strings.Split(*protocolList, ","), p.flag()) {
 			continue
@@ -253,17 +254,51 @@ func cpu(l *lab) {
 			if p.scheme == "https" && n > 500 {
 				continue
 			}
-			of := sidesOf{p, n, 5 * time.Second, []string{staticA, staticB, byDomain, target, sharing}}
+			of := sidesOf{p, n, 5 * time.Second, fewAddrs, []string{staticA, staticB, byDomain, target, sharing}}
 			if n > 10_000 {
 				of.ttl = 5 * time.Minute
 			}
 			if n > openFiles()/2 { // caddy would run out of descriptors
 				of.names = slices.DeleteFunc(of.names, func(name string) bool { return name == byDomain })
 			}
-			each := newLab()
-			each.compareCPU(of)
-			each.close()
+			l.compareCPU(of)
+			l.restart()
 		}
+	}
+}
+
+// openLoops compares how long requests take at a rate that is far from the most.
+func openLoops(l *lab) {
+	const rate, domains = 1000, 500
+	count, duration := given("rounds", 20), time.Duration(given("seconds", 3))*time.Second
+	sides := l.sides(sidesOf{protocols[0], domains, 5 * time.Second, fewAddrs, []string{staticA, staticB, target, sharing}})
+	measures := []struct {
+		name string
+		q    float64
+	}{{"p50", .5}, {"p99", .99}, {"p99.9", .999}}
+	inTurn(count, sides, func(s *side) (map[string]float64, int64, int64) {
+		r := knownLoad{s.address, rate, duration, domains, s.backends.Port}.run()
+		found := make(map[string]float64)
+		for _, m := range measures {
+			found[m.name] = r.quantile(m.q).Seconds() * 1e3
+		}
+		return found, int64(r.Sent), int64(r.Failed)
+	})
+	fmt.Printf("%d requests/s to %d domains, medians of %d interleaved runs of %s:\n", rate, domains, count, duration)
+	for _, s := range sides {
+		fmt.Printf("  %-29s", s.name)
+		for _, m := range measures {
+			fmt.Printf("  %s %.2f ms", m.name, median(s.found[m.name]))
+		}
+		fmt.Printf("  %s\n", s)
+	}
+	for _, m := range measures {
+		base := median(sides[0].found[m.name])
+		fmt.Printf("  ratio of medians, %s:", m.name)
+		for _, s := range sides[1:] {
+			fmt.Printf("  %s %.3f", s.name, median(s.found[m.name])/base)
+		}
+		fmt.Printf("; %s\n", over(m.name, sides))
 	}
 }
 
@@ -315,8 +350,12 @@ func (l *lab) spawnBackends(protocol string, tls bool) *backendProcess {
 	return b
 }
 
-func (b *backendProcess) count() (c counts) {
-	_, err := io.WriteString(b.in, "\n")
+func (b *backendProcess) count() counts { return b.tell("") }
+
+// tell tells the backends to do something, such as "close" all connections that are
+// not in use.
+func (b *backendProcess) tell(what string) (c counts) {
+	_, err := io.WriteString(b.in, what+"\n")
 	must(err)
 	must(b.out.Decode(&c))
 	return c
@@ -334,6 +373,9 @@ func (spec backendSpec) here() {
 	say := json.NewEncoder(os.Stdout)
 	must(say.Encode(backendProcess{Port: b.port, CA: ca.path}))
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		if lines.Text() == "close" {
+			b.closeIdle()
+		}
 		must(say.Encode(counts{b.opened.Load(), b.open.Load(), b.mixed.Load()}))
 	}
 }

@@ -77,6 +77,12 @@ func (l *lab) close() {
 	must(os.RemoveAll(l.dir))
 }
 
+// restart makes everything new.
+func (l *lab) restart() {
+	l.close()
+	*l = *newLab()
+}
+
 func must(err error) {
 	if err != nil {
 		log.Fatal(err)
@@ -493,10 +499,26 @@ func (b *backends) serve(w http.ResponseWriter, r *http.Request) {
 	if id := r.Header["X-Id"]; id != nil {
 		b.begun.Store(id[0], nil)
 	}
+	if r.Header["Upgrade"] != nil {
+		echo(w)
+		return
+	}
 	_, _ = io.Copy(io.Discard, r.Body)
 	time.Sleep(b.delay)
 	w.Header()["Content-Type"] = []string{"text/plain"}
 	_, _ = w.Write([]byte("ok\n"))
+}
+
+// echo is the backend of a WebSocket, as far as a proxy can tell.
+func echo(w http.ResponseWriter) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	_, _ = rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+	_ = rw.Flush()
+	_, _ = io.Copy(conn, rw)
 }
 
 // authority is a CA for the backends' certificates.

@@ -111,7 +111,7 @@ func (r *result) add(status int, text string, latency, late time.Duration) {
 // What differs from one error to the next.
 var (
 	anyName = regexp.MustCompile(`\bd\d+\.test\b`)
-	anyAddr = regexp.MustCompile(`\b127\.[\d.]+:\d+`)
+	anyAddr = regexp.MustCompile(`\b127(\.\d+){3}(:\d+)?`)
 )
 
 // reason makes errors that have the same reason the same.

@@ -350,50 +350,6 @@ func move(l *lab) {
 		time.Duration(lastOld.Load()).Seconds(), r.Failed, r.Sent)
 }
 
-// reload changes the configuration again and again under load, with targets and
-// with a static upstream.
-func reload(l *lab) {
-	l.names.ttl = 3600
-	b := l.startBackends(8, nil)
-	reloadUnderLoad(l, b, "target", func(port, admin, i int) string {
-		return l.gateway(port, admin, fmt.Sprintf("ports %d %d", b.port, 1+i))
-	})
-	l.stopCaddy()
-	reloadUnderLoad(l, b, "static", func(port, admin, i int) string {
-		return fmt.Sprintf("{\n\tadmin 127.0.0.1:%d\n}\nhttp://127.0.0.1:%d {\n\treverse_proxy %s:%d {\n\t\theader_up X-I %d\n\t}\n}\n",
-			admin, port, l.names.addrs[0], b.port, i)
-	})
-}
-
-func reloadUnderLoad(l *lab, b *backends, name string, config func(port, admin, i int) string) {
-	port, adminPort := freePort(), freePort()
-	admin := address(adminPort)
-	l.startCaddy(config(port, adminPort, 0), address(port))
-	url := "http://" + address(port) + "/"
-	pick := oneOf("http", 500, b.port)
-	for i := range 500 {
-		get(url, fmt.Sprintf("http://d%d.test:%d", i, b.port))
-	}
-	openLoop(url, 500, 2*time.Second, pick, never)
-	settle := func() (goroutines, descriptors int) {
-		client.CloseIdleConnections()
-		time.Sleep(3 * time.Second)
-		return l.held(adminPort)
-	}
-	g0, d0 := settle()
-	asked := l.names.queries.Load()
-	done := make(chan *result)
-	go func() { done <- openLoop(url, 500, 25*time.Second, pick, never) }()
-	for i := range 100 {
-		l.reload(config(port, adminPort, i+1), admin)
-		time.Sleep(200 * time.Millisecond)
-	}
-	r := <-done
-	g1, d1 := settle()
-	fmt.Printf("%s: %d of %d requests failed %v, %d DNS queries; goroutines %d before, %d after; descriptors %d before, %d after\n",
-		name, r.Failed, r.Sent, r.Errors, l.names.queries.Load()-asked, g0, g1, d0, d1)
-}
-
 // https loads 50 domains on one address over both versions of HTTP.
 func https(l *lab) {
 	ca := l.newAuthority()

@@ -184,11 +184,11 @@ func (c *conns) do(method, target, fields, content string) (status int, body str
 	if err != nil {
 		return 0, err.Error()
 	}
-	status, body, err = c.exchange(conn, request)
+	status, body, err = c.exchange(conn, method, request)
 	if err != nil && conn.used {
 		c.repeated.Add(1)
 		if conn, err = c.take(true); err == nil {
-			status, body, err = c.exchange(conn, request)
+			status, body, err = c.exchange(conn, method, request)
 		}
 	}
 	if err != nil {
@@ -199,10 +199,10 @@ func (c *conns) do(method, target, fields, content string) (status int, body str
 
 // exchange sends a request and puts the connection back. There is an error only
 // if there was no complete response.
-func (c *conns) exchange(conn *conn, request string) (status int, body string, err error) {
+func (c *conns) exchange(conn *conn, method, request string) (status int, body string, err error) {
 	_ = conn.SetDeadline(time.Now().Add(clientTimeout))
 	_, failed := io.WriteString(conn, request)
-	status, body, keep, err := conn.read() // even then: an answer may have come before the request was sent
+	status, body, keep, err := conn.read(method) // even then: an answer may have come before the request was sent
 	if err == nil && failed == nil && keep {
 		conn.used = true
 		c.mu.Lock()
@@ -242,9 +242,13 @@ func (c *conns) take(fresh bool) (*conn, error) {
 	return &conn{Conn: nc, r: bufio.NewReader(nc)}, nil
 }
 
-// read reads a response and tells whether the connection can be used again.
-func (c *conn) read() (status int, body string, keep bool, err error) {
-	res, err := http.ReadResponse(c.r, nil)
+// read reads the response to a request of a method and tells whether the
+// connection can be used again.
+func (c *conn) read(method string) (status int, body string, keep bool, err error) {
+	res, err := http.ReadResponse(c.r, &http.Request{Method: method})
+	for err == nil && res.StatusCode < 200 {
+		res, err = http.ReadResponse(c.r, &http.Request{Method: method})
+	}
 	if err != nil {
 		return 0, "", false, err
 	}

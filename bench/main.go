@@ -69,7 +69,9 @@ var scenarios = []struct {
 	{"idle", "backends close idle connections while requests come", idle},
 	{"change", "a name moves to another address, while the old one works and when it dies", change},
 	{"shared", "200 https domains on 4 addresses: whose connections are used for whom", shared},
+	{"hostile", "a host poisons the connections to it, others have the same address and port", hostile},
 	{"many", "more targets than caddy may have descriptors", many},
+	{"soak", "all kinds of clients and backends at once, for long", soak},
 }
 
 // given returns what a flag was set to, or else something other than its default.

@@ -39,10 +39,15 @@ type lab struct {
 	options string      // of the resolver
 	site    string      // more directives of the site
 	limit   int         // descriptors that caddy may have, if not 0
-	caddy   *exec.Cmd
-	stderr  *os.File
-	reloads func() // ends the reloads of startGateway
+	reloads func()      // ends the reloads of startGateway
 	closer  []func()
+	*process
+}
+
+// process is a caddy that runs.
+type process struct {
+	caddy *exec.Cmd
+	log   *os.File
 }
 
 func newLab() *lab {
@@ -72,36 +77,55 @@ func (l *lab) close() {
 	must(os.RemoveAll(l.dir))
 }
 
+// restart makes everything new.
+func (l *lab) restart() {
+	l.close()
+	*l = *newLab()
+}
+
 func must(err error) {
 	if err != nil {
 		log.Fatal(err)
 	}
 }
 
-// startCaddy runs caddy with a Caddyfile and waits until it listens on address.
-func (l *lab) startCaddy(config, address string) {
-	path := filepath.Join(l.dir, "Caddyfile")
-	must(os.WriteFile(path, []byte(config), 0o600))
-	logFile, err := os.Create(filepath.Join(l.dir, "caddy.log"))
+// startCaddy runs the caddy of the lab.
+func (l *lab) startCaddy(config, address string) { l.process = l.spawn(config, address) }
+
+// spawn runs a caddy with a Caddyfile and waits until it listens on address.
+func (l *lab) spawn(config, address string) *process {
+	dir, err := os.MkdirTemp(l.dir, "caddy-")
 	must(err)
-	l.stderr = logFile
+	path := filepath.Join(dir, "Caddyfile")
+	must(os.WriteFile(path, []byte(config), 0o600))
+	logFile, err := os.Create(filepath.Join(dir, "caddy.log"))
+	must(err)
 	args := []string{*caddyPath, "run", "--config", path}
 	if l.limit > 0 { // both limits: Go raises the soft one to the hard one
 		args = append([]string{"sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, l.limit), "sh"}, args...)
 	}
-	l.caddy = exec.Command(args[0], args[1:]...)
-	l.caddy.Stdout, l.caddy.Stderr = logFile, logFile
-	l.caddy.Env = append(os.Environ(), "XDG_DATA_HOME="+l.dir, "XDG_CONFIG_HOME="+l.dir)
-	must(l.caddy.Start())
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // if this process dies
+	must(cmd.Start())
 	for range 100 {
 		if conn, err := net.Dial("tcp", address); err == nil {
 			conn.Close()
-			return
+			return &process{cmd, logFile}
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 	text, _ := os.ReadFile(logFile.Name())
 	log.Fatalf("caddy does not listen on %s:\n%s", address, text)
+	return nil
+}
+
+// end stops the process.
+func (p *process) end() {
+	_ = p.caddy.Process.Signal(syscall.SIGTERM)
+	_ = p.caddy.Wait()
+	p.log.Close()
 }
 
 // gatewayRun is a caddy that serves l.gateway.
@@ -162,22 +186,20 @@ func (l *lab) reload(config, admin string) {
 }
 
 func (l *lab) stopCaddy() {
-	if l.caddy == nil {
+	if l.process == nil {
 		return
 	}
 	if l.reloads != nil {
 		l.reloads()
 		l.reloads = nil
 	}
-	_ = l.caddy.Process.Signal(syscall.SIGTERM)
-	_ = l.caddy.Wait()
-	l.stderr.Close()
-	l.caddy = nil
+	l.end()
+	l.process = nil
 }
 
 // cpu returns the CPU time that caddy has used.
-func (l *lab) cpu() time.Duration {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", l.caddy.Process.Pid))
+func (p *process) cpu() time.Duration {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.caddy.Process.Pid))
 	must(err)
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+2:]))
 	var ticks int64
@@ -215,8 +237,8 @@ func (l *lab) writeProfile(admin int) {
 
 // memory returns the resident memory of caddy and the bytes on its heap after a
 // collection.
-func (l *lab) memory(admin int) (rss, heap int64) {
-	rss = l.status("VmRSS:")
+func (p *process) memory(admin int) (rss, heap int64) {
+	rss = p.status("VmRSS:")
 	_, value, _ := strings.Cut(string(pprof(admin, "heap?gc=1&debug=1")), "# HeapAlloc = ")
 	_, err := fmt.Sscan(value, &heap)
 	must(err)
@@ -224,8 +246,8 @@ func (l *lab) memory(admin int) (rss, heap int64) {
 }
 
 // status returns an amount of memory as the kernel counts it for caddy.
-func (l *lab) status(field string) (bytes int64) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.caddy.Process.Pid))
+func (p *process) status(field string) (bytes int64) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.caddy.Process.Pid))
 	must(err)
 	_, rest, _ := strings.Cut(string(data), field)
 	_, err = fmt.Sscan(rest, &bytes)
@@ -234,10 +256,10 @@ func (l *lab) status(field string) (bytes int64) {
 }
 
 // held returns how many goroutines and descriptors caddy has.
-func (l *lab) held(admin int) (goroutines, descriptors int) {
+func (p *process) held(admin int) (goroutines, descriptors int) {
 	_, err := fmt.Sscanf(string(pprof(admin, "goroutine?debug=1")), "goroutine profile: total %d", &goroutines)
 	must(err)
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", l.caddy.Process.Pid))
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.caddy.Process.Pid))
 	must(err)
 	return goroutines, len(entries)
 }
@@ -477,10 +499,26 @@ func (b *backends) serve(w http.ResponseWriter, r *http.Request) {
 	if id := r.Header["X-Id"]; id != nil {
 		b.begun.Store(id[0], nil)
 	}
+	if r.Header["Upgrade"] != nil {
+		echo(w)
+		return
+	}
 	_, _ = io.Copy(io.Discard, r.Body)
 	time.Sleep(b.delay)
 	w.Header()["Content-Type"] = []string{"text/plain"}
 	_, _ = w.Write([]byte("ok\n"))
+}
+
+// echo is the backend of a WebSocket, as far as a proxy can tell.
+func echo(w http.ResponseWriter) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	_, _ = rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+	_ = rw.Flush()
+	_, _ = io.Copy(conn, rw)
 }
 
 // authority is a CA for the backends' certificates.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -37,25 +38,25 @@ func ratios(a, b []float64) []float64 {
 	return list
 }
 
-// wrk loads url with 32 connections, each request with one of the targets in
-// X-Target, and returns how many requests were answered and failed.
-func (l *lab) wrk(url string, targets []string) (requests, failed int64) {
+// wrk loads url, each request with one of the values in a header field, and
+// returns how many requests were answered and failed.
+func (l *lab) wrk(url, header string, values []string) (requests, failed int64) {
 	script := filepath.Join(l.dir, "targets.lua")
 	var lua bytes.Buffer
 	lua.WriteString("local t = {\n")
-	for _, t := range targets {
-		fmt.Fprintf(&lua, "%q,\n", t)
+	for _, value := range values {
+		fmt.Fprintf(&lua, "%q,\n", value)
 	}
-	lua.WriteString(`}
+	fmt.Fprintf(&lua, `}
 local reqs = {}
 init = function(args)
   math.randomseed(os.time())
-  for i, target in ipairs(t) do reqs[i] = wrk.format("GET", "/path?q=1", {["X-Target"] = target}) end
+  for i, value in ipairs(t) do reqs[i] = wrk.format("GET", "/path?q=1", {[%q] = value}) end
 end
 request = function() return reqs[math.random(#reqs)] end
-`)
+`, header)
 	must(os.WriteFile(script, lua.Bytes(), 0o600))
-	cmd := exec.Command("wrk", "-c32", "-t2", "-d"+strconv.Itoa(*seconds)+"s", "-s", script, url)
+	cmd := exec.Command("wrk", "-c"+strconv.Itoa(*wrkConns), "-t2", "-d"+strconv.Itoa(*seconds)+"s", "-s", script, url)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		log.Fatalf("wrk: %v\n%s", err, out)
@@ -110,7 +111,7 @@ func (r *result) add(status int, text string, latency, late time.Duration) {
 // What differs from one error to the next.
 var (
 	anyName = regexp.MustCompile(`\bd\d+\.test\b`)
-	anyAddr = regexp.MustCompile(`\b127\.[\d.]+:\d+`)
+	anyAddr = regexp.MustCompile(`\b127(\.\d+){3}(:\d+)?`)
 )
 
 // reason makes errors that have the same reason the same.
@@ -151,7 +152,8 @@ func get(url, target string) (status int, body string) {
 // client, for loads of which most of the work should be the server's.
 type conns struct {
 	address  string
-	limit    int // of connections
+	limit    int    // of connections
+	header   string // that says what is called; X-Target unless set
 	repeated atomic.Int64
 
 	mu   sync.Mutex
@@ -177,16 +179,16 @@ func (c *conns) do(method, target, fields, content string) (status int, body str
 	if content != "" {
 		fields += "Content-Length: " + strconv.Itoa(len(content)) + "\r\n"
 	}
-	request := method + " / HTTP/1.1\r\nHost: " + c.address + "\r\nX-Target: " + target + "\r\n" + fields + "\r\n" + content
+	request := method + " / HTTP/1.1\r\nHost: " + c.address + "\r\n" + cmp.Or(c.header, "X-Target") + ": " + target + "\r\n" + fields + "\r\n" + content
 	conn, err := c.take(false)
 	if err != nil {
 		return 0, err.Error()
 	}
-	status, body, err = c.exchange(conn, request)
+	status, body, err = c.exchange(conn, method, request)
 	if err != nil && conn.used {
 		c.repeated.Add(1)
 		if conn, err = c.take(true); err == nil {
-			status, body, err = c.exchange(conn, request)
+			status, body, err = c.exchange(conn, method, request)
 		}
 	}
 	if err != nil {
@@ -197,10 +199,10 @@ func (c *conns) do(method, target, fields, content string) (status int, body str
 
 // exchange sends a request and puts the connection back. There is an error only
 // if there was no complete response.
-func (c *conns) exchange(conn *conn, request string) (status int, body string, err error) {
+func (c *conns) exchange(conn *conn, method, request string) (status int, body string, err error) {
 	_ = conn.SetDeadline(time.Now().Add(clientTimeout))
 	_, failed := io.WriteString(conn, request)
-	status, body, keep, err := conn.read() // even then: an answer may have come before the request was sent
+	status, body, keep, err := conn.read(method) // even then: an answer may have come before the request was sent
 	if err == nil && failed == nil && keep {
 		conn.used = true
 		c.mu.Lock()
@@ -240,9 +242,13 @@ func (c *conns) take(fresh bool) (*conn, error) {
 	return &conn{Conn: nc, r: bufio.NewReader(nc)}, nil
 }
 
-// read reads a response and tells whether the connection can be used again.
-func (c *conn) read() (status int, body string, keep bool, err error) {
-	res, err := http.ReadResponse(c.r, nil)
+// read reads the response to a request of a method and tells whether the
+// connection can be used again.
+func (c *conn) read(method string) (status int, body string, keep bool, err error) {
+	res, err := http.ReadResponse(c.r, &http.Request{Method: method})
+	for err == nil && res.StatusCode < 200 {
+		res, err = http.ReadResponse(c.r, &http.Request{Method: method})
+	}
 	if err != nil {
 		return 0, "", false, err
 	}

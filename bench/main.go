@@ -2,13 +2,14 @@
 // and backends of its own, all on loopback, and prints what it measures:
 //
 //	go run ./build && go run ./bench            # all scenarios
+//	go run ./bench -domains 20,500 cpu          # 12 minutes
 //	go run ./bench throughput dead              # some of them
 //	go run ./bench -names 100000 -ttl 5m names  # 11 minutes
 //	go run ./bench -seconds 40 idle             # 5 minutes
 //	go run ./bench -targets 20000 many          # 1 minute
 //	go run ./bench -reloads failover            # while the configuration changes each second
 //
-// The throughput scenario needs wrk. What is compared runs interleaved, several
+// The scenarios throughput, cpu and https need wrk. What is compared runs interleaved, several
 // times, and medians are printed: single runs on a busy machine mean little.
 package main
 
@@ -33,6 +34,11 @@ var (
 	floodOptions = flag.String("flood-options", "", "`options` of the resolver in the scenario flood, such as \"new_names 200\"")
 	nameTTL      = flag.Duration("ttl", 30*time.Second, "their `TTL`")
 	targetCount  = flag.Int("targets", 5000, "how many `targets` there are in the scenario many")
+	domainCounts = flag.String("domains", "20,500,10000,100000", "`numbers` of domains in the scenario cpu; over https those up to 500")
+	protocolList = flag.String("protocols", "http,https,h2", "`protocols` in the scenario cpu")
+	wrkConns     = flag.Int("connections", 32, "how many `connections` wrk has")
+	requestCount = flag.Int("requests", 200_000, "how many `requests` the scenario closing sends each way")
+	minutes      = flag.Int("minutes", 10, "`minutes` of the scenario soak")
 	reloads      = flag.Bool("reloads", false, "change the configuration each second in the scenarios from failover on")
 )
 
@@ -43,6 +49,8 @@ var scenarios = []struct {
 	run   func(*lab)
 }{
 	{"throughput", "500 domains against static upstreams, closed loop", throughput},
+	{"cpu", "20 to 100 000 domains against static upstreams, closed loop, http and https", cpu},
+	{"openloop", "500 domains against static upstreams, 1 000 requests a second", openLoops},
 	{"dead", "1 % of an open-loop load to names whose nameserver is dead", dead},
 	{"flood", "2 000 requests a second to names never seen before, half of them dead", flood},
 	{"nameserver", "the first of two nameservers goes silent, and comes back: new names", oneNameserver},
@@ -51,6 +59,9 @@ var scenarios = []struct {
 	{"waiters", "10 000 clients wait for one new name, half of them leave", waiters},
 	{"move", "a name moves to another address", move},
 	{"reload", "100 reloads under load", reload},
+	{"reloads", "20 reloads under load, https and HTTP/2: connections, WebSockets, uploads", reloadsTLS},
+	{"idlecost", "what 2 000 idle connections take", idleCost},
+	{"closing", "what remains of connections that are closed or refused", closing},
 	{"https", "50 https domains on one address", https},
 	{"total", "300 https domains over HTTP/2 under a total of 20 connections", total},
 	{"failover", "names with four addresses, of which one works", failover},
@@ -58,7 +69,19 @@ var scenarios = []struct {
 	{"idle", "backends close idle connections while requests come", idle},
 	{"change", "a name moves to another address, while the old one works and when it dies", change},
 	{"shared", "200 https domains on 4 addresses: whose connections are used for whom", shared},
+	{"hostile", "a host poisons the connections to it, others have the same address and port", hostile},
 	{"many", "more targets than caddy may have descriptors", many},
+	{"soak", "all kinds of clients and backends at once, for long", soak},
+}
+
+// given returns what a flag was set to, or else something other than its default.
+func given(name string, otherwise int) int {
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name == name {
+			otherwise = f.Value.(flag.Getter).Get().(int)
+		}
+	})
+	return otherwise
 }
 
 func main() {
@@ -67,6 +90,12 @@ func main() {
 		var k knownLoad
 		must(json.Unmarshal([]byte(spec), &k))
 		k.here()
+		return
+	}
+	if spec := os.Getenv(backendVar); spec != "" {
+		var b backendSpec
+		must(json.Unmarshal([]byte(spec), &b))
+		b.here()
 		return
 	}
 	flag.Usage = func() {

@@ -50,62 +50,6 @@ func targets(scheme string, n, port int) []string {
 	return list
 }
 
-// throughput compares 500 domains with static upstreams, and those with
-// themselves.
-func throughput(l *lab) {
-	b := l.startBackends(8, nil)
-	var static []string
-	for _, a := range l.names.addrs {
-		static = append(static, netip.AddrPortFrom(a, uint16(b.port)).String())
-	}
-	ports := [3]int{freePort(), freePort(), freePort()}
-	var config strings.Builder
-	admin := freePort()
-	config.WriteString(l.gateway(ports[2], admin, ""))
-	for _, p := range ports[:2] {
-		fmt.Fprintf(&config, "http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\ttransport http {\n\t\t\tkeepalive_idle_conns_per_host 512\n\t\t}\n\t}\n}\n", p, strings.Join(static, " "))
-	}
-	l.startCaddy(config.String(), address(ports[2]))
-
-	list := targets("http", 500, b.port)
-	sides := [3]struct {
-		rate, cpu []float64
-		failed    int64
-	}{}
-	var opened, served, queries int64
-	for round := range *rounds + 1 {
-		for i := range sides {
-			i = (i + round) % len(sides)
-			cpu, conns, asked := l.cpu(), b.opened.Load(), l.names.queries.Load()
-			n, failed := l.wrk("http://"+address(ports[i])+"/path?q=1", list)
-			if round == 0 {
-				continue // warm-up
-			}
-			s := &sides[i]
-			s.rate = append(s.rate, float64(n)/float64(*seconds))
-			s.cpu = append(s.cpu, float64((l.cpu()-cpu).Microseconds())/float64(n))
-			s.failed += failed
-			if i == 2 {
-				opened += b.opened.Load() - conns
-				served += n
-				queries += l.names.queries.Load() - asked
-			}
-		}
-	}
-	if *profile != "" {
-		go l.wrk("http://"+address(ports[2])+"/path?q=1", list)
-		l.writeProfile(admin)
-	}
-	for i, name := range []string{"static A", "static B", "target"} {
-		fmt.Printf("%-9s %7.0f requests/s  %6.1f µs CPU a request  %d failed\n", name, median(sides[i].rate), median(sides[i].cpu), sides[i].failed)
-	}
-	fmt.Printf("CPU a request: target/static A %.3f, static B/static A %.3f (medians of %d interleaved runs)\n",
-		median(ratios(sides[2].cpu, sides[0].cpu)), median(ratios(sides[1].cpu, sides[0].cpu)), *rounds)
-	fmt.Printf("requests/s:    target/static A %.3f, static B/static A %.3f\n",
-		median(ratios(sides[2].rate, sides[0].rate)), median(ratios(sides[1].rate, sides[0].rate)))
-	fmt.Printf("target: %d requests over %d new connections, %d DNS queries (500 names, TTL 5 s)\n", served, opened, queries)
-}
-
 // dead compares an open-loop load with and without dead names in it.
 func dead(l *lab) {
 	b := l.startBackends(8, nil)
@@ -406,50 +350,6 @@ func move(l *lab) {
 		time.Duration(lastOld.Load()).Seconds(), r.Failed, r.Sent)
 }
 
-// reload changes the configuration again and again under load, with targets and
-// with a static upstream.
-func reload(l *lab) {
-	l.names.ttl = 3600
-	b := l.startBackends(8, nil)
-	reloadUnderLoad(l, b, "target", func(port, admin, i int) string {
-		return l.gateway(port, admin, fmt.Sprintf("ports %d %d", b.port, 1+i))
-	})
-	l.stopCaddy()
-	reloadUnderLoad(l, b, "static", func(port, admin, i int) string {
-		return fmt.Sprintf("{\n\tadmin 127.0.0.1:%d\n}\nhttp://127.0.0.1:%d {\n\treverse_proxy %s:%d {\n\t\theader_up X-I %d\n\t}\n}\n",
-			admin, port, l.names.addrs[0], b.port, i)
-	})
-}
-
-func reloadUnderLoad(l *lab, b *backends, name string, config func(port, admin, i int) string) {
-	port, adminPort := freePort(), freePort()
-	admin := address(adminPort)
-	l.startCaddy(config(port, adminPort, 0), address(port))
-	url := "http://" + address(port) + "/"
-	pick := oneOf("http", 500, b.port)
-	for i := range 500 {
-		get(url, fmt.Sprintf("http://d%d.test:%d", i, b.port))
-	}
-	openLoop(url, 500, 2*time.Second, pick, never)
-	settle := func() (goroutines, descriptors int) {
-		client.CloseIdleConnections()
-		time.Sleep(3 * time.Second)
-		return l.held(adminPort)
-	}
-	g0, d0 := settle()
-	asked := l.names.queries.Load()
-	done := make(chan *result)
-	go func() { done <- openLoop(url, 500, 25*time.Second, pick, never) }()
-	for i := range 100 {
-		l.reload(config(port, adminPort, i+1), admin)
-		time.Sleep(200 * time.Millisecond)
-	}
-	r := <-done
-	g1, d1 := settle()
-	fmt.Printf("%s: %d of %d requests failed %v, %d DNS queries; goroutines %d before, %d after; descriptors %d before, %d after\n",
-		name, r.Failed, r.Sent, r.Errors, l.names.queries.Load()-asked, g0, g1, d0, d1)
-}
-
 // https loads 50 domains on one address over both versions of HTTP.
 func https(l *lab) {
 	ca := l.newAuthority()
@@ -458,7 +358,7 @@ func https(l *lab) {
 		b := l.startBackends(1, ca.config(protocol))
 		port := freePort()
 		l.startCaddy(l.gateway(port, freePort(), "tls_trust_pool file "+ca.path), address(port))
-		n, failed := l.wrk("http://"+address(port)+"/", targets("https", 50, b.port))
+		n, failed := l.wrk("http://"+address(port)+"/", "X-Target", targets("https", 50, b.port))
 		fmt.Printf("%-8s %d requests to 50 domains on one address: %d failed, %d misdirected, %d connections (%.3f %% reused)\n",
 			protocol, n, failed, b.mixed.Load(), b.opened.Load(), 100*(1-float64(b.opened.Load())/float64(n)))
 		l.stopCaddy()

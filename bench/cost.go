@@ -1,0 +1,92 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"time"
+)
+
+// holding is what a caddy has at a moment.
+type holding struct {
+	rss, heap               int64
+	goroutines, descriptors int
+}
+
+// holds collects garbage, twice because of pools, and counts.
+func (p *process) holds(admin int) (h holding) {
+	p.memory(admin)
+	h.rss, h.heap = p.memory(admin)
+	h.goroutines, h.descriptors = p.held(admin)
+	return h
+}
+
+func (h holding) String() string {
+	return fmt.Sprintf("%.1f MB on the heap, %.0f MB resident, %d goroutines, %d descriptors",
+		float64(h.heap)/1e6, float64(h.rss)/1e6, h.goroutines, h.descriptors)
+}
+
+// idleCost compares what a caddy has when each of many backends holds a
+// connection with what it has when they have closed them.
+func idleCost(l *lab) {
+	const count = 2000
+	for _, p := range protocols {
+		fmt.Printf("%s:\n", p)
+		rest := 2 * time.Second
+		if p.protocol == "h2" {
+			rest = 25 * time.Second // Go's client keeps closed ones for up to 20 s
+		}
+		for _, s := range l.sides(sidesOf{p, count, time.Hour, count, []string{byDomain, target, sharing}}) {
+			s.backends.tell("close")
+			time.Sleep(rest)
+			before := s.holds(s.admin)
+			open := s.backends.count().Open
+			s.callEach()
+			time.Sleep(2 * time.Second)
+			n, after := float64(s.backends.count().Open-open), s.holds(s.admin)
+			fmt.Printf("  %-29s %.0f connections: %.1f kB on the heap and %.2f goroutines each; %.1f kB resident; without them %s\n", s.name, n,
+				float64(after.heap-before.heap)/1e3/n, float64(after.goroutines-before.goroutines)/n, float64(after.rss-before.rss)/1e3/n, before)
+		}
+		l.restart()
+	}
+}
+
+// closing sends many requests to backends that close each connection, and to ports
+// that refuse them.
+func closing(l *lab) {
+	const names, clients = 500, 32
+	l.names.ttl = 3600
+	b := l.startBackends(fewAddrs, nil)
+	serve := b.server.Handler
+	b.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["Connection"] = []string{"close"}
+		serve.ServeHTTP(w, r)
+	})
+	answered := oneOf("http", names, b.port)
+	// where nobody listens, but for what listens on all addresses
+	refused := func(ports int) func() string {
+		return func() string { return fmt.Sprintf("http://127.9.%d.1:%d", rand.N(4), 1024+rand.N(ports)) }
+	}
+	for _, way := range []struct {
+		about  string
+		target func() string
+	}{{"Connection: close", answered}, {"refused, 4 addresses, 10 ports", refused(10)}, {"refused, 4 addresses, 64 000 ports", refused(64_000)}} {
+		g := l.startGateway("")
+		send := func(n int) *result {
+			r := closedLoop(g.get, clients, n, func(int) string { return way.target() })
+			g.close()
+			time.Sleep(time.Second)
+			return r
+		}
+		send(*requestCount / 10)
+		before := l.holds(g.admin)
+		start := time.Now()
+		r := send(*requestCount)
+		took := time.Since(start)
+		after := l.holds(g.admin)
+		time.Sleep(15 * time.Second) // an address is left out for 10 s
+		fmt.Printf("  %s, %d clients, %.0f requests/s: %s\n    after a tenth as many before: %s\n    right after:                  %s\n    15 s later:                   %s\n",
+			way.about, clients, float64(r.Sent)/took.Seconds(), r.failures(), before, after, l.holds(g.admin))
+		l.stop(g)
+	}
+}

@@ -143,7 +143,7 @@ var optionTests = []optionTest{
 		"":                           "417, the body was sent",
 		"expect_continue_timeout 1h": "417, no body",
 	}},
-	{option: "max_response_header", kinds: allKinds, look: largeHeader, wants: wants{
+	{option: "max_response_header", kinds: allKinds, look: largeHeaderOption, wants: wants{
 		"":                         "200",
 		"max_response_header 8KiB": "502",
 	}},
@@ -756,8 +756,8 @@ func refusedExpectation(tr *trial) string {
 	return status + ", " + <-bodies
 }
 
-// largeHeader looks at a response with a header of 20 kB.
-func largeHeader(tr *trial) string {
+// largeHeaderOption looks at a response with a header of 20 kB.
+func largeHeaderOption(tr *trial) string {
 	b := tr.backend(func(rw http.ResponseWriter, _ *http.Request) { rw.Header().Set("X-Fill", strings.Repeat("x", 20_000)) })
 	return tr.ask(http.MethodGet, tr.at("a.example", b.port), nil)
 }

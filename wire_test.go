@@ -747,7 +747,7 @@ func anyway(s step) step {
 }
 
 // shut ends what is sent; what is received goes on.
-func shut(p *peer) error { return closeWrite(p.conn) }
+func shut(p *peer) error { return p.conn.(interface{ CloseWrite() error }).CloseWrite() }
 
 // hangUp closes the connection.
 func hangUp(p *peer) error {

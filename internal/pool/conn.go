@@ -313,15 +313,55 @@ func (p *Pool) putReader(r *bufio.Reader) {
 	p.readers.Put(r)
 }
 
-func (p *Pool) writer(c *conn) *bufio.Writer {
-	if w, ok := p.writers.Get().(*bufio.Writer); ok {
-		w.Reset(c.Conn)
-		return w
+func (p *Pool) writer(c *conn, extra string) *writer {
+	w, ok := p.writers.Get().(*writer)
+	if ok {
+		w.bw.Reset(c.Conn)
+	} else {
+		w = &writer{bw: bufio.NewWriterSize(c.Conn, p.config.WriteBuffer)}
 	}
-	return bufio.NewWriterSize(c.Conn, p.config.WriteBuffer)
+	w.extra, w.ended, w.atStart = extra, false, false
+	return w
 }
 
-func (p *Pool) putWriter(w *bufio.Writer) {
-	w.Reset(nil)
+func (p *Pool) putWriter(w *writer) {
+	w.bw.Reset(nil)
 	p.writers.Put(w)
+}
+
+// writer is what a request is written to. It adds fields to the end of the header,
+// as net/http does with those that its transport adds. It has no ReadFrom: a body
+// comes in parts as large as net/http reads them.
+type writer struct {
+	bw      *bufio.Writer
+	extra   string // fields
+	atStart bool   // of a line
+	ended   bool   // the header has
+}
+
+// Flush sends what is left.
+func (w *writer) Flush() error { return w.bw.Flush() }
+
+// WriteByte implements io.ByteWriter, by which net/http knows that there is a
+// buffer.
+func (w *writer) WriteByte(c byte) error { return w.bw.WriteByte(c) }
+
+// Write implements io.Writer.
+func (w *writer) Write(p []byte) (int, error) {
+	if !w.ended && len(p) > 0 {
+		w.atStart = p[len(p)-1] == '\n'
+	}
+	return w.bw.Write(p)
+}
+
+// WriteString implements io.StringWriter.
+func (w *writer) WriteString(s string) (int, error) {
+	if !w.ended && len(s) > 0 {
+		if w.atStart && s == "\r\n" {
+			w.ended = true
+			_, _ = w.bw.WriteString(w.extra) // an error stays
+		}
+		w.atStart = s[len(s)-1] == '\n'
+	}
+	return w.bw.WriteString(s)
 }

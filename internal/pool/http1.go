@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -88,42 +87,29 @@ func (c *conn) roundTrip1(req *http.Request) (*http.Response, error) {
 func (x *exchange) send() error {
 	c, req := x.c, x.req
 	config := &c.pool.config
-	x.unzip = !config.DisableCompression && req.Header["Accept-Encoding"] == nil && req.Header["Range"] == nil && req.Method != http.MethodHead
-	closing := config.DisableKeepAlive && !req.Close && req.Header["Upgrade"] == nil
+	extra := ""
+	if x.unzip = !config.DisableCompression && req.Header["Accept-Encoding"] == nil && req.Header["Range"] == nil && req.Method != http.MethodHead; x.unzip {
+		extra = "Accept-Encoding: gzip\r\n"
+	}
+	if config.DisableKeepAlive && !req.Close && req.Header["Upgrade"] == nil {
+		extra += "Connection: close\r\n"
+	}
+	w := c.pool.writer(c, extra)
 	if req.Body != nil && req.Body != http.NoBody {
-		out := *req
-		if x.unzip {
-			out.Header = maps.Clone(req.Header)
-			out.Header["Accept-Encoding"] = acceptGzip
-		}
-		out.Close = out.Close || closing
-		x.upload = newUpload(x, req)
-		out.Body = x.upload
-		go x.upload.run(&out)
+		x.upload = newUpload(x, w)
+		go x.upload.run()
 		return nil
 	}
-	if closing {
-		out := *req
-		out.Close = true
-		req = &out
-	}
-	if x.unzip { // nobody else looks at the header of a request that has no body
-		req.Header["Accept-Encoding"] = acceptGzip
-		defer delete(req.Header, "Accept-Encoding")
-	}
-	bw := c.pool.writer(c)
-	err := req.Write(bw)
+	err := req.Write(w)
 	if err == nil {
-		err = bw.Flush()
+		err = w.Flush()
 	}
-	c.pool.putWriter(bw)
+	c.pool.putWriter(w)
 	if err == nil {
 		x.sent()
 	}
 	return err
 }
-
-var acceptGzip = []string{"gzip"}
 
 // sent is called when the request has been written.
 func (x *exchange) sent() {
@@ -296,6 +282,7 @@ func (x *exchange) end(keep bool) {
 // upload is the body of a request while it is sent.
 type upload struct {
 	x    *exchange
+	w    *writer
 	body io.ReadCloser
 
 	head     chan struct{} // closed when the header of the request has been written
@@ -320,23 +307,23 @@ const (
 	lastWords  = time.Second
 )
 
-func newUpload(x *exchange, req *http.Request) *upload {
-	u := &upload{x: x, body: req.Body, head: make(chan struct{}), done: make(chan struct{})}
-	if req.ProtoAtLeast(1, 1) && httpguts.HeaderValuesContainsToken(req.Header["Expect"], "100-continue") {
+func newUpload(x *exchange, w *writer) *upload {
+	u := &upload{x: x, w: w, body: x.req.Body, head: make(chan struct{}), done: make(chan struct{})}
+	if x.req.ProtoAtLeast(1, 1) && httpguts.HeaderValuesContainsToken(x.req.Header["Expect"], "100-continue") {
 		u.expects = make(chan bool, 1)
 	}
 	return u
 }
 
 // run writes the request.
-func (u *upload) run(req *http.Request) {
-	c := u.x.c
-	bw := c.pool.writer(c)
-	err := req.Write(bw)
+func (u *upload) run() {
+	c, req := u.x.c, *u.x.req
+	req.Body = u
+	err := req.Write(u.w)
 	if err == nil {
-		err = bw.Flush()
+		err = u.w.Flush()
 	}
-	c.pool.putWriter(bw)
+	c.pool.putWriter(u.w)
 	u.headOnce.Do(func() { close(u.head) })
 	u.mu.Lock()
 	body := u.err
@@ -356,8 +343,12 @@ func (u *upload) run(req *http.Request) {
 	close(u.done)
 }
 
-// Read implements io.Reader: it reads the body of the request.
+// Read implements io.Reader: it reads the body of the request. What came before is
+// sent first, since there may be nothing more for long.
 func (u *upload) Read(p []byte) (int, error) {
+	if err := u.w.Flush(); err != nil {
+		return 0, err
+	}
 	if !u.started {
 		u.started = true
 		u.headOnce.Do(func() { close(u.head) })

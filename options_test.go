@@ -409,7 +409,7 @@ func (test *optionTest) configure(w *world) (config map[string]any, trials []*tr
 	w.global = test.global
 	text := "respond none\n---\n"
 	patches := make(map[string]string) // of the JSON, by port
-	ports := freePorts(w, len(test.kinds)*len(test.wants))
+	ports := freePorts(w, len(test.kinds)*len(test.wants), w.port)
 	for _, k := range test.kinds {
 		for _, setting := range slices.Sorted(maps.Keys(test.wants)) {
 			port, real := ports[len(trials)], files.Replace(setting)
@@ -442,14 +442,16 @@ func (test *optionTest) configure(w *world) (config map[string]any, trials []*tr
 	return config, trials
 }
 
-// freePorts returns ports that nobody listens on.
-func freePorts(t testing.TB, n int) (ports []string) {
+// freePorts returns ports that nobody listens on, and that are not the one taken.
+func freePorts(t testing.TB, n int, taken string) (ports []string) {
 	t.Helper()
-	for range n {
+	for len(ports) < n {
 		l := listenAll(t, "", "127.0.0.1")[0]
 		defer l.Close()
 		_, port, _ := net.SplitHostPort(l.Addr().String())
-		ports = append(ports, port)
+		if port != taken {
+			ports = append(ports, port)
+		}
 	}
 	return ports
 }
@@ -525,7 +527,7 @@ func (tr *trial) becomes(ok func() bool) bool {
 	return true
 }
 
-// secured tells whether the trial is about TLS.
+// secured is true for the kinds with TLS.
 func (tr *trial) secured() bool { return slices.Contains(withTLS, tr.kind) }
 
 // backend starts a backend of the trial's kind. One without TLS speaks HTTP/2, too.

@@ -148,7 +148,7 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 // Close implements io.Closer. A body that may be sent again stays open; the
 // server closes it when the request is over.
 func (r *bodyReader) Close() error {
-	if b := r.body; b.lost.Load() && b.reader.Load() == r {
+	if b := r.body; (b.lost.Load() || b.broken.Load()) && b.reader.Load() == r {
 		return b.source.Close()
 	}
 	return nil

@@ -82,19 +82,23 @@ func (e *Error) again(req *http.Request) bool {
 }
 
 // isReplayable reports whether a request may be sent again after it was sent (RFC
-// 9110, section 9.2.2), as net/http decides it.
+// 9110, section 9.2.2): a GET, and without a body what net/http sends again.
 func isReplayable(req *http.Request) bool {
 	switch req.Method {
-	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+	case "", http.MethodGet:
 		return true
+	case http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return !hasBody(req)
 	}
 	for _, field := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
 		if _, ok := req.Header[field]; ok {
-			return true
+			return !hasBody(req)
 		}
 	}
 	return false
 }
+
+func hasBody(req *http.Request) bool { return req.Body != nil && req.Body != http.NoBody }
 
 // maxSilence is how long a backend may acknowledge nothing of what was sent.
 const maxSilence = 10 * time.Second

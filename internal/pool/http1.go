@@ -88,14 +88,14 @@ func (x *exchange) send() error {
 	c, req := x.c, x.req
 	config := &c.pool.config
 	extra := ""
-	if x.unzip = !config.DisableCompression && req.Header["Accept-Encoding"] == nil && req.Header["Range"] == nil && req.Method != http.MethodHead; x.unzip {
+	if x.unzip = !config.DisableCompression && req.Header.Get("Accept-Encoding") == "" && req.Header.Get("Range") == "" && req.Method != http.MethodHead; x.unzip {
 		extra = "Accept-Encoding: gzip\r\n"
 	}
 	if config.DisableKeepAlive && !req.Close && req.Header["Upgrade"] == nil {
 		extra += "Connection: close\r\n"
 	}
 	w := c.pool.writer(c, extra)
-	if req.Body != nil && req.Body != http.NoBody {
+	if hasBody(req) {
 		x.upload = newUpload(x, w)
 		go x.upload.run()
 		return nil

@@ -237,7 +237,7 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 // rewind returns the request with its body from the beginning, or nil if there is
 // no such thing.
 func rewind(req *http.Request) *http.Request {
-	if req.Body == nil || req.Body == http.NoBody {
+	if !hasBody(req) {
 		return req
 	}
 	if req.GetBody == nil {

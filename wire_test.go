@@ -213,7 +213,7 @@ func playWire(w *world, t *testing.T, c wireCase, over wireGateway, config *tls.
 			if err != nil {
 				return
 			}
-			peer := p.newPeer(conn)
+			peer := p.newPeer(conn, 64<<10)
 			p.mu.Lock()
 			if p.over {
 				p.mu.Unlock()
@@ -305,7 +305,7 @@ func (p *wirePlay) event(name string) chan struct{} {
 
 // play plays the client's script and returns its record.
 func (p *wirePlay) play(t *testing.T) string {
-	client := p.dial(t)
+	client := p.dial(t, 512<<10)
 	defer client.tcp.Close()
 	steps := p.c.client
 	if steps == nil {
@@ -326,7 +326,7 @@ func (p *wirePlay) play(t *testing.T) string {
 // after sends another request, over a connection of its own, and returns what
 // came of it.
 func (p *wirePlay) after(t *testing.T) string {
-	client := p.dial(t)
+	client := p.dial(t, 4<<10)
 	defer client.tcp.Close()
 	if err := ask(request("GET /after", "Connection: close"))(client); err != nil {
 		client.note("%s", kindOf(err))
@@ -334,13 +334,13 @@ func (p *wirePlay) after(t *testing.T) string {
 	return client.story()
 }
 
-func (p *wirePlay) dial(t *testing.T) *peer {
+func (p *wirePlay) dial(t *testing.T, longest int) *peer {
 	t.Helper()
 	conn, err := net.Dial("tcp", p.gateway)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := p.newPeer(conn)
+	c := p.newPeer(conn, longest)
 	c.client = true
 	return c
 }
@@ -366,9 +366,11 @@ type peer struct {
 	idle, ended        chan struct{}
 }
 
-func (p *wirePlay) newPeer(conn net.Conn) *peer {
+// newPeer returns an end of a connection over which no longer heads come than
+// that.
+func (p *wirePlay) newPeer(conn net.Conn, longest int) *peer {
 	return &peer{
-		wirePlay: p, conn: conn, tcp: conn.(*net.TCPConn), r: bufio.NewReaderSize(conn, 1<<20),
+		wirePlay: p, conn: conn, tcp: conn.(*net.TCPConn), r: bufio.NewReaderSize(conn, longest),
 		patience: wirePatience, idle: make(chan struct{}), ended: make(chan struct{}),
 	}
 }
@@ -416,7 +418,7 @@ func (p *peer) serve(steps script, config *tls.Config) {
 	switch {
 	case p.closed:
 		return
-	case err != nil && err != errAfter: //nolint:errorlint // it is not wrapped
+	case err != nil && !errors.Is(err, errAfter):
 		p.note("%s", kindOf(err))
 		return
 	}
@@ -426,7 +428,7 @@ func (p *peer) serve(steps script, config *tls.Config) {
 			err = readHead(p)
 		}
 		switch {
-		case err == errAfter: //nolint:errorlint
+		case errors.Is(err, errAfter):
 			p.note("another request")
 			p.after.Store(true)
 			err = send(message("HTTP/1.1 200 OK", "Content-Length: 5") + "after")(p)

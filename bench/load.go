@@ -153,12 +153,22 @@ func get(url, target string) (status int, body string) {
 type conns struct {
 	address  string
 	limit    int    // of connections
+	wait     bool   // for one, instead of failing
 	header   string // that says what is called; X-Target unless set
 	repeated atomic.Int64
 
 	mu   sync.Mutex
-	idle []*conn // that used last comes last
+	free sync.Cond // something is idle or not open any more; only with wait
+	idle []*conn   // that used last comes last
 	open int
+}
+
+// waitingConns returns connections of which there are never more than limit, as in
+// a client that a slow server does not make open more and more.
+func waitingConns(address string, limit int) *conns {
+	c := &conns{address: address, limit: limit, wait: true}
+	c.free.L = &c.mu
+	return c
 }
 
 type conn struct {
@@ -201,6 +211,7 @@ func (c *conns) do(method, target, fields, content string) (status int, body str
 // if there was no complete response.
 func (c *conns) exchange(conn *conn, method, request string) (status int, body string, err error) {
 	_ = conn.SetDeadline(time.Now().Add(clientTimeout))
+	defer c.free.Signal()
 	_, failed := io.WriteString(conn, request)
 	status, body, keep, err := conn.read(method) // even then: an answer may have come before the request was sent
 	if err == nil && failed == nil && keep {
@@ -226,20 +237,33 @@ var errAllBusy = errors.New("not sent, all connections are busy")
 func (c *conns) take(fresh bool) (*conn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if last := len(c.idle) - 1; last >= 0 && !fresh {
-		conn := c.idle[last]
-		c.idle = c.idle[:last]
-		return conn, nil
+	for {
+		last := len(c.idle) - 1
+		if last >= 0 && !fresh {
+			conn := c.idle[last]
+			c.idle = c.idle[:last]
+			return conn, nil
+		}
+		switch {
+		case c.open < c.limit:
+		case !c.wait:
+			return nil, errAllBusy
+		case last < 0:
+			c.free.Wait()
+			continue
+		default:
+			c.idle[0].Close()
+			c.idle = c.idle[1:]
+			c.open--
+		}
+		nc, err := net.Dial("tcp", c.address) // on loopback, that is at once
+		if err != nil {
+			c.free.Signal()
+			return nil, err
+		}
+		c.open++
+		return &conn{Conn: nc, r: bufio.NewReader(nc)}, nil
 	}
-	if c.open == c.limit {
-		return nil, errAllBusy
-	}
-	nc, err := net.Dial("tcp", c.address) // on loopback, that is at once
-	if err != nil {
-		return nil, err
-	}
-	c.open++
-	return &conn{Conn: nc, r: bufio.NewReader(nc)}, nil
 }
 
 // read reads the response to a request of a method and tells whether the

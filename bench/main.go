@@ -1,9 +1,13 @@
 // Command bench runs the caddy binary of this repository against a DNS server
 // and backends of its own, all on loopback, and prints what it measures:
 //
-//	go run ./build && go run ./bench            # all scenarios
-//	go run ./bench -domains 20,500 cpu          # 12 minutes
+//	go run ./build && go run ./bench            # all scenarios, over an hour
 //	go run ./bench throughput dead              # some of them
+//	go run ./bench cpu                          # 20 minutes
+//	go run ./bench -domains 20,500 -protocols https,h2 cpu
+//	go run ./bench openloop                     # 20 rounds of 3 s, unless -rounds and -seconds say otherwise
+//	go run ./bench -requests 1000000 closing    # 30 minutes
+//	go run ./bench -minutes 60 soak
 //	go run ./bench -names 100000 -ttl 5m names  # 11 minutes
 //	go run ./bench -seconds 40 idle             # 5 minutes
 //	go run ./bench -targets 20000 many          # 1 minute

@@ -101,10 +101,15 @@ func idle(l *lab) {
 		})
 		fmt.Printf("  %s, %d requests over %d connections; the backends had begun to serve %d of those that failed\n",
 			p, backends[i].requests.Load(), backends[i].opened.Load(), seen)
+		failed, posts := 0, 0
 		for _, kind := range kinds {
 			r := results[i][kind]
 			fmt.Printf("    %-16s %s; %s\n", kind, quantiles(r.Latencies), r.failures())
+			if kind != http.MethodGet {
+				failed, posts = failed+r.Failed, posts+r.Sent
+			}
 		}
+		fmt.Printf("    %d of %d POSTs failed\n", failed, posts)
 	}
 	l.stop(g)
 }
@@ -138,11 +143,15 @@ func shared(l *lab) {
 			r := closedLoop(g.get, 1, 3, func(int) string { return fmt.Sprintf("https://%s:%d", wrong, b.port) })
 			fmt.Printf("    the domain with a wrong certificate: %s\n", r.failures())
 		}
+		var anew, requestsAnew int64 // once each domain has been called
 		load := func(about string, n int, target func(int) string) {
 			opened, before, again := b.opened.Load(), shaken.Load(), resumed.Load()
 			start := time.Now()
 			r := closedLoop(g.get, clients, n, target)
 			opened = b.opened.Load() - opened
+			if n != domains {
+				anew, requestsAnew = anew+opened, requestsAnew+int64(n)
+			}
 			fmt.Printf("    %-22s %s; %d misdirected; %d connections (%.3f %% reused), %d handshakes, %d resumed; %.0f requests/s\n",
 				about, r.failures(), b.mixed.Load(), opened, 100*(1-float64(opened)/float64(n)), shaken.Load()-before, resumed.Load()-again,
 				float64(n)/time.Since(start).Seconds())
@@ -158,6 +167,7 @@ func shared(l *lab) {
 		load("all closed, each once", domains, inTurn)
 		load("at random", requests/10, random)
 		load("and on", requests*2/5, random)
+		fmt.Printf("    once each had been called: %d of %d requests opened a connection\n", anew, requestsAnew)
 		askWrong()
 		l.stop(g)
 	}

@@ -77,12 +77,12 @@ type reloading struct {
 
 // under runs the load and says what became of it.
 func (run reloading) under(name string, config func(port, admin, i int) string) {
-	const rate = 500
+	const rate, clients = 500, 64
 	l, b := run.lab, run.backends
 	port, adminPort := freePort(), freePort()
 	l.startCaddy(config(port, adminPort, 0), address(port))
 	defer l.stopCaddy()
-	c := &conns{address: address(port), limit: floodConns}
+	c := waitingConns(address(port), clients)
 	list := targets(run.scheme, run.domains, b.port)
 	closedLoop(c.get, 8, len(list), func(i int) string { return list[i] })
 	duration := time.Duration(run.times) * (run.pause + 50*time.Millisecond)
@@ -129,6 +129,7 @@ func (run reloading) under(name string, config func(port, admin, i int) string) 
 	if n := c.repeated.Load(); n > 0 {
 		fmt.Printf("  %d requests met a connection that the gateway had closed, and were sent again\n", n)
 	}
+	fmt.Printf("  %s; begun late for want of CPU: p99 %.0f ms\n", quantiles(r.Latencies), quantile(r.Late, .99).Seconds()*1e3)
 	if run.long {
 		fmt.Printf("  WebSocket: %s; upload of 100 MB: %s\n", <-socket, <-uploaded)
 	}

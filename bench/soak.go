@@ -111,7 +111,7 @@ func soak(l *lab) {
 	}
 	l.startCaddy(config(0), address(port))
 	g := &gatewayRun{&conns{address: address(port), limit: floodConns}, admin}
-	s := &soaking{gatewayRun: g, done: make(map[string]*tally), planted: map[string]bool{"a backend that resets": true, "a port that refuses": true, "a client that leaves": true}}
+	s := &soaking{gatewayRun: g, done: make(map[string]*tally), planted: map[string]bool{"a backend that resets": true, "a port that refuses": true}}
 
 	kinds := []kindOfRequest{
 		{"a backend that closes after 1 s", 20, func() (int, string) { return g.get(named("http", 0, names, short.port)()) }},
@@ -162,7 +162,7 @@ func soak(l *lab) {
 		}
 	})
 
-	// The half minute lets the lines come between the reloads.
+	// The lines come between the reloads.
 	time.Sleep(15 * time.Second)
 	s.line("start", l.holds(admin))
 	var held []holding

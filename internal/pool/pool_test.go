@@ -1,0 +1,520 @@
+package pool
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"caddytarget/internal/health"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// backend is a server of HTTP/1.1 that counts its connections.
+type backend struct {
+	t      testing.TB
+	addr   netip.AddrPort
+	opened atomic.Int64
+	mu     sync.Mutex
+	open   []net.Conn
+	wg     sync.WaitGroup
+}
+
+// newBackend serves each connection with serve, until the end of the test.
+func newBackend(t testing.TB, serve func(c net.Conn, r *bufio.Reader)) *backend {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &backend{t: t, addr: netip.MustParseAddrPort(l.Addr().String())}
+	b.wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			b.opened.Add(1)
+			b.mu.Lock()
+			b.open = append(b.open, c)
+			b.mu.Unlock()
+			b.wg.Go(func() {
+				serve(c, bufio.NewReader(c))
+				c.Close()
+				b.mu.Lock()
+				b.open = slices.DeleteFunc(b.open, func(other net.Conn) bool { return other == c })
+				b.mu.Unlock()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		b.closeAll()
+		b.wg.Wait()
+	})
+	return b
+}
+
+func (b *backend) closeAll() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range b.open {
+		c.Close()
+	}
+}
+
+func (b *backend) openConns() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.open)
+}
+
+// echo answers each request with its path.
+func echo(c net.Conn, r *bufio.Reader) {
+	for {
+		req, err := http.ReadRequest(r)
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(io.Discard, req.Body)
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(req.URL.Path), req.URL.Path)
+	}
+}
+
+func newPool(t testing.TB, config Config) *Pool {
+	p := New(config, health.New(), NewLimits(0))
+	t.Cleanup(p.Close)
+	return p
+}
+
+// order is one for a target at the backend.
+func (b *backend) order(host string) *Order {
+	return &Order{Key: Key{Addr: b.addr, Host: host}, Target: host, Last: true}
+}
+
+func request(t testing.TB, method, path string, body io.Reader) *http.Request {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	req, err := http.NewRequestWithContext(ctx, method, "http://backend.example"+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return req
+}
+
+// get sends a GET request and reads the response.
+func get(t testing.TB, p *Pool, o *Order, path string) (string, error) {
+	t.Helper()
+	res, err := p.RoundTrip(request(t, http.MethodGet, path, nil), o)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	return string(body), err
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("still not: %s", what)
+		}
+	}
+}
+
+// destinations returns how many keys are in use.
+func (p *Pool) destinations() (n int) {
+	for i := range p.shards {
+		s := &p.shards[i]
+		s.mu.Lock()
+		n += len(s.destinations)
+		s.mu.Unlock()
+	}
+	return n
+}
+
+func TestReuse(t *testing.T) {
+	b := newBackend(t, echo)
+	p := newPool(t, Config{})
+	for i := range 20 {
+		for _, host := range []string{"a.example", "b.example"} {
+			path := fmt.Sprintf("/%s/%d", host, i)
+			if got, err := get(t, p, b.order(host), path); err != nil || got != path {
+				t.Fatalf("%q, %v, want %q", got, err, path)
+			}
+		}
+	}
+	if n := b.opened.Load(); n != 2 {
+		t.Errorf("%d connections were opened for two targets", n)
+	}
+	b.closeAll()
+	eventually(t, "connections that the backend closed are gone", func() bool { return p.Open() == 0 && p.destinations() == 0 })
+}
+
+// TestTotal: idle connections beyond the bound are closed, those that were idle
+// longest first.
+func TestTotal(t *testing.T) {
+	b := newBackend(t, echo)
+	p := newPool(t, Config{MaxIdle: 2})
+	for i := range 5 {
+		if _, err := get(t, p, b.order(fmt.Sprintf("n%d.example", i)), "/"); err != nil {
+			t.Fatal(err)
+		}
+		if n := p.Open(); n > 2 {
+			t.Errorf("%d connections are open", n)
+		}
+	}
+	eventually(t, "two are left", func() bool { return b.openConns() <= 2 })
+	if n, m := p.Open(), b.openConns(); n != 2 || m != 2 {
+		t.Errorf("%d connections are open, %d at the backend, want 2", n, m)
+	}
+	opened := b.opened.Load()
+	for i := 3; i < 5; i++ {
+		if _, err := get(t, p, b.order(fmt.Sprintf("n%d.example", i)), "/"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b.opened.Load() != opened {
+		t.Error("the two that were used last are not the two that are kept")
+	}
+}
+
+// TestClosing: a backend that closes each connection leaves nothing behind.
+func TestClosing(t *testing.T) {
+	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		if _, err := http.ReadRequest(r); err == nil {
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+		}
+	})
+	p := newPool(t, Config{})
+	for range 50 {
+		if got, err := get(t, p, b.order("a.example"), "/"); err != nil || got != "ok" {
+			t.Fatal(got, err)
+		}
+	}
+	if p.Open() != 0 || p.destinations() != 0 || len(p.limits.groups) != 0 {
+		t.Errorf("%d connections, %d destinations, %v are left", p.Open(), p.destinations(), p.limits.groups)
+	}
+}
+
+// TestStale: a request over a connection that the backend has closed is sent over
+// another one; one that may have been acted on is not sent again.
+func TestStale(t *testing.T) {
+	var cut atomic.Bool // connections end after the next request was read
+	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		for served := 0; ; served++ {
+			if _, err := http.ReadRequest(r); err != nil || served > 0 && cut.Load() {
+				return
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+		}
+	})
+	p := newPool(t, Config{})
+	o := b.order("a.example")
+	for _, test := range []struct {
+		method string
+		key    bool
+		ok     bool
+	}{
+		{http.MethodGet, false, true}, {http.MethodHead, false, true}, {http.MethodPost, false, false},
+		{http.MethodDelete, false, false}, {http.MethodPost, true, true},
+	} {
+		cut.Store(false)
+		if _, err := get(t, p, o, "/"); err != nil {
+			t.Fatal(err)
+		}
+		cut.Store(true)
+		req := request(t, test.method, "/", nil)
+		if test.key {
+			req.Header.Set("Idempotency-Key", "1")
+		}
+		_, err := p.RoundTrip(req, o)
+		if (err == nil) != test.ok {
+			t.Errorf("%s, key %t: %v", test.method, test.key, err)
+		}
+		if e, ok := errors.AsType[*Error](err); ok && (e.Sent != All || !e.Reused || e.Phase != Response) {
+			t.Errorf("%s: sent %d, reused %t, phase %d", test.method, e.Sent, e.Reused, e.Phase)
+		}
+	}
+}
+
+// TestOctetsLeftOver: what a backend sends beyond a response reaches nobody.
+func TestOctetsLeftOver(t *testing.T) {
+	for name, extra := range map[string]string{
+		"a second response": "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+		"one octet":         "x",
+		"a body after 204":  "evil",
+	} {
+		for _, later := range []time.Duration{0, 5 * time.Millisecond} {
+			t.Run(fmt.Sprint(name, " ", later), func(t *testing.T) {
+				b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+					for {
+						req, err := http.ReadRequest(r)
+						if err != nil {
+							return
+						}
+						head := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(req.URL.Path), req.URL.Path)
+						if strings.Contains(name, "204") {
+							head = "HTTP/1.1 204 No Content\r\n\r\n"
+						}
+						if later > 0 {
+							_, _ = io.WriteString(c, head)
+							time.Sleep(later)
+							head = ""
+						}
+						_, _ = io.WriteString(c, head+extra)
+					}
+				})
+				p := newPool(t, Config{})
+				for i := range 20 {
+					path := fmt.Sprintf("/%d", i)
+					got, err := get(t, p, b.order("a.example"), path)
+					if want := path; err != nil || got != want && got != "" {
+						t.Fatalf("%q, %v, want %q", got, err, want)
+					}
+					time.Sleep(2 * later)
+				}
+			})
+		}
+	}
+}
+
+// TestWaiting: a request takes the first connection that becomes free, and a new
+// one that nobody waits for any more serves the next request.
+func TestWaiting(t *testing.T) {
+	b := newBackend(t, echo)
+	p := newPool(t, Config{})
+	dial := p.Dial
+	slow := make(chan struct{})
+	first := true
+	p.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if !first {
+			<-slow
+		}
+		first = false
+		return dial(ctx, network, address)
+	}
+	o := b.order("a.example")
+	res, err := p.RoundTrip(request(t, http.MethodGet, "/1", nil), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		_, err := get(t, p, o, "/2")
+		done <- err
+	}()
+	eventually(t, "a dial is under way", func() bool {
+		s := p.shard(&o.Key)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.destinations[o.Key].dials) == 1
+	})
+	_, _ = io.Copy(io.Discard, res.Body) // its connection becomes free
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if n := b.opened.Load(); n != 1 {
+		t.Errorf("%d connections were used", n)
+	}
+	close(slow)
+	eventually(t, "the other connection is idle", func() bool { return p.Open() == 2 })
+	res, err = p.RoundTrip(request(t, http.MethodGet, "/3", nil), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if _, err := get(t, p, o, "/4"); err != nil || b.opened.Load() != 2 {
+		t.Errorf("%v, %d connections", err, b.opened.Load())
+	}
+}
+
+// TestMaxPerKey: a request waits for a connection where no more may be opened.
+func TestMaxPerKey(t *testing.T) {
+	var inFlight, most atomic.Int64
+	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		for {
+			if _, err := http.ReadRequest(r); err != nil {
+				return
+			}
+			if n := inFlight.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+			time.Sleep(time.Millisecond)
+			inFlight.Add(-1)
+			_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+		}
+	})
+	p := newPool(t, Config{MaxPerKey: 3})
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			for range 5 {
+				if _, err := get(t, p, b.order("a.example"), "/"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if most.Load() > 3 || b.opened.Load() > 3 {
+		t.Errorf("%d requests at a time, %d connections", most.Load(), b.opened.Load())
+	}
+}
+
+// TestLimits: one domain may have a quarter of what is free, and all together no
+// more than the limit; idle connections make room.
+func TestLimits(t *testing.T) {
+	hold := make(chan struct{})
+	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		for {
+			req, err := http.ReadRequest(r)
+			if err != nil {
+				return
+			}
+			if req.URL.Path == "/hold" {
+				<-hold
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+		}
+	})
+	p := New(Config{}, health.New(), NewLimits(20))
+	defer p.Close()
+	var wg sync.WaitGroup
+	var limited atomic.Int64
+	start := func(host string) {
+		wg.Go(func() {
+			if _, err := get(t, p, b.order(host), "/hold"); errors.Is(err, ErrLimit) {
+				limited.Add(1)
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for i := range 10 {
+		start(fmt.Sprintf("n%d.greedy.example", i))
+	}
+	eventually(t, "the rest is refused", func() bool { return p.Open()+int(limited.Load()) == 10 })
+	if n := p.Open(); n != 4 { // a quarter of 16
+		t.Errorf("one domain has %d of 20 connections", n)
+	}
+	for i := range 8 {
+		if _, err := get(t, p, b.order(fmt.Sprintf("other%d.example", i)), "/"); err != nil {
+			t.Errorf("another domain: %v", err)
+		}
+	}
+	for i := range 40 {
+		if _, err := get(t, p, b.order(fmt.Sprintf("many%d.test", i)), "/"); err != nil {
+			t.Errorf("idle connections make no room: %v", err)
+		}
+		if n := p.Open(); n > 20 {
+			t.Fatalf("%d connections are open", n)
+		}
+	}
+	close(hold)
+	wg.Wait()
+}
+
+// TestStress: requests that end in all ways leave nothing behind, and each gets
+// its own response.
+func TestStress(t *testing.T) {
+	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		for {
+			req, err := http.ReadRequest(r)
+			if err != nil {
+				return
+			}
+			body, _ := io.ReadAll(req.Body)
+			switch rand.IntN(12) {
+			case 0:
+				return
+			case 1:
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n%s", req.URL.Path)
+				return
+			case 2:
+				_ = c.(*net.TCPConn).SetLinger(0)
+				return
+			case 3:
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n%s%s", req.URL.Path, body)
+				return
+			case 4:
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s%s\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", len(req.URL.Path)+len(body), req.URL.Path, body)
+			default:
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s%s", len(req.URL.Path)+len(body), req.URL.Path, body)
+			}
+		}
+	})
+	p := New(Config{MaxIdle: 10, MaxIdlePerKey: 3}, health.New(), NewLimits(100))
+	var wg sync.WaitGroup
+	for worker := range 16 {
+		wg.Go(func() {
+			for i := range 300 {
+				ctx, cancel := context.WithCancel(context.Background())
+				path := fmt.Sprintf("/%d/%d", worker, i)
+				var body io.Reader
+				want := path
+				method := http.MethodGet
+				if i%3 == 0 {
+					method, body, want = http.MethodPost, io.MultiReader(strings.NewReader("some"), strings.NewReader("body")), path+"somebody"
+				}
+				req, _ := http.NewRequestWithContext(ctx, method, "http://backend.example"+path, body)
+				if i%7 == 0 {
+					time.AfterFunc(time.Duration(rand.IntN(500))*time.Microsecond, cancel)
+				}
+				res, err := p.RoundTrip(req, b.order(fmt.Sprintf("n%d.example", rand.IntN(5))))
+				if err == nil {
+					if i%11 == 0 {
+						_ = res.Body.Close()
+					}
+					got, err := io.ReadAll(res.Body)
+					if err == nil && string(got) != want || !strings.HasPrefix(want, string(got)) {
+						t.Errorf("%q, want %q", got, want)
+					}
+					_ = res.Body.Close()
+				}
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	p.Close()
+	eventually(t, "nothing is left", func() bool {
+		return p.Open() == 0 && p.destinations() == 0 && len(p.limits.groups) == 0
+	})
+}
+
+// TestKeys: whatever a connection depends on tells connections apart.
+func TestKeys(t *testing.T) {
+	b := newBackend(t, echo)
+	p := newPool(t, Config{ProxyProtocol: 0, TLS: new(tls.Config)})
+	base := b.order("a.example")
+	other := *base
+	other.Key.Client = netip.MustParseAddrPort("192.0.2.1:0")
+	third := *base
+	third.Key.Host = ""
+	for _, o := range []*Order{base, &other, &third, base, &other, &third} {
+		if _, err := get(t, p, o, "/"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := b.opened.Load(); n != 3 {
+		t.Errorf("%d connections for three keys", n)
+	}
+}

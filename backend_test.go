@@ -356,31 +356,39 @@ func TestFailuresAreSmall(t *testing.T) {
 // field is a field of a header.
 type field struct{ name, value string }
 
-// sized returns n fields of a size.
-func sized(n, size int) []field {
-	list := make([]field, n)
-	for i := range list {
-		name := fmt.Sprint("x-", i)
-		list[i] = field{name, strings.Repeat("v", size-len(name))}
-	}
-	return list
+// largeHeader is a header of a response that is large.
+type largeHeader struct {
+	fields, size int  // of a field, in octets
+	passes       bool // by default
+	may          bool // with a larger max_response_header
 }
 
-// largeHeaders are headers of responses, by the path that they are asked for by.
-var largeHeaders = map[string]struct {
-	fields []field
-	passes bool // by default
-	may    bool // with a larger max_response_header
-}{
-	"/tiny": {fields: sized(1<<20, 10)},
-	"/one":  {fields: sized(1, 300<<10), may: true},
-	"/many": {fields: sized(2000, 20)},
-	"/fits": {fields: sized(500, 400), passes: true, may: true},
+// largeHeaders are what backends answer with, by path.
+var largeHeaders = map[string]largeHeader{
+	"/tiny": {fields: 1 << 20, size: 10},
+	"/one":  {fields: 1, size: 300 << 10, may: true},
+	"/many": {fields: 2000, size: 20},
+	"/fits": {fields: 500, size: 400, passes: true, may: true},
+}
+
+// field returns one of the fields.
+func (h largeHeader) field(i int) field {
+	name := fmt.Sprint("x-", i)
+	return field{name, strings.Repeat("v", h.size-len(name))}
+}
+
+// all returns all fields.
+func (h largeHeader) all(yield func(field) bool) {
+	for i := range h.fields {
+		if !yield(h.field(i)) {
+			return
+		}
+	}
 }
 
 // checkLargeHeaders asks a backend for each of largeHeaders.
-func (w *world) checkLargeHeaders(target string, options ...string) {
-	w.Helper()
+func (w *world) checkLargeHeaders(t testing.TB, target string, options ...string) {
+	t.Helper()
 	for _, raised := range []bool{false, true} {
 		site := options
 		if raised {
@@ -394,12 +402,11 @@ func (w *world) checkLargeHeaders(target string, options ...string) {
 			}
 			res, err := w.try(http.MethodGet, path, target, nil)
 			if err != nil || res.StatusCode != status {
-				w.Errorf("%s, max_response_header raised: %t: %v, %v, want status %d", path, raised, res, err, status)
+				t.Errorf("%s, max_response_header raised: %t: %v, %v, want status %d", path, raised, res, err, status)
 				continue
 			}
-			last := header.fields[len(header.fields)-1]
-			if status == http.StatusOK && res.Header.Get(last.name) != last.value {
-				w.Errorf("%s: the last field has %d octets", path, len(res.Header.Get(last.name)))
+			if last := header.field(header.fields - 1); status == http.StatusOK && res.Header.Get(last.name) != last.value {
+				t.Errorf("%s: the last field has %d octets", path, len(res.Header.Get(last.name)))
 			}
 		}
 	}
@@ -412,15 +419,17 @@ func TestLargeHeader(t *testing.T) {
 		serveHTTP1(conn, func(r *http.Request) bool {
 			out := bufio.NewWriter(conn)
 			fmt.Fprint(out, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n")
-			for _, f := range largeHeaders[r.URL.Path].fields {
-				fmt.Fprintf(out, "%s: %s\r\n", f.name, f.value)
+			for f := range largeHeaders[r.URL.Path].all {
+				if _, err := fmt.Fprintf(out, "%s: %s\r\n", f.name, f.value); err != nil {
+					return false
+				}
 			}
 			fmt.Fprint(out, "\r\n")
 			return out.Flush() == nil
 		})
 	})
 	w.dns.has("name.example", "127.0.0.2")
-	w.checkLargeHeaders("http://name.example:" + b.port)
+	w.checkLargeHeaders(t, "http://name.example:"+b.port)
 }
 
 // TestBadStatus: a response whose status is none is no response.

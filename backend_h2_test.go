@@ -468,7 +468,7 @@ func TestFickleProtocol(t *testing.T) {
 		mu.Lock()
 		executed[path]++
 		mu.Unlock()
-		reset(conn)
+		resetConn(conn)
 	}
 	config := w.ca.config()
 	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {

@@ -80,7 +80,7 @@ func serveHTTP1(conn net.Conn, answer func(r *http.Request) bool) {
 }
 
 // reset closes a connection without a word.
-func reset(conn net.Conn) {
+func resetConn(conn net.Conn) {
 	if secured, ok := conn.(*tls.Conn); ok {
 		conn = secured.NetConn()
 	}

@@ -35,9 +35,10 @@ type App struct {
 	// The resolver of all sites that do not configure their own.
 	Resolver *Resolver `json:"resolver,omitempty"`
 
-	resolver  *resolver
-	acquired  []*resolver // by this app and by the modules of its configuration
-	listeners *listeners
+	resolver   *resolver
+	acquired   []*resolver     // by this app and by the modules of its configuration
+	transports []*poolSettings // those of its transports
+	listeners  *listeners
 	*shared
 }
 

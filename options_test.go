@@ -192,6 +192,13 @@ var optionTests = []optionTest{
 		"":                                "still 4 connections",
 		"keepalive_idle_conns_per_host 2": "2 connections",
 	}},
+	{option: "share_connections", kinds: []kind{plain1}, look: sharedTargets, wants: wants{
+		"":                  "4 connections",
+		"share_connections": "1 connection",
+	}},
+	{option: "share_connections", about: "with TLS", kinds: []kind{secure1, secure2}, look: sharedTargets, wants: wants{
+		"share_connections": "4 connections", // which prove different names
+	}},
 	{option: "max_conns_per_host", kinds: withHTTP1, look: parallelRequests, wants: wants{
 		"":                     "all 6",
 		"max_conns_per_host 2": "still 4 of 6, then all", // to two addresses
@@ -958,6 +965,18 @@ func idleTargets(tr *trial) string {
 		tr.mustGet("/", tr.at(name, b.port))
 	}
 	return tr.left(b, 2)
+}
+
+// sharedTargets looks at the connections that are open after a request to each of
+// four targets on one address.
+func sharedTargets(tr *trial) string {
+	b := tr.backend(nil)
+	for i := range 4 {
+		name := fmt.Sprintf("n%d.example", i)
+		tr.dns.has(name, "127.0.0.2")
+		tr.mustGet("/", tr.at(name, b.port))
+	}
+	return counted(b.opened.Load())
 }
 
 // left waits until no more connections are open, and returns how many are left.

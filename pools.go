@@ -12,8 +12,8 @@ import (
 	"caddytarget/internal/pool"
 )
 
-// sharedPool is the connections of the transports with the same settings. It
-// outlives a reload that leaves them as they are.
+// sharedPool is the connections of a transport. It outlives a reload that leaves
+// the transport's settings as they are.
 type sharedPool struct {
 	*pool.Pool
 	config   pool.Config
@@ -30,13 +30,14 @@ func (p *sharedPool) Destruct() error {
 // connection depends on, and how this server and a backend prove to each other who
 // they are.
 type poolSettings struct {
+	index int // among the transports of a configuration with the same settings
 	text  []byte
 	roots *x509.CertPool
 	certs []tls.Certificate
 }
 
 func (s *poolSettings) equal(other *poolSettings) bool {
-	return bytes.Equal(s.text, other.text) && s.roots.Equal(other.roots) && slices.EqualFunc(s.certs, other.certs, sameCertificate)
+	return s.index == other.index && bytes.Equal(s.text, other.text) && s.roots.Equal(other.roots) && slices.EqualFunc(s.certs, other.certs, sameCertificate)
 }
 
 func sameCertificate(a, b tls.Certificate) bool {
@@ -45,7 +46,7 @@ func sameCertificate(a, b tls.Certificate) bool {
 
 // acquirePool returns the pool for the settings of a transport. It has to be
 // released.
-func (s *shared) acquirePool(t *Transport, config pool.Config) (*sharedPool, error) {
+func (a *App) acquirePool(t *Transport, config pool.Config) (*sharedPool, error) {
 	text, err := json.Marshal(struct {
 		Transport any
 		Sessions  int
@@ -53,10 +54,18 @@ func (s *shared) acquirePool(t *Transport, config pool.Config) (*sharedPool, err
 	if err != nil {
 		return nil, err
 	}
-	key := &poolSettings{text, config.TLS.RootCAs, config.TLS.Certificates}
+	key := &poolSettings{text: text, roots: config.TLS.RootCAs, certs: config.TLS.Certificates}
+	for _, other := range a.transports {
+		if other.equal(key) {
+			key.index++
+		}
+	}
+	a.transports = append(a.transports, key)
+	s := a.shared
 	s.pools.Range(func(other, _ any) bool {
 		if same := other.(*poolSettings); same.equal(key) {
 			key = same
+			return false
 		}
 		return true
 	})

@@ -102,7 +102,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	t.pool, err = t.shared.acquirePool(t, config)
+	t.pool, err = app.acquirePool(t, config)
 	return err
 }
 
@@ -188,6 +188,8 @@ func (t *Transport) dialer(probes caddy.Duration) (d net.Dialer, err error) {
 		d.LocalAddr, err = net.ResolveTCPAddr(addr.Network, addr.JoinHostPort(0))
 	case "unix", "unixgram", "unixpacket":
 		d.LocalAddr, err = net.ResolveUnixAddr(addr.Network, addr.JoinHostPort(0))
+	case "udp", "udp4", "udp6":
+		err = errors.New("local_address must be a TCP address, not a UDP address")
 	default:
 		err = fmt.Errorf("local_address: unsupported network %s", addr.Network)
 	}

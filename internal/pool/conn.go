@@ -32,8 +32,8 @@ type conn struct {
 	// of a response's header that is being read
 	header headerLimit
 
-	// what requests over HTTP/2 leave
-	streams streams
+	streams streams     // that are read, over HTTP/2
+	served  atomic.Bool // there was a response, over HTTP/2
 
 	// under shard.mu
 	index      int  // in destination.conns; negative: not there
@@ -41,6 +41,7 @@ type conn struct {
 	listed     bool // it is idle
 	prev, next *conn
 	active     int       // requests that use it, over HTTP/2
+	retired    bool      // it takes no more requests, over HTTP/2
 	moment     uint64    // when it became idle, in the order of these
 	since      time.Time // the same as a time
 	looked     time.Time // when the sweeper last looked at it

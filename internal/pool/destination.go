@@ -22,6 +22,7 @@ type destination struct {
 	shared  []*conn // of HTTP/2
 	waiters []*waiter
 	dials   []*dial
+	http2   bool // that is what the backend speaks
 
 	delay  time.Duration              // of a dial while a connection may become free
 	source any                        // of the target's addresses
@@ -49,6 +50,10 @@ const (
 	firstDialDelay = 4 * time.Millisecond
 	minDialDelay   = time.Millisecond
 	maxDialDelay   = 16 * time.Millisecond
+
+	// maxPerDial is how many requests wait for one dial where the backend speaks
+	// HTTP/2.
+	maxPerDial = 8
 )
 
 func (p *Pool) shard(key *Key) *shard {
@@ -59,7 +64,7 @@ func (p *Pool) shard(key *Key) *shard {
 func (s *shard) destination(p *Pool, o *Order) *destination {
 	d := s.destinations[o.Key]
 	if d == nil {
-		d = &destination{key: o.Key, shard: s, delay: firstDialDelay}
+		d = &destination{key: o.Key, shard: s, delay: firstDialDelay, http2: o.Key.Protocol == HTTP2}
 		// a name may be a part of something large
 		d.key.Host = strings.Clone(o.Key.Host)
 		d.key.ServerName = d.key.Host
@@ -145,26 +150,31 @@ func (p *Pool) takeIdle(c *conn) {
 // delayed reports whether a connection of HTTP/1.1 may become free before there is
 // another one; shard.mu is held.
 func (d *destination) delayed() bool {
-	return len(d.conns) > len(d.shared)
+	return slices.ContainsFunc(d.conns, func(c *conn) bool { return c.h2 == nil })
 }
 
-// dialFor gives a waiter a dial: one that was given up if there is one, or a new
-// one; shard.mu is held. If a limit is reached, the waiter waits for a connection
+// dialFor gives a waiter a dial: one that was given up if there is one, one that
+// will serve several requests, or a new one; shard.mu is held. If a limit is reached, the waiter waits for a connection
 // that becomes free.
 func (p *Pool) dialFor(d *destination, w *waiter) {
 	if w.dial != nil {
 		return
 	}
 	for _, other := range d.dials {
-		if other.waiter == nil && guardOf(other.order) == guardOf(w.order) {
-			other.waiter, w.dial = w, other
+		if guardOf(other.order) != guardOf(w.order) {
+			continue
+		}
+		if other.waiters == 0 || d.http2 && other.waiters < maxPerDial {
+			other.waiters++
+			w.dial = other
 			return
 		}
 	}
 	if limit := p.config.MaxPerKey; limit > 0 && len(d.conns)+len(d.dials) >= limit {
 		return
 	}
-	w.dial = p.startDial(d, w.order, w)
+	w.dial = p.startDial(d, w.order)
+	w.dial.waiters++
 }
 
 // waitFirst waits for a connection that becomes free, for a moment, and then for a
@@ -247,10 +257,10 @@ func (p *Pool) abandon(d *destination, w *waiter) {
 	if i := slices.Index(d.waiters, w); i >= 0 {
 		d.waiters = slices.Delete(d.waiters, i, i+1)
 	}
-	if w.dial != nil && w.dial.waiter == w {
-		w.dial.waiter = nil
-		if p.closed.Load() {
-			w.dial.cancel()
+	if n := w.dial; n != nil {
+		w.dial = nil
+		if n.waiters--; n.waiters == 0 && p.closed.Load() {
+			n.cancel()
 		}
 	}
 }

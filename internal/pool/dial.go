@@ -14,7 +14,7 @@ import (
 // dial opens one connection, through its phases. shard.mu guards what changes.
 type dial struct {
 	order   *Order
-	waiter  *waiter // that gets the error; nil: nobody waits for it
+	waiters int // that get its error
 	phase   Phase
 	since   time.Time  // when the phase began
 	pending []*Pending // for requests that gave it up
@@ -24,10 +24,10 @@ type dial struct {
 }
 
 // startDial opens a connection in the background; shard.mu is held.
-func (p *Pool) startDial(d *destination, o *Order, w *waiter) *dial {
+func (p *Pool) startDial(d *destination, o *Order) *dial {
 	order := *o // the original belongs to the request
 	order.Pending = nil
-	n := &dial{order: &order, waiter: w, since: time.Now()}
+	n := &dial{order: &order, since: time.Now()}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	d.dials = append(d.dials, n)
 	go p.dial(d, n)
@@ -48,29 +48,33 @@ func (p *Pool) dial(d *destination, n *dial) {
 	for _, pending := range n.pending {
 		pending.progress.Store(int32(progress))
 	}
-	own := n.waiter
 	if err != nil {
-		if own != nil {
-			p.abandon(d, own)
-			own.ready <- answer{err: err}
+		for _, w := range slices.Clone(d.waiters) {
+			if w.dial == n {
+				p.abandon(d, w)
+				w.ready <- answer{err: err}
+			}
 		}
 		s.release(d)
 		s.mu.Unlock()
 		return
 	}
-	if own == nil { // it was a probe, or its request gave it up
+	if n.waiters == 0 { // it was a probe, or its request gave it up
 		p.health.Worked(n.order.Target, n.order.Key.Addr)
 	}
 	p.add(d, c)
 	surplus := false
+	d.http2 = c.h2 != nil
 	if c.h2 != nil {
 		surplus = !p.serve2(c, true) && (len(d.shared) > 1 || p.idle2(c))
 	} else if p.deliver(d, c, true) {
 		c = nil
 	}
-	if own != nil && slices.Contains(d.waiters, own) { // another one took the connection
-		own.dial = nil
-		p.dialFor(d, own)
+	for _, w := range d.waiters {
+		if w.dial == n { // another one took the connection
+			w.dial = nil
+			p.dialFor(d, w)
+		}
 	}
 	s.mu.Unlock()
 	switch {

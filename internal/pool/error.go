@@ -53,7 +53,8 @@ type Error struct {
 	// Pending is the dial that goes on, if the request gave it up.
 	Pending *Pending
 
-	stale bool // the connection ended before anything of a response came
+	stale   bool // the connection ended before anything of a response came
+	bounced bool // it took other requests before it ended
 }
 
 // Error implements error.
@@ -165,6 +166,12 @@ func isRefused(err error) bool {
 	return text == "http2: client conn not usable" ||
 		text == "http2: Transport received Server's graceful shutdown GOAWAY" ||
 		strings.HasPrefix(text, "http2: Transport received GOAWAY from server ErrCode:")
+}
+
+// isStreamError reports whether an error is about one stream of HTTP/2.
+func isStreamError(err error) bool {
+	_, ok := errors.AsType[http2.StreamError](err)
+	return ok
 }
 
 // Pending is a dial that its request gave up and that goes on.

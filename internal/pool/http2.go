@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -132,7 +133,7 @@ func (p *Pool) idle2(c *conn) (surplus bool) {
 	if c.active > 0 || c.index < 0 || c.listed {
 		return false
 	}
-	if p.closed.Load() || p.config.DisableKeepAlive {
+	if c.retired || p.closed.Load() || p.config.DisableKeepAlive {
 		return true
 	}
 	c.since = time.Now()
@@ -156,34 +157,47 @@ func (p *Pool) done2(c *conn) {
 	p.closeSurplus()
 }
 
+// retire keeps requests from a connection. It is closed when no request uses it any
+// more.
+func (p *Pool) retire(c *conn) {
+	d := c.destination
+	d.shard.mu.Lock()
+	defer d.shard.mu.Unlock()
+	c.retired = true
+	if i := slices.Index(d.shared, c); i >= 0 {
+		d.shared = slices.Delete(d.shared, i, i+1)
+	}
+}
+
 // roundTrip2 sends a request over HTTP/2.
 func (c *conn) roundTrip2(req *http.Request) (*http.Response, error) {
 	ctx := newTraced(req.Context())
 	res, err := c.h2.RoundTrip(req.WithContext(ctx))
 	if err == nil {
-		err = check2(res)
-		if err != nil {
+		if ctx.err = check2(res); ctx.err != nil {
 			_ = res.Body.Close()
+			err = ctx.err
 		}
 	}
 	if err != nil {
-		e := &Error{Phase: Response, Sent: All, Err: err}
-		if refused := isRefused(err); refused || c.h2.Err() != nil && !isTimeout(err) {
-			e.stale = true
-			if refused {
-				e.Sent, e.Refused = Nothing, true
-			}
-		}
-		if ctx.err != nil {
-			e.Err, e.stale = ctx.err, false
-		}
-		e.Err = c.cause(e.Err)
-		if req.Context().Err() != nil {
+		e := &Error{Phase: Response, Sent: All, Err: c.cause(err)}
+		switch {
+		case req.Context().Err() != nil:
 			e.Err = context.Cause(req.Context())
+		case ctx.err != nil: // a backend that does so is no good for others either
+			e.Err = ctx.err
+			c.pool.retire(c)
+		case isRefused(err):
+			e.Sent, e.Refused = Nothing, true
+			e.stale = true
+			e.bounced = !isStreamError(err) && c.served.Load()
+		default:
+			e.stale = c.h2.Err() != nil && !isTimeout(err)
 		}
 		c.pool.done2(c)
 		return nil, e
 	}
+	c.served.Store(true)
 	s := &stream{body: res.Body, c: c}
 	s.at.Store(time.Now().UnixNano())
 	c.streams.add(s)

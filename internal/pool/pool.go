@@ -79,6 +79,10 @@ const (
 	// maxStale is how many connections that turn out to be closed one RoundTrip
 	// may meet.
 	maxStale = 3
+
+	// maxBounced is how many there may be if each of them took other requests before
+	// it refused this one.
+	maxBounced = 8
 )
 
 // Pool keeps connections and sends requests over them. It is safe for concurrent
@@ -225,7 +229,7 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 		}
 		e := err.(*Error)
 		e.Reused = !fresh
-		if fresh || n == maxStale || !e.again(req) {
+		if !e.bounced && (fresh || n >= maxStale) || n == maxBounced || !e.again(req) {
 			return nil, e
 		}
 		if req = rewind(req); req == nil {
@@ -264,7 +268,7 @@ func (p *Pool) Probe(o *Order) {
 	s := p.shard(&o.Key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p.startDial(s.destination(p, o), o, nil)
+	p.startDial(s.destination(p, o), o)
 }
 
 // Close closes what is idle, and lets what is in use be closed as soon as it is no
@@ -277,7 +281,7 @@ func (p *Pool) Close() {
 		s.mu.Lock()
 		for _, d := range s.destinations {
 			for _, n := range d.dials {
-				if n.waiter == nil {
+				if n.waiters == 0 {
 					n.cancel()
 				}
 			}

@@ -1,10 +1,10 @@
 // Package caddytarget lets Caddy's reverse proxy call backends whose domain is
 // only known per request. It resolves the domain with a DNS resolver of its
-// own, keeps connections in pools by address and TLS name, and sets the Host
+// own, keeps connections in pools by address and target, and sets the Host
 // header and the path of the target.
 //
 // Its modules are the handler `target`, which takes the target from the
-// request, judges and resolves it; the upstream source `dynamic target`, which
+// request, checks and resolves it; the upstream source `dynamic target`, which
 // offers its addresses to reverse_proxy; and the transport `transport target`,
 // which connects to them. The directive `target_proxy` is all three in one.
 package caddytarget
@@ -143,7 +143,7 @@ func appOf(ctx caddy.Context) (*App, error) {
 
 // loopHeader names the header field by which a request that comes back is
 // recognized (RFC 8586). Its value holds an HMAC under a key that only this
-// process has. Whoever sends it on harms only his own request.
+// process has. A client that sends it on harms only its own request.
 const loopHeader = "Cdn-Loop"
 
 var loopID = newLoopID()

@@ -43,20 +43,21 @@ import (
 //
 // Where no target handler has seen the request, it is used as the HTTP transport
 // is: TLS if that is configured. Behind a target handler every upstream is
-// judged and called as the target.
+// checked and called as the target.
 type Transport struct {
 	reverseproxy.HTTPTransport
 
-	// How many TLS sessions are kept to be resumed. Default: 4096; negative:
-	// none.
+	// How many TLS sessions are kept to be resumed, with 64 MiB in all. None is kept
+	// with certificates of more than 16 KiB. Default: 4096; negative: none.
 	TLSSessionCache int `json:"tls_session_cache,omitempty"`
 
-	// Status codes of responses that speak against the address for the target, as
-	// if there had been none: 503, or 5 for all from 500 to 599. Default: none.
+	// Status codes of responses that count as failures of the address for the target:
+	// 503, or 5 for all from 500 to 599. They count for requests with the same limits.
+	// Default: none.
 	UnhealthyStatus []int `json:"unhealthy_status,omitempty"`
 
-	// How long a response may take before it speaks against the address for the
-	// target, as if there had been none. Default: no limit.
+	// How long a response may take before it counts as a failure of the address for
+	// the target, for requests with the same limits. Default: no limit.
 	UnhealthyLatency caddy.Duration `json:"unhealthy_latency,omitempty"`
 
 	// Whether targets share connections without TLS that lead to the same address
@@ -229,7 +230,7 @@ func defaultMaxConns() int {
 	return min(max(cmp.Or(pool.DescriptorLimit(), 2048)/2, least), most)
 }
 
-// refused tells what of the HTTP transport has no place here.
+// refused returns what of the HTTP transport has no place here.
 func (t *Transport) refused() error {
 	switch {
 	case len(t.NetworkProxyRaw) > 0 || t.ForwardProxyURL != "":
@@ -259,7 +260,7 @@ func (t *Transport) refused() error {
 	return nil
 }
 
-// isStatus tells whether n is a status code, or stands for a class of them.
+// isStatus reports whether n is a status code, or stands for a class of them.
 func isStatus(n int) bool { return n >= 1 && n <= 5 || n >= 100 && n <= 599 }
 
 // Cleanup releases the connections. If no other configuration uses them, those that
@@ -278,7 +279,7 @@ const hostTemplate = "{http.target.hostport}"
 
 // RequestHeaderOps sets the Host header to that of the target, in place of that
 // of the HTTP transport, which would set it to an address. That is left to
-// RoundTrip, where it costs nothing, if nobody else has a say in it.
+// RoundTrip, where it costs nothing, if no other module changes it.
 func (t *Transport) RequestHeaderOps() *headers.HeaderOps {
 	if !t.hostByOps {
 		return nil
@@ -286,7 +287,7 @@ func (t *Transport) RequestHeaderOps() *headers.HeaderOps {
 	return &headers.HeaderOps{Set: http.Header{"Host": []string{hostTemplate}}}
 }
 
-// touchesHost tells whether header operations may change the Host header.
+// touchesHost reports whether header operations may change the Host header.
 func touchesHost(ops *headers.HeaderOps) bool {
 	may := func(field string) bool {
 		return strings.EqualFold(field, "Host") || strings.ContainsAny(field, "*{")
@@ -343,7 +344,7 @@ const proxyProtocolVar = "reverse_proxy.proxy_protocol_info"
 
 // dropH2CUpgrade takes out a request to go on in HTTP/2 on this connection (RFC
 // 7540, section 3.2; RFC 9113 has it no more). A backend that agreed would take
-// whatever the client sends from then on, and nobody on the way would look at it.
+// whatever the client sends from then on, unchecked.
 func dropH2CUpgrade(header http.Header) {
 	if httpguts.HeaderValuesContainsToken(header["Upgrade"], "h2c") {
 		delete(header, "Upgrade")
@@ -441,7 +442,7 @@ func (a *attempt) choose(req *http.Request, info reverseproxy.DialInfo) {
 		}
 		key.ServerName = t.serverName(req, c, info)
 	case "h2c":
-		if !isUpgrade(req.Header) { // which HTTP/2 has no word for
+		if !isUpgrade(req.Header) { // which HTTP/2 does not have
 			key.Protocol = pool.HTTP2
 		}
 	}
@@ -540,7 +541,7 @@ func (t *Transport) probeFor(a *attempt, c *call) {
 	c.probe = nil
 }
 
-// isUnhealthy tells whether a response speaks against the address.
+// isUnhealthy reports whether a response counts as a failure of the address.
 func (t *Transport) isUnhealthy(status int, begun time.Time) bool {
 	return t.UnhealthyLatency > 0 && time.Since(begun) >= time.Duration(t.UnhealthyLatency) ||
 		slices.ContainsFunc(t.UnhealthyStatus, func(s int) bool { return caddyhttp.StatusCodeMatches(status, s) })

@@ -32,15 +32,17 @@ import (
 //
 // Addresses that failed are left out for a while, as long as others remain. A
 // TCP connection that cannot be opened takes the address and port from all
-// targets; a failed TLS handshake, a reset or no response in time takes it from
-// this target only. When the time is over, it is tried whether a connection can
-// be opened or, if that is not what failed, one request is sent there. Within
-// one request, an address that was tried is left out while others remain.
+// targets; a failed TLS handshake, a reset or silence takes it from this target
+// only, and what exceeds a limit of a site (a timeout, an unhealthy status or
+// latency) only for requests with the same limits. When the time is over, it is
+// tried whether a connection can be opened or, if that is not what failed, one
+// request is sent there. Within one request, an address that was tried is left out
+// while others remain.
 type Upstreams struct {
 	// The name to resolve, instead of the request's target. Placeholders are
 	// supported, but then at least one of the fields of the guard has to be
-	// set; a name without placeholders is not judged. Of a service its name is
-	// judged, its ports and its addresses.
+	// set; a name without placeholders is not checked. Of a service its name is
+	// checked, its ports and its addresses.
 	Name string `json:"name,omitempty"`
 
 	// The port to use with the name. Placeholders are supported. A service has
@@ -107,7 +109,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 		u.patient = proxy.LoadBalancing != nil && proxy.LoadBalancing.TryDuration > 0
 	}
 	if !ours {
-		u.failDuration = min(u.failDuration, 0) // nobody would tell what works again
+		u.failDuration = min(u.failDuration, 0) // another transport does not report what works again
 	}
 	if u.Name != "" {
 		if !u.isService() {
@@ -440,7 +442,7 @@ func (u *Upstreams) choose(c *call) choice {
 }
 
 // renew asks for the addresses of c again, for none of those that were known is
-// any good. It tells whether there are others now.
+// healthy. It reports whether there are others now.
 func (c *call) renew(ctx context.Context) bool {
 	if c.lookup == "literal" || c.lookup == "hosts" || c.resolver == nil {
 		return false

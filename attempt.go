@@ -99,9 +99,9 @@ func (a *attempt) report(e *pool.Error, ended error) {
 		if c.limit != "" {
 			tracker.Exceeded(c.limit, c.host, a.order.Key.Addr)
 		}
-	case isTimeout(e) && !errors.Is(e, syscall.ETIMEDOUT):
+	case isTimeout(e) && !errors.Is(e, pool.ErrSilent) && !errors.Is(e, syscall.ETIMEDOUT):
 		tracker.Exceeded(a.transport.limit, c.host, a.order.Key.Addr)
-	case e.Reused && !e.Refused && !errors.Is(e, pool.ErrSilent):
+	case e.Reused && !e.Refused && !isTimeout(e):
 		// the connection was old; a new one may work
 	default:
 		tracker.Failed(c.host, a.order.Key.Addr, true)

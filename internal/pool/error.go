@@ -110,7 +110,7 @@ var (
 
 	// ErrSilent is the end of a connection whose backend acknowledges nothing any
 	// more.
-	ErrSilent = fmt.Errorf("the backend has gone silent: it has acknowledged nothing for %s", maxSilence)
+	ErrSilent error = &timeoutError{fmt.Sprintf("the backend has gone silent: it has acknowledged nothing for %s", maxSilence)}
 
 	errResponseHeaderTimeout = &timeoutError{"no response header in time"}
 	errNoTime                = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}

@@ -28,6 +28,7 @@ type exchange struct {
 	stop     func() bool // ends the watch over the request's context
 	unzip    bool        // this side has asked for gzip
 	start    int64       // what had been written to the connection before
+	acked    uint64      // what of that the backend had acknowledged, if it matters
 	received bool        // something of a response
 
 	wait struct { // for the header of the response
@@ -42,9 +43,12 @@ type exchange struct {
 }
 
 // roundTrip1 sends a request over HTTP/1.1.
-func (c *conn) roundTrip1(req *http.Request) (*http.Response, error) {
+func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error) {
 	ctx := req.Context()
 	x := &exchange{c: c, req: req, start: c.raw.written.Load()}
+	if !fresh && !isReplayable(req) {
+		x.acked = c.raw.acked()
+	}
 	x.stop = context.AfterFunc(ctx, func() { c.abort(context.Cause(ctx)) })
 	if err := x.send(); err != nil {
 		return nil, x.fail(Send, err)
@@ -147,7 +151,7 @@ func (x *exchange) readResponse() (*http.Response, error) {
 	x.received = true
 	limit := &x.c.header
 	defer limit.end()
-	for range maxInterim {
+	for range maxInterim + 1 {
 		limit.begin(x.c.pool.config.MaxResponseHeader)
 		res, err := http.ReadResponse(x.br, x.req)
 		if err != nil {
@@ -196,6 +200,7 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 		e.Err = err
 		e.stale = !x.received && !isTimeout(err)
 	}
+	unseen := e.stale && errors.Is(err, io.EOF) && x.acked > 0 && c.raw.droppedSince(x.acked)
 	c.abort(err)
 	complete := ph == Response
 	if x.upload != nil {
@@ -206,7 +211,7 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 		complete = x.upload.complete()
 	}
 	switch {
-	case c.raw.written.Load() == x.start:
+	case c.raw.written.Load() == x.start || unseen:
 		e.Sent = Nothing
 	case complete:
 		e.Sent = All

@@ -222,7 +222,7 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 		if c.h2 != nil {
 			res, err = c.roundTrip2(req)
 		} else {
-			res, err = c.roundTrip1(req)
+			res, err = c.roundTrip1(req, fresh)
 		}
 		if err == nil {
 			return res, nil

@@ -33,6 +33,7 @@ type conn struct {
 	header headerLimit
 
 	streams streams     // that are read, over HTTP/2
+	settled atomic.Bool // it is known how many requests it takes, over HTTP/2
 	served  atomic.Bool // there was a response, over HTTP/2
 
 	// under shard.mu
@@ -94,13 +95,20 @@ func (c *conn) close() {
 	if closed {
 		return
 	}
-	switch {
-	case c.h2 != nil:
+	if c.h2 != nil {
 		_ = c.h2.Close()
+		return
+	}
+	c.closeConn()
+}
+
+// closeConn closes what is underneath.
+func (c *conn) closeConn() {
+	switch {
 	case c.tls != nil && c.cause(nil) == nil:
 		// a close_notify is sent if that takes no time
-		c.raw.closing.Store(true)
 		_ = c.raw.SetWriteDeadline(time.Now().Add(time.Millisecond))
+		c.raw.closing.Store(true)
 		_ = c.tls.CloseWrite()
 		_ = c.raw.Close()
 	default:
@@ -200,6 +208,15 @@ func (r *rawConn) Write(p []byte) (int, error) {
 	n, err := r.Conn.Write(p)
 	r.written.Add(int64(n))
 	return n, err
+}
+
+// SetWriteDeadline implements net.Conn. While the connection is closed, TLS does not
+// get the time that it would take.
+func (r *rawConn) SetWriteDeadline(t time.Time) error {
+	if r.closing.Load() {
+		return nil
+	}
+	return r.Conn.SetWriteDeadline(t)
 }
 
 // CloseWrite ends what is sent.
@@ -314,19 +331,21 @@ func (p *Pool) putReader(r *bufio.Reader) {
 	p.readers.Put(r)
 }
 
-func (p *Pool) writer(c *conn, extra string) *writer {
+func (p *Pool) writer(c *conn, extra string, skip int) *writer {
 	w, ok := p.writers.Get().(*writer)
-	if ok {
-		w.bw.Reset(c.Conn)
-	} else {
-		w = &writer{bw: bufio.NewWriterSize(c.Conn, p.config.WriteBuffer)}
+	if !ok {
+		w = new(writer)
+		w.bw = bufio.NewWriterSize(&w.rest, p.config.WriteBuffer)
 	}
-	w.extra, w.ended, w.atStart = extra, false, false
+	w.rest = rest{c.Conn, skip}
+	w.extra, w.atStart = extra, false
+	w.ended.Store(false)
 	return w
 }
 
 func (p *Pool) putWriter(w *writer) {
-	w.bw.Reset(nil)
+	w.rest = rest{}
+	w.bw.Reset(&w.rest)
 	p.writers.Put(w)
 }
 
@@ -335,9 +354,30 @@ func (p *Pool) putWriter(w *writer) {
 // comes in parts as large as net/http reads them.
 type writer struct {
 	bw      *bufio.Writer
-	extra   string // fields
-	atStart bool   // of a line
-	ended   bool   // the header has
+	rest    rest
+	extra   string      // fields
+	atStart bool        // of a line
+	ended   atomic.Bool // the header has
+}
+
+// rest writes what is written to it but for its first octets.
+type rest struct {
+	w    io.Writer
+	skip int
+}
+
+// Write implements io.Writer.
+func (r *rest) Write(p []byte) (int, error) {
+	skipped := min(r.skip, len(p))
+	r.skip -= skipped
+	n, err := r.w.Write(p[skipped:])
+	return skipped + n, err
+}
+
+// failed reports whether the connection did not take what was written.
+func (w *writer) failed() bool {
+	_, err := w.bw.Write(nil)
+	return err != nil
 }
 
 // Flush sends what is left.
@@ -349,7 +389,7 @@ func (w *writer) WriteByte(c byte) error { return w.bw.WriteByte(c) }
 
 // Write implements io.Writer.
 func (w *writer) Write(p []byte) (int, error) {
-	if !w.ended && len(p) > 0 {
+	if !w.ended.Load() && len(p) > 0 {
 		w.atStart = p[len(p)-1] == '\n'
 	}
 	return w.bw.Write(p)
@@ -357,9 +397,9 @@ func (w *writer) Write(p []byte) (int, error) {
 
 // WriteString implements io.StringWriter.
 func (w *writer) WriteString(s string) (int, error) {
-	if !w.ended && len(s) > 0 {
+	if !w.ended.Load() && len(s) > 0 {
 		if w.atStart && s == "\r\n" {
-			w.ended = true
+			w.ended.Store(true)
 			_, _ = w.bw.WriteString(w.extra) // an error stays
 		}
 		w.atStart = s[len(s)-1] == '\n'

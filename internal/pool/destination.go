@@ -34,6 +34,8 @@ type waiter struct {
 	order *Order
 	ready chan answer // holds one
 	dial  *dial       // that it has caused; nil: none yet
+
+	refused int // how many dials have brought it no connection
 }
 
 // answer is a connection or the reason why there is none.
@@ -71,7 +73,7 @@ func (s *shard) destination(p *Pool, o *Order) *destination {
 		if o.Key.ServerName != o.Key.Host {
 			d.key.ServerName = strings.Clone(o.Key.ServerName)
 		}
-		d.group = groupOf(strings.Clone(o.Target), o.Key.Addr)
+		d.group = groupOf(d.key.Host, o.Key.Addr)
 		s.destinations[d.key] = d
 	}
 	if o.Owner != nil && o.Owner.Source() != d.source {
@@ -82,7 +84,7 @@ func (s *shard) destination(p *Pool, o *Order) *destination {
 
 // release drops a destination that nothing uses; s.mu is held.
 func (s *shard) release(d *destination) {
-	if len(d.conns)+len(d.waiters)+len(d.dials) == 0 {
+	if len(d.conns)+len(d.waiters)+len(d.dials) == 0 && s.destinations[d.key] == d {
 		delete(s.destinations, d.key)
 	}
 }
@@ -147,6 +149,16 @@ func (p *Pool) takeIdle(c *conn) {
 	}
 }
 
+// dialForRest gives requests a dial that wait without one, as far as the limit
+// allows; shard.mu is held.
+func (p *Pool) dialForRest(d *destination) {
+	for _, w := range d.waiters {
+		if w.dial == nil {
+			p.dialFor(d, w)
+		}
+	}
+}
+
 // delayed reports whether a connection of HTTP/1.1 may become free before there is
 // another one; shard.mu is held.
 func (d *destination) delayed() bool {
@@ -161,7 +173,7 @@ func (p *Pool) dialFor(d *destination, w *waiter) {
 		return
 	}
 	for _, other := range d.dials {
-		if guardOf(other.order) != guardOf(w.order) {
+		if guardOf(other.order) != guardOf(w.order) || other.ctx.Err() != nil {
 			continue
 		}
 		if other.waiters == 0 || d.http2 && other.waiters < maxPerDial {
@@ -279,14 +291,18 @@ func (p *Pool) deliver(d *destination, c *conn, fresh bool) bool {
 
 // put gives back a connection of HTTP/1.1 after a response, or a new one that
 // nobody waits for: it goes to a waiter, becomes idle, or is closed.
-func (p *Pool) put(c *conn) {
+// looked says that it was idle before, and was only looked at.
+func (p *Pool) put(c *conn, looked bool) {
 	d := c.destination
 	s := d.shard
+	now := time.Now()
 	s.mu.Lock()
+	if !looked {
+		c.since = now
+	}
 	keep := true
 	if !p.deliver(d, c, false) {
-		if keep = !p.closed.Load() && !p.config.DisableKeepAlive && len(d.idle) < p.config.MaxIdlePerKey; keep {
-			c.since = time.Now()
+		if keep = !p.closed.Load() && len(d.idle) < p.config.MaxIdlePerKey; keep {
 			d.idle = append(d.idle, c)
 			s.list(c, p.serial.Add(1))
 		}
@@ -351,17 +367,13 @@ func (p *Pool) remove(c *conn) {
 		d.shared = slices.Delete(d.shared, i, i+1)
 	}
 	p.takeIdle(c)
-	for _, w := range d.waiters { // one may have waited for want of a limit
-		if w.dial == nil {
-			p.dialFor(d, w)
-			break
-		}
-	}
+	p.dialForRest(d)
 	d.shard.release(d)
 }
 
 // list puts a connection at the end of the idle ones of a shard; s.mu is held.
 func (s *shard) list(c *conn, moment uint64) {
+	c.pool.limits.idle.Add(1)
 	c.listed, c.moment = true, moment
 	c.prev, c.next = s.newest, nil
 	if s.newest != nil {
@@ -376,6 +388,7 @@ func (s *shard) unlist(c *conn) {
 	if !c.listed {
 		return
 	}
+	c.pool.limits.idle.Add(-1)
 	if c.prev != nil {
 		c.prev.next = c.next
 	} else {

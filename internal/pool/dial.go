@@ -55,6 +55,7 @@ func (p *Pool) dial(d *destination, n *dial) {
 				w.ready <- answer{err: err}
 			}
 		}
+		p.dialForRest(d)
 		s.release(d)
 		s.mu.Unlock()
 		return
@@ -70,8 +71,16 @@ func (p *Pool) dial(d *destination, n *dial) {
 	} else if p.deliver(d, c, true) {
 		c = nil
 	}
-	for _, w := range d.waiters {
-		if w.dial == n { // another one took the connection
+	for _, w := range slices.Clone(d.waiters) {
+		switch {
+		case w.dial != n:
+		case c != nil && c.h2 != nil && c.active == 0 && w.refused == maxStale: // new connections take no requests
+			p.abandon(d, w)
+			w.ready <- answer{err: &Error{Phase: Response, Refused: true, Err: errClosed}}
+		case c != nil && c.h2 != nil && c.active > 0: // it may take more, see freed
+			w.dial = nil
+		default: // another request took the connection
+			w.refused++
 			w.dial = nil
 			p.dialFor(d, w)
 		}
@@ -82,7 +91,9 @@ func (p *Pool) dial(d *destination, n *dial) {
 	case surplus:
 		p.discard(c)
 	case c.h2 == nil:
-		p.put(c)
+		p.put(c, false)
+	case c.h2.Err() != nil: // it ended before it was added
+		p.discard(c)
 	}
 	p.sweeper.start(p)
 	p.closeSurplus()
@@ -142,7 +153,7 @@ func (p *Pool) connectLimited(d *destination, n *dial) (*conn, *Error) {
 // dialFailed records the failure of a dial, unless this side had its part in it.
 func (p *Pool) dialFailed(n *dial, target string, err error) {
 	ended := n.ctx.Err() != nil && time.Since(n.since) < minTimeout[n.phase]
-	if !ended && !isLocalExhaustion(err) && n.order.Target != "" {
+	if !ended && !isLocalExhaustion(err) && err != errNoClient && n.order.Target != "" {
 		p.health.Failed(target, n.order.Key.Addr, false)
 	}
 }
@@ -203,7 +214,7 @@ func (p *Pool) announce(conn net.Conn, key *Key) error {
 		destination = &net.TCPAddr{IP: net.IPv6zero}
 	default:
 		_ = conn.Close()
-		return errors.New("PROXY protocol: the client has no IP address")
+		return errNoClient
 	}
 	source := &net.TCPAddr{IP: client.Addr().AsSlice(), Port: int(client.Port()), Zone: client.Addr().Zone()}
 	header := proxyproto.HeaderProxyFromAddrs(p.config.ProxyProtocol, source, destination)

@@ -29,6 +29,7 @@ type exchange struct {
 	unzip    bool        // this side has asked for gzip
 	start    int64       // what had been written to the connection before
 	acked    uint64      // what of that the backend had acknowledged, if it matters
+	knocked  bool        // the first octet of the request is sent ahead
 	received bool        // something of a response
 
 	wait struct { // for the header of the response
@@ -48,8 +49,16 @@ func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error)
 	x := &exchange{c: c, req: req, start: c.raw.written.Load()}
 	if !fresh && !isReplayable(req) {
 		x.acked = c.raw.acked()
+		if c.keepAlive == 0 && time.Since(c.since) >= knockIdle {
+			x.knocked = true
+		}
 	}
 	x.stop = context.AfterFunc(ctx, func() { c.abort(context.Cause(ctx)) })
+	if x.knocked {
+		if err := x.knock(); err != nil {
+			return nil, x.fail(Send, err)
+		}
+	}
 	if err := x.send(); err != nil {
 		return nil, x.fail(Send, err)
 	}
@@ -86,6 +95,43 @@ func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error)
 	return res, nil
 }
 
+const (
+	// knockIdle is how long a connection has been idle of which it is found out
+	// whether it is still open before a request is sent over it that cannot be
+	// repeated.
+	knockIdle = 500 * time.Millisecond
+
+	// knockTime is how long the backend's acknowledgement is waited for, and
+	// knockGrace how long a backend has then to end the connection.
+	knockTime  = time.Second
+	knockGrace = 3 * time.Millisecond
+)
+
+// knock sends the first octet of the request and waits until the backend has it.
+// A backend that was about to close the connection for being idle does that now,
+// and nobody acts upon a request of one octet: it can be sent over another
+// connection.
+func (x *exchange) knock() error {
+	c := x.c
+	if _, err := c.Conn.Write([]byte(x.req.Method[:1])); err != nil {
+		return err
+	}
+	x.start = c.raw.written.Load()
+	begun := time.Now()
+	for wait := 50 * time.Microsecond; x.acked > 0 && c.raw.acked() == x.acked && time.Since(begun) < knockTime; wait *= 2 {
+		if c.raw.readable() {
+			break
+		}
+		time.Sleep(wait)
+	}
+	time.Sleep(knockGrace)
+	if !c.quiet() {
+		return io.EOF
+	}
+	x.acked = c.raw.acked()
+	return nil
+}
+
 // send writes the request. A body is written in the background, since the response
 // may come before its end.
 func (x *exchange) send() error {
@@ -98,7 +144,11 @@ func (x *exchange) send() error {
 	if config.DisableKeepAlive && !req.Close && req.Header["Upgrade"] == nil {
 		extra += "Connection: close\r\n"
 	}
-	w := c.pool.writer(c, extra)
+	skip := 0
+	if x.knocked {
+		skip = 1
+	}
+	w := c.pool.writer(c, extra, skip)
 	if hasBody(req) {
 		x.upload = newUpload(x, w)
 		go x.upload.run()
@@ -108,12 +158,19 @@ func (x *exchange) send() error {
 	if err == nil {
 		err = w.Flush()
 	}
-	c.pool.putWriter(w)
 	if err == nil {
 		x.sent()
+	} else if !w.failed() {
+		err = &unsendable{err}
 	}
+	c.pool.putWriter(w)
 	return err
 }
+
+// unsendable is the error of a request that cannot be written as it is.
+type unsendable struct{ error }
+
+func (e *unsendable) Unwrap() error { return e.error }
 
 // sent is called when the request has been written.
 func (x *exchange) sent() {
@@ -128,7 +185,13 @@ func (x *exchange) abortAfter(d time.Duration, err error) {
 	x.wait.Lock()
 	defer x.wait.Unlock()
 	if !x.wait.over {
-		x.wait.timer = time.AfterFunc(d, func() { x.c.abort(err) })
+		x.wait.timer = time.AfterFunc(d, func() {
+			x.wait.Lock()
+			defer x.wait.Unlock()
+			if !x.wait.over {
+				x.c.abort(err)
+			}
+		})
 	}
 }
 
@@ -200,6 +263,9 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 		e.Err = err
 		e.stale = !x.received && !isTimeout(err)
 	}
+	if u, ok := errors.AsType[*unsendable](e.Err); ok {
+		e.Phase, e.Err, e.stale = Prepare, u.error, false
+	}
 	unseen := e.stale && errors.Is(err, io.EOF) && x.acked > 0 && c.raw.droppedSince(x.acked)
 	c.abort(err)
 	complete := ph == Response
@@ -262,9 +328,13 @@ func (x *exchange) Close() error {
 // request and response are complete, nothing is left over and nobody said that it
 // ends.
 func (x *exchange) finish(complete bool) {
-	keep := complete && !x.res.Close && !x.req.Close && x.br.Buffered() == 0 &&
-		(x.upload == nil || x.upload.finished())
-	x.end(keep)
+	keep := complete && !x.res.Close && !x.req.Close && !x.c.pool.config.DisableKeepAlive && x.br.Buffered() == 0
+	switch {
+	case !keep || x.upload == nil || x.upload.complete():
+		x.end(keep)
+	default: // the backend has answered before the end of the request
+		go func() { x.end(x.upload.finished()) }()
+	}
 }
 
 // end gives the connection back.
@@ -278,7 +348,7 @@ func (x *exchange) end(keep bool) {
 		x.br = nil
 	}
 	if keep && c.cause(nil) == nil && (c.tls == nil || c.drained()) {
-		c.pool.put(c)
+		c.pool.put(c, false)
 	} else {
 		c.pool.discard(c)
 	}
@@ -328,6 +398,7 @@ func (u *upload) run() {
 	if err == nil {
 		err = u.w.Flush()
 	}
+	failed := u.w.failed()
 	c.pool.putWriter(u.w)
 	u.headOnce.Do(func() { close(u.head) })
 	u.mu.Lock()
@@ -339,6 +410,8 @@ func (u *upload) run() {
 	case body == errNotWanted:
 	case body != nil:
 		c.abort(body)
+	case !failed:
+		c.abort(&unsendable{err})
 	case isTimeout(err):
 		c.abort(err)
 	default: // the response may be there nevertheless
@@ -351,6 +424,9 @@ func (u *upload) run() {
 // Read implements io.Reader: it reads the body of the request. What came before is
 // sent first, since there may be nothing more for long.
 func (u *upload) Read(p []byte) (int, error) {
+	if !u.w.ended.Load() { // net/http looks whether there is a body, before it writes the fields
+		return u.read(p)
+	}
 	if err := u.w.Flush(); err != nil {
 		return 0, err
 	}
@@ -362,6 +438,10 @@ func (u *upload) Read(p []byte) (int, error) {
 			return 0, errNotWanted
 		}
 	}
+	return u.read(p)
+}
+
+func (u *upload) read(p []byte) (int, error) {
 	n, err := u.body.Read(p)
 	if err != nil && err != io.EOF {
 		u.setError(err)

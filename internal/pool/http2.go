@@ -33,13 +33,14 @@ const (
 
 type connKey struct{}
 
-// newHTTP2 returns a transport that makes connections of HTTP/2 from others.
-func (p *Pool) newHTTP2(secure bool) *http.Transport {
+// newHTTP2 returns a transport that makes connections of HTTP/2 from others, with or
+// without TLS.
+func (p *Pool) newHTTP2() *http.Transport {
 	config := &p.config
-	taken := func(ctx context.Context, _, _ string) (net.Conn, error) { return ctx.Value(connKey{}).(net.Conn), nil }
 	t := &http.Transport{
-		DialContext:            taken,
-		DialTLSContext:         taken,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return ctx.Value(connKey{}).(net.Conn), nil
+		},
 		Protocols:              new(http.Protocols),
 		DisableCompression:     config.DisableCompression,
 		DisableKeepAlives:      config.DisableKeepAlive,
@@ -53,24 +54,55 @@ func (p *Pool) newHTTP2(secure bool) *http.Transport {
 			PingTimeout:                   pingTimeout,
 		},
 	}
-	t.Protocols.SetHTTP2(secure)
-	t.Protocols.SetUnencryptedHTTP2(!secure)
+	t.Protocols.SetUnencryptedHTTP2(true)
 	return t
 }
 
 // start2 makes the connection one of HTTP/2.
 func (c *conn) start2() error {
-	t, scheme := c.pool.http2[0], "http"
-	if c.tls != nil {
-		t, scheme = c.pool.http2[1], "https"
-	}
-	h2, err := t.NewClientConn(context.WithValue(context.Background(), connKey{}, c.Conn), scheme, "connection.invalid:443")
+	ctx := context.WithValue(context.Background(), connKey{}, &frames{Conn: c.Conn, c: c})
+	h2, err := c.pool.http2.NewClientConn(ctx, "http", "connection.invalid:80")
 	if err != nil {
 		_ = c.raw.Close()
 		return err
 	}
 	c.h2 = h2
 	h2.SetStateHook(c.changed)
+	return nil
+}
+
+// frames is what the client of HTTP/2 reads and writes. It knows when the client
+// has read the backend's SETTINGS, which come first and say how many requests the
+// connection takes.
+type frames struct {
+	net.Conn
+	c *conn
+
+	read   int     // octets
+	header [3]byte // of the first frame: its length
+}
+
+// Read implements net.Conn.
+func (f *frames) Read(p []byte) (int, error) {
+	const frameHeader = 9
+	settled := f.c.settled.Load()
+	if !settled && f.read >= frameHeader+int(f.header[0])<<16+int(f.header[1])<<8+int(f.header[2]) {
+		f.c.settled.Store(true)
+		go f.c.pool.freed(f.c)
+	}
+	n, err := f.Conn.Read(p)
+	if !settled {
+		if f.read < len(f.header) {
+			copy(f.header[f.read:], p[:n])
+		}
+		f.read += n
+	}
+	return n, err
+}
+
+// Close implements net.Conn.
+func (f *frames) Close() error {
+	f.c.closeConn()
 	return nil
 }
 
@@ -88,13 +120,17 @@ func (c *conn) changed(h2 *http.ClientConn) {
 // reserve takes a place for a request on a connection of HTTP/2 and reports
 // whether there was one; shard.mu is held.
 func (c *conn) reserve() bool {
-	if c.congested() {
+	if c.retired {
+		return false
+	}
+	if c.active > 0 && !c.settled.Load() || c.congested() { // how many it takes is not known yet
+		c.streams.full.Store(true)
 		return false
 	}
 	if c.h2.Reserve() != nil {
 		c.streams.full.Store(true) // and then look again, since changed may have looked before
 		if c.h2.Available() == 0 || c.h2.Reserve() != nil {
-			if c.active == 0 { // it takes no more
+			if c.active == 0 && c.h2.InFlight() == 0 { // it takes no more
 				go c.pool.discard(c)
 			}
 			return false
@@ -111,6 +147,7 @@ func (p *Pool) serve2(c *conn, fresh bool) bool {
 	d := c.destination
 	for len(d.waiters) > 0 && c.index >= 0 && c.reserve() {
 		p.deliver(d, c, fresh)
+		fresh = false
 	}
 	return c.active > 0
 }
@@ -121,9 +158,8 @@ func (p *Pool) freed(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.streams.full.Store(false)
-	if p.serve2(c, false); len(c.destination.waiters) > 0 {
-		c.streams.full.Store(true)
-	}
+	p.serve2(c, false)
+	p.dialForRest(c.destination)
 }
 
 // idle2 lists a connection as idle if no request uses it and reports whether it is
@@ -369,9 +405,8 @@ func (c *conn) unblock(now time.Time) {
 		}
 	}
 	l.mu.Unlock()
-	if starving && stalled >= maxUnread {
-		err := errStalled
-		longest.err.Store(&err)
-		_ = longest.body.Close()
+	err := errStalled
+	if starving && stalled >= maxUnread && longest.err.CompareAndSwap(nil, &err) {
+		go longest.body.Close() // which may have to wait for the backend
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/net/publicsuffix"
 )
@@ -17,6 +18,8 @@ import (
 // domain gets.
 type Limits struct {
 	max int
+
+	idle atomic.Int64 // connections, which can be closed
 
 	mu     sync.Mutex
 	open   int
@@ -36,12 +39,13 @@ func NewLimits(max int) *Limits {
 }
 
 // enter counts a connection of a domain that is about to be opened, unless there
-// are too many. Idle connections are closed before that is so.
+// are too many. Idle connections count as free: they are closed for it.
 func (l *Limits) enter(group string) bool {
 	for {
 		l.mu.Lock()
 		free := l.max - l.open
-		if free > 0 && l.groups[group] < max(1, free/share) {
+		allowed := l.groups[group] < max(1, (free+int(l.idle.Load()))/share)
+		if allowed && free > 0 {
 			l.open++
 			l.groups[group]++
 			l.mu.Unlock()
@@ -49,11 +53,7 @@ func (l *Limits) enter(group string) bool {
 		}
 		pools := slices.Clone(l.pools)
 		l.mu.Unlock()
-		closed := 0
-		for _, p := range pools {
-			closed += p.closeIdle(max(0, p.open.Load()-max(1, p.open.Load()/8)))
-		}
-		if closed == 0 {
+		if !allowed || !slices.ContainsFunc(pools, func(p *Pool) bool { return p.closeIdle(p.open.Load()-1) > 0 }) {
 			return false
 		}
 	}

@@ -97,7 +97,7 @@ type Pool struct {
 	sessions *sessions
 	readers  sync.Pool // of *bufio.Reader
 	writers  sync.Pool // of *bufio.Writer
-	http2    [2]*http.Transport
+	http2    *http.Transport
 
 	open   atomic.Int64  // connections
 	serial atomic.Uint64 // numbers the moments at which connections became idle
@@ -198,7 +198,7 @@ func New(config Config, tracker *health.Tracker, limits *Limits) *Pool {
 	for i := range p.shards {
 		p.shards[i].destinations = make(map[Key]*destination)
 	}
-	p.http2[0], p.http2[1] = p.newHTTP2(false), p.newHTTP2(true)
+	p.http2 = p.newHTTP2()
 	limits.add(p)
 	return p
 }
@@ -268,7 +268,10 @@ func (p *Pool) Probe(o *Order) {
 	s := p.shard(&o.Key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p.startDial(s.destination(p, o), o)
+	d := s.destination(p, o)
+	if limit := p.config.MaxPerKey; limit == 0 || len(d.conns)+len(d.dials) < limit {
+		p.startDial(d, o)
+	}
 }
 
 // Close closes what is idle, and lets what is in use be closed as soon as it is no

@@ -70,7 +70,10 @@ func (w *sweeper) stop(p *Pool) {
 	}
 	w.mu.Unlock()
 	if done != nil && p.open.Load() == 0 {
-		<-done
+		select {
+		case <-done:
+		case <-time.After(sweepInterval): // a connection was opened just now
+		}
 	}
 }
 
@@ -115,6 +118,9 @@ func (p *Pool) sweepShard(s *shard, now time.Time) {
 	for _, c := range busy {
 		if c.h2 != nil {
 			c.unblock(now)
+			if c.streams.full.Load() {
+				p.freed(c)
+			}
 		}
 		if c.isSilent(now) {
 			p.silent(c, now)
@@ -137,7 +143,7 @@ func (p *Pool) look(c *conn) {
 	p.takeIdle(c)
 	s.mu.Unlock()
 	if c.quiet() {
-		p.put(c)
+		p.put(c, true)
 	} else {
 		p.discard(c)
 	}

@@ -221,6 +221,10 @@ type stage struct {
 	reused atomic.Bool // the first connection got another request
 	wg     sync.WaitGroup
 
+	tlsFlags   uint16
+	incomplete bool // not all of the octets are sent
+	foreign    bool // there are others, which TLS may ignore
+
 	serve func(c net.Conn) // the first connection; nil: as the plan says
 	later func(c net.Conn) // others
 }
@@ -228,9 +232,11 @@ type stage struct {
 func newStage(t *testing.T, pl *plan) *stage {
 	s := &stage{plan: pl, t: t, sent: make(chan struct{})}
 	s.serve = func(c net.Conn) { s.follow(c, c) }
-	s.later = func(c net.Conn) { s.answer(bufio.NewReader(c), c, func(string) {}) }
+	s.later = s.laterOver
 	return s
 }
+
+func (s *stage) laterOver(c net.Conn) { s.answer(bufio.NewReader(c), c, func(string) {}) }
 
 // Dial opens a connection to the stage.
 func (s *stage) Dial(ctx context.Context, network, address string) (net.Conn, error) {
@@ -287,6 +293,10 @@ func (s *stage) follow(c, raw net.Conn) {
 
 // reply sends the octets and ends as the plan says.
 func (s *stage) reply(c, raw net.Conn) {
+	if c, ok := c.(*secured); ok {
+		s.replySecured(c)
+		return
+	}
 	groups, _ := s.groups()
 	for i, g := range groups {
 		if mem, ok := c.(*memConn); ok {
@@ -365,10 +375,10 @@ func (s *stage) play(config Config, key Key) {
 		s.next(p, order, "/second")
 	}
 	s.next(p, order, "/third")
-	if s.reused.Load() && !reusable {
+	if s.reused.Load() && !reusable && !s.foreign {
 		t.Error("the connection was used again")
 	}
-	if !s.reused.Load() && reusable && !s.real {
+	if !s.reused.Load() && reusable && !s.foreign && !s.cancel && !s.real {
 		t.Error("the connection was not used again")
 	}
 	other := *order
@@ -446,7 +456,7 @@ func (s *stage) first(p *Pool, order *Order) (reusable bool) {
 		if _, ok := err.(*Error); !ok {
 			t.Errorf("an error of type %T: %v", err, err)
 		}
-		plain := !s.unasked && !s.cancel && !s.real && !s.early && pauses == 0 && s.end <= endShut && s.serve0()
+		plain := !s.unasked && !s.cancel && !s.real && !s.early && pauses == 0 && s.end <= endShut && !s.incomplete && !s.foreign
 		if plain && body == nil && want.err == nil && want.interim < maxInterim && fieldsOf(want.res.Header) <= maxFields && !s.huge() {
 			t.Errorf("no response: %v", err)
 		}
@@ -511,13 +521,11 @@ func (s *stage) first(p *Pool, order *Order) (reusable bool) {
 // clean reports whether a connection may be used again after a response that was
 // read to its end.
 func (s *stage) clean(want answer1) bool {
-	return want.bodyErr == nil && !want.res.Close && len(want.surplus) == 0 && s.end == endStay &&
+	return want.bodyErr == nil && !want.res.Close && len(want.surplus) == 0 && s.end == endStay && !s.incomplete &&
 		want.res.StatusCode != http.StatusSwitchingProtocols
 }
 
 var config0 = fuzzConfig()
-
-func (s *stage) serve0() bool { return s.listen == nil }
 
 // huge reports whether a header may be too large.
 func (s *stage) huge() bool {

@@ -214,12 +214,15 @@ type stage struct {
 	*plan
 	t      *testing.T
 	real   bool // sockets, and not in a bubble
-	listen net.Listener
 	n      atomic.Int32
 	sent   chan struct{} // closed when the reply has been sent
 	once   sync.Once
 	reused atomic.Bool // the first connection got another request
 	wg     sync.WaitGroup
+
+	// Dialer opens connections; nil: in memory.
+	Dialer  func(ctx context.Context, network, address string) (net.Conn, error)
+	dialing sync.Mutex
 
 	tlsFlags   uint16
 	incomplete bool // not all of the octets are sent
@@ -332,7 +335,7 @@ func (s *stage) reply(c, raw net.Conn) {
 			_ = m.closeWith(unix.ECONNRESET)
 			return
 		}
-		_ = raw.(*net.TCPConn).SetLinger(0)
+		_ = raw.(socket).SetLinger(0)
 		_ = raw.Close()
 	}
 }
@@ -360,6 +363,9 @@ func (s *stage) play(config Config, key Key) {
 	limits := NewLimits(0)
 	p := New(config, health.New(), limits)
 	p.Dial = s.Dial
+	if s.Dialer != nil {
+		p.Dial = s.Dialer
+	}
 	order := &Order{Key: key, Target: key.Host, Last: true}
 	var second sync.WaitGroup
 	if s.together {

@@ -393,6 +393,7 @@ func (s *stage) play(config Config, key Key) {
 	p.Close()
 	s.wg.Wait()
 	if !s.real {
+		time.Sleep(2 * sweepInterval) // what ends by itself has time for that
 		synctest.Wait()
 	} else {
 		eventually(t, "nothing is left", func() bool { return p.Open() == 0 && p.destinations() == 0 })
@@ -660,6 +661,7 @@ func FuzzResponse(f *testing.F) {
 			}
 		}
 	}
+	f.Add([]byte("0"), []byte(nil), uint16(2|endLose<<flagEnd|flagEarly|flagExpect))
 	for _, program := range []string{"\x80\x84\x8d\x91", "\x80\x86\x8d\x94\x92\xaf", "\x97\x98\x80\x85\x8d", "\x81\x3200\x8d\x84\x8d\x91"} {
 		f.Add([]byte(program), []byte{0x80, 0x80}, uint16(flagExpand))
 	}

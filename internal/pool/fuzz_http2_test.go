@@ -393,7 +393,7 @@ func play2(t *testing.T, program, raw []byte, flags uint16) {
 	case is(h2Head):
 		method = http.MethodHead
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://backend.example/first", body)
+	req, err := http.NewRequestWithContext(traced1(ctx, t), method, "http://backend.example/first", body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -447,6 +447,8 @@ func play2(t *testing.T, program, raw []byte, flags uint16) {
 	other := *order
 	other.Key.Host = "other.example"
 	next(&other, "/other", true)
+	synctest.Wait()
+	p.checkIdle(t)
 	p.Close()
 	s.wg.Wait()
 	time.Sleep(2 * sweepInterval) // the sweeper may have to end by itself

@@ -11,7 +11,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
+	"net/textproto"
 	"reflect"
 	"strings"
 	"sync"
@@ -390,6 +392,10 @@ func (s *stage) play(config Config, key Key) {
 	other := *order
 	other.Key.Host = "other.example"
 	s.next(p, &other, "/other")
+	if !s.real {
+		synctest.Wait()
+		p.checkIdle(t)
+	}
 	p.Close()
 	s.wg.Wait()
 	if !s.real {
@@ -403,6 +409,49 @@ func (s *stage) play(config Config, key Key) {
 	if p.Open() != 0 || p.destinations() != 0 || limits.open != 0 || len(limits.groups) != 0 || len(limits.pools) != 0 {
 		t.Errorf("left: %d connections, %d destinations, %d in limits, %v", p.Open(), p.destinations(), limits.open, limits.groups)
 	}
+}
+
+// checkIdle looks at what a pool knows while no request is under way.
+func (p *Pool) checkIdle(t *testing.T) {
+	open := 0
+	for i := range p.shards {
+		s := &p.shards[i]
+		s.mu.Lock()
+		listed := 0
+		for c := s.oldest; c != nil; c = c.next {
+			listed++
+		}
+		for _, d := range s.destinations {
+			if len(d.waiters)+len(d.dials) > 0 {
+				t.Errorf("%d requests wait, %d dials", len(d.waiters), len(d.dials))
+			}
+			for _, c := range d.conns {
+				if !c.listed && !c.retired || c.active != 0 {
+					t.Errorf("listed %t, active %d, retired %t", c.listed, c.active, c.retired)
+				}
+			}
+			open += len(d.conns)
+			listed -= len(d.conns)
+		}
+		s.mu.Unlock()
+		if listed != 0 {
+			t.Errorf("%d too many are listed", listed)
+		}
+	}
+	if p.Open() != open {
+		t.Errorf("%d are open, %d are known", p.Open(), open)
+	}
+}
+
+// traced1 returns a context by which interim responses are looked at.
+func traced1(ctx context.Context, t *testing.T) context.Context {
+	n := 0
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
+		if n++; n > maxInterim || code == http.StatusSwitchingProtocols || code > 199 {
+			t.Errorf("interim response %d: %d", n, code)
+		}
+		return nil
+	}})
 }
 
 // slack is how much longer than configured something may take.
@@ -432,7 +481,7 @@ func (s *stage) first(p *Pool, order *Order) (reusable bool) {
 			body = io.MultiReader(strings.NewReader(strings.Repeat("large ", 2*memLimit/6)))
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, s.method, "http://backend.example/first", body)
+	req, err := http.NewRequestWithContext(traced1(ctx, t), s.method, "http://backend.example/first", body)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,9 +28,13 @@ func (s socket) Write(p []byte) (int, error) {
 		return n, err
 	}
 	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Microsecond) {
-		left := 0
-		err := raw.Control(func(fd uintptr) { left, _ = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ) })
-		if left == 0 || err != nil {
+		there := true // or the connection is no more
+		_ = raw.Control(func(fd uintptr) {
+			left, _ := unix.IoctlGetInt(int(fd), unix.TIOCOUTQ)
+			info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+			there = left == 0 || err != nil || info.State == unix.BPF_TCP_CLOSE
+		})
+		if there {
 			break
 		}
 	}

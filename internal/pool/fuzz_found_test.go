@@ -10,7 +10,9 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -110,6 +112,49 @@ func TestExpectEnds(t *testing.T) {
 		if !body.closed.Load() {
 			t.Errorf("%v, and a second later the body is still open", err)
 		}
+	})
+}
+
+// TestMaxPerKeyFailed: a request that waits for want of a limit gets a dial when the
+// one that reached it has failed. It waited for ever, or until the next request.
+func TestMaxPerKeyFailed(t *testing.T) {
+	if os.Getenv("FOUND") == "" {
+		t.Skip("fails for now; FOUND=1 runs it")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		config := fuzzConfig()
+		config.MaxPerKey = 1
+		p := New(config, health.New(), NewLimits(0))
+		defer p.Close()
+		var dials atomic.Int64
+		p.Dial = func(context.Context, string, string) (net.Conn, error) {
+			time.Sleep(10 * time.Millisecond)
+			if dials.Add(1) == 1 {
+				return nil, syscall.ECONNREFUSED
+			}
+			client, backend := memPipe()
+			go echo(backend, bufio.NewReader(backend))
+			return client, nil
+		}
+		order := &Order{Key: memKey, Target: memKey.Host, Last: true}
+		var wg sync.WaitGroup
+		for i := range 2 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * time.Millisecond)
+				ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+				defer cancel()
+				req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://backend.example/", nil)
+				start := time.Now()
+				res, err := p.RoundTrip(req, order)
+				if err == nil {
+					_ = res.Body.Close()
+				}
+				if took := time.Since(start); took > time.Minute {
+					t.Errorf("request %d took %v: %v", i, took, err)
+				}
+			})
+		}
+		wg.Wait()
 	})
 }
 

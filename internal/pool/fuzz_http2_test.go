@@ -426,7 +426,7 @@ func play2(t *testing.T, program, raw []byte, flags uint16) {
 				t.Errorf("reading took %v: %v", took, err)
 			}
 			if len(raw) == 0 && !fr.raw && !retried && !res.Uncompressed && !fr.sent(got) && res.Header.Get("X-Token") != "/first" {
-				t.Errorf("body %q of %q", got, fr.data)
+				t.Errorf("body %q that was not sent", got)
 			}
 		}
 		_ = res.Body.Close()

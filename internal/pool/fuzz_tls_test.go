@@ -194,6 +194,7 @@ func FuzzResponseTLS(f *testing.F) {
 			s.incomplete, s.foreign = over > 0, len(raw) > 0
 			if tlsFlags&tlsRaw != 0 {
 				s.incomplete, s.unasked = true, false
+				s.together = false // see TestMaxPerKeyFailed
 			}
 			serverConfig := backend.Clone()
 			if tlsFlags&tlsOld != 0 {

@@ -388,7 +388,7 @@ func play2(t *testing.T, program, raw []byte, flags uint16) {
 	}
 	limits := NewLimits(0)
 	p := New(fuzzConfig(), health.New(), limits)
-	p.Dial = s.Dial
+	p.Dial = s.dial
 	key := memKey
 	key.Protocol = HTTP2
 	order := &Order{Key: key, Target: key.Host, Last: true}

@@ -7,7 +7,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,10 +48,7 @@ func FuzzResponseLoopback(f *testing.F) {
 		if len(reply) > 5000 {
 			continue
 		}
-		if n := strings.Index(reply, "evil"); n > 0 {
-			if head := strings.LastIndex(reply, "HTTP/1.1"); head > 0 {
-				n = head
-			}
+		if n := surplusAt(reply); n > 0 {
 			cuts := append(bytes.Repeat([]byte{0x3f}, n/64), byte(n%64-1)&0x3f)
 			f.Add([]byte(reply), cuts, uint16(0))
 			f.Add([]byte(reply), append(bytes.Clone(cuts[:len(cuts)-1]), cuts[len(cuts)-1]|0x80), uint16(flagPost))
@@ -72,9 +69,10 @@ func FuzzResponseLoopback(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		s.Dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
-			s.dialing.Lock()
-			defer s.dialing.Unlock()
+		var dialing sync.Mutex
+		s.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			dialing.Lock()
+			defer dialing.Unlock()
 			c, err := new(net.Dialer).DialContext(ctx, network, address)
 			if err != nil {
 				return nil, err

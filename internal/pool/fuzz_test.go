@@ -29,16 +29,17 @@ import (
 
 // The times of the fuzzed pools. In a bubble nothing may take longer.
 const (
-	fuzzRead   = 50 * time.Millisecond
-	fuzzHeader = 100 * time.Millisecond
-	fuzzCancel = 2 * time.Millisecond
-	fuzzPause  = time.Millisecond
+	fuzzRead      = 50 * time.Millisecond
+	fuzzHeader    = 100 * time.Millisecond
+	fuzzHandshake = 200 * time.Millisecond
+	fuzzCancel    = 2 * time.Millisecond
+	fuzzPause     = time.Millisecond
 )
 
 func fuzzConfig() Config {
 	return Config{
 		ReadTimeout: fuzzRead, WriteTimeout: fuzzRead, ResponseHeaderTimeout: fuzzHeader,
-		DialTimeout: time.Second, HandshakeTimeout: 200 * time.Millisecond, ExpectContinueTimeout: 20 * time.Millisecond,
+		DialTimeout: time.Second, HandshakeTimeout: fuzzHandshake, ExpectContinueTimeout: 20 * time.Millisecond,
 	}
 }
 
@@ -222,9 +223,8 @@ type stage struct {
 	reused atomic.Bool // the first connection got another request
 	wg     sync.WaitGroup
 
-	// Dialer opens connections; nil: in memory.
-	Dialer  func(ctx context.Context, network, address string) (net.Conn, error)
-	dialing sync.Mutex
+	// dial opens connections to the stage.
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	tlsFlags   uint16
 	incomplete bool // not all of the octets are sent
@@ -238,13 +238,15 @@ func newStage(t *testing.T, pl *plan) *stage {
 	s := &stage{plan: pl, t: t, sent: make(chan struct{})}
 	s.serve = func(c net.Conn) { s.follow(c, c) }
 	s.later = s.laterOver
+	s.dial = s.dialMemory
 	return s
 }
 
+// laterOver answers requests over a connection.
 func (s *stage) laterOver(c net.Conn) { s.answer(bufio.NewReader(c), c, func(string) {}) }
 
-// Dial opens a connection to the stage.
-func (s *stage) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+// dialMemory opens a connection in memory.
+func (s *stage) dialMemory(ctx context.Context, network, address string) (net.Conn, error) {
 	client, backend := memPipe()
 	s.accept(backend)
 	return client, nil
@@ -364,10 +366,7 @@ func (s *stage) play(config Config, key Key) {
 	}
 	limits := NewLimits(0)
 	p := New(config, health.New(), limits)
-	p.Dial = s.Dial
-	if s.Dialer != nil {
-		p.Dial = s.Dialer
-	}
+	p.Dial = s.dial
 	order := &Order{Key: key, Target: key.Host, Last: true}
 	var second sync.WaitGroup
 	if s.together {
@@ -495,7 +494,7 @@ func (s *stage) first(p *Pool, order *Order) (reusable bool) {
 	start := time.Now()
 	res, err := p.RoundTrip(req, order)
 	took := time.Since(start)
-	bound := fuzzHeader + 2*config0.HandshakeTimeout
+	bound := fuzzHeader + 2*fuzzHandshake
 	if !order.Key.secure() {
 		bound = fuzzHeader
 	}
@@ -584,8 +583,6 @@ func (s *stage) clean(want answer1) bool {
 		want.res.StatusCode != http.StatusSwitchingProtocols
 }
 
-var config0 = fuzzConfig()
-
 // huge reports whether a header may be too large.
 func (s *stage) huge() bool {
 	return len(s.octets) > 32<<10 || bytes.Count(s.octets, []byte("\n")) > maxFields
@@ -615,7 +612,7 @@ func (s *stage) next(p *Pool, order *Order, path string) {
 	}
 	start := time.Now()
 	res, err := p.RoundTrip(req, order)
-	if took := time.Since(start); !s.together && took > fuzzHeader+2*config0.HandshakeTimeout+s.slack() {
+	if took := time.Since(start); !s.together && took > fuzzHeader+2*fuzzHandshake+s.slack() {
 		t.Errorf("%s took %v", path, took)
 	}
 	if err != nil {
@@ -669,6 +666,18 @@ func replies() []string {
 	}
 }
 
+// surplusAt returns where the surplus of a reply begins, or 0.
+func surplusAt(reply string) int {
+	head, _, ok := strings.Cut(reply, "evil")
+	if !ok {
+		return 0
+	}
+	if i := strings.LastIndex(head, "HTTP/1.1"); i > 0 {
+		return i
+	}
+	return len(head)
+}
+
 // seedPlans calls add with ways to play a reply.
 func seedPlans(add func(cuts []byte, flags uint16)) {
 	for _, cuts := range [][]byte{nil, {0x7f, 0x80}, {0x40, 0x82}} {
@@ -702,12 +711,7 @@ func FuzzResponse(f *testing.F) {
 			}
 		})
 		// where the surplus is by itself
-		if head, surplus, ok := strings.Cut(reply, "evil"); ok && len(head) < 4000 {
-			_ = surplus
-			n := len(head)
-			if i := strings.LastIndex(head, "HTTP/1.1"); i > 0 {
-				n = i
-			}
+		if n := surplusAt(reply); n > 0 {
 			for _, last := range []byte{0, 0x80} {
 				cuts := bytes.Repeat([]byte{0x3f}, n/64)
 				if n%64 > 0 {

@@ -13,7 +13,6 @@ import (
 	"math/big"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -163,11 +162,7 @@ func FuzzResponseTLS(f *testing.F) {
 		if i%8 == 0 {
 			f.Add([]byte(reply), []byte{0x30}, uint16(endClose<<flagEnd), flags, []byte(nil))
 		}
-		if surplus := strings.Index(reply, "evil"); surplus > 0 {
-			n := strings.LastIndex(reply, "HTTP/1.1")
-			if n <= 0 {
-				n = surplus
-			}
+		if n := surplusAt(reply); n > 0 {
 			cuts := bytes.Repeat([]byte{0x3f}, n/64)
 			for _, last := range []byte{0, 0x80} {
 				f.Add([]byte(reply), append(bytes.Clone(cuts), byte(n%64-1)|last), uint16(flagPost), flags, []byte(nil))

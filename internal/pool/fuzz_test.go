@@ -545,7 +545,7 @@ func (s *stage) first(p *Pool, order *Order) (reusable bool) {
 	got, err := io.ReadAll(res.Body)
 	took = time.Since(start)
 	bound = pauses + fuzzRead + writeGrace
-	if s.cancel {
+	if s.cancel && res.StatusCode != http.StatusSwitchingProtocols { // as with net/http
 		bound = fuzzCancel + writeGrace
 	}
 	if took > bound+s.slack() {

@@ -2,7 +2,6 @@ package caddytarget
 
 import (
 	"bytes"
-	"caddytarget/internal/health"
 	"context"
 	"fmt"
 	"io"
@@ -21,9 +20,10 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"github.com/miekg/dns"
 
-	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	"caddytarget/internal/health"
 )
 
 // The benchmarks here compare whole requests, in process and without a

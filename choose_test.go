@@ -1,7 +1,6 @@
 package caddytarget
 
 import (
-	"caddytarget/internal/health"
 	"io"
 	"net/http"
 	"net/netip"
@@ -10,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"caddytarget/internal/health"
 )
 
 var (

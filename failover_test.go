@@ -2,7 +2,6 @@ package caddytarget
 
 import (
 	"bytes"
-	"caddytarget/internal/health"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +22,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"caddytarget/internal/health"
 )
 
 // dialler opens connections for a transport.
@@ -58,20 +59,6 @@ func (w *world) hookDials(hook func(next dialler) dialler) {
 	if !found {
 		w.Fatal("no transport")
 	}
-}
-
-// hookConns calls hook with each TCP connection of the running gateway.
-func (w *world) hookConns(hook func(conn net.Conn)) {
-	w.Helper()
-	w.hookDials(func(next dialler) dialler {
-		return func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := next(ctx, network, address)
-			if err == nil {
-				hook(conn)
-			}
-			return conn, err
-		}
-	})
 }
 
 // dialled counts the connections that the gateway tries to open, by address.

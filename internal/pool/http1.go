@@ -214,7 +214,7 @@ func (x *exchange) readResponse() (*http.Response, error) {
 	x.received = true
 	limit := &x.c.header
 	defer limit.end()
-	for range maxInterim + 1 {
+	for interim := 0; ; interim++ {
 		limit.begin(x.c.pool.config.MaxResponseHeader)
 		res, err := http.ReadResponse(x.br, x.req)
 		if err != nil {
@@ -233,6 +233,8 @@ func (x *exchange) readResponse() (*http.Response, error) {
 				x.upload.proceed(!res.Close && !x.req.Close)
 			}
 			return res, nil
+		case interim == maxInterim:
+			return nil, errInterim
 		case code == http.StatusContinue && x.upload != nil:
 			x.upload.proceed(true)
 		}
@@ -244,7 +246,6 @@ func (x *exchange) readResponse() (*http.Response, error) {
 			}
 		}
 	}
-	return nil, errInterim
 }
 
 func fieldsOf(header http.Header) (n int) {
@@ -330,10 +331,10 @@ func (x *exchange) Close() error {
 func (x *exchange) finish(complete bool) {
 	keep := complete && !x.res.Close && !x.req.Close && !x.c.pool.config.DisableKeepAlive && x.br.Buffered() == 0
 	switch {
-	case !keep || x.upload == nil || x.upload.complete():
+	case !keep || x.upload == nil || x.upload.finishes(writeMoment):
 		x.end(keep)
 	default: // the backend has answered before the end of the request
-		go func() { x.end(x.upload.finished()) }()
+		go func() { x.end(x.upload.finishes(writeGrace)) }()
 	}
 }
 
@@ -374,12 +375,16 @@ type upload struct {
 // errNotWanted is the end of a body that the backend did not ask for.
 var errNotWanted = errors.New("the backend has answered without the body")
 
-// writeGrace is how long it is waited for the end of a request whose response is
-// complete before its connection is closed, and lastWords for a response when the
-// request could not be sent any more.
 const (
-	writeGrace = 50 * time.Millisecond
-	lastWords  = time.Second
+	// writeGrace is how long it is waited for the end of a request whose response is
+	// complete before its connection is closed, and writeMoment how long the reader of
+	// the response waits for that.
+	writeGrace  = 50 * time.Millisecond
+	writeMoment = time.Millisecond
+
+	// lastWords is how long it is waited for a response when the request could not be
+	// sent any more.
+	lastWords = time.Second
 )
 
 func newUpload(x *exchange, w *writer) *upload {
@@ -529,12 +534,12 @@ func (u *upload) complete() bool {
 	}
 }
 
-// finished is complete, after a moment if need be.
-func (u *upload) finished() bool {
+// finishes is complete, within some time.
+func (u *upload) finishes(d time.Duration) bool {
 	select {
 	case <-u.done:
 	default:
-		timer := time.NewTimer(writeGrace)
+		timer := time.NewTimer(d)
 		defer timer.Stop()
 		select {
 		case <-u.done:

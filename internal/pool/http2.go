@@ -60,7 +60,7 @@ func (p *Pool) newHTTP2() *http.Transport {
 
 // start2 makes the connection one of HTTP/2.
 func (c *conn) start2() error {
-	ctx := context.WithValue(context.Background(), connKey{}, &frames{Conn: c.Conn, c: c})
+	ctx := context.WithValue(context.Background(), connKey{}, &settledConn{Conn: c.Conn, c: c})
 	h2, err := c.pool.http2.NewClientConn(ctx, "http", "connection.invalid:80")
 	if err != nil {
 		_ = c.raw.Close()
@@ -71,10 +71,10 @@ func (c *conn) start2() error {
 	return nil
 }
 
-// frames is what the client of HTTP/2 reads and writes. It knows when the client
+// settledConn is what the client of HTTP/2 reads and writes. It knows when the client
 // has read the backend's SETTINGS, which come first and say how many requests the
 // connection takes.
-type frames struct {
+type settledConn struct {
 	net.Conn
 	c *conn
 
@@ -83,7 +83,7 @@ type frames struct {
 }
 
 // Read implements net.Conn.
-func (f *frames) Read(p []byte) (int, error) {
+func (f *settledConn) Read(p []byte) (int, error) {
 	const frameHeader = 9
 	settled := f.c.settled.Load()
 	if !settled && f.read >= frameHeader+int(f.header[0])<<16+int(f.header[1])<<8+int(f.header[2]) {
@@ -101,7 +101,7 @@ func (f *frames) Read(p []byte) (int, error) {
 }
 
 // Close implements net.Conn.
-func (f *frames) Close() error {
+func (f *settledConn) Close() error {
 	f.c.closeConn()
 	return nil
 }

@@ -178,7 +178,7 @@ func (g *fuzzGateway) newWorld(t *testing.T) *fuzzWorld {
 	w.resolver.cache = dnscache.New(w, w.resolver.cacheConfig(nil))
 	g.source.health = health.New()
 	g.transport.health = g.source.health
-	g.transport.pool.Pool = pool.New(g.transport.pool.config, g.source.health, pool.NewLimits(0))
+	g.transport.pool.Pool = pool.New(g.transport.pool.config, g.source.health, pool.NewLimits(0, nil))
 	g.transport.pool.Dial = w.dial
 	return w
 }

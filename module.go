@@ -18,6 +18,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"caddytarget/internal/dnscache"
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
 )
@@ -59,7 +60,7 @@ var shareds = caddy.NewUsagePool()
 const sharedKey = "shared"
 
 func newShared() *shared {
-	return &shared{health.New(), newRefusals(), caddy.NewUsagePool(), pool.NewLimits(pool.DescriptorLimit() / 4 * 3)}
+	return &shared{health.New(), newRefusals(), caddy.NewUsagePool(), pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf)}
 }
 
 func acquireShared() *shared {

@@ -563,7 +563,7 @@ func TestDialError(t *testing.T) {
 func TestDialIsJudged(t *testing.T) {
 	judge := newTestJudge(t, Guard{})
 	for _, address := range []string{"127.0.0.1:80", "169.254.169.254:80", "[::ffff:10.0.0.1]:80", "[fd00::1]:443"} {
-		p := pool.New(pool.Config{}, health.New(), pool.NewLimits(0))
+		p := pool.New(pool.Config{}, health.New(), pool.NewLimits(0, nil))
 		p.Dial = func(context.Context, string, string) (net.Conn, error) {
 			t.Errorf("%s was dialled", address)
 			return nil, io.EOF

@@ -56,12 +56,12 @@ func (a *admission) leave(domain uint64) {
 
 // domain returns the hash of the domain that a name is counted for.
 func (c *Cache) domain(name string) uint64 {
-	return maphash.String(c.seed, domainOf(name))
+	return maphash.String(c.seed, DomainOf(name))
 }
 
-// domainOf returns the domain that was registered for a name: the public suffix
+// DomainOf returns the domain that was registered for a name: the public suffix
 // and one label more. A name that has no more than a suffix is its own domain.
-func domainOf(name string) string {
+func DomainOf(name string) string {
 	suffix, _ := publicsuffix.PublicSuffix(name)
 	dot := len(name) - len(suffix) - 1
 	if dot <= 0 {

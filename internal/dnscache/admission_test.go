@@ -49,7 +49,7 @@ func TestDomainOf(t *testing.T) {
 		"192.0.2.1":                 "192.0.2.1",
 		"xn--85x722f.xn--55qx5d.cn": "xn--85x722f.xn--55qx5d.cn",
 	} {
-		if got := domainOf(name); got != want {
+		if got := DomainOf(name); got != want {
 			t.Errorf("%q: %q, want %q", name, got, want)
 		}
 	}

@@ -73,7 +73,7 @@ func (s *shard) destination(p *Pool, o *Order) *destination {
 		if o.Key.ServerName != o.Key.Host {
 			d.key.ServerName = strings.Clone(o.Key.ServerName)
 		}
-		d.group = groupOf(d.key.Host, o.Key.Addr)
+		d.group = p.limits.group(d.key.Host, o.Key.Addr)
 		s.destinations[d.key] = d
 	}
 	if o.Owner != nil && o.Owner.Source() != d.source {

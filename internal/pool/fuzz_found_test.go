@@ -48,7 +48,7 @@ func TestWindowOverflow(t *testing.T) {
 			}
 		}
 	})
-	p := New(fuzzConfig(), health.New(), NewLimits(0)) // Close would wait for ever
+	p := New(fuzzConfig(), health.New(), NewLimits(0, nil)) // Close would wait for ever
 	p.Dial = new(net.Dialer).DialContext
 	o := b.order("backend.example")
 	o.Key.Protocol = HTTP2
@@ -92,7 +92,7 @@ func TestExpectEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		config := fuzzConfig()
 		config.ExpectContinueTimeout = time.Minute
-		p := New(config, health.New(), NewLimits(0))
+		p := New(config, health.New(), NewLimits(0, nil))
 		defer time.Sleep(2 * time.Minute)
 		defer p.Close()
 		p.Dial = func(context.Context, string, string) (net.Conn, error) {
@@ -124,7 +124,7 @@ func TestMaxPerKeyFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		config := fuzzConfig()
 		config.MaxPerKey = 1
-		p := New(config, health.New(), NewLimits(0))
+		p := New(config, health.New(), NewLimits(0, nil))
 		defer p.Close()
 		var dials atomic.Int64
 		p.Dial = func(context.Context, string, string) (net.Conn, error) {

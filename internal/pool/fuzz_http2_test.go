@@ -386,7 +386,7 @@ func play2(t *testing.T, program, raw []byte, flags uint16) {
 			answer2(in, c)
 		}
 	}
-	limits := NewLimits(0)
+	limits := NewLimits(0, nil)
 	p := New(fuzzConfig(), health.New(), limits)
 	p.Dial = s.dial
 	key := memKey

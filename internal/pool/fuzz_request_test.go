@@ -147,7 +147,7 @@ func playRequest(t *testing.T, method, host, path, fields string, body []byte, f
 	}
 	config := fuzzConfig()
 	config.DisableCompression, config.DisableKeepAlive = !is(reqUnzip), is(reqOnce)
-	p := New(config, health.New(), NewLimits(0))
+	p := New(config, health.New(), NewLimits(0, nil))
 	p.Dial = s.dial
 	start := time.Now()
 	res, err := p.RoundTrip(req, &Order{Key: memKey, Target: memKey.Host, Last: true})

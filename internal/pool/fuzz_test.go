@@ -364,7 +364,7 @@ func (s *stage) play(config Config, key Key) {
 	if s.together {
 		config.MaxPerKey = 1
 	}
-	limits := NewLimits(0)
+	limits := NewLimits(0, nil)
 	p := New(config, health.New(), limits)
 	p.Dial = s.dial
 	order := &Order{Key: key, Target: key.Host, Last: true}

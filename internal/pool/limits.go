@@ -4,11 +4,8 @@ import (
 	"math"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
-
-	"golang.org/x/net/publicsuffix"
 )
 
 // Limits bounds the connections of all pools of a process together, so that
@@ -17,7 +14,8 @@ import (
 // memory packet switches", 1998): the more connections are in use, the less one
 // domain gets.
 type Limits struct {
-	max int
+	max      int
+	domainOf func(host string) string // nil: each host is its own
 
 	idle atomic.Int64 // connections, which can be closed
 
@@ -31,11 +29,12 @@ type Limits struct {
 const share = 4
 
 // NewLimits returns limits for at most max connections in use; zero: no limit.
-func NewLimits(max int) *Limits {
+// domainOf returns the domain to which a host belongs; nil: each host is its own.
+func NewLimits(max int, domainOf func(host string) string) *Limits {
 	if max <= 0 {
 		max = math.MaxInt
 	}
-	return &Limits{max: max, groups: make(map[string]int)}
+	return &Limits{max: max, domainOf: domainOf, groups: make(map[string]int)}
 }
 
 // enter counts a connection of a domain that is about to be opened, unless there
@@ -81,20 +80,14 @@ func (l *Limits) remove(p *Pool) {
 	l.pools = slices.DeleteFunc(l.pools, func(other *Pool) bool { return other == p })
 }
 
-// groupOf returns the domain that was registered for a host: the public suffix and
-// one label more. Addresses, and what has no more than a suffix, stand for
-// themselves.
-func groupOf(host string, addr netip.AddrPort) string {
+// group returns what the connections to a host count for. Where targets share
+// connections that is the address.
+func (l *Limits) group(host string, addr netip.AddrPort) string {
 	if host == "" {
 		return addr.Addr().String()
 	}
-	if _, err := netip.ParseAddr(host); err == nil {
+	if _, err := netip.ParseAddr(host); err == nil || l.domainOf == nil {
 		return host
 	}
-	suffix, _ := publicsuffix.PublicSuffix(host)
-	dot := len(host) - len(suffix) - 1
-	if dot <= 0 {
-		return host
-	}
-	return host[strings.LastIndexByte(host[:dot], '.')+1:]
+	return l.domainOf(host)
 }

@@ -97,7 +97,7 @@ func echo(c net.Conn, r *bufio.Reader) {
 }
 
 func newPool(t testing.TB, config Config) *Pool {
-	p := New(config, health.New(), NewLimits(0))
+	p := New(config, health.New(), NewLimits(0, nil))
 	t.Cleanup(p.Close)
 	return p
 }
@@ -395,7 +395,7 @@ func TestLimits(t *testing.T) {
 			_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
 		}
 	})
-	p := New(Config{}, health.New(), NewLimits(20))
+	p := New(Config{}, health.New(), NewLimits(20, lastTwo))
 	defer p.Close()
 	var wg sync.WaitGroup
 	var limited atomic.Int64
@@ -416,7 +416,7 @@ func TestLimits(t *testing.T) {
 		t.Errorf("one domain has %d of 20 connections", n)
 	}
 	for i := range 8 {
-		if _, err := get(t, p, b.order(fmt.Sprintf("other%d.example", i)), "/"); err != nil {
+		if _, err := get(t, p, b.order(fmt.Sprintf("a.other%d", i)), "/"); err != nil {
 			t.Errorf("another domain: %v", err)
 		}
 	}
@@ -461,7 +461,7 @@ func TestStress(t *testing.T) {
 			}
 		}
 	})
-	p := New(Config{MaxIdle: 10, MaxIdlePerKey: 3}, health.New(), NewLimits(100))
+	p := New(Config{MaxIdle: 10, MaxIdlePerKey: 3}, health.New(), NewLimits(100, nil))
 	var wg sync.WaitGroup
 	for worker := range 16 {
 		wg.Go(func() {
@@ -517,4 +517,10 @@ func TestKeys(t *testing.T) {
 	if n := b.opened.Load(); n != 3 {
 		t.Errorf("%d connections for three keys", n)
 	}
+}
+
+// lastTwo returns the last two labels of a host.
+func lastTwo(host string) string {
+	labels := strings.Split(host, ".")
+	return strings.Join(labels[max(0, len(labels)-2):], ".")
 }

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 // conn is a connection to a backend. One request at a time uses it, or any number
@@ -22,8 +24,8 @@ import (
 type conn struct {
 	net.Conn // what requests are written to: raw or tls
 	raw      *rawConn
-	tls      *tls.Conn        // nil: no TLS
-	h2       *http.ClientConn // nil: HTTP/1.1
+	tls      *tls.Conn         // nil: no TLS
+	h2       *http2.ClientConn // nil: HTTP/1.1
 
 	pool        *Pool
 	destination *destination
@@ -33,6 +35,8 @@ type conn struct {
 	header headerLimit
 
 	streams streams     // that are read, over HTTP/2
+	added   atomic.Bool // it is one of its destination's
+	gone    atomic.Bool // it has ended, over HTTP/2
 	settled atomic.Bool // it is known how many requests it takes, over HTTP/2
 	served  atomic.Bool // there was a response, over HTTP/2
 
@@ -43,6 +47,7 @@ type conn struct {
 	prev, next *conn
 	active     int       // requests that use it, over HTTP/2
 	retired    bool      // it takes no more requests, over HTTP/2
+	full       bool      // it takes none just now, over HTTP/2
 	moment     uint64    // when it became idle, in the order of these
 	since      time.Time // the same as a time
 	looked     time.Time // when the sweeper last looked at it
@@ -127,9 +132,6 @@ func (c *conn) Read(p []byte) (int, error) {
 // usable reports whether an idle connection may be used for a request. The backend
 // may have closed it, or sent what nobody asked for.
 func (c *conn) usable(req *http.Request) bool {
-	if c.h2 != nil {
-		return true
-	}
 	if timeout := c.pool.config.IdleTimeout; timeout > 0 && time.Since(c.since) > timeout {
 		return false
 	}

@@ -34,8 +34,6 @@ type waiter struct {
 	order *Order
 	ready chan answer // holds one
 	dial  *dial       // that it has caused; nil: none yet
-
-	refused int // how many dials have brought it no connection
 }
 
 // answer is a connection or the reason why there is none.
@@ -94,7 +92,7 @@ func (s *shard) release(d *destination) {
 func (p *Pool) get(req *http.Request, o *Order) (c *conn, fresh bool, err error) {
 	ctx := req.Context()
 	s := p.shard(&o.Key)
-	for {
+	for refused := 0; ; {
 		s.mu.Lock()
 		d := s.destination(p, o)
 		c := d.take()
@@ -115,10 +113,18 @@ func (p *Pool) get(req *http.Request, o *Order) (c *conn, fresh bool, err error)
 		} else {
 			s.mu.Unlock()
 		}
-		if fresh || c.usable(req) {
+		switch {
+		case c.h2 != nil && c.claim():
 			return c, fresh, nil
+		case c.h2 != nil:
+			if refused++; refused > maxBounced {
+				return nil, false, &Error{Phase: Response, Refused: true, Err: errNoStreams}
+			}
+		case fresh || c.usable(req):
+			return c, fresh, nil
+		default:
+			p.discard(c)
 		}
-		p.discard(c)
 	}
 }
 
@@ -320,6 +326,7 @@ func (p *Pool) add(d *destination, c *conn) {
 	c.index = len(d.conns)
 	d.conns = append(d.conns, c)
 	c.counted = true
+	c.added.Store(true)
 	if c.h2 != nil {
 		d.shared = append(d.shared, c)
 	}

@@ -74,13 +74,9 @@ func (p *Pool) dial(d *destination, n *dial) {
 	for _, w := range slices.Clone(d.waiters) {
 		switch {
 		case w.dial != n:
-		case c != nil && c.h2 != nil && c.active == 0 && w.refused == maxStale: // new connections take no requests
-			p.abandon(d, w)
-			w.ready <- answer{err: &Error{Phase: Response, Refused: true, Err: errClosed}}
 		case c != nil && c.h2 != nil && c.active > 0: // it may take more, see freed
 			w.dial = nil
 		default: // another request took the connection
-			w.refused++
 			w.dial = nil
 			p.dialFor(d, w)
 		}
@@ -92,7 +88,7 @@ func (p *Pool) dial(d *destination, n *dial) {
 		p.discard(c)
 	case c.h2 == nil:
 		p.put(c, false)
-	case c.h2.Err() != nil: // it ended before it was added
+	case c.gone.Load(): // it ended before it was added
 		p.discard(c)
 	}
 	p.sweeper.start(p)
@@ -111,6 +107,9 @@ func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 		return nil, &Error{Phase: Connect, Err: ErrLimit}
 	}
 	c, err := p.connectLimited(d, n)
+	if err == nil && c.gone.Load() { // over HTTP/2, as soon as it was opened
+		err = &Error{Phase: Response, Err: errClosed}
+	}
 	if err != nil {
 		p.limits.leave(d.group)
 	}

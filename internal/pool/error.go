@@ -114,6 +114,7 @@ var (
 
 	errResponseHeaderTimeout = &timeoutError{"no response header in time"}
 	errNoTime                = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}
+	errNoStreams             = errors.New("the backend takes no requests")
 	errNoClient              = errors.New("PROXY protocol: the client has no IP address")
 	errClosed                = errors.New("the backend closed the connection without a response")
 	errHeaderSize            = errors.New("the response header is too large")

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,13 +24,9 @@ import (
 // TestWindowOverflow: one WINDOW_UPDATE by which a stream's window exceeds 2^31-1
 // ends the request, and no more. In net/http of Go 1.26.8 the loop that reads the
 // connection locks itself out there (processWindowUpdate, under cc.mu, calls
-// abortStream, which locks it): the request stays beyond all its times, Reserve
-// holds shard.mu for good, and with that a part of all other targets. It is skipped
-// until that is dealt with, since it leaves goroutines behind.
+// abortStream, which locks it): with its http.ClientConn the request stayed beyond
+// all its times. golang.org/x/net has that mended.
 func TestWindowOverflow(t *testing.T) {
-	if os.Getenv("FOUND") == "" {
-		t.Skip("fails for now; FOUND=1 runs it")
-	}
 	b := newBackend(t, func(c net.Conn, _ *bufio.Reader) {
 		in := reader2(c)
 		if in == nil {
@@ -86,9 +81,6 @@ func TestWindowOverflow(t *testing.T) {
 // held until ExpectContinueTimeout, with a goroutine, since nothing tells the upload
 // that there will be no 100 (Continue).
 func TestExpectEnds(t *testing.T) {
-	if os.Getenv("FOUND") == "" {
-		t.Skip("fails for now; FOUND=1 runs it")
-	}
 	synctest.Test(t, func(t *testing.T) {
 		config := fuzzConfig()
 		config.ExpectContinueTimeout = time.Minute
@@ -118,9 +110,6 @@ func TestExpectEnds(t *testing.T) {
 // TestMaxPerKeyFailed: a request that waits for want of a limit gets a dial when the
 // one that reached it has failed. It waited for ever, or until the next request.
 func TestMaxPerKeyFailed(t *testing.T) {
-	if os.Getenv("FOUND") == "" {
-		t.Skip("fails for now; FOUND=1 runs it")
-	}
 	synctest.Test(t, func(t *testing.T) {
 		config := fuzzConfig()
 		config.MaxPerKey = 1

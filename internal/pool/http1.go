@@ -271,6 +271,7 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 	c.abort(err)
 	complete := ph == Response
 	if x.upload != nil {
+		x.upload.proceed(false)
 		_ = x.upload.headWritten()
 		if body := x.upload.failed(); body != nil {
 			e.Phase, e.Err, e.stale = Send, body, false

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 const (
@@ -19,6 +21,9 @@ const (
 	// may send ahead of those who read them, over one stream and over one connection.
 	maxStreamBuffer = 256 << 10
 	maxConnBuffer   = 1 << 20
+
+	// fullTime is when it is looked again whether a connection takes more requests.
+	fullTime = 2 * time.Millisecond
 
 	// A connection gets no more requests while maxUnread responses on it have not
 	// been read for unreadTime: their octets would soon take all of the window.
@@ -31,17 +36,10 @@ const (
 	starveTime = 5 * time.Second
 )
 
-type connKey struct{}
-
-// newHTTP2 returns a transport that makes connections of HTTP/2 from others, with or
-// without TLS.
-func (p *Pool) newHTTP2() *http.Transport {
+// newHTTP2 returns what makes connections of HTTP/2 from others, with or without TLS.
+func (p *Pool) newHTTP2() *http2.Transport {
 	config := &p.config
-	t := &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return ctx.Value(connKey{}).(net.Conn), nil
-		},
-		Protocols:              new(http.Protocols),
+	t, err := http2.ConfigureTransports(&http.Transport{
 		DisableCompression:     config.DisableCompression,
 		DisableKeepAlives:      config.DisableKeepAlive,
 		ResponseHeaderTimeout:  config.ResponseHeaderTimeout,
@@ -53,22 +51,19 @@ func (p *Pool) newHTTP2() *http.Transport {
 			SendPingTimeout:               pingAfter,
 			PingTimeout:                   pingTimeout,
 		},
+	})
+	if err != nil {
+		panic(err) // it is configured once
 	}
-	t.Protocols.SetUnencryptedHTTP2(true)
 	return t
 }
 
 // start2 makes the connection one of HTTP/2.
-func (c *conn) start2() error {
-	ctx := context.WithValue(context.Background(), connKey{}, &settledConn{Conn: c.Conn, c: c})
-	h2, err := c.pool.http2.NewClientConn(ctx, "http", "connection.invalid:80")
-	if err != nil {
+func (c *conn) start2() (err error) {
+	if c.h2, err = c.pool.http2.NewClientConn(&settledConn{Conn: c.Conn, c: c}); err != nil {
 		_ = c.raw.Close()
-		return err
 	}
-	c.h2 = h2
-	h2.SetStateHook(c.changed)
-	return nil
+	return err
 }
 
 // settledConn is what the client of HTTP/2 reads and writes. It knows when the client
@@ -88,7 +83,9 @@ func (f *settledConn) Read(p []byte) (int, error) {
 	settled := f.c.settled.Load()
 	if !settled && f.read >= frameHeader+int(f.header[0])<<16+int(f.header[1])<<8+int(f.header[2]) {
 		f.c.settled.Store(true)
-		go f.c.pool.freed(f.c)
+		if f.c.added.Load() {
+			go f.c.pool.freed(f.c)
+		}
 	}
 	n, err := f.Conn.Read(p)
 	if !settled {
@@ -100,45 +97,50 @@ func (f *settledConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close implements net.Conn.
+// Close implements net.Conn. It is called at the end of the connection, also by the
+// client of HTTP/2, with locks that are not ours.
 func (f *settledConn) Close() error {
-	f.c.closeConn()
+	c := f.c
+	c.gone.Store(true)
+	c.closeConn()
+	if c.added.Load() { // or else it is seen then that it is gone
+		go c.pool.discard(c)
+	}
 	return nil
 }
 
-// changed is called when the state of the connection has changed. It must not
-// wait: locks may be held.
-func (c *conn) changed(h2 *http.ClientConn) {
-	switch {
-	case h2.Err() != nil:
-		go c.pool.discard(c)
-	case c.streams.full.Load() && h2.Available() > 0:
-		go c.pool.freed(c)
-	}
-}
-
 // reserve takes a place for a request on a connection of HTTP/2 and reports
-// whether there was one; shard.mu is held.
+// whether there may be one, which claim finds out; shard.mu is held. No lock of the
+// client of HTTP/2 is waited for meanwhile.
 func (c *conn) reserve() bool {
-	if c.retired {
+	// as long as it is not known how many requests it takes, that is one
+	if c.retired || c.full || c.gone.Load() || c.active > 0 && !c.settled.Load() || c.congested() {
 		return false
-	}
-	if c.active > 0 && !c.settled.Load() || c.congested() { // how many it takes is not known yet
-		c.streams.full.Store(true)
-		return false
-	}
-	if c.h2.Reserve() != nil {
-		c.streams.full.Store(true) // and then look again, since changed may have looked before
-		if c.h2.Available() == 0 || c.h2.Reserve() != nil {
-			if c.active == 0 && c.h2.InFlight() == 0 { // it takes no more
-				go c.pool.discard(c)
-			}
-			return false
-		}
 	}
 	c.active++
 	c.destination.shard.unlist(c)
 	return true
+}
+
+// claim makes a place that was reserved one of the client's. If there is none,
+// the place is given back.
+func (c *conn) claim() bool {
+	if c.h2.ReserveNewRequest() {
+		return true
+	}
+	p, s := c.pool, c.destination.shard
+	closing := c.gone.Load() || !c.h2.CanTakeNewRequest()
+	s.mu.Lock()
+	c.active--
+	c.full = true
+	if last := c.active == 0; last && closing {
+		go p.discard(c)
+	} else {
+		// a stream may have ended of which the client has not taken notice
+		time.AfterFunc(fullTime, func() { p.freed(c) })
+	}
+	s.mu.Unlock()
+	return false
 }
 
 // serve2 gives places on a connection to requests that wait and reports whether
@@ -157,7 +159,7 @@ func (p *Pool) freed(c *conn) {
 	s := c.destination.shard
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c.streams.full.Store(false)
+	c.full = false
 	p.serve2(c, false)
 	p.dialForRest(c.destination)
 }
@@ -182,6 +184,7 @@ func (p *Pool) done2(c *conn) {
 	s := c.destination.shard
 	s.mu.Lock()
 	c.active--
+	c.full = false
 	if len(c.destination.waiters) > 0 {
 		p.serve2(c, false)
 	}
@@ -228,7 +231,7 @@ func (c *conn) roundTrip2(req *http.Request) (*http.Response, error) {
 			e.stale = true
 			e.bounced = !isStreamError(err) && c.served.Load()
 		default:
-			e.stale = c.h2.Err() != nil && !isTimeout(err)
+			e.stale = c.gone.Load() && !isTimeout(err)
 		}
 		c.pool.done2(c)
 		return nil, e
@@ -338,8 +341,6 @@ func (s *stream) end() {
 
 // streams are the responses that are read from a connection.
 type streams struct {
-	full atomic.Bool // requests wait for a place
-
 	mu    sync.Mutex
 	n     int
 	first *stream

@@ -13,7 +13,7 @@
 // A connection of HTTP/1.1 (conn, http1.go) has no goroutine: the request's own
 // goroutine writes the request and reads the response, with buffers that it has
 // only meanwhile. The standard library writes, parses and frames. A connection of
-// HTTP/2 (http2.go) is the standard library's http.ClientConn. The sweeper
+// HTTP/2 (http2.go) is an http2.ClientConn of golang.org/x/net. The sweeper
 // (sweep.go) closes what has been idle for too long or was closed by the backend,
 // and looks for backends that have gone silent.
 package pool
@@ -31,6 +31,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"caddytarget/internal/health"
 )
@@ -97,7 +99,7 @@ type Pool struct {
 	sessions *sessions
 	readers  sync.Pool // of *bufio.Reader
 	writers  sync.Pool // of *bufio.Writer
-	http2    *http.Transport
+	http2    *http2.Transport
 
 	open   atomic.Int64  // connections
 	serial atomic.Uint64 // numbers the moments at which connections became idle

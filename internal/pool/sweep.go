@@ -118,9 +118,7 @@ func (p *Pool) sweepShard(s *shard, now time.Time) {
 	for _, c := range busy {
 		if c.h2 != nil {
 			c.unblock(now)
-			if c.streams.full.Load() {
-				p.freed(c)
-			}
+			p.freed(c) // its clients may read again
 		}
 		if c.isSilent(now) {
 			p.silent(c, now)

@@ -158,16 +158,25 @@ func isOneOf(err error, codes ...syscall.Errno) bool {
 }
 
 // isRefused reports whether a backend of HTTP/2 said, or this side knows, that a
-// stream was not acted upon (RFC 9113, section 8.7). net/http does not export its
-// errors for that.
+// stream was not acted upon (RFC 9113, section 8.7). Not all of these errors can be
+// had from golang.org/x/net but as texts.
 func isRefused(err error) bool {
 	if e, ok := errors.AsType[http2.StreamError](err); ok {
 		return e.Code == http2.ErrCodeRefusedStream
 	}
-	text := err.Error()
-	return text == "http2: client conn not usable" ||
-		text == "http2: Transport received Server's graceful shutdown GOAWAY" ||
-		strings.HasPrefix(text, "http2: Transport received GOAWAY from server ErrCode:")
+	switch text := err.Error(); text {
+	case "http2: client conn not usable", "http2: client conn could not be established",
+		"http2: Transport received Server's graceful shutdown GOAWAY":
+		return true
+	default:
+		return strings.HasPrefix(text, "http2: Transport received GOAWAY from server ErrCode:")
+	}
+}
+
+// isTooLarge reports whether a request was not sent over HTTP/2 since the backend
+// takes no header as large.
+func isTooLarge(err error) bool {
+	return strings.Contains(err.Error(), "request header list larger than peer's advertised limit")
 }
 
 // isStreamError reports whether an error is about one stream of HTTP/2.

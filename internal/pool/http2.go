@@ -226,6 +226,8 @@ func (c *conn) roundTrip2(req *http.Request) (*http.Response, error) {
 		case ctx.err != nil: // a backend that does so is no good for others either
 			e.Err = ctx.err
 			c.pool.retire(c)
+		case isTooLarge(err):
+			e.Phase, e.Sent = Prepare, Nothing
 		case isRefused(err):
 			e.Sent, e.Refused = Nothing, true
 			e.stale = true

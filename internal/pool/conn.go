@@ -48,6 +48,7 @@ type conn struct {
 	active     int       // requests that use it, over HTTP/2
 	retired    bool      // it takes no more requests, over HTTP/2
 	full       bool      // it takes none just now, over HTTP/2
+	limited    bool      // it was full once, over HTTP/2
 	moment     uint64    // when it became idle, in the order of these
 	since      time.Time // the same as a time
 	looked     time.Time // when the sweeper last looked at it

@@ -117,6 +117,9 @@ func (p *Pool) get(req *http.Request, o *Order) (c *conn, fresh bool, err error)
 		case c.h2 != nil && c.claim():
 			return c, fresh, nil
 		case c.h2 != nil:
+			if !c.gone.Load() {
+				break // it is full
+			}
 			if refused++; refused > maxBounced {
 				return nil, false, &Error{Phase: Response, Refused: true, Err: errNoStreams}
 			}
@@ -165,10 +168,10 @@ func (p *Pool) dialForRest(d *destination) {
 	}
 }
 
-// delayed reports whether a connection of HTTP/1.1 may become free before there is
-// another one; shard.mu is held.
+// delayed reports whether a connection may become free before there is another one;
+// shard.mu is held.
 func (d *destination) delayed() bool {
-	return slices.ContainsFunc(d.conns, func(c *conn) bool { return c.h2 == nil })
+	return slices.ContainsFunc(d.conns, func(c *conn) bool { return c.h2 == nil || c.limited })
 }
 
 // dialFor gives a waiter a dial: one that was given up if there is one, one that

@@ -378,6 +378,9 @@ func (s *stage) play(config Config, key Key) {
 	reusable := s.first(p, order)
 	second.Wait()
 	<-s.sent
+	if !s.real {
+		time.Sleep(2 * writeGrace) // the end of a request may be waited for
+	}
 	if !s.together {
 		s.next(p, order, "/second")
 	}
@@ -612,11 +615,11 @@ func (s *stage) next(p *Pool, order *Order, path string) {
 	}
 	start := time.Now()
 	res, err := p.RoundTrip(req, order)
-	if took := time.Since(start); !s.together && took > fuzzHeader+2*fuzzHandshake+s.slack() {
+	if took := time.Since(start); !s.together && !s.real && took > fuzzHeader+2*fuzzHandshake+s.slack() {
 		t.Errorf("%s took %v", path, took)
 	}
 	if err != nil {
-		if !s.real || method == http.MethodGet {
+		if !s.real || method == http.MethodGet && !isTimeout(err) { // a busy machine may be late
 			t.Errorf("%s: %v", path, err)
 		}
 		return

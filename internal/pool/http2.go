@@ -22,8 +22,9 @@ const (
 	maxStreamBuffer = 256 << 10
 	maxConnBuffer   = 1 << 20
 
-	// fullTime is when it is looked again whether a connection takes more requests.
-	fullTime = 2 * time.Millisecond
+	// fullTime is for how long it is looked whether a connection that was full takes
+	// more requests, once one has ended.
+	fullTime = 200 * time.Millisecond
 
 	// A connection gets no more requests while maxUnread responses on it have not
 	// been read for unreadTime: their octets would soon take all of the window.
@@ -122,25 +123,45 @@ func (c *conn) reserve() bool {
 	return true
 }
 
-// claim makes a place that was reserved one of the client's. If there is none,
-// the place is given back.
+// claim makes a place that was reserved one of the client's. If there is none, the
+// place is given back.
 func (c *conn) claim() bool {
 	if c.h2.ReserveNewRequest() {
 		return true
 	}
 	p, s := c.pool, c.destination.shard
-	closing := c.gone.Load() || !c.h2.CanTakeNewRequest()
+	ending := c.gone.Load() || !c.settled.Load() && !c.h2.CanTakeNewRequest()
 	s.mu.Lock()
 	c.active--
-	c.full = true
-	if last := c.active == 0; last && closing {
-		go p.discard(c)
-	} else {
-		// a stream may have ended of which the client has not taken notice
-		time.AfterFunc(fullTime, func() { p.freed(c) })
-	}
+	c.full, c.limited = true, true
+	over := c.active == 0 && ending || p.idle2(c)
 	s.mu.Unlock()
+	if over {
+		p.discard(c)
+	} else {
+		go p.recheck(c)
+	}
 	return false
+}
+
+// recheck waits until a connection that was full takes requests again. The client of
+// HTTP/2 takes notice of the end of a stream a little later than those who read it.
+// A connection that takes none although none is in flight, after a GOAWAY, is closed.
+func (p *Pool) recheck(c *conn) {
+	for wait := 50 * time.Microsecond; wait < fullTime && !c.gone.Load(); wait *= 2 {
+		if c.h2.CanTakeNewRequest() {
+			p.freed(c)
+			return
+		}
+		time.Sleep(wait)
+	}
+	s := c.destination.shard
+	s.mu.Lock()
+	over := c.active == 0
+	s.mu.Unlock()
+	if over {
+		p.discard(c)
+	}
 }
 
 // serve2 gives places on a connection to requests that wait and reports whether
@@ -184,12 +205,17 @@ func (p *Pool) done2(c *conn) {
 	s := c.destination.shard
 	s.mu.Lock()
 	c.active--
-	c.full = false
-	if len(c.destination.waiters) > 0 {
-		p.serve2(c, false)
+	recheck := c.full
+	if !recheck && len(c.destination.waiters) > 0 {
+		if recheck = c.limited; !recheck {
+			p.serve2(c, false)
+		}
 	}
 	surplus := p.idle2(c)
 	s.mu.Unlock()
+	if recheck && !surplus {
+		go p.recheck(c)
+	}
 	if surplus {
 		p.discard(c)
 	}

@@ -264,6 +264,7 @@ func TestOctetsLeftOver(t *testing.T) {
 	} {
 		for _, later := range []time.Duration{0, 5 * time.Millisecond} {
 			t.Run(fmt.Sprint(name, " ", later), func(t *testing.T) {
+				sent := make(chan struct{}, 1)
 				b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
 					for {
 						req, err := http.ReadRequest(r)
@@ -280,6 +281,7 @@ func TestOctetsLeftOver(t *testing.T) {
 							head = ""
 						}
 						_, _ = io.WriteString(c, head+extra)
+						sent <- struct{}{}
 					}
 				})
 				p := newPool(t, Config{})
@@ -289,7 +291,7 @@ func TestOctetsLeftOver(t *testing.T) {
 					if want := path; err != nil || got != want && got != "" {
 						t.Fatalf("%q, %v, want %q", got, err, want)
 					}
-					time.Sleep(2 * later)
+					<-sent // the octets are there before the next request
 				}
 			})
 		}

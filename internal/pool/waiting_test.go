@@ -153,7 +153,7 @@ func TestShare(t *testing.T) {
 		<-hold
 	})
 	b := newBackend(t, echo)
-	limits := NewLimits(100)
+	limits := NewLimits(100, nil)
 	p := New(Config{}, health.New(), limits)
 	defer p.Close()
 	const others = 20

@@ -378,9 +378,6 @@ func (s *stage) play(config Config, key Key) {
 	reusable := s.first(p, order)
 	second.Wait()
 	<-s.sent
-	if !s.real {
-		time.Sleep(2 * writeGrace) // the end of a request may be waited for
-	}
 	if !s.together {
 		s.next(p, order, "/second")
 	}

@@ -330,13 +330,9 @@ func (x *exchange) Close() error {
 // request and response are complete, nothing is left over and nobody said that it
 // ends.
 func (x *exchange) finish(complete bool) {
-	keep := complete && !x.res.Close && !x.req.Close && !x.c.pool.config.DisableKeepAlive && x.br.Buffered() == 0
-	switch {
-	case !keep || x.upload == nil || x.upload.finishes(writeMoment):
-		x.end(keep)
-	default: // the backend has answered before the end of the request
-		go func() { x.end(x.upload.finishes(writeGrace)) }()
-	}
+	keep := complete && !x.res.Close && !x.req.Close && !x.c.pool.config.DisableKeepAlive && x.br.Buffered() == 0 &&
+		(x.upload == nil || x.upload.finished())
+	x.end(keep)
 }
 
 // end gives the connection back.
@@ -376,16 +372,12 @@ type upload struct {
 // errNotWanted is the end of a body that the backend did not ask for.
 var errNotWanted = errors.New("the backend has answered without the body")
 
+// writeGrace is how long it is waited for the end of a request whose response is
+// complete before its connection is closed, as net/http does it, and lastWords for a
+// response when the request could not be sent any more.
 const (
-	// writeGrace is how long it is waited for the end of a request whose response is
-	// complete before its connection is closed, and writeMoment how long the reader of
-	// the response waits for that.
-	writeGrace  = 50 * time.Millisecond
-	writeMoment = time.Millisecond
-
-	// lastWords is how long it is waited for a response when the request could not be
-	// sent any more.
-	lastWords = time.Second
+	writeGrace = 50 * time.Millisecond
+	lastWords  = time.Second
 )
 
 func newUpload(x *exchange, w *writer) *upload {
@@ -535,12 +527,12 @@ func (u *upload) complete() bool {
 	}
 }
 
-// finishes is complete, within some time.
-func (u *upload) finishes(d time.Duration) bool {
+// finished is complete, after a moment if need be.
+func (u *upload) finished() bool {
 	select {
 	case <-u.done:
 	default:
-		timer := time.NewTimer(d)
+		timer := time.NewTimer(writeGrace)
 		defer timer.Stop()
 		select {
 		case <-u.done:

@@ -1,0 +1,203 @@
+package pool
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"caddytarget/internal/health"
+)
+
+// waiting returns how many requests wait for a connection for an order's key.
+func (p *Pool) waiting(o *Order) int {
+	s := p.shard(&o.Key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.destinations[o.Key]
+	if d == nil {
+		return 0
+	}
+	return len(d.waiters)
+}
+
+// TestWaiterWithoutDial: a request that may not dial, since another one does, gets
+// a dial of its own when that one fails.
+func TestWaiterWithoutDial(t *testing.T) {
+	b := newBackend(t, echo)
+	p := newPool(t, Config{MaxPerKey: 1})
+	refused := errors.New("refused")
+	var dials atomic.Int64
+	fail := make(chan struct{})
+	dial := p.Dial
+	p.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if dials.Add(1) == 1 {
+			<-fail
+			return nil, refused
+		}
+		return dial(ctx, network, address)
+	}
+	o := b.order("a.example")
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := get(t, p, o, "/1")
+		first <- err
+	}()
+	eventually(t, "one request dials", func() bool { return dials.Load() == 1 })
+	go func() {
+		_, err := get(t, p, o, "/2")
+		second <- err
+	}()
+	eventually(t, "two requests wait", func() bool { return p.waiting(o) == 2 })
+	close(fail)
+	if err := <-first; !errors.Is(err, refused) {
+		t.Errorf("the request whose dial failed: %v", err)
+	}
+	select {
+	case err := <-second:
+		if err != nil || dials.Load() != 2 {
+			t.Errorf("%v after %d dials", err, dials.Load())
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the other request waits for nothing")
+	}
+}
+
+// TestHandOver: a connection that goes from one request to the next was never idle,
+// so it has not been idle for too long.
+func TestHandOver(t *testing.T) {
+	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		for {
+			if _, err := http.ReadRequest(r); err != nil {
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+			fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		}
+	})
+	p := newPool(t, Config{MaxPerKey: 1, IdleTimeout: time.Minute})
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if _, err := get(t, p, b.order("a.example"), "/"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := b.opened.Load(); n != 1 {
+		t.Errorf("%d connections were opened where there may be one at a time", n)
+	}
+}
+
+// TestLateRelease: a request that has been answered and looks at its answer late
+// does not take away the destination that others have begun meanwhile.
+func TestLateRelease(t *testing.T) {
+	b := newBackend(t, echo)
+	p := newPool(t, Config{IdleTimeout: time.Minute})
+	dial := p.Dial
+	refused := errors.New("refused")
+	var refuse atomic.Bool
+	p.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if refuse.Load() {
+			return nil, refused
+		}
+		return dial(ctx, network, address)
+	}
+	o := b.order("a.example")
+	s := p.shard(&o.Key)
+
+	// what get does, up to wait
+	refuse.Store(true)
+	s.mu.Lock()
+	d := s.destination(p, o)
+	w := &waiter{order: o, ready: make(chan answer, 1)}
+	d.waiters = append(d.waiters, w)
+	p.dialFor(d, w)
+	s.mu.Unlock()
+	eventually(t, "its dial has failed", func() bool { return len(w.ready) == 1 && p.destinations() == 0 })
+
+	refuse.Store(false)
+	if _, err := get(t, p, o, "/1"); err != nil {
+		t.Fatal(err)
+	}
+	// its context ends at the same time as its dial
+	_, _, err := p.leave(d, w, &Error{Phase: Connect, Err: context.Canceled})
+	if !errors.Is(err, refused) {
+		t.Errorf("the answer is %v", err)
+	}
+	if p.destinations() != 1 {
+		t.Error("the destination of an idle connection is gone")
+	}
+	if _, err := get(t, p, o, "/2"); err != nil || b.opened.Load() != 1 {
+		t.Errorf("%v, %d connections were opened", err, b.opened.Load())
+	}
+	p.sweep(time.Now().Add(2 * time.Minute))
+	if p.Open() != 0 || p.destinations() != 0 {
+		t.Error("the sweeper does not see the connection")
+	}
+}
+
+// TestShare: a domain that has all of its share closes no idle connections of
+// others, which count as free when the share is taken.
+func TestShare(t *testing.T) {
+	hold := make(chan struct{})
+	slow := newBackend(t, func(_ net.Conn, r *bufio.Reader) {
+		_, _ = http.ReadRequest(r)
+		<-hold
+	})
+	b := newBackend(t, echo)
+	limits := NewLimits(100)
+	p := New(Config{}, health.New(), limits)
+	defer p.Close()
+	const others = 20
+	for i := range others {
+		if _, err := get(t, p, b.order(fmt.Sprintf("good%d.example", i)), "/"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := get(t, p, b.order(fmt.Sprintf("n%d.test", i)), "/"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	var limited atomic.Int64
+	for range 40 {
+		req := request(t, http.MethodGet, "/", nil).WithContext(ctx)
+		wg.Go(func() {
+			if _, err := p.RoundTrip(req, slow.order("greedy.com")); errors.Is(err, ErrLimit) {
+				limited.Add(1)
+			}
+		})
+	}
+	inUse := func() int {
+		limits.mu.Lock()
+		defer limits.mu.Unlock()
+		return limits.groups["greedy.com"]
+	}
+	eventually(t, "each request has a connection or is refused", func() bool { return inUse()+int(limited.Load()) == 40 })
+	if n := inUse(); n != 20 { // a quarter of what it has left
+		t.Errorf("one domain has %d of 100 connections, want 20", n)
+	}
+	if n := b.openConns(); n != 2*others {
+		t.Errorf("%d of %d idle connections of others are left", n, 2*others)
+	}
+	opened := b.opened.Load()
+	for i := range others {
+		if _, err := get(t, p, b.order(fmt.Sprintf("good%d.example", i)), "/"); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := b.opened.Load() - opened; n != 0 {
+		t.Errorf("%d connections of others had to be opened again", n)
+	}
+	cancel()
+	close(hold)
+	wg.Wait()
+}

@@ -5,94 +5,13 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/http"
-	"net/http/httptrace"
 	"os"
-	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// whileSending calls a function once, when the header of a request is about to be
-// sent over its connection.
-func whileSending(req *http.Request, do func()) *http.Request {
-	var once sync.Once
-	trace := &httptrace.ClientTrace{WroteHeaderField: func(string, []string) { once.Do(do) }}
-	return req.WithContext(httptrace.WithClientTrace(req.Context(), trace))
-}
-
-// TestDropped: a POST that came when the backend had closed the connection already,
-// and that its system has answered with a reset, is sent over another one. If the
-// backend had only ended its side, it may have acted upon the request.
-func TestDropped(t *testing.T) {
-	for _, half := range []bool{false, true} {
-		for _, body := range []string{"", "body"} {
-			var posts atomic.Int64
-			ending, ended := make(chan struct{}), make(chan struct{})
-			b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
-				for {
-					req, err := http.ReadRequest(r)
-					if err != nil {
-						return
-					}
-					_, _ = io.Copy(io.Discard, req.Body)
-					if req.Method == http.MethodPost {
-						posts.Add(1)
-					}
-					if _, err := io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n"); err != nil || req.Method == http.MethodPost {
-						continue
-					}
-					<-ending
-					if half {
-						_ = c.(*net.TCPConn).CloseWrite()
-					} else {
-						_ = c.Close()
-					}
-					close(ended)
-				}
-			})
-			p := newPool(t, Config{})
-			o := b.order("a.example")
-			if _, err := get(t, p, o, "/"); err != nil {
-				t.Fatal(err)
-			}
-			s := p.shard(&o.Key)
-			s.mu.Lock()
-			raw := s.destinations[o.Key].idle[0].raw
-			s.mu.Unlock()
-			var r io.Reader
-			if body != "" {
-				r = strings.NewReader(body)
-			}
-			req := whileSending(request(t, http.MethodPost, "/", r), func() {
-				close(ending)
-				<-ended
-				eventually(t, "the end has come", func() bool { return raw.tcpInfo().State == tcpCloseWait })
-			})
-			res, err := p.RoundTrip(req, o)
-			if err == nil {
-				res.Body.Close()
-			}
-			if half {
-				if e, ok := errors.AsType[*Error](err); !ok || e.Sent != All || !e.Reused {
-					t.Errorf("body %q, half closed: %v", body, err)
-				}
-				eventually(t, "it was executed", func() bool { return posts.Load() == 1 })
-				time.Sleep(5 * time.Millisecond)
-			} else if err != nil {
-				t.Errorf("body %q: %v", body, err)
-			}
-			if n := posts.Load(); n != 1 {
-				t.Errorf("body %q, half closed %t: executed %d times", body, half, n)
-			}
-		}
-	}
-}
 
 // deaf makes the system drop all that comes over a connection: nothing is
 // acknowledged any more.

@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
@@ -44,9 +46,20 @@ func post(t testing.TB, p *Pool, o *Order, body io.Reader) error {
 // TestKnock: a POST over a connection that has been idle for a while is sent over
 // another one if the backend closes it at the first octet, and is executed once.
 func TestKnock(t *testing.T) {
+	t.Run("", func(t *testing.T) { testKnock(t, false) })
+	t.Run("TLS", func(t *testing.T) { testKnock(t, true) })
+}
+
+func testKnock(t *testing.T, secure bool) {
+	config := serverTLS()
 	var posts, closes, bad atomic.Int64
 	var closing atomic.Bool
 	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		if secure {
+			s := tls.Server(c, config)
+			defer s.Close()
+			c, r = s, bufio.NewReader(s)
+		}
 		for served := 0; ; served++ {
 			if _, err := r.Peek(1); err != nil {
 				return
@@ -72,8 +85,11 @@ func TestKnock(t *testing.T) {
 			_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
 		}
 	})
-	p := newPool(t, Config{})
+	p := newPool(t, Config{TLS: anyCertificate()})
 	o := b.order("a.example")
+	if secure {
+		o.Key.Protocol = TLSHTTP1
+	}
 	for _, body := range []string{"", "body"} {
 		for _, close := range []bool{true, false} {
 			closing.Store(false)
@@ -107,6 +123,13 @@ func TestKnock(t *testing.T) {
 	if bad.Load() != 0 {
 		t.Error("a backend got more than one octet, or a broken request")
 	}
+}
+
+// serverTLS returns a configuration with some certificate.
+func serverTLS() *tls.Config {
+	s := httptest.NewTLSServer(nil)
+	defer s.Close()
+	return &tls.Config{Certificates: s.TLS.Certificates, NextProtos: []string{"http/1.1"}}
 }
 
 // TestNoKnock: nothing is sent ahead where a request may be repeated, or the

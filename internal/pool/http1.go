@@ -28,7 +28,6 @@ type exchange struct {
 	stop     func() bool // ends the watch over the request's context
 	unzip    bool        // this side has asked for gzip
 	start    int64       // what had been written to the connection before
-	acked    uint64      // what of that the backend had acknowledged, if it matters
 	knocked  bool        // the first octet of the request is sent ahead
 	received bool        // something of a response
 
@@ -47,12 +46,7 @@ type exchange struct {
 func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error) {
 	ctx := req.Context()
 	x := &exchange{c: c, req: req, start: c.raw.written.Load()}
-	if !fresh && !isReplayable(req) {
-		x.acked = c.raw.acked()
-		if c.keepAlive == 0 && time.Since(c.since) >= knockIdle {
-			x.knocked = true
-		}
-	}
+	x.knocked = !fresh && c.keepAlive == 0 && !isReplayable(req) && time.Since(c.since) >= knockIdle
 	x.stop = context.AfterFunc(ctx, func() { c.abort(context.Cause(ctx)) })
 	if x.knocked {
 		if err := x.knock(); err != nil {
@@ -113,12 +107,13 @@ const (
 // connection.
 func (x *exchange) knock() error {
 	c := x.c
+	acked := c.raw.acked()
 	if _, err := c.Conn.Write([]byte(x.req.Method[:1])); err != nil {
 		return err
 	}
 	x.start = c.raw.written.Load()
 	begun := time.Now()
-	for wait := 50 * time.Microsecond; x.acked > 0 && c.raw.acked() == x.acked && time.Since(begun) < knockTime; wait *= 2 {
+	for wait := 50 * time.Microsecond; acked > 0 && c.raw.acked() == acked && time.Since(begun) < knockTime; wait *= 2 {
 		if c.raw.readable() {
 			break
 		}
@@ -128,7 +123,6 @@ func (x *exchange) knock() error {
 	if !c.quiet() {
 		return io.EOF
 	}
-	x.acked = c.raw.acked()
 	return nil
 }
 
@@ -267,7 +261,6 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 	if u, ok := errors.AsType[*unsendable](e.Err); ok {
 		e.Phase, e.Err, e.stale = Prepare, u.error, false
 	}
-	unseen := e.stale && errors.Is(err, io.EOF) && x.acked > 0 && c.raw.droppedSince(x.acked)
 	c.abort(err)
 	complete := ph == Response
 	if x.upload != nil {
@@ -279,7 +272,7 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 		complete = x.upload.complete()
 	}
 	switch {
-	case c.raw.written.Load() == x.start || unseen:
+	case c.raw.written.Load() == x.start:
 		e.Sent = Nothing
 	case complete:
 		e.Sent = All
@@ -502,7 +495,10 @@ func (u *upload) headWritten() error {
 	case <-timer.C:
 		err := &timeoutError{"the backend does not read the request"}
 		u.x.c.abort(err)
-		<-u.head
+		select {
+		case <-u.head:
+		case <-time.After(lastWords): // a body is waited for that nobody asked for
+		}
 		return err
 	}
 }

@@ -98,7 +98,7 @@ func TestFewStreams(t *testing.T) {
 			var wg sync.WaitGroup
 			for range test.clients {
 				wg.Go(func() {
-					if err := getWithin(p, b.order, 20*time.Second); err != nil {
+					if err := getWithin(p, b.order, 10*time.Second); err != nil {
 						t.Error(err)
 					}
 				})
@@ -117,14 +117,14 @@ func TestOneStream(t *testing.T) {
 	for _, clients := range []int{1, 3} {
 		b := newBackend2(t, false, 1, from)
 		p := newPool(t, Config{})
-		if err := getWithin(p, b.order, 20*time.Second); err != nil {
+		if err := getWithin(p, b.order, 10*time.Second); err != nil {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
 		for range clients {
 			wg.Go(func() {
 				for range 100 {
-					if err := getWithin(p, b.order, 20*time.Second); err != nil {
+					if err := getWithin(p, b.order, 10*time.Second); err != nil {
 						t.Error(err)
 					}
 				}
@@ -160,7 +160,7 @@ func TestNoStreams(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			if n := b.opened.Load(); n > 8*(maxBounced+1) {
+			if n := b.opened.Load(); n > 8*(maxStale+1) {
 				t.Errorf("%d dials for 8 requests", n)
 			}
 		})
@@ -215,8 +215,9 @@ func TestRetired(t *testing.T) {
 			t.Fatal(err)
 		}
 		select {
-		case <-next:
+		case got := <-next:
 			t.Error("a request was served although the connection is retired")
+			next <- got
 		case <-time.After(20 * time.Millisecond):
 		}
 		close(hold)

@@ -24,8 +24,9 @@ func (c *conn) isSilent(now time.Time) bool {
 	if info == nil {
 		return false
 	}
-	// what was sent and not acknowledged, or questions whether the window is open
-	unanswered := info.Unacked > 0 || info.Probes > 1
+	// what was sent after the last acknowledgement, or questions whether the window
+	// is open
+	unanswered := info.Unacked > 0 && info.Last_data_sent <= info.Last_ack_recv || info.Probes > 1
 	l := &c.silence
 	if !unanswered || l.since.IsZero() || info.Bytes_acked != l.acked || info.Bytes_received != l.received ||
 		time.Duration(info.Last_ack_recv)*time.Millisecond < now.Sub(l.since) {
@@ -45,36 +46,6 @@ func (r *rawConn) acked() uint64 {
 	}
 	return 0
 }
-
-const (
-	tcpClose     = 7 // of the states of a TCP connection, in TCP_INFO
-	tcpCloseWait = 8
-)
-
-// droppedSince reports whether the backend, which has ended its side of the
-// connection, has dropped all that was sent since it had acknowledged so many
-// octets. It ended its side before it had any of that: its FIN would have
-// acknowledged it. Then it answered with a reset, as a system does where the program
-// has closed the connection.
-func (r *rawConn) droppedSince(acked uint64) bool {
-	for wait := 100 * time.Microsecond; wait < maxDropWait; wait *= 2 {
-		info := r.tcpInfo()
-		switch {
-		case info == nil || info.Bytes_acked != acked:
-			return false
-		case info.State == tcpClose:
-			return true
-		case info.State != tcpCloseWait:
-			return false
-		}
-		time.Sleep(wait)
-	}
-	return false
-}
-
-// maxDropWait is less than the longest time for which droppedSince waits for a
-// reset.
-const maxDropWait = 100 * time.Millisecond
 
 // tcpInfo returns what the system knows of a TCP connection, or nil.
 func (r *rawConn) tcpInfo() (info *unix.TCPInfo) {

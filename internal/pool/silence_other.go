@@ -13,10 +13,9 @@ const (
 
 type silence struct{}
 
-// acked would return how many octets the backend has acknowledged, and droppedSince
-// report whether it has dropped what was sent since then. That is not known here.
-func (*rawConn) acked() uint64            { return 0 }
-func (*rawConn) droppedSince(uint64) bool { return false }
+// acked would return how many octets the backend has acknowledged. That is not known
+// here.
+func (*rawConn) acked() uint64 { return 0 }
 
 // isSilent would report whether a backend has gone silent. That is not known here.
 func (*conn) isSilent(time.Time) bool { return false }

@@ -24,6 +24,7 @@ type destination struct {
 	dials   []*dial
 	http2   bool // that is what the backend speaks
 
+	delays int                        // of dials
 	delay  time.Duration              // of a dial while a connection may become free
 	source any                        // of the target's addresses
 	moved  func(addr netip.Addr) bool // nil: never
@@ -50,6 +51,9 @@ const (
 	firstDialDelay = 4 * time.Millisecond
 	minDialDelay   = time.Millisecond
 	maxDialDelay   = 16 * time.Millisecond
+
+	// maxDelays is after how many of these delays there is none.
+	maxDelays = 32
 
 	// maxPerDial is how many requests wait for one dial where the backend speaks
 	// HTTP/2.
@@ -100,8 +104,9 @@ func (p *Pool) get(req *http.Request, o *Order) (c *conn, fresh bool, err error)
 			w := &waiter{order: o, ready: make(chan answer, 1)}
 			d.waiters = append(d.waiters, w)
 			if d.delayed() {
+				delay := d.delay
 				s.mu.Unlock()
-				c, fresh, err = p.waitFirst(ctx, d, w)
+				c, fresh, err = p.waitFirst(ctx, d, w, delay)
 			} else {
 				p.dialFor(d, w)
 				s.mu.Unlock()
@@ -168,9 +173,14 @@ func (p *Pool) dialForRest(d *destination) {
 	}
 }
 
-// delayed reports whether a connection may become free before there is another one;
-// shard.mu is held.
+// delayed reports whether a dial is to be delayed, since a connection may become free
+// before there is another one; shard.mu is held. Waiting costs something, too: now and
+// then it is not, so that there are as many connections as there are requests at a
+// time.
 func (d *destination) delayed() bool {
+	if d.delays++; d.delays%maxDelays == 0 {
+		return false
+	}
 	return slices.ContainsFunc(d.conns, func(c *conn) bool { return c.h2 == nil || c.limited })
 }
 
@@ -200,29 +210,23 @@ func (p *Pool) dialFor(d *destination, w *waiter) {
 
 // waitFirst waits for a connection that becomes free, for a moment, and then for a
 // new one too.
-func (p *Pool) waitFirst(ctx context.Context, d *destination, w *waiter) (*conn, bool, error) {
+func (p *Pool) waitFirst(ctx context.Context, d *destination, w *waiter, delay time.Duration) (*conn, bool, error) {
 	s := d.shard
-	s.mu.Lock()
-	delay := d.delay
-	s.mu.Unlock()
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
-	saved := false
 	select {
 	case a := <-w.ready:
-		saved = true
-		w.ready <- a
+		s.mu.Lock()
+		d.delay = min(2*delay, maxDialDelay)
+		s.mu.Unlock()
+		return a.result()
 	case <-timer.C:
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
-	if saved {
-		d.delay = min(2*delay, maxDialDelay)
-	} else {
-		d.delay = max(delay/2, minDialDelay)
-		if slices.Contains(d.waiters, w) && ctx.Err() == nil {
-			p.dialFor(d, w)
-		}
+	d.delay = max(delay/2, minDialDelay)
+	if slices.Contains(d.waiters, w) && ctx.Err() == nil {
+		p.dialFor(d, w)
 	}
 	s.mu.Unlock()
 	return p.wait(ctx, d, w)

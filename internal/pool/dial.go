@@ -280,7 +280,7 @@ type patience struct {
 
 func newPatience(p *Pool, d *destination, w *waiter) *patience {
 	t := &patience{pool: p, d: d, w: w, start: time.Now()}
-	t.timer = time.NewTimer(t.limit(Connect))
+	t.timer = time.NewTimer(t.untilLook(Connect, t.limit(Connect)))
 	if pending := w.order.Pending; len(pending) > 0 {
 		t.through = make(chan *Pending, len(pending))
 		for _, other := range pending {
@@ -351,10 +351,19 @@ func (t *patience) over() *Error {
 	ph := n.phase
 	s.mu.Unlock()
 	if left := time.Until(since.Add(t.limit(ph))); left > 0 {
-		t.timer.Reset(left)
+		t.timer.Reset(t.untilLook(ph, left))
 		return nil
 	}
 	return t.stillDialing()
+}
+
+// untilLook returns when to look again whether the time is over of which so much is
+// left in a phase. The next phase may have less time.
+func (t *patience) untilLook(ph Phase, left time.Duration) time.Duration {
+	if ph == Connect && t.d.key.secure() {
+		return min(left, t.limit(Handshake))
+	}
+	return left
 }
 
 // stillDialing returns the error of a request that gives up its dial, which goes

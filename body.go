@@ -10,7 +10,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
-// requestBody is the body of a request. As far as it is kept it can be sent
+// requestBody is the body of a request. While all of it is kept it can be sent
 // again, from its beginning. It knows how far the client got with it.
 type requestBody struct {
 	source io.ReadCloser

@@ -3,8 +3,6 @@ package caddytarget
 import (
 	"bufio"
 	"bytes"
-	"caddytarget/internal/health"
-	"caddytarget/internal/pool"
 	"cmp"
 	"context"
 	"crypto/ecdsa"
@@ -30,6 +28,9 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"caddytarget/internal/health"
+	"caddytarget/internal/pool"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"

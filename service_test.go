@@ -1,7 +1,6 @@
 package caddytarget
 
 import (
-	"caddytarget/internal/health"
 	"errors"
 	"fmt"
 	"math"
@@ -14,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"caddytarget/internal/health"
 )
 
 // TestDraw: what is drawn is in proportion to the weights.

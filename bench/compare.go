@@ -144,7 +144,7 @@ http://127.0.0.1:%d {
 `, admin, port, strings.Join(upstreams, " "), tls, more)
 }
 
-// adapts tells whether caddy knows all that a Caddyfile says.
+// adapts reports whether caddy knows all that a Caddyfile says.
 func (l *lab) adapts(config string) bool {
 	path := filepath.Join(l.dir, "Caddyfile.try")
 	must(os.WriteFile(path, []byte(config), 0o600))

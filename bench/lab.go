@@ -509,7 +509,7 @@ func (b *backends) serve(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte("ok\n"))
 }
 
-// echo is the backend of a WebSocket, as far as a proxy can tell.
+// echo is a backend of WebSockets that echoes lines.
 func echo(w http.ResponseWriter) {
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {

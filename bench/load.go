@@ -266,7 +266,7 @@ func (c *conns) take(fresh bool) (*conn, error) {
 	}
 }
 
-// read reads the response to a request of a method and tells whether the
+// read reads the response to a request of a method and reports whether the
 // connection can be used again.
 func (c *conn) read(method string) (status int, body string, keep bool, err error) {
 	res, err := http.ReadResponse(c.r, &http.Request{Method: method})

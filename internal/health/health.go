@@ -125,7 +125,7 @@ func (t *Tracker) Len() (n int) {
 }
 
 // Failed records a failure of an address: for one target, or for all if target is
-// empty. sent says whether a request may have been sent before.
+// empty. sent is true if a request may have been sent before.
 func (t *Tracker) Failed(target string, addr netip.AddrPort, sent bool) {
 	t.fail(recordID{target: target, addr: addr}, sent)
 }

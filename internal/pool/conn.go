@@ -25,7 +25,7 @@ type conn struct {
 	net.Conn // what requests are written to: raw or tls
 	raw      *rawConn
 	tls      *tls.Conn         // nil: no TLS
-	h2       *http2.ClientConn // nil: HTTP/1.1
+	h2       *http2.ClientConn //nolint:staticcheck // nil: HTTP/1.1; see newHTTP2
 
 	pool        *Pool
 	destination *destination

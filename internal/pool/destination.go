@@ -163,7 +163,7 @@ func (p *Pool) takeIdle(c *conn) {
 	}
 }
 
-// dialForRest gives requests a dial that wait without one, as far as the limit
+// dialForRest gives requests a dial that wait without one, while the limit
 // allows; shard.mu is held.
 func (p *Pool) dialForRest(d *destination) {
 	for _, w := range d.waiters {
@@ -302,9 +302,9 @@ func (p *Pool) deliver(d *destination, c *conn, fresh bool) bool {
 	return true
 }
 
-// put gives back a connection of HTTP/1.1 after a response, or a new one that
-// nobody waits for: it goes to a waiter, becomes idle, or is closed.
-// looked says that it was idle before, and was only looked at.
+// put gives back a connection of HTTP/1.1 after a response, or a new one that no
+// request takes: it goes to a waiter, becomes idle, or is closed. looked is true if
+// it was idle before, and was only looked at.
 func (p *Pool) put(c *conn, looked bool) {
 	d := c.destination
 	s := d.shard

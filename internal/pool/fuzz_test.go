@@ -357,7 +357,7 @@ func (s *stage) answer(br *bufio.Reader, c net.Conn, got func(path string)) {
 	}
 }
 
-// play sends requests to the stage and looks at what becomes of them.
+// play sends requests to the stage and looks at the results.
 func (s *stage) play(config Config, key Key) {
 	t := s.t
 	config.DisableCompression = !s.gzip

@@ -38,9 +38,12 @@ const (
 )
 
 // newHTTP2 returns what makes connections of HTTP/2 from others, with or without TLS.
-func (p *Pool) newHTTP2() *http2.Transport {
+// The package is deprecated in favour of net/http, whose http.ClientConn is the same;
+// but that of Go 1.26 locks itself up for good when a WINDOW_UPDATE makes a window too
+// large.
+func (p *Pool) newHTTP2() *http2.Transport { //nolint:staticcheck // see above
 	config := &p.config
-	t, err := http2.ConfigureTransports(&http.Transport{
+	t, err := http2.ConfigureTransports(&http.Transport{ //nolint:staticcheck // see above
 		DisableCompression:     config.DisableCompression,
 		DisableKeepAlives:      config.DisableKeepAlive,
 		ResponseHeaderTimeout:  config.ResponseHeaderTimeout,
@@ -61,7 +64,7 @@ func (p *Pool) newHTTP2() *http2.Transport {
 
 // start2 makes the connection one of HTTP/2.
 func (c *conn) start2() (err error) {
-	if c.h2, err = c.pool.http2.NewClientConn(&settledConn{Conn: c.Conn, c: c}); err != nil {
+	if c.h2, err = c.pool.http2.NewClientConn(&settledConn{Conn: c.Conn, c: c}); err != nil { //nolint:staticcheck // see newHTTP2
 		_ = c.raw.Close()
 	}
 	return err

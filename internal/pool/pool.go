@@ -97,9 +97,9 @@ type Pool struct {
 	health   *health.Tracker
 	limits   *Limits
 	sessions *sessions
-	readers  sync.Pool // of *bufio.Reader
-	writers  sync.Pool // of *bufio.Writer
-	http2    *http2.Transport
+	readers  sync.Pool        // of *bufio.Reader
+	writers  sync.Pool        // of *bufio.Writer
+	http2    *http2.Transport //nolint:staticcheck // see newHTTP2
 
 	open   atomic.Int64  // connections
 	serial atomic.Uint64 // numbers the moments at which connections became idle

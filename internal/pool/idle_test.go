@@ -2,6 +2,7 @@ package pool
 
 import (
 	"bufio"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -114,7 +115,9 @@ func TestIdleCost(t *testing.T) {
 		transport := &http.Transport{
 			MaxIdleConnsPerHost: n,
 			TLSClientConfig:     &tls.Config{RootCAs: roots},
-			Dial:                func(string, string) (net.Conn, error) { return net.Dial("tcp", b.addr.String()) },
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "tcp", b.addr.String())
+			},
 		}
 		theirs, theirGoroutines := measure(func(i int) error {
 			req := request(t, http.MethodGet, "/", nil)

@@ -10,6 +10,9 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"caddytarget/internal/dnscache"
+	"caddytarget/internal/pool"
 )
 
 // TestConnectionTotal: the bound on connections holds for HTTP/2 too, and when
@@ -202,5 +205,49 @@ func TestReloadBeforeRetry(t *testing.T) {
 	wg.Wait()
 	if len(hung) == 0 {
 		t.Error("nothing hung: this showed nothing")
+	}
+}
+
+// TestConnectionLimit: where too many connections are in use another one is refused,
+// with the reason, and one domain does not get all of them.
+func TestConnectionLimit(t *testing.T) {
+	w := newWorld(t)
+	hold := make(chan struct{})
+	var arrived atomic.Int64
+	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hold" {
+			arrived.Add(1)
+			<-hold
+		}
+	})})
+	shared := acquireShared()
+	defer releaseShared()
+	defer func(limits *pool.Limits) { shared.limits = limits }(shared.limits)
+	shared.limits = pool.NewLimits(20, dnscache.DomainOf)
+	for _, name := range []string{"one.greedy.example", "two.greedy.example", "other.example"} {
+		w.dns.has(name, "127.0.0.2")
+	}
+	w.run(w.proxy())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(hold)
+	for i := range 4 { // a quarter of what is free then
+		wg.Go(func() {
+			name := []string{"one", "two"}[i%2]
+			if res, err := w.try(http.MethodGet, "/hold", fmt.Sprintf("http://%s.greedy.example:%s", name, b.port), nil); err != nil || res.StatusCode != 200 {
+				t.Error(res, err)
+			}
+		})
+	}
+	eventually(t, "four requests arrive", func() bool { return arrived.Load() == 4 })
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		res, err := w.try(method, "/", "http://one.greedy.example:"+b.port, nil)
+		if err != nil || res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(res.body, pool.ErrLimit.Error()) {
+			t.Errorf("%s: %s, %v", method, res, err)
+		}
+	}
+	w.mustGet("/", "http://other.example:"+b.port)
+	if n := shared.health.Len(); n != 0 {
+		t.Errorf("%d failures are remembered", n)
 	}
 }

@@ -693,7 +693,7 @@ func (r *resolver) renew(ctx context.Context, c *call) (answer, error) {
 func (r *resolver) again() (*resolver, error) { return r.config.acquire() }
 
 // watch returns a function that reports whether a name has other addresses now than
-// the given one, as far as that is known. A name that is complete is not searched
+// the given one, if they are known. A name that is complete is not searched
 // for.
 func (r *resolver) watch(name string, complete bool) func(netip.Addr) bool {
 	name = strings.Clone(name) // it may be a part of something large

@@ -794,7 +794,7 @@ func await(event string) step {
 	}
 }
 
-// soon waits for what should not happen. The record says whether it did.
+// soon waits for what should not happen. The record shows it if it did.
 func soon(event string) step {
 	return func(p *peer) error {
 		select {

@@ -127,12 +127,16 @@ var (
 // timeoutError is an error that there was no time left.
 type timeoutError struct{ text string }
 
-func (e *timeoutError) Error() string   { return e.text }
-func (e *timeoutError) Timeout() bool   { return true }
-func (e *timeoutError) Temporary() bool { return true }
-func (e *timeoutError) Is(err error) bool {
-	return err == context.DeadlineExceeded
-}
+func (e *timeoutError) Error() string { return e.text }
+
+// Timeout implements net.Error.
+func (*timeoutError) Timeout() bool { return true }
+
+// Temporary implements net.Error. TLS goes on after such an error.
+func (*timeoutError) Temporary() bool { return true }
+
+// Is makes it a context.DeadlineExceeded for errors.Is.
+func (*timeoutError) Is(err error) bool { return err == context.DeadlineExceeded }
 
 // isTimeout reports whether an error says that a time was over.
 func isTimeout(err error) bool {

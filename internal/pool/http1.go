@@ -461,7 +461,7 @@ func (u *upload) wanted() bool {
 	}
 }
 
-// proceed says whether the body is to be sent.
+// proceed lets the body be sent, or not.
 func (u *upload) proceed(wanted bool) {
 	if u.expects == nil {
 		return

@@ -353,7 +353,7 @@ func TestUnblock(t *testing.T) {
 	s := starved.Body.(*stream)
 	responses := unread(t, p, b.order, maxUnread, stallTime)
 	now := time.Now()
-	s.c.unblock(now) // nobody waits yet
+	s.c.unblock(now) // no request waits yet
 	done := make(chan error)
 	go func() {
 		_, err := io.Copy(io.Discard, starved.Body)

@@ -41,7 +41,7 @@ import (
 // no limit, unless another default stands here.
 type Config struct {
 	// TLS is the configuration of TLS connections; the server name comes from the
-	// Key. Its NextProtos says whether HTTP/2 may be negotiated.
+	// Key. Its NextProtos has "h2" if HTTP/2 may be negotiated.
 	TLS *tls.Config
 
 	// SessionCache is how many TLS sessions are kept to be resumed; negative: none.

@@ -299,7 +299,7 @@ func TestOctetsLeftOver(t *testing.T) {
 }
 
 // TestWaiting: a request takes the first connection that becomes free, and a new
-// one that nobody waits for any more serves the next request.
+// one that its request needs no more serves the next request.
 func TestWaiting(t *testing.T) {
 	b := newBackend(t, echo)
 	p := newPool(t, Config{})

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HTTP/2 is not pinged: TCP says whether the backend is there.
+// HTTP/2 is not pinged: TCP_INFO shows whether the backend is there.
 const pingAfter, pingTimeout = 0, 0
 
 // silence is since when a backend has acknowledged nothing of what was sent. A

@@ -139,20 +139,31 @@ func (c *conn) usable(req *http.Request) bool {
 	if c.keepAlive > 0 && !isReplayable(req) && time.Since(c.since) > c.keepAlive-c.keepAlive/10 {
 		return false
 	}
-	return c.quiet()
+	return c.looksLater(req) || c.quiet()
+}
+
+// looksLater reports whether the connection is looked at only when the request is
+// written, which saves a system call.
+func (c *conn) looksLater(req *http.Request) bool {
+	return canExchange && c.tls == nil && c.raw.control != nil && !hasBody(req) && !c.knocks(req)
+}
+
+// knocks reports whether the first octet of a request is sent ahead: see knock.
+func (c *conn) knocks(req *http.Request) bool {
+	return c.keepAlive == 0 && !isReplayable(req) && time.Since(c.since) >= knockIdle
 }
 
 // quiet reports whether the connection is open and nothing has come over it that
-// would be taken for the next response. TLS keeps some of what comes to itself.
+// would be taken for the next response.
 func (c *conn) quiet() bool {
-	if !c.raw.readable() {
-		return true
+	if c.tls != nil {
+		return c.drained()
 	}
-	return c.tls != nil && c.drained()
+	return !c.raw.readable()
 }
 
-// drained is quiet for a connection with TLS of which it is not known what has
-// come: session tickets and key updates are read, and are no harm.
+// drained is quiet for a connection with TLS, which keeps some of what comes to
+// itself: session tickets and key updates are read, and are no harm.
 func (c *conn) drained() bool {
 	c.raw.nonblocking = true
 	defer func() { c.raw.nonblocking = false }()
@@ -173,6 +184,7 @@ type rawConn struct {
 	written     atomic.Int64 // octets
 	closing     atomic.Bool  // no time is left to write
 	nonblocking bool         // Read does not wait
+	ahead       *writer      // has what is written before Read reads
 	records     records      // of TLS, in what was read
 }
 
@@ -186,20 +198,64 @@ func newRawConn(p *Pool, c net.Conn) *rawConn {
 
 // Read implements net.Conn.
 func (r *rawConn) Read(p []byte) (n int, err error) {
-	switch {
-	case r.nonblocking:
+	if r.nonblocking {
 		n, err = r.readNow(p)
-	case r.readTimeout > 0:
+		r.records.read(p[:n])
+		return n, err
+	}
+	if r.readTimeout > 0 {
 		if err := r.SetReadDeadline(time.Now().Add(r.readTimeout)); err != nil {
 			return 0, err
 		}
-		n, err = r.Conn.Read(p)
-	default:
-		n, err = r.Conn.Read(p)
 	}
+	if w := r.ahead; w != nil {
+		r.ahead = nil
+		return r.exchange(w, p)
+	}
+	n, err = r.Conn.Read(p)
 	r.records.read(p[:n])
 	return n, err
 }
+
+// exchange looks at the connection, writes what the writer has kept and reads what
+// comes then.
+func (r *rawConn) exchange(w *writer, p []byte) (int, error) {
+	request, x := w.rest.kept, &w.exchanger
+	err := x.run(r.control, request, p)
+	r.written.Add(int64(x.written))
+	switch {
+	case x.err == errNotQuiet:
+		return 0, &sendError{x.err}
+	case x.err != nil && x.written < len(request):
+		return 0, &sendError{r.opError("write", x.err)}
+	case x.err == io.EOF:
+		return 0, io.EOF
+	case x.err != nil:
+		return 0, r.opError("read", x.err)
+	case err != nil:
+		return 0, r.opError("read", errors.Unwrap(err))
+	case x.written == len(request):
+		return x.n, nil
+	}
+	if _, err := r.Write(request[x.written:]); err != nil {
+		return 0, &sendError{err}
+	}
+	return r.Conn.Read(p)
+}
+
+// opError makes of an error one as net returns it.
+func (r *rawConn) opError(op string, err error) error {
+	return &net.OpError{Op: op, Net: "tcp", Source: r.LocalAddr(), Addr: r.RemoteAddr(), Err: err}
+}
+
+// errNotQuiet is the error of a request that was not sent, since the connection has
+// ended or something has come over it that no request asked for.
+var errNotQuiet = errors.New("the connection cannot be used again")
+
+// sendError is the error of a read before which the request was to be written.
+type sendError struct{ error }
+
+func (e *sendError) Unwrap() error { return e.error }
 
 // Write implements net.Conn.
 func (r *rawConn) Write(p []byte) (int, error) {
@@ -340,7 +396,7 @@ func (p *Pool) writer(c *conn, extra string, skip int) *writer {
 		w = new(writer)
 		w.bw = bufio.NewWriterSize(&w.rest, p.config.WriteBuffer)
 	}
-	w.rest = rest{c.Conn, skip}
+	w.rest = rest{w: c.Conn, skip: skip}
 	w.extra, w.atStart = extra, false
 	w.ended.Store(false)
 	return w
@@ -356,21 +412,36 @@ func (p *Pool) putWriter(w *writer) {
 // as net/http does with those that its transport adds. It has no ReadFrom: a body
 // comes in parts as large as net/http reads them.
 type writer struct {
-	bw      *bufio.Writer
-	rest    rest
-	extra   string      // fields
-	atStart bool        // of a line
-	ended   atomic.Bool // the header has
+	bw        *bufio.Writer
+	rest      rest
+	exchanger exchanger
+	extra     string      // fields
+	atStart   bool        // of a line
+	ended     atomic.Bool // the header has
 }
 
 // rest writes what is written to it but for its first octets.
 type rest struct {
 	w    io.Writer
 	skip int
+
+	unseen *conn  // is to be looked at before something is written; nil: none
+	keep   bool   // what comes next is all that is left
+	kept   []byte // what came then; it is still to be written
 }
 
 // Write implements io.Writer.
 func (r *rest) Write(p []byte) (int, error) {
+	if r.unseen != nil {
+		if r.keep {
+			r.kept = p
+			return len(p), nil
+		}
+		if !r.unseen.quiet() {
+			return 0, errNotQuiet
+		}
+		r.unseen = nil
+	}
 	skipped := min(r.skip, len(p))
 	r.skip -= skipped
 	n, err := r.w.Write(p[skipped:])

@@ -243,34 +243,80 @@ func (r *memRaw) Control(f func(fd uintptr)) error {
 	if h.done[0] {
 		return net.ErrClosed
 	}
-	if r.pair[0] < 0 {
-		if len(h.segments) == 0 && h.end == nil {
-			f(uintptr(idle()))
-			return nil
-		}
-		var err error
-		if r.pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
-			panic(err)
-		}
+	if r.pair[0] < 0 && len(h.segments) == 0 && h.end == nil {
+		f(uintptr(idle()))
+		return nil
 	}
-	for len(h.segments) > 0 {
-		n, err := unix.Write(r.pair[1], h.segments[0])
-		if n <= 0 || err != nil {
-			break
-		}
-		h.size -= n
-		if h.segments[0] = h.segments[0][n:]; len(h.segments[0]) == 0 {
-			h.segments = h.segments[1:]
-		}
-	}
-	if len(h.segments) == 0 && h.end != nil && r.pair[1] >= 0 {
-		_ = unix.Close(r.pair[1])
-		r.pair[1] = -1
-	}
+	r.open()
+	r.fill(len(h.segments))
 	f(uintptr(r.pair[0]))
 	return nil
 }
 
-// Read and Write are not used.
-func (*memRaw) Read(func(uintptr) bool) error  { return errors.ErrUnsupported }
+// open makes the descriptors; in.mu is held.
+func (r *memRaw) open() {
+	if r.pair[0] >= 0 {
+		return
+	}
+	var err error
+	if r.pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
+		panic(err)
+	}
+}
+
+// fill makes up to n segments readable, and the end after the last one; in.mu is held.
+func (r *memRaw) fill(n int) {
+	h := r.in
+	for ; n > 0 && len(h.segments) > 0; n-- {
+		k, err := unix.Write(r.pair[1], h.segments[0])
+		if k <= 0 || err != nil {
+			break
+		}
+		h.size -= k
+		if h.segments[0] = h.segments[0][k:]; len(h.segments[0]) == 0 {
+			h.segments = h.segments[1:]
+		}
+	}
+	if len(h.segments) == 0 && h.end != nil && r.pair[1] >= 0 {
+		_ = unix.Shutdown(r.pair[1], unix.SHUT_WR)
+	}
+}
+
+// Read calls f with a descriptor that can be read and written, and again each time
+// when there is something to read, until f says that it is done.
+func (r *memRaw) Read(f func(fd uintptr) (done bool)) error {
+	h := r.in
+	for {
+		h.mu.Lock()
+		if h.done[0] {
+			h.mu.Unlock()
+			return &net.OpError{Op: "raw-read", Err: net.ErrClosed}
+		}
+		r.open()
+		r.fill(1)
+		done := f(uintptr(r.pair[0]))
+		var sent []byte
+		buf := make([]byte, memLimit)
+		for {
+			n, err := unix.Read(r.pair[1], buf)
+			if n <= 0 || err != nil {
+				break
+			}
+			sent = append(sent, buf[:n]...)
+		}
+		h.mu.Unlock()
+		r.out.push(nil, sent) // no deadline matters here
+		if done {
+			return nil
+		}
+		h.mu.Lock()
+		err := h.wait(0, func() bool { return len(h.segments) > 0 || h.end != nil })
+		h.mu.Unlock()
+		if err != nil {
+			return &net.OpError{Op: "raw-read", Err: err}
+		}
+	}
+}
+
+// Write is not used.
 func (*memRaw) Write(func(uintptr) bool) error { return errors.ErrUnsupported }

@@ -3,7 +3,6 @@ package pool
 import (
 	"bufio"
 	"compress/gzip"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,12 +23,14 @@ type exchange struct {
 	req      *http.Request
 	res      *http.Response
 	br       *bufio.Reader
-	upload   *upload     // nil: the request has no body
-	stop     func() bool // ends the watch over the request's context
-	unzip    bool        // this side has asked for gzip
-	start    int64       // what had been written to the connection before
-	knocked  bool        // the first octet of the request is sent ahead
-	received bool        // something of a response
+	upload   *upload // nil: the request has no body
+	watched  watched
+	unzip    bool    // this side has asked for gzip
+	start    int64   // what had been written to the connection before
+	knocked  bool    // the first octet of the request is sent ahead
+	unseen   bool    // the connection is still to be looked at
+	w        *writer // has the request, which is written before something is read; nil: no
+	received bool    // something of a response
 
 	wait struct { // for the header of the response
 		sync.Mutex
@@ -44,10 +45,10 @@ type exchange struct {
 
 // roundTrip1 sends a request over HTTP/1.1.
 func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error) {
-	ctx := req.Context()
 	x := &exchange{c: c, req: req, start: c.raw.written.Load()}
-	x.knocked = !fresh && c.keepAlive == 0 && !isReplayable(req) && time.Since(c.since) >= knockIdle
-	x.stop = context.AfterFunc(ctx, func() { c.abort(context.Cause(ctx)) })
+	x.knocked = !fresh && c.knocks(req)
+	x.unseen = !fresh && c.looksLater(req)
+	c.pool.watchSoon(x)
 	if x.knocked {
 		if err := x.knock(); err != nil {
 			return nil, x.fail(Send, err)
@@ -58,6 +59,9 @@ func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error)
 	}
 	x.br = c.pool.reader(c)
 	res, err := x.readResponse()
+	if e, ok := err.(*sendError); ok {
+		return nil, x.fail(Send, e.error)
+	}
 	if err != nil {
 		return nil, x.fail(Response, err)
 	}
@@ -71,7 +75,7 @@ func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error)
 	c.readKeepAlive(res.Header)
 	switch {
 	case res.StatusCode == http.StatusSwitchingProtocols:
-		x.stop()
+		x.leave()
 		c.pool.detach(c)
 		res.Body = &upgraded{conn: c, br: x.br}
 	case res.Body == http.NoBody:
@@ -148,14 +152,23 @@ func (x *exchange) send() error {
 		go x.upload.run()
 		return nil
 	}
+	if x.unseen {
+		w.rest.unseen = c
+	}
 	err := req.Write(w)
 	if err == nil {
+		w.rest.keep = true
 		err = w.Flush()
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		x.sent()
-	} else if !w.failed() {
+	case !w.failed():
 		err = &unsendable{err}
+	}
+	if w.rest.kept != nil {
+		x.w, c.raw.ahead = w, w
+		return nil
 	}
 	c.pool.putWriter(w)
 	return err
@@ -202,7 +215,12 @@ func (x *exchange) stopWaiting() {
 // readResponse reads the header of the response, and the interim responses before
 // it.
 func (x *exchange) readResponse() (*http.Response, error) {
-	if _, err := x.br.Peek(1); err != nil {
+	_, err := x.br.Peek(1)
+	if x.w != nil {
+		x.c.pool.putWriter(x.w)
+		x.w = nil
+	}
+	if err != nil {
 		return nil, err
 	}
 	x.received = true
@@ -331,14 +349,14 @@ func (x *exchange) finish(complete bool) {
 // end gives the connection back.
 func (x *exchange) end(keep bool) {
 	c := x.c
-	if !x.stop() {
-		keep = false // the request's context has ended
+	if !x.leave() {
+		keep = false
 	}
 	if x.br != nil {
 		c.pool.putReader(x.br)
 		x.br = nil
 	}
-	if keep && c.cause(nil) == nil && (c.tls == nil || c.drained()) {
+	if keep && c.cause(nil) == nil {
 		c.pool.put(c, false)
 	} else {
 		c.pool.discard(c)

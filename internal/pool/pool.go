@@ -109,6 +109,7 @@ type Pool struct {
 	surplus sync.Mutex // held by who looks for what to close, so that not too much is
 
 	sweeper sweeper
+	watcher watcher
 	closed  atomic.Bool
 }
 
@@ -118,6 +119,8 @@ type shard struct {
 	destinations map[Key]*destination
 	oldest       *conn // idle connections, the one longest idle first
 	newest       *conn
+
+	unwatched unwatched
 }
 
 // Protocol is what is spoken over a connection.
@@ -200,6 +203,7 @@ func New(config Config, tracker *health.Tracker, limits *Limits) *Pool {
 	for i := range p.shards {
 		p.shards[i].destinations = make(map[Key]*destination)
 	}
+	p.watcher.timer = time.AfterFunc(math.MaxInt64, p.watchAll)
 	p.http2 = p.newHTTP2()
 	limits.add(p)
 	return p
@@ -214,7 +218,7 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 		closeBody(req)
 		return nil, &Error{Phase: Prepare, Err: err}
 	}
-	for n := 0; ; n++ {
+	for n := 0; ; {
 		c, fresh, err := p.get(req, o)
 		if err != nil {
 			closeBody(req)
@@ -231,12 +235,16 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 		}
 		e := err.(*Error)
 		e.Reused = !fresh
+		if e.Err == errNotQuiet && req.Context().Err() == nil {
+			continue // as if there were no such connection
+		}
 		if !e.bounced && (fresh || n >= maxStale) || n == maxBounced || !e.again(req) {
 			return nil, e
 		}
 		if req = rewind(req); req == nil {
 			return nil, e
 		}
+		n++
 	}
 }
 

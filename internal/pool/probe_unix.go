@@ -5,6 +5,8 @@ package pool
 import (
 	"io"
 	"net"
+	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -79,4 +81,71 @@ func (r *rawConn) readNow(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	return l.n, nil
+}
+
+// canExchange reports whether exchanger works on this system.
+const canExchange = true
+
+// exchanger looks whether something has come, writes a request and reads what comes
+// then, in one call of the runtime's poller, which would look once more before it
+// waits. It keeps nothing of a connection, but what it needs no new memory for.
+type exchanger struct {
+	request, into []byte
+	looked        bool
+	written, n    int
+	err           error
+	step          func(fd uintptr) (done bool)
+}
+
+// run looks, writes and reads. If written says that not all was written, without an
+// error, nothing was read. It returns an error if the poller has one, as at the end of
+// a deadline.
+func (x *exchanger) run(control syscall.RawConn, request, into []byte) error {
+	if x.step == nil {
+		x.step = func(fd uintptr) bool { return x.next(int(fd)) }
+	}
+	x.request, x.into = request, into
+	x.looked, x.written, x.n, x.err = false, 0, 0, nil
+	err := control.Read(x.step)
+	x.request, x.into = nil, nil
+	return err
+}
+
+// next is called at first, and then each time when something may have come.
+func (x *exchanger) next(fd int) (done bool) {
+	n, err := again(unix.Read, fd, x.into)
+	switch {
+	case x.looked && err == unix.EAGAIN:
+		return false
+	case x.looked && err != nil:
+		x.err = os.NewSyscallError("read", err)
+		return true
+	case x.looked && n == 0:
+		x.err = io.EOF
+		return true
+	case x.looked:
+		x.n = n
+		return true
+	case err != unix.EAGAIN:
+		x.err = errNotQuiet
+		return true
+	}
+	x.looked = true
+	x.written, err = again(unix.Write, fd, x.request)
+	if err != nil && err != unix.EAGAIN {
+		x.err = os.NewSyscallError("write", err)
+		return true
+	}
+	return x.written < len(x.request)
+}
+
+// again makes a system call, once more if it is interrupted. It returns no negative
+// number.
+func again(call func(fd int, p []byte) (int, error), fd int, p []byte) (int, error) {
+	for {
+		n, err := call(fd, p)
+		if err != unix.EINTR {
+			return max(n, 0), err
+		}
+	}
 }

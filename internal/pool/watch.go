@@ -1,0 +1,133 @@
+package pool
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// watchInterval is how long a request over HTTP/1.1 is in flight at least before its
+// context is watched, and half of how long at most: most requests are over by then,
+// and to watch a context costs as much as to write a request. A context whose
+// deadline is near is watched at once.
+const watchInterval = 20 * time.Millisecond
+
+// watcher ends requests whose contexts end.
+type watcher struct {
+	timer   *time.Timer
+	running atomic.Bool   // the timer
+	round   atomic.Uint32 // of the timer
+}
+
+// unwatched are the requests in flight whose contexts are not watched yet.
+type unwatched struct {
+	mu   sync.Mutex
+	list []*exchange
+}
+
+// watched is the part of an exchange that is about its context.
+type watched struct {
+	list  *unwatched // nil: it was watched at once
+	place int        // in the list, under its mu; negative: not there
+	round uint32     // in which it began
+
+	mu   sync.Mutex
+	left bool        // it is over
+	stop func() bool // ends the watch
+}
+
+// watchSoon has the context of a request watched, sooner or later. A call of leave
+// has to follow.
+func (p *Pool) watchSoon(x *exchange) {
+	if deadline, ok := x.req.Context().Deadline(); ok && time.Until(deadline) < 5*watchInterval {
+		x.watch()
+		return
+	}
+	w, l := &x.watched, &x.c.destination.shard.unwatched
+	l.mu.Lock()
+	w.list, w.place, w.round = l, len(l.list), p.watcher.round.Load()
+	l.list = append(l.list, x)
+	l.mu.Unlock()
+	p.startWatching()
+}
+
+func (p *Pool) startWatching() {
+	if w := &p.watcher; !w.running.Load() && w.running.CompareAndSwap(false, true) {
+		w.timer.Reset(watchInterval)
+	}
+}
+
+// watchAll watches the contexts of requests that have been in flight for an interval.
+func (p *Pool) watchAll() {
+	w := &p.watcher
+	round := w.round.Add(1)
+	var due []*exchange
+	for i := range p.shards {
+		l := &p.shards[i].unwatched
+		l.mu.Lock()
+		for k := len(l.list) - 1; k >= 0; k-- {
+			if x := l.list[k]; round-x.watched.round > 1 {
+				l.remove(x)
+				due = append(due, x)
+			}
+		}
+		l.mu.Unlock()
+	}
+	for _, x := range due {
+		x.watch()
+	}
+	w.running.Store(false)
+	for i := range p.shards {
+		l := &p.shards[i].unwatched
+		l.mu.Lock()
+		some := len(l.list) > 0
+		l.mu.Unlock()
+		if some {
+			p.startWatching()
+			return
+		}
+	}
+}
+
+// remove takes a request out; l.mu is held.
+func (l *unwatched) remove(x *exchange) {
+	last := len(l.list) - 1
+	other := l.list[last]
+	l.list[x.watched.place], other.watched.place = other, x.watched.place
+	l.list[last] = nil
+	l.list = l.list[:last]
+	x.watched.place = -1
+}
+
+// watch aborts the request when its context ends.
+func (x *exchange) watch() {
+	w := &x.watched
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.left {
+		ctx := x.req.Context()
+		w.stop = context.AfterFunc(ctx, func() { x.c.abort(context.Cause(ctx)) })
+	}
+}
+
+// leave ends the watch over the request's context. It reports whether the request
+// was not aborted, and will not be.
+func (x *exchange) leave() bool {
+	w := &x.watched
+	if l := w.list; l != nil {
+		l.mu.Lock()
+		unwatched := w.place >= 0
+		if unwatched {
+			l.remove(x)
+		}
+		l.mu.Unlock()
+		if unwatched {
+			return true
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.left = true
+	return w.stop == nil || w.stop()
+}

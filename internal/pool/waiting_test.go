@@ -201,3 +201,41 @@ func TestShare(t *testing.T) {
 	close(hold)
 	wg.Wait()
 }
+
+// TestGivenUpDial: a connection that comes after its request has gone is looked at
+// before it is used, like any other. If the backend has closed it meanwhile, a request
+// that cannot be repeated does not fail for it.
+func TestGivenUpDial(t *testing.T) {
+	b := newBackend(t, echo)
+	p := newPool(t, Config{})
+	gate := make(chan struct{})
+	dial := p.Dial
+	p.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		<-gate
+		return dial(ctx, network, address)
+	}
+	o := b.order("a.example")
+	ctx, cancel := context.WithCancel(t.Context())
+	first := make(chan error, 1)
+	go func() {
+		_, err := p.RoundTrip(request(t, http.MethodGet, "/", nil).WithContext(ctx), o)
+		first <- err
+	}()
+	eventually(t, "a request waits", func() bool { return p.waiting(o) == 1 })
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the request that gave up its dial: %v, want %v", err, context.Canceled)
+	}
+	close(gate)
+	eventually(t, "the connection is there", func() bool { return p.Open() == 1 })
+	eventually(t, "the backend has it, too", func() bool { return b.openConns() == 1 })
+	b.closeAll()
+	for range 2 {
+		if err := post(t, p, o, http.NoBody); err != nil {
+			t.Errorf("a POST after the backend closed the connection: %v", err)
+		}
+	}
+	if n := b.opened.Load(); n != 2 {
+		t.Errorf("%d connections were opened, want 2: for the request that went and for those after it", n)
+	}
+}

@@ -573,7 +573,7 @@ func (s *stage) first(p *Pool, order *Order) (reusable bool) {
 	if err != nil && res.Uncompressed && s.clean(want) {
 		s.foreign = true // all may have been read nevertheless
 	}
-	if s.early && s.large && pauses > 0 {
+	if (s.early || s.unasked) && s.large && pauses > 0 {
 		s.foreign = true // the backend may read the request too late
 	}
 	return err == nil && s.clean(want)
@@ -727,6 +727,7 @@ func FuzzResponse(f *testing.F) {
 	}
 	f.Add([]byte("0"), []byte(nil), uint16(2|endLose<<flagEnd|flagEarly|flagExpect))
 	f.Add([]byte("HTTP/1.1 200 OK\r\nX-A : b\r\nContent-Length: 5\r\n\r\nhello"), []byte("\xff]\xb2\x7fr"), uint16(2|flagEarly|flagLarge))
+	f.Add([]byte("HTTP/1.1 200 OK\r\nX-A : b\r\nContent-Length: 5\r\n\r\nhello"), []byte("\xff]\xb2\x7fr"), uint16(2|5<<flagEnd|flagUnasked|flagLarge))
 	for _, program := range []string{"\x80\x84\x8d\x91", "\x80\x86\x8d\x94\x92\xaf", "\x97\x98\x80\x85\x8d", "\x81\x3200\x8d\x84\x8d\x91"} {
 		f.Add([]byte(program), []byte{0x80, 0x80}, uint16(flagExpand))
 	}

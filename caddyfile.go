@@ -173,6 +173,10 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    schemes      <http|https|h2c ...>
 //	    timeout      <template>
 //	    max_requests <n>
+//	    follow_redirects <n> {
+//	        max_body <size>
+//	        drop     <field...>
+//	    }
 //	    resolver     [<nameserver...>] {
 //	        ...
 //	    }
@@ -198,6 +202,7 @@ func (h *Handler) options() options {
 	opts["host"] = checked(textOption(&h.Host), h.Validate)
 	opts["timeout"] = checked(textOption(&h.Timeout), h.Validate)
 	opts["max_requests"] = numberOption(&h.MaxRequests)
+	opts["follow_redirects"] = redirectsOption(&h.FollowRedirects)
 	opts["resolver"] = resolverOption(&h.Resolver)
 	return opts
 }

@@ -39,6 +39,7 @@ func (b *redirector) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s := seen{Method: r.Method, Host: r.Host, URI: r.RequestURI, Header: r.Header, Proto: r.Proto}
 	if query.Get("unread") != "" {
 		_ = http.NewResponseController(w).EnableFullDuplex()
+		w.Header().Set("Connection", "close") // Go's server panics over the next request
 	} else {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {

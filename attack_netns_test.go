@@ -48,6 +48,7 @@ func TestAttacks(t *testing.T) {
 	if os.Getenv(inArena) != "" {
 		everywhereIsHere(t)
 		t.Run("table", attackForReal)
+		t.Run("redirects", attackRedirects)
 		t.Run("own listeners", attackOwnListeners)
 		t.Run("admin addresses", attackAdminAddresses)
 		t.Run("report", attackReporting)

@@ -407,7 +407,7 @@ func tolerate(s string) string {
 // skipBody ends a response that is followed. A short body is read, so that its
 // connection can be used again.
 func skipBody(res *http.Response) {
-	const most, longest = 4 << 10, time.Second
+	const most, longest = 4 << 10, 200 * time.Millisecond
 	if res.ContentLength <= most {
 		timer := time.AfterFunc(longest, func() { _ = res.Body.Close() })
 		_, _ = io.CopyN(io.Discard, res.Body, most+1)

@@ -132,39 +132,62 @@ func attackRedirects(t *testing.T) {
 	registerPause()
 	for _, n := range []int{1, 2, 7} {
 		t.Run(strconv.Itoa(n), func(t *testing.T) {
-			var sites []attackSite
-			for _, s := range slices.Concat(attackSites, proxySites) {
-				sites = append(sites, following(s))
-			}
-			groups := slices.Concat(attackGroups, proxyGroups)
-			a := newArena(t, sites, groups)
-			a.global = "admin off"
+			sites, groups := slices.Concat(attackSites, proxySites), slices.Concat(attackGroups, proxyGroups)
+			a, hops := newLeadingArena(t, sites, groups, "admin off")
 			a.dns.has("hop.google.internal", goodAddr)
-			hops := &attackHops{left: make(map[string][]string)}
-			a.everywhereLeading(t, hops)
 			a.socket(t)
 			a.start()
-			played, exact := 0, 0
-			for _, g := range groups {
-				t.Run(g.kind, func(t *testing.T) {
-					for _, at := range g.all() {
-						if at.site == "" {
-							at.site = g.site
-						}
-						if ok, strict := a.attackBehind(t, hops, at, n); ok {
-							played++
-							if strict {
-								exact++
-							}
-						}
+			a.playBehind(t, hops, n, 700, 400)
+		})
+		t.Run(strconv.Itoa(n)+", own listeners", func(t *testing.T) {
+			a, hops := newLeadingArena(t, ownSites, ownGroups, "admin "+ownAddr+":2020")
+			a.dns.has("good.example", goodAddr)
+			a.backends = append(a.backends, newBackend(t, backendConfig{addrs: []string{ownAddr, goodAddr}, port: "8090", handler: hops.lead(echo)}))
+			a.start()
+			t.Cleanup(func() { // which ends the admin endpoint
+				a.global = "admin off"
+				a.start()
+			})
+			a.playBehind(t, hops, n, 25, 25)
+		})
+	}
+}
+
+// newLeadingArena is an arena whose sites follow redirects, and whose backends lead
+// on.
+func newLeadingArena(t *testing.T, sites []attackSite, groups []attackGroup, global string) (*arena, *attackHops) {
+	var followers []attackSite
+	for _, s := range sites {
+		followers = append(followers, following(s))
+	}
+	a := newArena(t, followers, groups)
+	a.global = global
+	hops := &attackHops{left: make(map[string][]string)}
+	a.everywhereLeading(t, hops)
+	return a, hops
+}
+
+// playBehind makes the attacks of all groups behind n redirects.
+func (a *arena) playBehind(t *testing.T, hops *attackHops, n, minPlayed, minExact int) {
+	played, exact := 0, 0
+	for _, g := range a.groups {
+		t.Run(g.kind, func(t *testing.T) {
+			for _, at := range g.all() {
+				if at.site == "" {
+					at.site = g.site
+				}
+				if ok, strict := a.attackBehind(t, hops, at, n); ok {
+					played++
+					if strict {
+						exact++
 					}
-				})
-			}
-			t.Logf("%d attacks behind %d redirects, %d of them with the outcome that they have without", played, n, exact)
-			if played < 700 || exact < 400 {
-				t.Errorf("only %d attacks were made, %d of them exact", played, exact)
+				}
 			}
 		})
+	}
+	t.Logf("%d attacks behind %d redirects, %d of them compared with those without", played, n, exact)
+	if played < minPlayed || exact < minExact {
+		t.Errorf("only %d attacks were made, %d of them compared", played, exact)
 	}
 }
 

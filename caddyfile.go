@@ -450,7 +450,7 @@ var guardOptions = []string{"guard", "allow", "deny", "allow_ips", "deny_ips", "
 // repeatable are the subdirectives that may stand in a block more than once.
 var repeatable = []string{
 	"allow", "deny", "allow_ips", "deny_ips", "ports", "schemes",
-	"nameservers", "zone", "tls_trusted_ca_certs", "preload", "unhealthy_status",
+	"nameservers", "zone", "tls_trusted_ca_certs", "preload", "unhealthy_status", "drop",
 }
 
 // block is what stood in a block: for each subdirective a dispenser at its name.

@@ -174,6 +174,7 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    timeout      <template>
 //	    max_requests <n>
 //	    follow_redirects <n> {
+//	        status   <code...>
 //	        max_body <size>
 //	        drop     <field...>
 //	    }
@@ -450,7 +451,7 @@ var guardOptions = []string{"guard", "allow", "deny", "allow_ips", "deny_ips", "
 // repeatable are the subdirectives that may stand in a block more than once.
 var repeatable = []string{
 	"allow", "deny", "allow_ips", "deny_ips", "ports", "schemes",
-	"nameservers", "zone", "tls_trusted_ca_certs", "preload", "unhealthy_status", "drop",
+	"nameservers", "zone", "tls_trusted_ca_certs", "preload", "unhealthy_status", "drop", "status",
 }
 
 // block is what stood in a block: for each subdirective a dispenser at its name.

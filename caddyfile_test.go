@@ -429,6 +429,9 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"follow_redirects word", inHandler("follow_redirects all # here"), `"all" is not a positive number`},
 		{"follow_redirects twice", inHandler("follow_redirects 1", "follow_redirects 2 # here"), "follow_redirects already specified"},
 		{"unknown in follow_redirects", inHandler("follow_redirects 3 {", "drop A", "nonsense # here", "}"), unknown + " nonsense"},
+		{"status none", inHandler("follow_redirects 3 {", "status # here", "}"), args + " 'status'"},
+		{"status word", inHandler("follow_redirects 3 {", "status 307 3xx # here", "}"), `status: "3xx" is not a status code`},
+		{"status no redirect", inHandler("follow_redirects 3 {", "status 307 304 # here", "}"), "status 304 is not one of 301, 302, 303, 307 and 308"},
 		{"max_body none", inHandler("follow_redirects 3 {", "max_body # here", "}"), args + " 'max_body'"},
 		{"max_body word", inHandler("follow_redirects 3 {", "max_body much # here", "}"), `max_body: "much" is not a size`},
 		{"max_body 0", inHandler("follow_redirects 3 {", "max_body 0 # here", "}"), `max_body: "0" is not a size`},
@@ -710,6 +713,7 @@ func TestAdaptErrorsInJSON(t *testing.T) {
 		{"max_requests", one(ofTarget(`"max_requests": -1`)), "max_requests -1 is negative"},
 		{"follow_redirects", one(ofTarget(`"follow_redirects": {}`)), "follow_redirects: max 0 is not positive"},
 		{"follow_redirects max_body", one(ofTarget(`"follow_redirects": {"max": 1, "max_body": -1}`)), "follow_redirects: max_body -1 is not in 0 to 1073741824"},
+		{"follow_redirects status", one(ofTarget(`"follow_redirects": {"max": 1, "status": [3]}`)), "follow_redirects: status 3 is not one of 301, 302, 303, 307 and 308"},
 		{"follow_redirects drop", one(ofTarget(`"follow_redirects": {"max": 1, "drop": [""]}`)), `follow_redirects: drop: "" is not the name of a header field`},
 		{"schemes", one(ofTarget(`"schemes": ["ftp"]`)), `schemes: entry "ftp"`},
 

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,8 +38,8 @@ import (
 // `password`, `secret`, `session` or `token` in it or ends in `key` (but not
 // Idempotency-Key), and those of Drop.
 //
-// A redirect that is not followed goes on to the client as it is: one from https to
-// http, one too many, one whose Location cannot be read or has another scheme than
+// A redirect that is not followed goes on to the client as it is: one with a status
+// that Status does not have, one from https to http, one too many, one whose Location cannot be read or has another scheme than
 // http and https, one that needs a body which was not kept, and one that a
 // `handle_response` of reverse_proxy takes. Requests for an upgrade, such as those of
 // WebSockets, are not redirected. If the target of a redirect may not be called, or
@@ -48,6 +49,10 @@ import (
 type Redirects struct {
 	// How many redirects are followed for one request.
 	Max int `json:"max,omitempty"`
+
+	// The status codes of redirects that are followed. Default: 301, 302, 303, 307 and
+	// 308.
+	Status []int `json:"status,omitempty"`
 
 	// How much of a request's body is kept in memory, in octets, so that it can be
 	// sent again. Default: 65536.
@@ -62,6 +67,7 @@ type Redirects struct {
 // UnmarshalCaddyfile sets up redirects from Caddyfile tokens. Syntax:
 //
 //	follow_redirects <n> {
+//	    status   <code...>
 //	    max_body <size>
 //	    drop     <field...>
 //	}
@@ -71,10 +77,26 @@ func (f *Redirects) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return err
 	}
 	_, err := parseBlock(d, options{
+		"status":   f.parseStatus,
 		"max_body": checked(sizeOption(&f.MaxBody), f.validate),
 		"drop":     listOption(&f.Drop, f.validate),
 	}, nil)
 	return err
+}
+
+func (f *Redirects) parseStatus(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) == 0 {
+		return d.ArgErr()
+	}
+	for _, arg := range args {
+		status, err := strconv.Atoi(arg)
+		if err != nil {
+			return d.Errf("status: %q is not a status code", arg)
+		}
+		f.Status = append(f.Status, status)
+	}
+	return wrap(d, f.validate())
 }
 
 func redirectsOption(to **Redirects) func(*caddyfile.Dispenser) error {
@@ -112,6 +134,11 @@ func (f *Redirects) validate() error {
 		return fmt.Errorf("follow_redirects: max %d is not positive", f.Max)
 	case f.MaxBody < 0 || f.MaxBody > mostBody:
 		return fmt.Errorf("follow_redirects: max_body %d is not in 0 to %d", f.MaxBody, mostBody)
+	}
+	for _, status := range f.Status {
+		if !isRedirect(status) {
+			return fmt.Errorf("follow_redirects: status %d is not one of 301, 302, 303, 307 and 308", status)
+		}
 	}
 	for _, field := range f.Drop {
 		if !httpguts.ValidHeaderFieldName(strings.TrimSuffix(strings.TrimPrefix(field, "*"), "*")) {
@@ -299,6 +326,9 @@ func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers 
 		return h.Match == nil || h.Match.Match(res.StatusCode, res.Header)
 	}) {
 		return nil, errHandledRedirect
+	}
+	if f.config.Status != nil && !slices.Contains(f.config.Status, res.StatusCode) {
+		return nil, fmt.Errorf("its status %d is not to be followed", res.StatusCode)
 	}
 	if f.count == f.config.Max {
 		return nil, fmt.Errorf("%d redirects were followed", f.count)

@@ -312,6 +312,15 @@ func TestRedirectNotFollowed(t *testing.T) {
 	if got := b.requests(); err != nil || res.StatusCode != 200 || len(got) != 2 || got[1].Body != "" {
 		t.Errorf("a large body that is not needed: %v %v", res, err)
 	}
+	// of those with other statuses
+	w.run(w.proxy("follow_redirects 3 {\nstatus 307 308\n}") + "\nheader {\ndefer\nX-Not-Followed {http.target.not_followed}\n}")
+	for status, followed := range map[int]bool{301: false, 302: false, 303: false, 307: true, 308: true} {
+		res, err := w.try("POST", "/", goTo(a, status, "/end"), strings.NewReader("body"))
+		if err != nil || (res.StatusCode == 200) != followed || !followed && (res.StatusCode != status || !strings.Contains(res.Header.Get("X-Not-Followed"), "status")) {
+			t.Errorf("status 307 308: %d: %v %v", status, res, err)
+		}
+		b.requests()
+	}
 	// without the option nothing is followed
 	w.run(w.proxy())
 	if res := w.get("/", goTo(a, 302, "/end")); res.StatusCode != 302 || len(b.requests()) != 1 {

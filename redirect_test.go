@@ -946,7 +946,7 @@ func FuzzLocate(f *testing.F) {
 		if strings.ContainsAny(got.path+got.query, " \\\r\n\t\x00#") {
 			t.Fatalf("%q from %s: odd octets in %+v", location, base.uri, got)
 		}
-		for _, s := range strings.Split(got.path, "/") {
+		for s := range strings.SplitSeq(got.path, "/") {
 			if s == "." || s == ".." {
 				t.Fatalf("%q from %s: dots in %s", location, base.uri, got.path)
 			}

@@ -39,11 +39,12 @@ import (
 // Idempotency-Key), and those of Drop.
 //
 // A redirect that is not followed goes on to the client as it is: one with a status
-// that Status does not have, one from https to http, one too many, one whose Location cannot be read or has another scheme than
-// http and https, one that needs a body which was not kept, and one that a
-// `handle_response` of reverse_proxy takes. Requests for an upgrade, such as those of
-// WebSockets, are not redirected. If the target of a redirect may not be called, or
-// fails, that is an error as it is for a target.
+// that Status does not have, one from https to http, one too many, one whose Location
+// cannot be read or has another scheme than http and https, one that needs a body
+// which was not kept, and one that a `handle_response` of reverse_proxy takes.
+// Requests for an upgrade, such as those of WebSockets, are not redirected. If the
+// target of a redirect may not be called, or fails, that is an error as it is for a
+// target.
 //
 // Only `transport target` finds redirects, and only those of the request's target.
 type Redirects struct {
@@ -274,12 +275,15 @@ func (h *Handler) callHop(from *callContext, r *http.Request, u targetURL) (*cal
 	to.repeats = isRepeatable(r.Method)
 	to.client, to.strip, to.judge, to.resolver, to.state = last.client, last.strip, last.judge, last.resolver, st
 	st.call, st.err = to, nil
+	if err := h.judge.target(to); err != nil {
+		return c, err
+	}
 	st.redirects++
 	if ce := h.judge.log.Check(zapcore.DebugLevel, "redirect followed"); ce != nil {
 		ce.Write(zap.Int("redirects", st.redirects), zap.String("from", last.host), zap.String("scheme", to.scheme),
 			zap.String("name", to.host), zap.Uint16("port", to.port), zap.String("method", r.Method))
 	}
-	return c, h.judge.target(to)
+	return c, nil
 }
 
 // setURL makes c the call of a target that has a path.
@@ -337,7 +341,7 @@ func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers 
 	if len(locations) != 1 {
 		return nil, fmt.Errorf("it has %d Location fields", len(locations))
 	}
-	u, err := c.locate(locations[0])
+	u, err := c.locate(req.URL.RequestURI(), locations[0])
 	if err != nil {
 		return nil, fmt.Errorf("its Location: %w", err)
 	}
@@ -352,14 +356,14 @@ func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers 
 	return next, nil
 }
 
-// locate returns the target that the Location field of a response to c names (RFC
-// 9110, section 10.2.2; RFC 3986, section 5.2).
-func (c *call) locate(location string) (u targetURL, err error) {
+// locate returns the target that the Location field of a response to c names, which
+// was sent with a request URI (RFC 9110, section 10.2.2; RFC 3986, section 5.2).
+func (c *call) locate(uri, location string) (u targetURL, err error) {
 	scheme, authority := c.scheme, hostport(c.scheme, c.host, c.port)
 	ref, _, _ := strings.Cut(location, "#")
 	if before, after, ok := strings.Cut(ref, ":"); ok && !strings.ContainsAny(before, "/?") {
 		if !strings.HasPrefix(after, "//") {
-			return u, fmt.Errorf("%q is neither a URL with a host nor a relative one", shown(location))
+			return u, fmt.Errorf("%q is neither a URL with a host nor a relative one", before+":…")
 		}
 		scheme, ref = before, after
 	}
@@ -367,7 +371,7 @@ func (c *call) locate(location string) (u targetURL, err error) {
 		end := strings.IndexAny(after+"/", "/?")
 		authority, ref = after[:end], after[end:]
 	} else {
-		ref = c.merge(ref)
+		ref = merge(uri, ref)
 	}
 	path, query, hasQuery := strings.Cut(ref, "?")
 	if !strings.HasPrefix(path, "/") {
@@ -391,11 +395,11 @@ func (c *call) locate(location string) (u targetURL, err error) {
 }
 
 // merge resolves a reference without scheme and host (RFC 3986, section 5.2.2).
-func (c *call) merge(ref string) string {
-	path, _, _ := strings.Cut(c.uri, "?")
+func merge(uri, ref string) string {
+	path, _, _ := strings.Cut(uri, "?")
 	switch {
 	case ref == "":
-		return c.uri
+		return uri
 	case ref[0] == '/':
 		return ref
 	case ref[0] == '?':
@@ -438,12 +442,13 @@ func tolerate(s string) string {
 // connection can be used again.
 func skipBody(res *http.Response) {
 	const most, longest = 4 << 10, 200 * time.Millisecond
+	body := res.Body
 	if res.ContentLength <= most {
-		timer := time.AfterFunc(longest, func() { _ = res.Body.Close() })
-		_, _ = io.CopyN(io.Discard, res.Body, most+1)
+		timer := time.AfterFunc(longest, func() { _ = body.Close() })
+		_, _ = io.CopyN(io.Discard, body, most+1)
 		timer.Stop()
 	}
-	_ = res.Body.Close()
+	_ = body.Close()
 	res.Body, res.ContentLength, res.Trailer = http.NoBody, 0, nil
 }
 
@@ -492,7 +497,7 @@ func (h *Handler) read(text string, last, c *call) (targetURL, error) {
 	if h.URL != locationURL || last == nil || text == "" {
 		return parseTarget(text)
 	}
-	u, err := last.locate(text)
+	u, err := last.locate(last.uri, text)
 	if err == errDowngrade {
 		err = fmt.Errorf("a redirect from https: %w", &guard.Refusal{Kind: guard.KindScheme, Value: u.scheme, Rule: guard.RuleSchemes})
 	}

@@ -483,6 +483,32 @@ func TestRedirectHost(t *testing.T) {
 	}
 }
 
+// TestRedirectRewrite: a relative Location leads from the path that was sent.
+func TestRedirectRewrite(t *testing.T) {
+	w, b, at := redirectWorld(t)
+	w.run("@targeted header X-Target *\nroute @targeted {\nrewrite * /dir{uri}\ntarget_proxy {header.X-Target} {\nallow_ips 127.0.0.0/8\nfollow_redirects 3\n}\n}")
+	w.mustGet("/go?status=302&to=end", "http://"+at("a.test"))
+	if got := requestLines(b.requests()); len(got) != 2 || got[1] != "GET "+at("a.test")+"/dir/end" {
+		t.Errorf("a rewrite before it: %q", got)
+	}
+	w.run(`@targeted header X-Target *
+	route @targeted {
+		target {header.X-Target} {
+			allow_ips 127.0.0.0/8
+			follow_redirects 3
+		}
+		uri path_regexp ^/go /deep/go
+		reverse_proxy {
+			dynamic target
+			transport target
+		}
+	}`)
+	w.mustGet("/", goTo(at("a.test"), 302, "end"))
+	if got := requestLines(b.requests()); len(got) != 2 || got[1] != "GET "+at("a.test")+"/deep/end" {
+		t.Errorf("a rewrite after it: %q", got)
+	}
+}
+
 // TestRedirectProtocols follows redirects over HTTP/2, on both sides.
 func TestRedirectProtocols(t *testing.T) {
 	w, _, _ := redirectWorld(t)
@@ -875,7 +901,7 @@ func TestLocate(t *testing.T) {
 			if base == "http://a.test?only=query" && !want.hasPath {
 				continue
 			}
-			got, err := c.locate(ref)
+			got, err := c.locate(c.uri, ref)
 			if err == errDowngrade {
 				err = nil
 			}
@@ -914,7 +940,7 @@ func TestLocateRefuses(t *testing.T) {
 		"//":                                          "no host",
 		"//?x":                                        "no host",
 	} {
-		if u, err := c.locate(location); err == nil || !strings.Contains(err.Error(), want) {
+		if u, err := c.locate(c.uri, location); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.40q: %+v %v, want %s", location, u, err, want)
 		}
 	}
@@ -936,7 +962,7 @@ func FuzzLocate(f *testing.F) {
 			return
 		}
 		base.setURL(u)
-		got, err := base.locate(location)
+		got, err := base.locate(base.uri, location)
 		if err != nil {
 			return
 		}

@@ -993,7 +993,7 @@ func FuzzLocate(f *testing.F) {
 	})
 }
 
-// TestRequestBodyGivenUp: what a reader that nobody listens to any more reads is not
+// TestRequestBodyGivenUp: what a reader reads that another one has replaced is not
 // lost.
 func TestRequestBodyGivenUp(t *testing.T) {
 	reader, writer := io.Pipe()

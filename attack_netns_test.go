@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -48,6 +49,7 @@ func TestAttacks(t *testing.T) {
 	if os.Getenv(inArena) != "" {
 		everywhereIsHere(t)
 		t.Run("table", attackForReal)
+		t.Run("redirects", attackRedirects)
 		t.Run("own listeners", attackOwnListeners)
 		t.Run("admin addresses", attackAdminAddresses)
 		t.Run("report", attackReporting)
@@ -444,7 +446,8 @@ var proxyGroups = []attackGroup{
 		{name: "followed to an internal address", site: "redirects", target: "http://good.example:8082/?to=http://169.254.169.254/", via: goodAddr, want: "403 metadata"},
 		{name: "followed to an internal name", site: "redirects", target: "http://good.example:8082/?to=http://private.example/", via: goodAddr, want: "403 10.1.1.1"},
 		{name: "followed to localhost", site: "redirects", target: "http://good.example:8082/?to=http://localhost:2019/config/", via: goodAddr, want: "403 127.0.0.1"},
-		{name: "followed to a path alone", site: "redirects", target: "http://good.example:8082/?to=/x", via: goodAddr, want: "400 neither"},
+		{name: "followed to a path alone", site: "redirects", target: "http://good.example:8082/?to=/x", via: goodAddr, want: "302"},
+		{name: "followed to nothing", site: "redirects", target: "http://good.example:8082/", via: goodAddr, want: "400 no target"},
 		{name: "followed to a file", site: "redirects", target: "http://good.example:8082/?to=file:///etc/passwd", via: goodAddr, want: "400 no host"},
 		{name: "X-Accel-Redirect, good", site: "redirects", target: "http://good.example:8082/?accel=http://good.example/x", want: "200 93.184.215.14 good.example /x"},
 		{name: "X-Accel-Redirect, internal", site: "redirects", target: "http://good.example:8082/?accel=http://127.0.0.1/", via: goodAddr, want: "403 loopback"},
@@ -623,12 +626,12 @@ func (attackPause) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyh
 	return next.ServeHTTP(w, r)
 }
 
-func registerPause() {
+var registerPause = sync.OnceFunc(func() {
 	caddy.RegisterModule(attackPause{})
 	httpcaddyfile.RegisterHandlerDirective("attack_pause", func(httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 		return attackPause{}, nil
 	})
-}
+})
 
 // ownSites listen on every address and on one of this machine; the latter is
 // not for the proxy.

@@ -36,7 +36,8 @@ func isRepeatable(method string) bool { return method == http.MethodGet }
 func (a *attempt) openBody(req *http.Request) (io.ReadCloser, error) {
 	// over HTTP/2 a backend may say that it has not acted upon what was sent
 	mayBeRefused := a.order.Key.Protocol == pool.HTTP2 || a.order.Key.Protocol == pool.TLS
-	return a.body.open(isRepeatable(req.Method) || mayBeRefused)
+	mayBeSentOn := a.transport.handlers != nil // in a handle_response
+	return a.body.open(isRepeatable(req.Method) || mayBeRefused || mayBeSentOn)
 }
 
 // address returns what the attempt dials.

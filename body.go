@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 // again, from its beginning. It knows how far the client got with it.
 type requestBody struct {
 	source io.ReadCloser
+	max    int // how much of it is kept, in octets; 0: maxKept
 
 	complete, broken atomic.Bool
 	lost             atomic.Bool // too much was read to be kept
@@ -136,7 +138,7 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 	r.at += n
 	switch {
 	case n == 0 || b.lost.Load():
-	case b.read > maxKept || !r.keeps:
+	case b.reader.Load() == r && (b.read > cmp.Or(b.max, maxKept) || !r.keeps):
 		b.lost.Store(true)
 		b.kept = nil
 	default:

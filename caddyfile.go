@@ -173,6 +173,11 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    schemes      <http|https|h2c ...>
 //	    timeout      <template>
 //	    max_requests <n>
+//	    follow_redirects <n> {
+//	        status   <code...>
+//	        max_body <size>
+//	        drop     <field...>
+//	    }
 //	    resolver     [<nameserver...>] {
 //	        ...
 //	    }
@@ -198,6 +203,7 @@ func (h *Handler) options() options {
 	opts["host"] = checked(textOption(&h.Host), h.Validate)
 	opts["timeout"] = checked(textOption(&h.Timeout), h.Validate)
 	opts["max_requests"] = numberOption(&h.MaxRequests)
+	opts["follow_redirects"] = redirectsOption(&h.FollowRedirects)
 	opts["resolver"] = resolverOption(&h.Resolver)
 	return opts
 }
@@ -445,7 +451,7 @@ var guardOptions = []string{"guard", "allow", "deny", "allow_ips", "deny_ips", "
 // repeatable are the subdirectives that may stand in a block more than once.
 var repeatable = []string{
 	"allow", "deny", "allow_ips", "deny_ips", "ports", "schemes",
-	"nameservers", "zone", "tls_trusted_ca_certs", "preload", "unhealthy_status",
+	"nameservers", "zone", "tls_trusted_ca_certs", "preload", "unhealthy_status", "drop", "status",
 }
 
 // block is what stood in a block: for each subdirective a dispenser at its name.

@@ -33,6 +33,8 @@ import (
 // `{http.target.addresses}` | The addresses that may be called, separated by commas
 // `{http.target.lookup}` | Where they came from: `hit`, `stale`, `miss`, `literal` or `hosts`
 // `{http.target.lookup_ms}` | How long that took, in milliseconds
+// `{http.target.redirects}` | How many redirects were followed; the others are about the last target
+// `{http.target.not_followed}` | Why a redirect went on to the client instead of being followed
 // `{http.target.error}` | Why the target was refused, could not be resolved, or did not answer
 //
 // A request that fails here is an error that `handle_errors` can route on:
@@ -70,6 +72,9 @@ type Handler struct {
 	// How many requests may be in flight to one target, which is scheme, host
 	// and port; beyond that there is status 503. Default: no limit.
 	MaxRequests int `json:"max_requests,omitempty"`
+
+	// How redirects are followed. Default: they are not, the client gets them.
+	FollowRedirects *Redirects `json:"follow_redirects,omitempty"`
 
 	// The resolver. Default: that of the app.
 	Resolver *Resolver `json:"resolver,omitempty"`
@@ -129,6 +134,9 @@ func (h *Handler) Validate() error {
 	if h.MaxRequests < 0 {
 		return fmt.Errorf("max_requests %d is negative", h.MaxRequests)
 	}
+	if err := h.FollowRedirects.validate(); err != nil {
+		return err
+	}
 	// what holds no placeholder can be checked now
 	if !strings.Contains(h.URL, "{") {
 		if _, err := parseTarget(h.URL); err != nil {
@@ -170,6 +178,9 @@ type call struct {
 	judge    *judge       // nil: not judged, the operator wrote the name
 	resolver *resolver
 	service  *serviceCall // that it belongs to, if to any
+	follower *follower    // of redirects; nil: they are the client's
+	foreign  bool         // a redirect led to another origin: it gets no credentials
+	over     bool         // the handlers that call it have returned
 
 	more  bool         // there is another address to try than the one that is chosen
 	probe []netip.Addr // to be found out about in the background
@@ -208,6 +219,9 @@ type requestState struct {
 	call *call // the last one that was parsed
 	err  error // why there is no going on
 
+	redirects   int   // how many were followed
+	notFollowed error // why one was not
+
 	named []*namedCall // of sources that have a name of their own
 }
 
@@ -241,6 +255,13 @@ func (st *requestState) placeholder(key string) (any, bool) {
 		c = new(call)
 	}
 	switch name {
+	case "redirects":
+		return st.redirects, true
+	case "not_followed":
+		if st.notFollowed == nil {
+			return "", true
+		}
+		return st.notFollowed.Error(), true
 	case "url":
 		if c.scheme == "" {
 			return "", true
@@ -275,7 +296,9 @@ func (st *requestState) placeholder(key string) (any, bool) {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	st := stateOf(r.Context(), repl)
+	last := st.call
 	st.call, st.err = nil, nil
+	st.redirects, st.notFollowed = 0, nil
 
 	if hasLoopID(r.Header) {
 		return h.refuse(w, st, errLoop)
@@ -290,7 +313,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.refuse(w, st, malformedError{errors.New("the request line has no path")})
 	}
 	c := &callContext{Context: r.Context()}
-	u, err := h.parse(r, repl, &c.call)
+	u, err := h.parse(r, repl, last, &c.call)
 	if err != nil {
 		return h.refuse(w, st, malformedError{err})
 	}
@@ -318,9 +341,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			}
 		}
 	}
+	last.again(r)
 	if err := h.begin(r); err != nil {
 		return h.refuse(w, st, fmt.Errorf("%s: reading the request's body: %w", c.call.host, err))
 	}
+	if h.canFollow(r) {
+		return h.follow(w, r, c, u, next)
+	}
+	return h.forward(w, r, c, u, next)
+}
+
+// forward resolves the target of a request and hands the request on to be sent
+// there.
+func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext, u targetURL, next caddyhttp.Handler) error {
+	st := c.call.state
 	if h.MaxRequests > 0 {
 		done, ok := h.inFlight.enter(&c.call, h.MaxRequests)
 		if !ok {
@@ -337,7 +371,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		u.apply(r.URL)
 		r.RequestURI = c.call.uri
 	}
-	return next.ServeHTTP(w, r.WithContext(c))
+	err := next.ServeHTTP(w, r.WithContext(c))
+	c.call.over = true
+	return err
 }
 
 // begin waits for the first octets of the request's body, so that a client that
@@ -349,9 +385,10 @@ func (h *Handler) begin(r *http.Request) (err error) {
 	return err
 }
 
-// parse makes the call of a request from the templates.
-func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetURL, error) {
-	u, err := parseTarget(repl.ReplaceAll(h.URL, ""))
+// parse makes the call of a request from the templates. What the handler before it
+// called is last, if there was one.
+func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (targetURL, error) {
+	u, err := h.read(repl.ReplaceAll(h.URL, ""), last, c)
 	if err != nil {
 		return u, err
 	}

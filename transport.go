@@ -75,6 +75,8 @@ type Transport struct {
 
 	hostByOps bool // the Host header is set by operations, before those of the user
 	retries   int  // how often a request that fails is tried again
+
+	handlers []caddyhttp.ResponseHandler // of responses, of reverse_proxy
 }
 
 // CaddyModule returns the Caddy module information.
@@ -319,6 +321,7 @@ func (t *Transport) lookAtProxy(ctx caddy.Context) {
 		return
 	}
 	t.hostByOps = proxy.Headers != nil && proxy.Headers.Request != nil && touchesHost(proxy.Headers.Request)
+	t.handlers = proxy.HandleResponse
 	if lb := proxy.LoadBalancing; lb != nil {
 		t.retries = lb.Retries
 		if lb.Retries == 0 && lb.TryDuration > 0 {
@@ -393,6 +396,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, a.failed(err.(*pool.Error))
 	}
 	a.worked(res.StatusCode)
+	if c := a.call; c != nil && c.follower != nil {
+		c.follower.responded(c, req, res, t.handlers)
+	}
 	return res, nil
 }
 
@@ -465,6 +471,9 @@ func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
 	if a.call != nil {
 		strip(req.Header, a.call.strip)
 		strip(req.Trailer, a.call.strip) // and again when its values are known
+		if a.call.foreign {
+			a.call.dropCredentials(req.Header)
+		}
 	}
 	getBody := a.out.GetBody
 	a.out, a.url = *req, *req.URL

@@ -1,0 +1,593 @@
+package caddytarget
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/dustin/go-humanize"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/net/http/httpguts"
+
+	"caddytarget/internal/guard"
+)
+
+// Redirects makes the handler follow redirects (status 301, 302, 303, 307 and 308),
+// where by default the client gets them. The target of each is read, checked and
+// resolved as the request's is, and the handlers that come after this one run again
+// for it. The client gets the last response; nothing of those before it is sent on.
+//
+// Method and body are those of RFC 9110, section 15.4: 303 makes a GET of every
+// method but HEAD, 301 and 302 make one of a POST; otherwise both stay, and the
+// fields that describe the body with it. If scheme, host or port change, fields that
+// hold credentials are not sent any more, nor trailers: Authorization, Cookie,
+// Proxy-Authorization, those whose name has `auth`, `cookie`, `credential`,
+// `password`, `secret`, `session` or `token` in it or ends in `key` (but not
+// Idempotency-Key), and those of Drop.
+//
+// A redirect that is not followed goes on to the client as it is: one with a status
+// that Status does not have, one from https to http, one too many, one whose Location
+// cannot be read or has another scheme than http and https, one that needs a body
+// which was not kept, and one that a `handle_response` of reverse_proxy takes.
+// Requests for an upgrade, such as those of WebSockets, are not redirected. If the
+// target of a redirect may not be called, or fails, that is an error as it is for a
+// target.
+//
+// Only `transport target` finds redirects, and only those of the request's target.
+type Redirects struct {
+	// How many redirects are followed for one request.
+	Max int `json:"max,omitempty"`
+
+	// The status codes of redirects that are followed. Default: 301, 302, 303, 307 and
+	// 308.
+	Status []int `json:"status,omitempty"`
+
+	// How much of a request's body is kept in memory, in octets, so that it can be
+	// sent again. Default: 65536.
+	MaxBody int `json:"max_body,omitempty"`
+
+	// More header fields that are not sent to another scheme, host or port. `X-Key*`,
+	// `*-Key` and `*key*` stand for all fields that begin or end so, or have it in
+	// them.
+	Drop []string `json:"drop,omitempty"`
+}
+
+// UnmarshalCaddyfile sets up redirects from Caddyfile tokens. Syntax:
+//
+//	follow_redirects <n> {
+//	    status   <code...>
+//	    max_body <size>
+//	    drop     <field...>
+//	}
+func (f *Redirects) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume option name
+	if err := numberOption(&f.Max)(d); err != nil {
+		return err
+	}
+	_, err := parseBlock(d, options{
+		"status":   f.parseStatus,
+		"max_body": checked(sizeOption(&f.MaxBody), f.validate),
+		"drop":     listOption(&f.Drop, f.validate),
+	}, nil)
+	return err
+}
+
+func (f *Redirects) parseStatus(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) == 0 {
+		return d.ArgErr()
+	}
+	for _, arg := range args {
+		status, err := strconv.Atoi(arg)
+		if err != nil {
+			return d.Errf("status: %q is not a status code", arg)
+		}
+		f.Status = append(f.Status, status)
+	}
+	return wrap(d, f.validate())
+}
+
+func redirectsOption(to **Redirects) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		*to = new(Redirects)
+		return (*to).UnmarshalCaddyfile(d.NewFromNextSegment())
+	}
+}
+
+// sizeOption is a number of octets.
+func sizeOption(to *int) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		name, arg := d.Val(), ""
+		if !d.AllArgs(&arg) {
+			return d.ArgErr()
+		}
+		size, err := humanize.ParseBytes(arg)
+		if err != nil || size < 1 || size > math.MaxInt {
+			return d.Errf("%s: %q is not a size", name, arg)
+		}
+		*to = int(size)
+		return nil
+	}
+}
+
+// mostBody is the largest max_body.
+const mostBody = 1 << 30
+
+// validate checks the configuration; nil is none.
+func (f *Redirects) validate() error {
+	switch {
+	case f == nil:
+		return nil
+	case f.Max < 1:
+		return fmt.Errorf("follow_redirects: max %d is not positive", f.Max)
+	case f.MaxBody < 0 || f.MaxBody > mostBody:
+		return fmt.Errorf("follow_redirects: max_body %d is not in 0 to %d", f.MaxBody, mostBody)
+	}
+	for _, status := range f.Status {
+		if !isRedirect(status) {
+			return fmt.Errorf("follow_redirects: status %d is not one of 301, 302, 303, 307 and 308", status)
+		}
+	}
+	for _, field := range f.Drop {
+		if !httpguts.ValidHeaderFieldName(strings.TrimSuffix(strings.TrimPrefix(field, "*"), "*")) {
+			return fmt.Errorf("follow_redirects: drop: %q is not the name of a header field", field)
+		}
+	}
+	return nil
+}
+
+// isRedirect reports whether a status makes clients go elsewhere.
+func isRedirect(status int) bool {
+	switch status {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return true
+	}
+	return false
+}
+
+// redirectMethod returns the method of a request that follows a redirect (RFC 9110,
+// sections 15.4.2 to 15.4.9).
+func redirectMethod(status int, method string) string {
+	switch status {
+	case http.StatusMovedPermanently, http.StatusFound:
+		if method == http.MethodPost {
+			return http.MethodGet
+		}
+	case http.StatusSeeOther:
+		if method != http.MethodHead {
+			return http.MethodGet
+		}
+	}
+	return method
+}
+
+// follower follows the redirects of one request. For the handlers after the target
+// handler it is the client: it takes in the responses that are followed.
+type follower struct {
+	*caddyhttp.ResponseWriterWrapper
+	config *Redirects
+	body   *requestBody // of the request; nil: none
+	count  int          // of redirects that were followed
+
+	next  *hop // that the last response is, if it is to be followed
+	taken bool // that response was taken in
+}
+
+// hop is where a request goes on.
+type hop struct {
+	status int
+	target targetURL
+	method string        // that it has from now on; empty: as before, and so has the body
+	body   io.ReadCloser // nil: none
+}
+
+// canFollow reports whether the handler follows redirects of a request.
+func (h *Handler) canFollow(r *http.Request) bool {
+	return h.FollowRedirects != nil && !isUpgrade(r.Header) && r.Method != http.MethodConnect
+}
+
+// follow calls the target of a request, and those of the redirects that it leads to.
+func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext, u targetURL, next caddyhttp.Handler) error {
+	f := &follower{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, config: h.FollowRedirects}
+	if hasBody(r) {
+		f.body = &requestBody{source: r.Body, max: cmp.Or(f.config.MaxBody, maxKept)}
+		r.Body, _ = f.body.open(true)
+	}
+	// the handlers that come next change these, and begin anew for each redirect
+	header, response := r.Header.Clone(), w.Header().Clone()
+	groups, _ := r.Context().Value(routeGroups).(map[string]struct{})
+	satisfied := maps.Clone(groups)
+
+	for {
+		c.call.follower = f
+		err := h.forward(f, r, c, u, next)
+		if err != nil || !f.taken {
+			return err
+		}
+		f.count++
+		f.taken = false
+		restore(w.Header(), response.Clone())
+		restore(groups, satisfied)
+		r = f.request(r, header.Clone())
+		u = f.next.target
+		if c, err = h.callHop(c, r, u); err != nil {
+			return h.refuse(w, c.call.state, err)
+		}
+	}
+}
+
+// routeGroups is the key of a request's context under which Caddy remembers the
+// groups of routes of which one has matched.
+const routeGroups = caddy.CtxKey("route_group")
+
+func restore[M ~map[K]V, K comparable, V any](to, from M) {
+	clear(to)
+	maps.Copy(to, from)
+}
+
+// request returns the request that follows the redirect.
+func (f *follower) request(r *http.Request, header http.Header) *http.Request {
+	to := new(http.Request)
+	*to = *r
+	to.Header = header
+	switch {
+	case f.next.method != "":
+		f.body = nil
+		to.Method, to.Body, to.ContentLength, to.TransferEncoding, to.Trailer = f.next.method, http.NoBody, 0, nil, nil
+		maps.DeleteFunc(header, func(field string, _ []string) bool {
+			return strings.HasPrefix(field, "Content-") || slices.Contains(bodyFields, field)
+		})
+	case f.next.body != nil:
+		to.Body = f.next.body
+	}
+	return to
+}
+
+// bodyFields are fields that go with the body, beside Content-….
+var bodyFields = []string{"Digest", "Expect", "Last-Modified", "Repr-Digest"}
+
+// callHop makes the call of the target of a redirect, and checks it.
+func (h *Handler) callHop(from *callContext, r *http.Request, u targetURL) (*callContext, error) {
+	st, last := from.call.state, &from.call
+	c := &callContext{Context: from.Context}
+	to := &c.call
+	to.setURL(u)
+	if to.foreign = last.foreign || !sameOrigin(last, u); to.foreign {
+		r.Trailer = nil
+	} else {
+		to.hostport = last.hostport // that of the option host, maybe
+	}
+	// what is left of the timeout is not what the site gives an address
+	to.repeats = isRepeatable(r.Method)
+	to.client, to.strip, to.judge, to.resolver, to.state = last.client, last.strip, last.judge, last.resolver, st
+	st.call, st.err = to, nil
+	if err := h.judge.target(to); err != nil {
+		return c, err
+	}
+	st.redirects++
+	if ce := h.judge.log.Check(zapcore.DebugLevel, "redirect followed"); ce != nil {
+		ce.Write(zap.Int("redirects", st.redirects), zap.String("from", last.host), zap.String("scheme", to.scheme),
+			zap.String("name", to.host), zap.Uint16("port", to.port), zap.String("method", r.Method))
+	}
+	return c, nil
+}
+
+// setURL makes c the call of a target that has a path.
+func (c *call) setURL(u targetURL) {
+	c.scheme, c.host, c.port, c.hostport, c.uri = u.scheme, u.host, u.port, u.hostport, u.path
+	if u.hasArgs {
+		c.uri += "?" + u.query
+	}
+}
+
+// sameOrigin reports whether scheme, host and port of a target are those of c. h2c is
+// a way to speak http.
+func sameOrigin(c *call, u targetURL) bool {
+	return (c.scheme == "https") == (u.scheme == "https") && c.host == u.host && c.port == u.port
+}
+
+// responded looks at a response to c. If it is a redirect that is followed, f will
+// take it in, and it has no body any more.
+func (f *follower) responded(c *call, req *http.Request, res *http.Response, handlers []caddyhttp.ResponseHandler) {
+	f.next = nil
+	if !isRedirect(res.StatusCode) {
+		return
+	}
+	next, err := f.hop(c, req, res, handlers)
+	if err != nil {
+		c.state.notFollowed = err
+		if ce := c.judge.log.Check(zapcore.DebugLevel, "redirect not followed"); ce != nil {
+			ce.Write(append(fields(c, err), zap.Int("status", res.StatusCode), zap.Int("redirects", f.count))...)
+		}
+		return
+	}
+	f.next = next
+	skipBody(res)
+}
+
+var (
+	errHandledRedirect = errors.New("handle_response takes it")
+	errDowngrade       = errors.New("it leads from https to http")
+)
+
+// hop returns where a redirect leads, or why it is not followed.
+func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers []caddyhttp.ResponseHandler) (*hop, error) {
+	if slices.ContainsFunc(handlers, func(h caddyhttp.ResponseHandler) bool {
+		return h.Match == nil || h.Match.Match(res.StatusCode, res.Header)
+	}) {
+		return nil, errHandledRedirect
+	}
+	if f.config.Status != nil && !slices.Contains(f.config.Status, res.StatusCode) {
+		return nil, fmt.Errorf("its status %d is not to be followed", res.StatusCode)
+	}
+	if f.count == f.config.Max {
+		return nil, fmt.Errorf("%d redirects were followed", f.count)
+	}
+	locations := res.Header["Location"]
+	if len(locations) != 1 {
+		return nil, fmt.Errorf("it has %d Location fields", len(locations))
+	}
+	u, err := c.locate(req.URL.RequestURI(), locations[0])
+	if err != nil {
+		return nil, fmt.Errorf("its Location: %w", err)
+	}
+	next := &hop{status: res.StatusCode, target: u}
+	if method := redirectMethod(res.StatusCode, req.Method); method != req.Method {
+		next.method = method
+	} else if f.body != nil {
+		if next.body, err = f.body.open(true); err != nil {
+			return nil, fmt.Errorf("the request's body has more than the %d octets of max_body", f.body.max)
+		}
+	}
+	return next, nil
+}
+
+// locate returns the target that the Location field of a response to c names, which
+// was sent with a request URI (RFC 9110, section 10.2.2; RFC 3986, section 5.2).
+func (c *call) locate(uri, location string) (u targetURL, err error) {
+	scheme, authority := c.scheme, hostport(c.scheme, c.host, c.port)
+	ref, _, _ := strings.Cut(location, "#")
+	if before, after, ok := strings.Cut(ref, ":"); ok && !strings.ContainsAny(before, "/?") {
+		if !strings.HasPrefix(after, "//") {
+			return u, fmt.Errorf("%q is neither a URL with a host nor a relative one", before+":…")
+		}
+		scheme, ref = before, after
+	}
+	if after, ok := strings.CutPrefix(ref, "//"); ok {
+		end := strings.IndexAny(after+"/", "/?")
+		authority, ref = after[:end], after[end:]
+	} else {
+		ref = merge(uri, ref)
+	}
+	path, query, hasQuery := strings.Cut(ref, "?")
+	if !strings.HasPrefix(path, "/") {
+		path = "/" + path
+	}
+	if path = removeDots(path); hasQuery {
+		path += "?" + query
+	}
+	u, err = parseTarget(scheme + "://" + authority + tolerate(path))
+	switch {
+	case err != nil:
+		return u, err
+	case defaultPort(u.scheme) == 0:
+		return u, fmt.Errorf("%q has another scheme than http and https", shown(location))
+	case c.scheme == "https" && u.scheme != "https":
+		return u, errDowngrade
+	case c.scheme == "h2c" && u.scheme == "http" && sameOrigin(c, u):
+		u.scheme = "h2c" // which the backend knows as http
+	}
+	return u, nil
+}
+
+// merge resolves a reference without scheme and host (RFC 3986, section 5.2.2).
+func merge(uri, ref string) string {
+	path, _, _ := strings.Cut(uri, "?")
+	switch {
+	case ref == "":
+		return uri
+	case ref[0] == '/':
+		return ref
+	case ref[0] == '?':
+		return path + ref
+	}
+	return path[:strings.LastIndexByte(path, '/')+1] + ref
+}
+
+// removeDots resolves the segments . and .. of a path that begins with a slash (RFC
+// 3986, section 5.2.4).
+func removeDots(path string) string {
+	if !strings.Contains(path, "/.") {
+		return path
+	}
+	segments := strings.Split(path[1:], "/")
+	kept := segments[:0]
+	for i, s := range segments {
+		switch s {
+		case "..":
+			kept = kept[:max(0, len(kept)-1)]
+		case ".":
+		default:
+			kept = append(kept, s)
+			continue
+		}
+		if i == len(segments)-1 {
+			kept = append(kept, "")
+		}
+	}
+	return "/" + strings.Join(kept, "/")
+}
+
+// tolerate encodes what servers write into the path and the query of a Location as it
+// is, spaces and octets that are not ASCII, as browsers do.
+func tolerate(s string) string {
+	return encode(s, func(c byte) bool { return c > ' ' && c < 0x80 || c < ' ' })
+}
+
+// skipBody ends a response that is followed. A short body is read, so that its
+// connection can be used again.
+func skipBody(res *http.Response) {
+	const most, longest = 4 << 10, 200 * time.Millisecond
+	body := res.Body
+	if res.ContentLength <= most {
+		timer := time.AfterFunc(longest, func() { _ = body.Close() })
+		_, _ = io.CopyN(io.Discard, body, most+1)
+		timer.Stop()
+	}
+	_ = body.Close()
+	res.Body, res.ContentLength, res.Trailer = http.NoBody, 0, nil
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (f *follower) WriteHeader(status int) {
+	switch {
+	case f.taken:
+	case f.next != nil && f.next.status == status:
+		f.taken = true
+	default:
+		f.ResponseWriter.WriteHeader(status)
+	}
+}
+
+// Write implements http.ResponseWriter.
+func (f *follower) Write(p []byte) (int, error) {
+	if f.taken {
+		return len(p), nil
+	}
+	return f.ResponseWriter.Write(p)
+}
+
+// ReadFrom implements io.ReaderFrom.
+func (f *follower) ReadFrom(r io.Reader) (int64, error) {
+	if f.taken {
+		return io.Copy(io.Discard, r)
+	}
+	return f.ResponseWriterWrapper.ReadFrom(r)
+}
+
+// FlushError is what http.ResponseController calls to flush.
+func (f *follower) FlushError() error {
+	if f.taken {
+		return nil
+	}
+	return http.NewResponseController(f.ResponseWriter).Flush()
+}
+
+// locationURL is the URL of a handler that follows a redirect by itself, in a
+// handle_response of reverse_proxy.
+const locationURL = "{http.reverse_proxy.header.Location}"
+
+// read reads the target of a request. What was called last, if there was anything, is
+// where a Location leads from.
+func (h *Handler) read(text string, last, c *call) (targetURL, error) {
+	if h.URL != locationURL || last == nil || text == "" {
+		return parseTarget(text)
+	}
+	u, err := last.locate(last.uri, text)
+	if err == errDowngrade {
+		err = fmt.Errorf("a redirect from https: %w", &guard.Refusal{Kind: guard.KindScheme, Value: u.scheme, Rule: guard.RuleSchemes})
+	}
+	if err == nil {
+		c.foreign = last.foreign || !sameOrigin(last, u)
+	}
+	return u, err
+}
+
+// again makes the body of a request readable once more, for another handler than the
+// one that called c.
+func (c *call) again(r *http.Request) {
+	if c == nil || c.body == nil || !hasBody(r) {
+		return
+	}
+	b := c.body
+	if !c.over { // in handle_response: reverse_proxy has the body still
+		if body, err := b.open(true); err == nil {
+			r.Body = body
+		} else {
+			r.Body = sentBody{}
+		}
+		return
+	}
+	if !b.mu.TryLock() { // an attempt waits for the client
+		r.Body = sentBody{}
+		return
+	}
+	defer b.mu.Unlock()
+	switch {
+	case b.read == 0 && b.err == nil:
+	case b.whole() && (b.complete.Load() || int64(b.read) == r.ContentLength):
+		r.Body = io.NopCloser(bytes.NewReader(b.kept))
+	default:
+		r.Body = sentBody{}
+	}
+}
+
+// sentBody is the body of a request that cannot be sent again.
+type sentBody struct{}
+
+// Read implements io.Reader.
+func (sentBody) Read([]byte) (int, error) { return 0, errBodySent }
+
+// Close implements io.Closer.
+func (sentBody) Close() error { return nil }
+
+var errBodySent = fmt.Errorf("it was sent to another target, and only up to %d octets of it are kept to be sent again", maxKept)
+
+// dropCredentials takes out of a header what is not for another origin than that of
+// the request's target.
+func (c *call) dropCredentials(header http.Header) {
+	for field := range header {
+		lower := strings.ToLower(field)
+		if holdsCredentials(lower) || c.follower != nil && slices.ContainsFunc(c.follower.config.Drop,
+			func(pattern string) bool { return matchesField(strings.ToLower(pattern), lower) }) {
+			delete(header, field)
+		}
+	}
+}
+
+// holdsCredentials reports whether a header field, in lower case, holds credentials by
+// its name.
+func holdsCredentials(field string) bool {
+	for _, part := range [...]string{"auth", "cookie", "credential", "password", "secret", "session", "token"} {
+		if strings.Contains(field, part) {
+			return true
+		}
+	}
+	return strings.HasSuffix(field, "key") && field != "idempotency-key"
+}
+
+// matchesField reports whether a pattern with asterisks at its ends matches a field.
+func matchesField(pattern, field string) bool {
+	pattern, begins := strings.CutPrefix(pattern, "*")
+	pattern, ends := strings.CutSuffix(pattern, "*")
+	switch {
+	case begins && ends:
+		return strings.Contains(field, pattern)
+	case begins:
+		return strings.HasSuffix(field, pattern)
+	case ends:
+		return strings.HasPrefix(field, pattern)
+	}
+	return field == pattern
+}
+
+// Interface guards
+var (
+	_ caddyfile.Unmarshaler = (*Redirects)(nil)
+	_ http.ResponseWriter   = (*follower)(nil)
+	_ io.ReaderFrom         = (*follower)(nil)
+)

@@ -53,6 +53,13 @@ func TestAttacks(t *testing.T) {
 		t.Run("report", attackReporting)
 		return
 	}
+	inNamespace(t, inArena)
+}
+
+// inNamespace runs the test again, in a process of its own that is alone in its
+// network. That is where variable is in the environment.
+func inNamespace(t *testing.T, variable string) {
+	t.Helper()
 	if _, err := exec.LookPath("ip"); err != nil {
 		needed(t, "no ip (of iproute2): %v", err)
 	}
@@ -60,12 +67,12 @@ func TestAttacks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := "^TestAttacks$"
+	run := "^" + t.Name() + "$"
 	if pattern := flag.Lookup("test.run").Value.String(); strings.Contains(pattern, "/") {
 		run = pattern
 	}
 	cmd := exec.CommandContext(t.Context(), self, "-test.run="+run, "-test.v", "-test.timeout=5m")
-	cmd.Env = append(os.Environ(), inArena+"=1")
+	cmd.Env = append(os.Environ(), variable+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if os.Getuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
@@ -86,9 +93,9 @@ func TestAttacks(t *testing.T) {
 			text = withoutPasses(text)
 		}
 		t.Errorf("in the namespace: %v\n%s", err, text)
-	case strings.Contains(text, "--- SKIP: TestAttacks "):
+	case strings.Contains(text, "--- SKIP: "+t.Name()+" "):
 		t.Skip(text)
-	case !strings.Contains(text, "--- PASS: TestAttacks "):
+	case !strings.Contains(text, "--- PASS: "+t.Name()+" "):
 		t.Errorf("in the namespace nothing was tested:\n%s", text)
 	case testing.Verbose():
 		t.Log(text)
@@ -115,9 +122,9 @@ func withoutPasses(text string) string {
 	return b.String()
 }
 
-// everywhereIsHere makes all addresses those of the loopback interface, and it
-// alone is there.
-func everywhereIsHere(t *testing.T) {
+// alone checks that the process is alone in its network.
+func alone(t *testing.T) {
+	t.Helper()
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		t.Fatal(err)
@@ -128,18 +135,30 @@ func everywhereIsHere(t *testing.T) {
 			t.Fatalf("this is no namespace of its own: it has %s", i.Name)
 		}
 	}
-	for _, args := range []string{
-		"link set lo up",
-		"route add local 0.0.0.0/0 dev lo",
-		"-6 route add local ::/0 dev lo",
-		"addr add " + ownAddr + "/32 dev lo",
-		"addr add " + ownAddr2 + "/32 dev lo",
-		"addr add " + ownAddr6 + "/128 dev lo",
-	} {
+}
+
+// ip runs commands of ip.
+func ip(t *testing.T, commands ...string) {
+	t.Helper()
+	for _, args := range commands {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
 			needed(t, "ip %s: %v: %s", args, err, out)
 		}
 	}
+}
+
+// everywhereIsHere makes all addresses those of the loopback interface, and it
+// alone is there.
+func everywhereIsHere(t *testing.T) {
+	alone(t)
+	ip(t,
+		"link set lo up",
+		"route add local 0.0.0.0/0 dev lo",
+		"-6 route add local ::/0 dev lo",
+		"addr add "+ownAddr+"/32 dev lo",
+		"addr add "+ownAddr2+"/32 dev lo",
+		"addr add "+ownAddr6+"/128 dev lo",
+	)
 	// what would be a hole can be seen
 	probe, err := net.Listen("tcp", "[::]:0")
 	if err != nil {

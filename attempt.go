@@ -201,6 +201,14 @@ func (c *call) Permit(addr netip.AddrPort) error {
 	return c.judge.dial(c, addr)
 }
 
+// Confirm implements pool.Owner. It may be called after the request.
+func (c *call) Confirm(local, remote netip.AddrPort) error {
+	if c.judge == nil {
+		return nil
+	}
+	return c.judge.connected(c, local, remote)
+}
+
 // Guard implements pool.Owner.
 func (c *call) Guard() any { return c.judge }
 

@@ -25,7 +25,8 @@ type attempt struct {
 	out       http.Request // what is sent
 	url       url.URL
 	body      *requestBody // nil: none
-	begun     time.Time    // set if the time until the response matters
+	trailers  trailers
+	begun     time.Time // set if the time until the response matters
 }
 
 // isRepeatable reports whether a request may be sent again whatever the backend

@@ -42,7 +42,8 @@ type Guard struct {
 	// `private_ranges`. They win over `allow_ips`.
 	DenyIPs []string `json:"deny_ips,omitempty"`
 
-	// Ports that may be called: `443`, `8000-8999`. Default: any.
+	// Ports that may be called: `443`, `8000-8999`. Default: any but the "bad
+	// ports" of the Fetch standard, those of mail, chat and other text protocols.
 	Ports []string `json:"ports,omitempty"`
 
 	// Schemes that may be called, of `http`, `https`, `h2c`. Default: `http`

@@ -74,6 +74,9 @@ type Handler struct {
 	// The resolver. Default: that of the app.
 	Resolver *Resolver `json:"resolver,omitempty"`
 
+	confineURL, confinePath confinement
+	values                  singleValues // of which a request has one each
+
 	strip    string       // the header field that is not sent on
 	limit    health.Limit // the timeout, if it is fixed
 	judge    *judge
@@ -98,6 +101,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.resolver, err = app.acquire(h.Resolver); err != nil {
 		return err
 	}
+	h.confineURL, h.confinePath = confineURL(h.URL), confinePath(h.Path)
+	h.values = singleValuesOf(h.URL, h.Path, h.Host, h.Timeout)
 	if h.StripHeader {
 		h.strip, _ = headerOf(h.URL)
 	}
@@ -351,13 +356,23 @@ func (h *Handler) begin(r *http.Request) (err error) {
 
 // parse makes the call of a request from the templates.
 func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetURL, error) {
-	u, err := parseTarget(repl.ReplaceAll(h.URL, ""))
+	if err := h.values.check(r); err != nil {
+		return targetURL{}, err
+	}
+	text, err := h.confineURL.expand(repl, h.URL)
+	if err != nil {
+		return targetURL{}, fmt.Errorf("target: %w", err)
+	}
+	u, err := parseTarget(text)
 	if err != nil {
 		return u, err
 	}
 	if h.Path != "" {
-		path := repl.ReplaceAll(h.Path, "")
-		if err := checkBytes(path); err != nil {
+		path, err := h.confinePath.expand(repl, h.Path)
+		if err == nil {
+			err = checkBytes(path)
+		}
+		if err != nil {
 			return u, fmt.Errorf("path: %w", err) // which may be a secret
 		}
 		if !strings.HasPrefix(path, "/") {
@@ -373,7 +388,7 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 	case u.hasPath:
 		c.uri = u.path
 	case strings.HasPrefix(r.RequestURI, "/"):
-		c.uri = encode(r.RequestURI, isQueryByte) // as it will be sent
+		c.uri = encodeURI(r.RequestURI) // as it will be sent
 	default: // in absolute form, or none
 		c.uri = r.URL.RequestURI()
 	}

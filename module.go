@@ -115,18 +115,22 @@ func (a *App) Provision(ctx caddy.Context) error {
 
 // watchSites takes down the sockets of the configuration's sites as soon as all
 // apps are started. Until then they are not known to be for sites, and refused
-// whatever is configured.
+// whatever is configured. It warns of mistakes in the sites, too.
 func (a *App) watchSites(ctx caddy.Context) error {
+	log := ctx.Logger()
 	events, err := ctx.App("events")
 	if err != nil {
 		return err
 	}
 	return events.(*caddyevents.App).On("started", eventFunc(func() {
 		app, err := ctx.AppIfConfigured("http")
-		if err == nil && a.shared != nil {
-			a.sockets = siteSocketsOf(app.(*caddyhttp.App))
-			a.shared.sites.add(a.sockets)
+		if err != nil || a.shared == nil {
+			return
 		}
+		sites := app.(*caddyhttp.App)
+		a.sockets = siteSocketsOf(sites)
+		a.shared.sites.add(a.sockets)
+		(&mistakes{log}).find(sites)
 	}))
 }
 

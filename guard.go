@@ -212,7 +212,7 @@ func (j *judge) dial(c *call, addr netip.AddrPort) error {
 	return j.connect(c, addr)
 }
 
-// connected judges a connection that was just opened, before anything is sent: where
+// connected checks a connection that was just opened, before anything is sent: where
 // it has really ended is known only now.
 func (j *judge) connected(c *call, local, remote netip.AddrPort) error {
 	if a := remote.Addr().Unmap().WithZone(""); a == local.Addr().Unmap().WithZone("") {

@@ -36,7 +36,8 @@ import (
 // `{http.target.error}` | Why the target was refused, could not be resolved, or did not answer
 //
 // A request that fails here is an error that `handle_errors` can route on:
-// status 400 if there is no target or it cannot be read, or the request is one
+// status 400 if there is no target or it cannot be read, if a template takes a
+// header field or a query parameter that the request has twice, or the request is one
 // that a target cannot have (CONNECT, no path), 403 if it may not be called, 502
 // if it has no address, 503 if too many lookups or requests to it are in flight
 // or there are too many new names, 504 if there was no answer in time, 508 if the
@@ -44,11 +45,13 @@ import (
 type Handler struct {
 	// The target: `scheme://host[:port][/path][?query]`, or `host[:port]`,
 	// which means http, or https on port 443. A target with a path replaces
-	// path and query of the request. Placeholders are expected here.
+	// path and query of the request. Placeholders are expected here. What one
+	// brings to the path stays below the folder in which it stands.
 	URL string `json:"url,omitempty"`
 
 	// Path and query to use, instead of the target's and the request's.
-	// Placeholders are expected here.
+	// Placeholders are expected here. What one brings to the path stays below
+	// the folder in which it stands.
 	Path string `json:"path,omitempty"`
 
 	// If the URL is one header field, `{http.request.header.NAME}`: whether

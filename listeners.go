@@ -67,8 +67,7 @@ func (t *localTable) has(a netip.Addr) bool {
 	return ok || t.ranges != nil && t.ranges.Contains(a)
 }
 
-// newListeners returns the listeners of the process, as far as a configuration has
-// to know them.
+// newListeners returns what a configuration has to know of the process's listeners.
 func newListeners(ctx caddy.Context, s *shared) *listeners {
 	l := &listeners{sockets: s.sockets, sites: &s.sites, account: sync.OnceValue(func() siteListeners {
 		// by the first request that has to know, all apps are there

@@ -295,7 +295,7 @@ const (
 // known returns who listened on an address and port when that was last found
 // out, if it was.
 func (l *listeners) known(a netip.AddrPort) (owner, bool) {
-	if !l.local(a.Addr()) {
+	if !l.local(a.Addr()) || l.sockets != nil && !l.sockets.MayHear(a.Port()) {
 		return somebodyElse, true
 	}
 	o, ok := (*l.owners.Load())[a]

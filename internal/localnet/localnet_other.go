@@ -16,3 +16,6 @@ type Sockets struct{}
 // Hearing returns the sockets at which a connection to an address of this machine
 // may end.
 func (*Sockets) Hearing(netip.AddrPort) ([]uint64, error) { return nil, ErrUnsupported }
+
+// MayHear reports whether a socket of this process may listen on a port.
+func (*Sockets) MayHear(uint16) bool { return true }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +22,19 @@ type Sockets struct {
 	mu     sync.Mutex
 	own    map[uint64]Listener
 	others map[uint64]struct{}
+
+	ports atomic.Pointer[map[uint16]struct{}] // of own
+}
+
+// MayHear reports whether a socket of this process listened on a port when they were
+// last looked at. It costs next to nothing; [Sockets.Hearing] is exact.
+func (s *Sockets) MayHear(port uint16) bool {
+	ports := s.ports.Load()
+	if ports == nil {
+		return true
+	}
+	_, ok := (*ports)[port]
+	return ok
 }
 
 // maxOthers bounds what is remembered of sockets that are not this process's.
@@ -50,10 +64,13 @@ func (s *Sockets) Hearing(a netip.AddrPort) ([]uint64, error) {
 }
 
 // remembered returns those of some sockets that are this process's and hear an
-// address, unless one of them is unknown.
+// address, unless one of them is unknown or nothing was looked at.
 func (s *Sockets) remembered(ids []uint64, a netip.AddrPort) (list []uint64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.own == nil {
+		return nil, false
+	}
 	for _, id := range ids {
 		l, own := s.own[id]
 		if _, other := s.others[id]; !own && !other {
@@ -71,6 +88,11 @@ func (s *Sockets) remember(own map[uint64]Listener, ids []uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.own = own
+	ports := make(map[uint16]struct{}, len(own))
+	for _, l := range own {
+		ports[l.Addr.Port()] = struct{}{}
+	}
+	s.ports.Store(&ports)
 	if s.others == nil || len(s.others) > maxOthers {
 		s.others = make(map[uint64]struct{})
 	}

@@ -88,6 +88,9 @@ func TestHearingLater(t *testing.T) {
 	if got, err := s.Hearing(a); err != nil || len(got) > 0 {
 		t.Fatalf("before: %v, %v", got, err)
 	}
+	if s.MayHear(a.Port()) {
+		t.Error("nothing was found on the port, but something may listen there")
+	}
 	var want []uint64
 	reuse := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		return c.Control(func(fd uintptr) {
@@ -104,7 +107,7 @@ func TestHearingLater(t *testing.T) {
 		got, err := s.Hearing(a)
 		slices.Sort(got)
 		slices.Sort(want)
-		if err != nil || !slices.Equal(got, want) {
+		if err != nil || !slices.Equal(got, want) || !s.MayHear(a.Port()) {
 			t.Errorf("got %v, %v, want %v", got, err, want)
 		}
 	}

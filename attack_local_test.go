@@ -295,10 +295,10 @@ func (w *localWorld) adminAddresses(t *testing.T) {
 		t.Run(admin, func(t *testing.T) {
 			w.start(t, admin)
 			port := "2119"
-			switch {
-			case admin == "fd/<ADMIN>":
+			switch admin {
+			case "fd/<ADMIN>":
 				port = "2120"
-			case admin == ":8090":
+			case ":8090":
 				for _, a := range []string{ownAddr, "46.1.2.3", "127.0.0.1", ownAddr6} {
 					for name := range localSites {
 						if got := w.status(t, name, net.JoinHostPort(a, "8090")); got != http.StatusForbidden {

@@ -151,7 +151,7 @@ func socketOf(l net.Listener) syscall.Conn {
 		if !field.IsValid() || !field.CanInterface() {
 			return nil
 		}
-		l, _ = field.Interface().(net.Listener)
+		l, _ = reflect.TypeAssert[net.Listener](field)
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ func authorityEnd(s string) int {
 	return len(s)
 }
 
-var errLeavesFolder = errors.New("a placeholder's value leaves the folder of the template, by way of ..")
+var errLeavesFolder = errors.New("a placeholder's value leaves the folder of the template by dot segments")
 
 // valueStart and valueEnd enclose what a placeholder brings, while a template is
 // expanded. No target has them.

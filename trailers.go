@@ -2,6 +2,7 @@ package caddytarget
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
@@ -80,12 +81,7 @@ func touches(ops *headers.HeaderOps, field string) bool {
 			return true
 		}
 	}
-	for _, name := range ops.Delete {
-		if may(name) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(ops.Delete, may)
 }
 
 // matchesWildcard reports whether a name with wildcards at its ends, as Caddy takes it

@@ -235,7 +235,7 @@ func parsePort(s string) (uint16, error) {
 // CheckPort reports whether this port may be called. Port 0 never may. The
 // error is a [*Refusal].
 func (r *Rules) CheckPort(port uint16) error {
-	rule := ""
+	var rule string
 	switch {
 	case port == 0 || r.ports != nil && !r.ports.has(port):
 		rule = RulePorts

@@ -64,7 +64,7 @@ func isOwnSource(a netip.Addr) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	source := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr()
 	return source.Unmap().WithZone("") == a.WithZone(""), nil
 }

@@ -35,7 +35,7 @@ func ask(protocol int, request []byte, reply func(kind uint16, data []byte)) err
 	if err != nil {
 		return fmt.Errorf("opening a netlink socket: %w", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	dump := binary.NativeEndian.Uint16(request[6:])&unix.NLM_F_DUMP == unix.NLM_F_DUMP
 	if dump && protocol == unix.NETLINK_ROUTE { // so that it has the table alone that was asked for
 		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {

@@ -55,6 +55,13 @@ func TestAttacks(t *testing.T) {
 		t.Run("report", attackReporting)
 		return
 	}
+	inNamespace(t, inArena)
+}
+
+// inNamespace runs the test again, in a process of its own that is alone in its
+// network. That is where variable is in the environment.
+func inNamespace(t *testing.T, variable string) {
+	t.Helper()
 	if _, err := exec.LookPath("ip"); err != nil {
 		needed(t, "no ip (of iproute2): %v", err)
 	}
@@ -62,12 +69,12 @@ func TestAttacks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := "^TestAttacks$"
+	run := "^" + t.Name() + "$"
 	if pattern := flag.Lookup("test.run").Value.String(); strings.Contains(pattern, "/") {
 		run = pattern
 	}
 	cmd := exec.CommandContext(t.Context(), self, "-test.run="+run, "-test.v", "-test.timeout=5m")
-	cmd.Env = append(os.Environ(), inArena+"=1")
+	cmd.Env = append(os.Environ(), variable+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if os.Getuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
@@ -88,9 +95,9 @@ func TestAttacks(t *testing.T) {
 			text = withoutPasses(text)
 		}
 		t.Errorf("in the namespace: %v\n%s", err, text)
-	case strings.Contains(text, "--- SKIP: TestAttacks "):
+	case strings.Contains(text, "--- SKIP: "+t.Name()+" "):
 		t.Skip(text)
-	case !strings.Contains(text, "--- PASS: TestAttacks "):
+	case !strings.Contains(text, "--- PASS: "+t.Name()+" "):
 		t.Errorf("in the namespace nothing was tested:\n%s", text)
 	case testing.Verbose():
 		t.Log(text)
@@ -117,9 +124,9 @@ func withoutPasses(text string) string {
 	return b.String()
 }
 
-// everywhereIsHere makes all addresses those of the loopback interface, and it
-// alone is there.
-func everywhereIsHere(t *testing.T) {
+// alone checks that the process is alone in its network.
+func alone(t *testing.T) {
+	t.Helper()
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		t.Fatal(err)
@@ -130,18 +137,30 @@ func everywhereIsHere(t *testing.T) {
 			t.Fatalf("this is no namespace of its own: it has %s", i.Name)
 		}
 	}
-	for _, args := range []string{
-		"link set lo up",
-		"route add local 0.0.0.0/0 dev lo",
-		"-6 route add local ::/0 dev lo",
-		"addr add " + ownAddr + "/32 dev lo",
-		"addr add " + ownAddr2 + "/32 dev lo",
-		"addr add " + ownAddr6 + "/128 dev lo",
-	} {
+}
+
+// ip runs commands of ip.
+func ip(t *testing.T, commands ...string) {
+	t.Helper()
+	for _, args := range commands {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
 			needed(t, "ip %s: %v: %s", args, err, out)
 		}
 	}
+}
+
+// everywhereIsHere makes all addresses those of the loopback interface, and it
+// alone is there.
+func everywhereIsHere(t *testing.T) {
+	alone(t)
+	ip(t,
+		"link set lo up",
+		"route add local 0.0.0.0/0 dev lo",
+		"-6 route add local ::/0 dev lo",
+		"addr add "+ownAddr+"/32 dev lo",
+		"addr add "+ownAddr2+"/32 dev lo",
+		"addr add "+ownAddr6+"/128 dev lo",
+	)
 	// what would be a hole can be seen
 	probe, err := net.Listen("tcp", "[::]:0")
 	if err != nil {
@@ -342,6 +361,7 @@ var proxySites = []attackSite{
 	handle_errors {
 		target_proxy http://good.example/fallback
 	}`},
+	{name: "trailers", rules: "header_up X-User nobody\nheader_up -X-Internal-*\nheader_up +X-Added 1"},
 	{name: "rewritten", whole: "route {\ntarget {header.X-Target}\nrewrite * /rewritten\nreverse_proxy {\ndynamic target\ntransport target\nheader_up X-Seen {http.target.url}\n}\n}"},
 }
 
@@ -361,6 +381,7 @@ var proxyGroups = []attackGroup{
 		"_http._tcp.s-private.example =_http._tcp.s-private.example. 60 IN SRV 0 0 80 private.example.",
 		"_http._tcp.s-localhost.example =_http._tcp.s-localhost.example. 60 IN SRV 0 0 80 localhost.",
 		"_http._tcp.s-literal.example =_http._tcp.s-literal.example. 60 IN SRV 0 0 80 169.254.169.254.",
+		"_http._tcp.s-8080.example =_http._tcp.s-8080.example. 60 IN SRV 0 0 8080 good.example.",
 		"_http._tcp.s-port.example =_http._tcp.s-port.example. 60 IN SRV 0 0 22 good.example.",
 		"_http._tcp.s-mixed.example =_http._tcp.s-mixed.example. 60 IN SRV 0 0 80 private.example. =_http._tcp.s-mixed.example. 60 IN SRV 0 0 80 good.example.",
 		"_http._tcp.s-next.example =_http._tcp.s-next.example. 60 IN SRV 0 0 80 loopback.example. =_http._tcp.s-next.example. 60 IN SRV 1 0 8080 good.example.",
@@ -383,7 +404,8 @@ var proxyGroups = []attackGroup{
 		{"a space", "s-good.example x", "503 character"},
 		{"nothing", "", "503"},
 	}, attacks: []attack{
-		{name: "any port is any port", site: "service-any-port", target: "s-port.example", want: "200 93.184.215.14 service-any-port.site"},
+		{name: "any port is any port", site: "service-any-port", target: "s-8080.example", want: "200 93.184.215.14 service-any-port.site"},
+		{name: "but not one of another protocol", site: "service-any-port", target: "s-port.example", want: "503 port 22"},
 		{name: "but not any address", site: "service-any-port", target: "s-private.example", want: "503 10.1.1.1"},
 	}},
 	{kind: "names without a handler", site: "named", proxied: true, plain: [][3]string{
@@ -534,6 +556,9 @@ var proxyGroups = []attackGroup{
 		}},
 		{name: "a chunk whose line ends in LF", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Transfer-Encoding: chunked") + "1;\nx\r\n0\r\n\r\n", via: goodAddr, want: "502|400"},
 		{name: "a trailer for the target", raw: "POST / HTTP/1.1\r\nHost: SITE\r\nConnection: close\r\nTransfer-Encoding: chunked\r\nTrailer: X-Target\r\nX-Target: http://good.example:8083/\r\n\r\n0\r\nX-Target: http://10.0.0.1\r\n\r\n", want: "200 93.184.215.14 good.example:8083 /", check: without("Trailer-Seen")},
+		{name: "trailers that a gateway sets", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Transfer-Encoding: chunked", "Trailer: X-Forwarded-For, Via, X-Fine") + forgedTrailers, want: "200 93.184.215.14 good.example:8083 /", check: onlyTrailer("X-Fine")},
+		{name: "trailers that a gateway sets, not announced", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Transfer-Encoding: chunked", "Trailer: X-Fine") + forgedTrailers, want: "200 93.184.215.14 good.example:8083 /", check: onlyTrailer("X-Fine")},
+		{name: "trailers that header_up changes", site: "trailers", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Transfer-Encoding: chunked", "Trailer: X-Fine, X-User") + "1\r\nx\r\n0\r\nX-Fine: 1\r\nX-User: root\r\nX-Internal-Role: root\r\nX-Added: 1\r\n\r\n", want: "200 93.184.215.14 good.example:8083 /", check: onlyTrailer("X-Fine")},
 		{name: "the target's own path, whatever follows", site: "rewritten", raw: get("/x?q", toGood+"/y"), want: "200 93.184.215.14 good.example /rewritten"},
 		{name: "WebSocket", raw: req("GET / HTTP/1.1", "Host: SITE", toGood+"/", "Connection: Upgrade", "Upgrade: websocket"), want: "200 93.184.215.14 good.example /"},
 		{name: "WebSocket, refused", raw: req("GET / HTTP/1.1", "Host: SITE", "X-Target: http://10.0.0.1/", "Connection: Upgrade", "Upgrade: websocket"), want: "403 private"},
@@ -568,6 +593,22 @@ var proxyGroups = []attackGroup{
 			want: "200|400 93.184.215.14 good.example /", check: withoutH2C,
 		},
 	}},
+}
+
+// forgedTrailers is a body with trailers that a backend may take for what the gateway
+// says.
+const forgedTrailers = "1\r\nx\r\n0\r\nX-Fine: 1\r\nX-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: internal\r\nX-Forwarded-Proto: https\r\n" +
+	"X-Forwarded-Port: 443\r\nForwarded: for=127.0.0.1\r\nVia: 1.1 internal\r\nCDN-Loop: other\r\nAuthorization: Basic x\r\nConnection: X-Fine\r\nUpgrade: h2c\r\n" +
+	"Proxy-Authorization: Basic x\r\nHost: internal\r\n\r\n"
+
+// onlyTrailer checks that the backend got one trailer and no other.
+func onlyTrailer(name string) func(seen) error {
+	return func(s seen) error {
+		if got := s.Header["Trailer-Seen"]; !slices.Equal(got, []string{name}) {
+			return fmt.Errorf("it got the trailers %q, want %s", got, name)
+		}
+		return nil
+	}
 }
 
 // withoutH2C checks that the backend was not asked to go on in HTTP/2.

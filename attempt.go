@@ -25,7 +25,8 @@ type attempt struct {
 	out       http.Request // what is sent
 	url       url.URL
 	body      *requestBody // nil: none
-	begun     time.Time    // set if the time until the response matters
+	trailers  trailers
+	begun     time.Time // set if the time until the response matters
 }
 
 // isRepeatable reports whether a request may be sent again whatever the backend
@@ -200,6 +201,14 @@ func (c *call) Permit(addr netip.AddrPort) error {
 		return nil
 	}
 	return c.judge.dial(c, addr)
+}
+
+// Confirm implements pool.Owner. It may be called after the request.
+func (c *call) Confirm(local, remote netip.AddrPort) error {
+	if c.judge == nil {
+		return nil
+	}
+	return c.judge.connected(c, local, remote)
 }
 
 // Guard implements pool.Owner.

@@ -23,6 +23,8 @@ type requestBody struct {
 	trailer http.Header // what follows the body, known at its end
 	strip   string      // what of it is not sent on
 
+	trailers atomic.Pointer[trailers] // of the last attempt
+
 	reader atomic.Pointer[bodyReader] // the last one
 
 	mu   sync.Mutex
@@ -99,6 +101,7 @@ func (b *requestBody) took(n int, err error) {
 	switch {
 	case err == io.EOF:
 		strip(b.trailer, b.strip)
+		b.trailers.Load().drop()
 		b.complete.Store(true)
 	case err != nil:
 		b.broken.Store(true)

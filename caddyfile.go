@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
 )
 
 func init() {
@@ -192,7 +193,13 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 func (h *Handler) parseURL(d *caddyfile.Dispenser) error {
-	return checked(textOption(&h.URL), h.Validate)(d)
+	if err := checked(textOption(&h.URL), h.Validate)(d); err != nil {
+		return err
+	}
+	if lacksBraces(h.URL) {
+		warnCaddyfile(d, warnNoBraces, zap.String("url", h.URL))
+	}
+	return nil
 }
 
 // options returns how to parse the subdirectives of the handler.

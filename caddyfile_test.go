@@ -392,7 +392,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"no url but a block", one(site("target { # here", "ports 80", "}")), args + " 'target'"},
 		{"two urls", one(site("target {header.A} {header.B} # here", ordinary)), args},
 		{"empty url", one(site(`target "" # here`)), "no url"},
-		{"literal without scheme", one(site("target example.com/path # here")), `target "example.com…": neither scheme://host[:port][/path] nor host[:port]`},
+		{"literal without scheme", one(site("target example.com/path # here")), `target "example.com…": the scheme is missing: a target with a path begins with http:// or https://`},
 		{"literal userinfo", one(site("target http://a:b@example.com # here")), "target has userinfo"},
 		{"literal port", one(site("target http://example.com:70000 # here")), `port "70000" is not in 1 to 65535`},
 		{"literal name", one(site("target http://exa_mple..com # here")), "the name has an empty label"},

@@ -42,7 +42,8 @@ type Guard struct {
 	// `private_ranges`. They win over `allow_ips`.
 	DenyIPs []string `json:"deny_ips,omitempty"`
 
-	// Ports that may be called: `443`, `8000-8999`. Default: any.
+	// Ports that may be called: `443`, `8000-8999`. Default: any but the "bad
+	// ports" of the Fetch standard, those of mail, chat and other text protocols.
 	Ports []string `json:"ports,omitempty"`
 
 	// Schemes that may be called, of `http`, `https`, `h2c`. Default: `http`
@@ -205,6 +206,23 @@ func (j *judge) upstream(c *call, addr netip.AddrPort) error {
 // dial judges the address of a connection that is about to be opened. What is
 // only reported has been by now.
 func (j *judge) dial(c *call, addr netip.AddrPort) error {
+	if j.allows(addr) {
+		return nil
+	}
+	return j.connect(c, addr)
+}
+
+// connected checks a connection that was just opened, before anything is sent: where
+// it has really ended is known only now.
+func (j *judge) connected(c *call, local, remote netip.AddrPort) error {
+	if a := remote.Addr().Unmap().WithZone(""); a == local.Addr().Unmap().WithZone("") {
+		j.listeners.learn(a, true)
+	}
+	return j.connect(c, remote)
+}
+
+// connect finds out whether there may be a connection to an address.
+func (j *judge) connect(c *call, addr netip.AddrPort) error {
 	r := j.check(addr)
 	if r == nil || j.letsPass(r) {
 		return nil

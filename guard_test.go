@@ -23,7 +23,8 @@ import (
 // newTestJudge returns a judge of a server that has no site.
 func newTestJudge(t testing.TB, g Guard) *judge {
 	t.Helper()
-	app := &App{listeners: newListeners(caddy.Context{}), shared: newShared()}
+	s := newShared()
+	app := &App{listeners: newListeners(caddy.Context{}, s), shared: s}
 	j, err := app.judge(&g, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
@@ -333,12 +334,12 @@ func TestListeners(t *testing.T) {
 
 	const own, foreign = "192.88.98.1", "192.88.98.2"
 	own6 := "2600::1"
-	l := newListeners(caddy.Context{})
-	l.sites = func() siteListeners {
+	l := newListeners(caddy.Context{}, newShared())
+	l.account = func() siteListeners {
 		return siteListeners{addrs: sites}
 	}
 	l.renewed = time.Now().Add(time.Hour) // so that these stay
-	l.addrs.Store(&map[netip.Addr]struct{}{netip.MustParseAddr(own): {}, netip.MustParseAddr(own6): {}})
+	l.table.Store(tableOf(own, own6))
 
 	for _, test := range []struct {
 		addr  string
@@ -420,6 +421,15 @@ func TestListeners(t *testing.T) {
 	}
 }
 
+// tableOf returns a table of local addresses.
+func tableOf(addrs ...string) *localTable {
+	t := &localTable{single: make(map[netip.Addr]struct{})}
+	for _, a := range addrs {
+		t.single[netip.MustParseAddr(a)] = struct{}{}
+	}
+	return t
+}
+
 // TestReportedAddresses checks which addresses of an answer remain when refusals
 // are only reported, in whatever order they come.
 func TestReportedAddresses(t *testing.T) {
@@ -478,15 +488,15 @@ func TestListenersOf(t *testing.T) {
 // TestInterfaces checks that an address that was added to this machine is known
 // when a connection is opened or a target refused.
 func TestInterfaces(t *testing.T) {
-	l := newListeners(caddy.Context{})
+	l := newListeners(caddy.Context{}, newShared())
 	if !l.local(netip.MustParseAddr("127.0.0.1")) {
 		t.Error("127.0.0.1 is not of this machine")
 	}
-	if _, ok := (*l.addrs.Load())[netip.MustParseAddr("127.0.0.1")]; !ok {
-		t.Errorf("the interfaces were not read: %v", *l.addrs.Load())
+	if !l.table.Load().has(netip.MustParseAddr("127.0.0.1")) {
+		t.Errorf("the interfaces were not read: %v", l.table.Load().single)
 	}
 	gone := netip.MustParseAddrPort("192.88.98.1:80")
-	l.addrs.Store(&map[netip.Addr]struct{}{gone.Addr(): {}})
+	l.table.Store(tableOf(gone.Addr().String()))
 	l.renewed = time.Now().Add(-time.Minute)
 	if !l.local(gone.Addr()) {
 		t.Error("is local until it is found to be gone")
@@ -498,7 +508,7 @@ func TestInterfaces(t *testing.T) {
 
 // TestOwnersAreBounded checks that not everything is remembered.
 func TestOwnersAreBounded(t *testing.T) {
-	l := newListeners(caddy.Context{})
+	l := newListeners(caddy.Context{}, newShared())
 	for i := range 3 * maxOwners {
 		l.find(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(i+1)))
 	}

@@ -38,7 +38,8 @@ import (
 // `{http.target.error}` | Why the target was refused, could not be resolved, or did not answer
 //
 // A request that fails here is an error that `handle_errors` can route on:
-// status 400 if there is no target or it cannot be read, or the request is one
+// status 400 if there is no target or it cannot be read, if a template takes a
+// header field or a query parameter that the request has twice, or the request is one
 // that a target cannot have (CONNECT, no path), 403 if it may not be called, 502
 // if it has no address, 503 if too many lookups or requests to it are in flight
 // or there are too many new names, 504 if there was no answer in time, 508 if the
@@ -46,11 +47,13 @@ import (
 type Handler struct {
 	// The target: `scheme://host[:port][/path][?query]`, or `host[:port]`,
 	// which means http, or https on port 443. A target with a path replaces
-	// path and query of the request. Placeholders are expected here.
+	// path and query of the request. Placeholders are expected here. What one
+	// brings to the path stays below the folder in which it stands.
 	URL string `json:"url,omitempty"`
 
 	// Path and query to use, instead of the target's and the request's.
-	// Placeholders are expected here.
+	// Placeholders are expected here. What one brings to the path stays below
+	// the folder in which it stands.
 	Path string `json:"path,omitempty"`
 
 	// If the URL is one header field, `{http.request.header.NAME}`: whether
@@ -79,6 +82,9 @@ type Handler struct {
 	// The resolver. Default: that of the app.
 	Resolver *Resolver `json:"resolver,omitempty"`
 
+	confineURL, confinePath confinement
+	values                  singleValues // of which a request has one each
+
 	strip    string       // the header field that is not sent on
 	limit    health.Limit // the timeout, if it is fixed
 	judge    *judge
@@ -103,6 +109,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.resolver, err = app.acquire(h.Resolver); err != nil {
 		return err
 	}
+	h.confineURL, h.confinePath = confineURL(h.URL), confinePath(h.Path)
+	h.values = singleValuesOf(h.URL, h.Path, h.Host, h.Timeout)
 	if h.StripHeader {
 		h.strip, _ = headerOf(h.URL)
 	}
@@ -388,13 +396,23 @@ func (h *Handler) begin(r *http.Request) (err error) {
 // parse makes the call of a request from the templates. What the handler before it
 // called is last, if there was one.
 func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (targetURL, error) {
-	u, err := h.read(repl.ReplaceAll(h.URL, ""), last, c)
+	if err := h.values.check(r); err != nil {
+		return targetURL{}, err
+	}
+	text, err := h.confineURL.expand(repl, h.URL)
+	if err != nil {
+		return targetURL{}, fmt.Errorf("target: %w", err)
+	}
+	u, err := h.read(text, last, c)
 	if err != nil {
 		return u, err
 	}
 	if h.Path != "" {
-		path := repl.ReplaceAll(h.Path, "")
-		if err := checkBytes(path); err != nil {
+		path, err := h.confinePath.expand(repl, h.Path)
+		if err == nil {
+			err = checkBytes(path)
+		}
+		if err != nil {
 			return u, fmt.Errorf("path: %w", err) // which may be a secret
 		}
 		if !strings.HasPrefix(path, "/") {
@@ -410,7 +428,7 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (t
 	case u.hasPath:
 		c.uri = u.path
 	case strings.HasPrefix(r.RequestURI, "/"):
-		c.uri = encode(r.RequestURI, isQueryByte) // as it will be sent
+		c.uri = encodeURI(r.RequestURI) // as it will be sent
 	default: // in absolute form, or none
 		c.uri = r.URL.RequestURI()
 	}

@@ -41,7 +41,7 @@ func TestTargets(t *testing.T) {
 		{"empty query", "http://a.example:PORT/b?", "a.example:PORT", "/b?"},
 		{"encoded path", "http://a.example:PORT/a%2Fb%7ec%7E%20", "a.example:PORT", "/a%2Fb%7ec%7E%20"},
 		{"sub-delimiters", "http://a.example:PORT/!'()*[];:@$&+,=", "a.example:PORT", "/!'()*[];:@$&+,="},
-		{"bare percent", "http://a.example:PORT/100%?100%", "a.example:PORT", "/100%25?100%25"},
+		{"bare percent", "http://a.example:PORT/100%?100%", "a.example:PORT", "/100%25?100%"},
 		{"illegal octets", "http://a.example:PORT/\"<ü>?\"ü", "a.example:PORT", "/%22%3C%C3%BC%3E?%22%C3%BC"},
 		{"dots and slashes", "http://a.example:PORT//x/../y/./", "a.example:PORT", "//x/../y/./"},
 		{"semicolon and plus in a query", "http://a.example:PORT/?a;b+c", "a.example:PORT", "/?a;b+c"},

@@ -10,6 +10,7 @@
 package caddytarget
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -17,9 +18,12 @@ import (
 	"errors"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/health"
+	"caddytarget/internal/localnet"
 	"caddytarget/internal/pool"
 )
 
@@ -40,6 +44,7 @@ type App struct {
 	acquired   []*resolver     // by this app and by the modules of its configuration
 	transports []*poolSettings // those of its transports
 	listeners  *listeners
+	sockets    []uint64 // on which its sites listen
 	*shared
 }
 
@@ -49,6 +54,8 @@ type shared struct {
 	refusals *refusals
 	pools    *caddy.UsagePool
 	limits   *pool.Limits
+	sockets  *localnet.Sockets // nil: they are not looked at
+	sites    siteSockets
 }
 
 // Destruct implements caddy.Destructor.
@@ -60,8 +67,18 @@ var shareds = caddy.NewUsagePool()
 const sharedKey = "shared"
 
 func newShared() *shared {
-	return &shared{health.New(), newRefusals(), caddy.NewUsagePool(), pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf)}
+	return &shared{
+		health:   health.New(),
+		refusals: newRefusals(),
+		pools:    caddy.NewUsagePool(),
+		limits:   pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
+		sockets:  newSockets(),
+	}
 }
+
+// newSockets returns what finds the sockets of this process. It is a variable for
+// tests, whose backends are in this process.
+var newSockets = func() *localnet.Sockets { return new(localnet.Sockets) }
 
 func acquireShared() *shared {
 	value, _, _ := shareds.LoadOrNew(sharedKey, func() (caddy.Destructor, error) { return newShared(), nil })
@@ -84,13 +101,46 @@ func (a *App) Provision(ctx caddy.Context) error {
 		a.Resolver = new(Resolver)
 	}
 	a.shared = acquireShared()
-	a.listeners = newListeners(ctx)
+	a.listeners = newListeners(ctx, a.shared)
+	if err := a.watchSites(ctx); err != nil {
+		return err
+	}
 	if err := a.refusals.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
 	var err error
 	a.resolver, err = a.acquire(a.Resolver)
 	return err
+}
+
+// watchSites takes down the sockets of the configuration's sites as soon as all
+// apps are started. Until then they are not known to be for sites, and refused
+// whatever is configured. It warns of mistakes in the sites, too.
+func (a *App) watchSites(ctx caddy.Context) error {
+	log := ctx.Logger()
+	events, err := ctx.App("events")
+	if err != nil {
+		return err
+	}
+	return events.(*caddyevents.App).On("started", eventFunc(func() {
+		app, err := ctx.AppIfConfigured("http")
+		if err != nil || a.shared == nil {
+			return
+		}
+		sites := app.(*caddyhttp.App)
+		a.sockets = siteSocketsOf(sites)
+		a.shared.sites.add(a.sockets)
+		(&mistakes{log}).find(sites)
+	}))
+}
+
+// eventFunc is a function that is called on an event.
+type eventFunc func()
+
+// Handle implements caddyevents.Handler.
+func (f eventFunc) Handle(context.Context, caddy.Event) error {
+	f()
+	return nil
 }
 
 // acquire returns the resolver of a module's configuration, or the default one
@@ -122,6 +172,7 @@ func (a *App) Stop() error { return nil }
 // Cleanup releases the resolvers.
 func (a *App) Cleanup() error {
 	if a.shared != nil {
+		a.shared.sites.remove(a.sockets)
 		releaseShared()
 		a.shared = nil
 	}

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -76,7 +75,8 @@ type Transport struct {
 	hostByOps bool // the Host header is set by operations, before those of the user
 	retries   int  // how often a request that fails is tried again
 
-	handlers []caddyhttp.ResponseHandler // of responses, of reverse_proxy
+	headerOps *headers.HeaderOps // those of the user; nil: none
+	handlers  []caddyhttp.ResponseHandler
 }
 
 // CaddyModule returns the Caddy module information.
@@ -291,25 +291,7 @@ func (t *Transport) RequestHeaderOps() *headers.HeaderOps {
 
 // touchesHost reports whether header operations may change the Host header.
 func touchesHost(ops *headers.HeaderOps) bool {
-	may := func(field string) bool {
-		return strings.EqualFold(field, "Host") || strings.ContainsAny(field, "*{")
-	}
-	for field := range ops.Set {
-		if may(field) {
-			return true
-		}
-	}
-	for field := range ops.Add {
-		if may(field) {
-			return true
-		}
-	}
-	for field := range ops.Replace {
-		if may(field) {
-			return true
-		}
-	}
-	return slices.ContainsFunc(ops.Delete, may)
+	return touches(ops, "Host")
 }
 
 // lookAtProxy takes from the reverse_proxy that the transport belongs to what
@@ -320,8 +302,11 @@ func (t *Transport) lookAtProxy(ctx caddy.Context) {
 		t.hostByOps = true
 		return
 	}
-	t.hostByOps = proxy.Headers != nil && proxy.Headers.Request != nil && touchesHost(proxy.Headers.Request)
 	t.handlers = proxy.HandleResponse
+	if proxy.Headers != nil && proxy.Headers.Request != nil {
+		t.headerOps = proxy.Headers.Request
+		t.hostByOps = touchesHost(t.headerOps)
+	}
 	if lb := proxy.LoadBalancing; lb != nil {
 		t.retries = lb.Retries
 		if lb.Retries == 0 && lb.TryDuration > 0 {
@@ -475,6 +460,7 @@ func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
 			a.call.dropCredentials(req.Header)
 		}
 	}
+	a.dropTrailers(req)
 	getBody := a.out.GetBody
 	a.out, a.url = *req, *req.URL
 	a.out.GetBody = getBody

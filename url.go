@@ -75,7 +75,9 @@ func parseTarget(s string) (u targetURL, err error) {
 		if i := strings.IndexAny(after, "/?#"); i >= 0 {
 			authority, rest = after[:i], after[i:]
 		}
-	} else if strings.ContainsAny(s, "/?#") {
+	} else if i := strings.IndexAny(s, "/?#"); i > 0 && s[i-1] != ':' {
+		return u, fmt.Errorf("target %q: the scheme is missing: a target with a path begins with http:// or https://", shown(s))
+	} else if i >= 0 {
 		return u, fmt.Errorf("target %q: neither scheme://host[:port][/path] nor host[:port]", shown(s))
 	}
 	if strings.IndexByte(authority, '@') >= 0 {
@@ -114,7 +116,7 @@ func parseTarget(s string) (u targetURL, err error) {
 func (u *targetURL) setPathAndQuery(s string) {
 	var path string
 	path, u.query, u.hasArgs = strings.Cut(s, "?")
-	u.query = encode(u.query, isQueryByte)
+	u.query = encodeQuery(u.query)
 	u.hasPath = path != "" || u.hasArgs
 	if u.hasPath {
 		if path == "" {
@@ -254,7 +256,7 @@ func normalizeHost(host string) (string, netip.Addr, error) {
 func encode(s string, allowed func(byte) bool) string {
 	clean := true
 	for i := 0; i < len(s) && clean; i++ {
-		clean = allowed(s[i]) && s[i] != '%'
+		clean = allowed(s[i])
 	}
 	if clean {
 		return s
@@ -270,6 +272,21 @@ func encode(s string, allowed func(byte) bool) string {
 		}
 	}
 	return string(b)
+}
+
+// encodeQuery is encode for a query, where a percent sign that begins no escape stays
+// as it is: queries hold macros such as %%CACHEBUSTER%%, and servers take them.
+func encodeQuery(s string) string {
+	return encode(s, func(c byte) bool { return isQueryByte(c) || c == '%' })
+}
+
+// encodeURI is encode for a path and a query.
+func encodeURI(s string) string {
+	path, query, ok := strings.Cut(s, "?")
+	if path = encode(path, isQueryByte); !ok {
+		return path
+	}
+	return path + "?" + encodeQuery(query)
 }
 
 func isHex(c byte) bool {

@@ -50,7 +50,8 @@ func TestParseTarget(t *testing.T) {
 		{name: "empty query without path", in: "http://example.com?", want: "http example.com 80 example.com", path: "/", args: true},
 		{name: "second question mark", in: "http://example.com/a?b?c", want: "http example.com 80 example.com", path: "/a", query: "b?c", args: true},
 		{name: "slash in a query", in: "http://example.com?u=http://x/y", want: "http example.com 80 example.com", path: "/", query: "u=http://x/y", args: true},
-		{name: "escapes in a query", in: "http://example.com/?%2f%7E%&\"<ü", want: "http example.com 80 example.com", path: "/", query: "%2f%7E%25&%22%3C%C3%BC", args: true},
+		{name: "escapes in a query", in: "http://example.com/?%2f%7E%&\"<ü", want: "http example.com 80 example.com", path: "/", query: "%2f%7E%&%22%3C%C3%BC", args: true},
+		{name: "no escapes in a query", in: "http://example.com/?a=%%B%%&c=100%&d=%4&e=%zz", want: "http example.com 80 example.com", path: "/", query: "a=%%B%%&c=100%&d=%4&e=%zz", args: true},
 		{name: "colon and at sign after the host", in: "http://example.com/a:b@c?d@e:f", want: "http example.com 80 example.com", path: "/a:b@c", query: "d@e:f", args: true},
 
 		{name: "fragment", in: "http://example.com/a?b#c?d/e", want: "http example.com 80 example.com", path: "/a", query: "b", args: true},
@@ -111,7 +112,10 @@ func TestParseTargetRefuses(t *testing.T) {
 		{"backslashes for slashes", `http:\\example.com`, "backslash"},
 		{"not UTF-8", "http://example.com/\xff", "not UTF-8"},
 
-		{"path without scheme", "example.com/a", "neither"},
+		{"path without scheme", "example.com/a", "the scheme is missing"},
+		{"path and port without scheme", "example.com:8080/a", "the scheme is missing"},
+		{"query without scheme", "example.com?u=http://a", "the scheme is missing"},
+		{"a scheme that is none", "1x://example.com/a", "neither"},
 		{"path alone", "/a", "neither"},
 		{"query alone", "?a", "neither"},
 		{"fragment alone", "#a", "neither"},

@@ -6,7 +6,7 @@
 // without locks, input or output. A check that passes allocates nothing.
 //
 // Without any rules every well-formed name but those of metadata services and
-// every port is allowed, with the schemes http and https, but only globally
+// every port but those of certain other protocols is allowed, with the schemes http and https, but only globally
 // routable addresses, as the IANA special-purpose address registries define
 // them. Names and addresses are independent: a name that is allowed does not
 // open the addresses behind it, and the addresses have to be checked after
@@ -73,7 +73,9 @@ type Config struct {
 	DenyIPs []string
 
 	// Ports lists the ports that may be called, such as "443", and ranges of
-	// them, such as "8000-8999". An empty list allows every port but 0.
+	// them, such as "8000-8999". An empty list allows every port but 0 and those
+	// of protocols that could take an HTTP request for one of their own, such as
+	// mail and chat.
 	Ports []string
 
 	// Schemes lists the schemes that may be called, of http, https and h2c.
@@ -117,7 +119,7 @@ type Rules struct {
 	// that names such addresses in particular, and refused what nothing can open.
 	allowed, opened, named, refused *netipx.IPSet
 
-	ports   *[1 << 16 / 64]uint64 // one bit a port; nil: any
+	ports   *portSet // nil: all but badPorts
 	schemes schemeSet
 }
 
@@ -168,18 +170,42 @@ func (r *Rules) compilePorts(list []string) error {
 	if len(list) == 0 {
 		return nil
 	}
-	r.ports = new([1 << 16 / 64]uint64)
+	r.ports = new(portSet)
 	for _, entry := range list {
 		from, to, err := parsePorts(entry)
 		if err != nil {
 			return entryError("ports", entry, err)
 		}
 		for p := int(from); p <= int(to); p++ {
-			r.ports[p/64] |= 1 << (p % 64)
+			r.ports.add(uint16(p))
 		}
 	}
 	return nil
 }
+
+// portSet has one bit a port.
+type portSet [1 << 16 / 64]uint64
+
+func (s *portSet) add(port uint16) { s[port/64] |= 1 << (port % 64) }
+
+func (s *portSet) has(port uint16) bool { return s[port/64]&(1<<(port%64)) != 0 }
+
+// badPorts are the "bad ports" of the Fetch standard (WHATWG), as of November 2026:
+// those of text protocols that skip the lines they do not understand, so that the
+// body of an HTTP request may carry commands, and of services that are in use with
+// no authentication but the network's.
+var badPorts = func() *portSet {
+	s := new(portSet)
+	for _, port := range []uint16{
+		1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102, 103, 104, 109, 110, 111, 113,
+		115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, 512, 513, 514, 515, 526, 530, 531, 532, 540, 548, 554, 556,
+		563, 587, 601, 636, 989, 990, 993, 995, 1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667,
+		6668, 6669, 6679, 6697, 10080,
+	} {
+		s.add(port)
+	}
+	return s
+}()
 
 func parsePorts(entry string) (from, to uint16, err error) {
 	first, last, isRange := strings.Cut(entry, "-")
@@ -209,10 +235,16 @@ func parsePort(s string) (uint16, error) {
 // CheckPort reports whether this port may be called. Port 0 never may. The
 // error is a [*Refusal].
 func (r *Rules) CheckPort(port uint16) error {
-	if port == 0 || r.ports != nil && r.ports[port/64]&(1<<(port%64)) == 0 {
-		return &Refusal{Kind: KindPort, Value: strconv.Itoa(int(port)), Rule: RulePorts}
+	var rule string
+	switch {
+	case port == 0 || r.ports != nil && !r.ports.has(port):
+		rule = RulePorts
+	case r.ports == nil && badPorts.has(port):
+		rule = RuleBadPort
+	default:
+		return nil
 	}
-	return nil
+	return &Refusal{Kind: KindPort, Value: strconv.Itoa(int(port)), Rule: rule}
 }
 
 // entryError names the list and the entry that an error is about.
@@ -239,6 +271,7 @@ const (
 
 	RuleMalformed = "malformed" // neither a host name in normal form nor an IP literal
 
+	RuleBadPort       = "bad_port"      // a port of another protocol, and no ports are listed
 	RuleInvalid       = "invalid"       // the zero netip.Addr
 	RuleZone          = "zone"          // an address with a zone identifier
 	RuleUnspecified   = "unspecified"   // 0.0.0.0 and ::
@@ -267,6 +300,7 @@ var ruleTexts = []struct{ rule, text string }{
 	{RulePorts, "not an allowed port"},
 	{RuleDenyIPs, "in the list of denied addresses"},
 	{RuleMalformed, "neither a host name nor an IP address"},
+	{RuleBadPort, "one of another protocol than HTTP, and not listed in ports"},
 	{RuleInvalid, "not a valid address"},
 	{RuleZone, "an address with a zone"},
 	{RuleUnspecified, "the unspecified address"},

@@ -13,7 +13,8 @@ func TestCheckPort(t *testing.T) {
 		allowed []uint16
 		refused []uint16
 	}{
-		{"any", nil, []uint16{1, 22, 80, 443, 65535}, []uint16{0}},
+		{"any", nil, []uint16{80, 443, 8080, 65535}, []uint16{0}},
+		{"listed although bad", []string{"1", "22", "6660-6669"}, []uint16{1, 22, 6667}, []uint16{25, 80}},
 		{"one", []string{"443"}, []uint16{443}, []uint16{0, 1, 80, 442, 444, 65535}},
 		{"several", []string{"80", "443", "8000-8999"}, []uint16{80, 443, 8000, 8500, 8999}, []uint16{0, 79, 81, 7999, 9000}},
 		{"overlapping", []string{"100-200", "150-250", "200"}, []uint16{100, 200, 201, 250}, []uint16{99, 251}},
@@ -37,6 +38,29 @@ func TestCheckPort(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestBadPorts refuses the ports of other protocols unless they are listed.
+func TestBadPorts(t *testing.T) {
+	byDefault, all := compile(t, Config{}), compile(t, Config{Ports: []string{"1-65535"}})
+	for _, port := range []uint16{1, 21, 22, 25, 53, 110, 143, 465, 587, 993, 2049, 5060, 6000, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080} {
+		var refusal *Refusal
+		if err := byDefault.CheckPort(port); !errors.As(err, &refusal) || refusal.Rule != RuleBadPort {
+			t.Errorf("port %d: %v, want rule %s", port, err, RuleBadPort)
+		}
+		if err := all.CheckPort(port); err != nil {
+			t.Errorf("port %d is listed: %v", port, err)
+		}
+	}
+	bad := 0
+	for port := 1; port < 1<<16; port++ {
+		if byDefault.CheckPort(uint16(port)) != nil {
+			bad++
+		}
+	}
+	if bad != 82 {
+		t.Errorf("%d ports are bad, want the 82 of the standard beside 0", bad)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -119,7 +120,10 @@ func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 func (p *Pool) connectLimited(d *destination, n *dial) (*conn, *Error) {
 	o := n.order
 	addr := o.Key.Addr
-	raw, err := p.openTCP(n.ctx, &o.Key)
+	raw, err := p.openTCP(n.ctx, o)
+	if refused, ok := errors.AsType[*refusedError](err); ok {
+		return nil, &Error{Phase: Connect, Err: refused.error}
+	}
 	switch {
 	case err == nil:
 		p.health.Reached(addr.Addr(), true)
@@ -159,15 +163,21 @@ func (p *Pool) dialFailed(n *dial, target string, err error) {
 
 // openTCP opens a TCP connection. If there is nothing left on this machine for
 // another one, idle ones are closed.
-func (p *Pool) openTCP(ctx context.Context, key *Key) (net.Conn, error) {
-	network, address := key.address()
+func (p *Pool) openTCP(ctx context.Context, o *Order) (net.Conn, error) {
+	network, address := o.Key.address()
 	for try := 0; ; try++ {
 		conn, err := p.dialOnce(ctx, network, address)
+		if err == nil {
+			err = o.confirm(conn)
+		}
 		if err == nil && p.config.ProxyProtocol != 0 {
-			err = p.announce(conn, key)
+			err = p.announce(conn, &o.Key)
 		}
 		if err == nil {
 			return conn, nil
+		}
+		if refused, ok := errors.AsType[*refusedError](err); ok {
+			return nil, refused
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -187,6 +197,38 @@ const (
 	maxShortages  = 5
 	shortagePause = 20 * time.Millisecond
 )
+
+// refusedError is why a connection may not be used. It is no failure of the address.
+type refusedError struct{ error }
+
+func (e *refusedError) Unwrap() error { return e.error }
+
+// confirm asks the owner about a connection that was opened, and closes it if it may
+// not be used.
+func (o *Order) confirm(conn net.Conn) error {
+	if o.Owner == nil {
+		return nil
+	}
+	remote := o.Key.Addr
+	if a := addrPortOf(conn.RemoteAddr()); a.IsValid() {
+		remote = a
+	}
+	err := o.Owner.Confirm(addrPortOf(conn.LocalAddr()), remote)
+	if err == nil {
+		return nil
+	}
+	_ = conn.Close()
+	return &refusedError{err}
+}
+
+// addrPortOf returns the address of TCP that a is; the zero value if it is none.
+func addrPortOf(a net.Addr) netip.AddrPort {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		addr := tcp.AddrPort()
+		return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+	}
+	return netip.AddrPort{}
+}
 
 func (p *Pool) dialOnce(ctx context.Context, network, address string) (net.Conn, error) {
 	if t := p.config.DialTimeout; t > 0 {

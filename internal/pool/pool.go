@@ -174,6 +174,10 @@ type Owner interface {
 	// before the connection is opened.
 	Permit(addr netip.AddrPort) error
 
+	// Confirm returns why a connection that was just opened may not be used, or nil.
+	// Nothing has been sent. Addresses that are not of TCP are zero values.
+	Confirm(local, remote netip.AddrPort) error
+
 	// Guard returns what Permit goes by, for comparison.
 	Guard() any
 

@@ -1,0 +1,104 @@
+// Package localnet asks the operating system two things about this machine:
+// whether an address is one of its own, and on which TCP sockets this process
+// listens. Both have many ways to be written or configured, so no configuration
+// is read and no spelling compared.
+//
+// Where the system has no answer, [ErrUnsupported] is returned.
+package localnet
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"syscall"
+)
+
+// ErrUnsupported is the error where the system offers no way to find something
+// out.
+var ErrUnsupported = errors.New("not supported on this system")
+
+// Listener is a TCP socket on which this process listens.
+type Listener struct {
+	ID   uint64 // of the socket; descriptors of one socket have the same
+	Addr netip.AddrPort
+
+	// OnlyIPv6 is set if a socket on an IPv6 address takes no IPv4 connections.
+	OnlyIPv6 bool
+}
+
+// Hears reports whether a connection to an address of this machine may end at
+// the listener. The address is not an IPv4-mapped one.
+func (l Listener) Hears(a netip.AddrPort) bool {
+	on := l.Addr.Addr()
+	switch {
+	case l.Addr.Port() != a.Port():
+		return false
+	case on == netip.IPv6Unspecified():
+		return a.Addr().Is6() || !l.OnlyIPv6
+	case on.IsUnspecified():
+		return a.Addr().Is4()
+	}
+	return on == a.Addr()
+}
+
+// IsLocal reports whether packets to an address stay on this machine. That is so
+// for the addresses of its interfaces, and for all others that a route of type
+// local has, which no interface lists.
+func IsLocal(a netip.Addr) bool {
+	a = a.Unmap()
+	if a.IsLoopback() || a.IsUnspecified() {
+		return true
+	}
+	local, err := routesHere(a)
+	if err != nil {
+		local, _ = isOwnSource(a)
+	}
+	return local
+}
+
+// isOwnSource reports whether packets to an address would have the same one as
+// their source. Then it is local, but a local one may have another source. Nothing
+// is sent.
+func isOwnSource(a netip.Addr) (bool, error) {
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 9)))
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = conn.Close() }()
+	source := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr()
+	return source.Unmap().WithZone("") == a.WithZone(""), nil
+}
+
+// Addresses returns the addresses of this machine: those of its interfaces, and
+// the ranges of its table of local routes where the system shows it. An address may
+// be local that is not among them, see [IsLocal].
+func Addresses() ([]netip.Prefix, error) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Prefix
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			addr := p.Addr().Unmap()
+			all = append(all, netip.PrefixFrom(addr, addr.BitLen()))
+		}
+	}
+	routes, err := localRoutes()
+	if err != nil && !errors.Is(err, ErrUnsupported) {
+		return all, err
+	}
+	return append(all, routes...), nil
+}
+
+// IDOf returns the ID of the socket of a listener.
+func IDOf(c syscall.Conn) (id uint64, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if controlErr := raw.Control(func(fd uintptr) { id, err = socketID(int(fd)) }); controlErr != nil {
+		return 0, controlErr
+	}
+	return id, err
+}

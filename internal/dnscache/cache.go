@@ -233,7 +233,7 @@ type node struct {
 // call is a lookup.
 type call struct {
 	started atomic.Bool   // until then it is planned, and who sets this does it
-	renewal bool          // all families are asked for, those that hold too
+	renewal bool          // families that hold are asked for too
 	since   time.Duration // when it was planned
 	domain  uint64        // of a reader's: in whose share it is
 	done    chan struct{} // closed when entry or err is set
@@ -547,7 +547,7 @@ func (c *Cache) pin(name string) *node {
 // readStale serves an answer that has expired while it is asked for anew.
 func (c *Cache) readStale(ctx context.Context, e *entry, now time.Duration) result {
 	r := e.result(Stale)
-	if now < e.more.nextRetry() {
+	if !e.more.mayAsk(now) {
 		return r
 	}
 	cl := c.sched.request(e.more.node, now, false)

@@ -62,10 +62,7 @@ func (f *flight) begin() {
 	if !f.old.service() {
 		f.order = c.cfg.Family()
 	}
-	asked := families(f.order)
-	if !f.call.renewal {
-		asked = f.old.more.wanted(f.order, f.start)
-	}
+	asked := f.old.more.wanted(f.order, f.start, f.call.renewal)
 	f.left = len(asked)
 	if f.reader && f.old.more.limited() {
 		f.slow = time.AfterFunc(slotTime, f.takesLong)

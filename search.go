@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"iter"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -18,13 +15,6 @@ import (
 )
 
 const (
-	// maxSearch is how many search domains count: as many as Kubernetes gives
-	// to a pod. glibc has no limit since 2.26, but each one may cost a lookup.
-	maxSearch = 32
-
-	// maxDots is the most that ndots can be (RES_MAXNDOTS).
-	maxDots = 15
-
 	// maxName is the most octets of a name.
 	maxName = 253
 
@@ -37,9 +27,11 @@ const (
 type searchList struct {
 	domains []string
 	ndots   int
+	noTLD   bool // a name without dots is not tried as it is
 
-	mu    sync.RWMutex
-	found map[string]found
+	mu     sync.RWMutex
+	found  map[string]found
+	warned map[string]time.Time // when the log was last told that a domain fails
 }
 
 // found is what a name was found to be short for.
@@ -48,65 +40,29 @@ type found struct {
 	at   time.Time
 }
 
-// parseSearch reads the search list of a resolv.conf(5) file: of the lines
-// `search` and `domain` the last one counts. It is nil if there is none.
-// Domains that are no names are passed over.
-func parseSearch(data string) *searchList {
-	s := &searchList{ndots: 1, found: make(map[string]found)}
-	for line := range strings.Lines(data) {
-		fields := strings.Fields(line)
-		if len(fields) == 0 {
-			continue
-		}
-		switch args := fields[1:]; fields[0] {
-		case "search":
-			s.setDomains(args)
-		case "domain":
-			if len(args) > 0 {
-				s.setDomains(args[:1])
-			}
-		case "options":
-			for _, option := range args {
-				if n, ok := strings.CutPrefix(option, "ndots:"); ok {
-					if n, err := strconv.ParseUint(n, 10, 0); err == nil {
-						s.ndots = int(min(n, maxDots))
-					}
-				}
-			}
-		}
-	}
-	if len(s.domains) == 0 {
+// newSearchList returns the search list of resolv.conf; nil if there is none.
+func newSearchList(c *resolvConf) *searchList {
+	if len(c.search) == 0 {
 		return nil
 	}
-	return s
-}
-
-func (s *searchList) setDomains(list []string) {
-	s.domains = nil
-	for _, text := range list {
-		if domain, err := normalName(text); err == nil && !slices.Contains(s.domains, domain) {
-			s.domains = append(s.domains, domain)
-		}
+	return &searchList{
+		domains: c.search[:min(len(c.search), maxSearch)], ndots: c.ndots, noTLD: c.noTLDQuery,
+		found: make(map[string]found), warned: make(map[string]time.Time),
 	}
 }
 
-// readSearch sets the search list to that of resolv.conf.
-func (r *resolver) readSearch() error {
-	data, err := os.ReadFile(r.resolvConf)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	s := parseSearch(string(data))
-	if s != nil && len(s.domains) > maxSearch {
+// setSearch sets the search list to that of resolv.conf.
+func (r *resolver) setSearch(c *resolvConf) {
+	if len(c.search) > maxSearch {
 		r.logger().Warn("too many search domains: the last ones are not used",
-			zap.String("file", r.resolvConf), zap.Int("used", maxSearch), zap.Strings("unused", s.domains[maxSearch:]))
-		s.domains = s.domains[:maxSearch]
+			zap.String("file", r.resolvConf), zap.Int("used", maxSearch), zap.Strings("unused", c.search[maxSearch:]))
 	}
-	if old := r.search.Load(); old != nil && s != nil && old.ndots == s.ndots && slices.Equal(old.domains, s.domains) {
-		return nil // and what was found stays known
+	s := newSearchList(c)
+	if old := r.search.Load(); old != nil && s != nil &&
+		old.ndots == s.ndots && old.noTLD == s.noTLD && slices.Equal(old.domains, s.domains) {
+		return // and what was found stays known
 	}
 	r.search.Store(s)
-	return nil
 }
 
 // candidates returns what a name may be short for, in the order in which that
@@ -122,7 +78,7 @@ func (s *searchList) candidates(name string) iter.Seq[string] {
 				return
 			}
 		}
-		if !complete {
+		if !complete && !(s.noTLD && !strings.Contains(name, ".")) {
 			yield(name)
 		}
 	}

@@ -41,10 +41,10 @@ func TestParseSearch(t *testing.T) {
 		{"ndots capped", "search a.test\noptions ndots:99\n", "[a.test] 15"},
 		{"the last ndots wins", "search a.test\noptions ndots:3\noptions ndots:2 attempts:1\n", "[a.test] 2"},
 		{"ndots that is none", "search a.test\noptions ndots:3 ndots:x ndots: ndots:-1\n", "[a.test] 3"},
-		{"many", "search " + strings.Join(many, " "), fmt.Sprint(many) + " 1"},
+		{"many", "search " + strings.Join(many, " "), fmt.Sprint(many[:maxSearch]) + " 1"},
 	} {
 		got := "none"
-		if s := parseSearch(test.text); s != nil {
+		if s := newSearchList(parseResolvConf(test.text)); s != nil {
 			got = fmt.Sprint(s.domains, " ", s.ndots)
 		}
 		if got != test.want {
@@ -339,7 +339,7 @@ func TestSearchReadAgain(t *testing.T) {
 
 // TestSearchRemembersLittle: the memory is bounded.
 func TestSearchRemembersLittle(t *testing.T) {
-	s := parseSearch("search a.test")
+	s := newSearchList(parseResolvConf("search a.test"))
 	for i := range 3 * maxFound {
 		s.remember(fmt.Sprint(i), "x")
 	}

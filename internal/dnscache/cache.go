@@ -70,6 +70,11 @@ type Config struct {
 	// Family is called for every lookup; default: always Interleaved.
 	Family func() Family
 
+	// Sequential is called for every lookup of two families: whether AAAA is asked
+	// for only when the reply for A has come, or half of Deadline has passed;
+	// default: never.
+	Sequential func() bool
+
 	MinTTL      time.Duration // least time an answer holds; default 1s
 	MaxTTL      time.Duration // longest time an answer holds; default 1h
 	NegativeTTL time.Duration // longest time a negative answer holds; default 30s
@@ -270,6 +275,9 @@ func New(ex Exchanger, cfg Config) *Cache {
 	}
 	if cfg.Family == nil {
 		cfg.Family = func() Family { return Interleaved }
+	}
+	if cfg.Sequential == nil {
+		cfg.Sequential = func() bool { return false }
 	}
 	ownClock := false
 	if cfg.Now == nil {

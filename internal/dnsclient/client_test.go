@@ -964,7 +964,7 @@ func TestRoute(t *testing.T) {
 
 	// an outage there is none of the first server
 	outside.play(nil)
-	other.timeout = brief
+	other.Change(other.Nameservers(), Settings{Timeout: brief, Tries: 1})
 	waitForOutage(t, other)
 	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)
 	if e := wantError(t, err, Outage); e.Outage() || c.Outage() != nil || !strings.Contains(err.Error(), outside.String()) {

@@ -388,6 +388,12 @@ func (c *Cache) Peek(name string) (addrs []netip.Addr, known bool) {
 	return e.addrs(), true
 }
 
+// Failing reports whether nothing is known of a name because its last lookup failed.
+func (c *Cache) Failing(name string) bool {
+	e := c.table.find(c.hash(name), name, uint16(len(name)))
+	return e != nil && e.count == 0 && e.more.failing()
+}
+
 // Len returns the number of names, those of Config.Preload included.
 func (c *Cache) Len() int {
 	c.mu.Lock()

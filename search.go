@@ -84,7 +84,7 @@ func (s *searchList) candidates(name string) iter.Seq[string] {
 				return
 			}
 		}
-		if !complete && !(s.noTLD && !strings.Contains(name, ".")) {
+		if !complete && (!s.noTLD || strings.Contains(name, ".")) {
 			yield(name)
 		}
 	}

@@ -23,7 +23,7 @@ const (
 	// to a pod. glibc has no limit since 2.26, but each one may cost a lookup.
 	maxSearch = 32
 
-	// The most that options of resolv.conf can be (RES_MAXNDOTS, RES_MAXRETRANS,
+	// The highest values of options of resolv.conf (RES_MAXNDOTS, RES_MAXRETRANS,
 	// RES_MAXRETRY).
 	maxDots          = 15
 	maxSystemTimeout = 30
@@ -34,8 +34,8 @@ const (
 	maxPerServer = 3
 )
 
-// resolvConf is what a resolv.conf(5) file says, as far as it matters here. The
-// README has a table of all that may stand in one.
+// resolvConf is what a resolver takes from a resolv.conf(5) file. The README has a
+// table of all that may stand in one.
 type resolvConf struct {
 	nameservers []netip.Addr // there is one at least
 	search      []string     // in normal form
@@ -98,9 +98,9 @@ func (c *resolvConf) setSearch(list []string) {
 
 func (c *resolvConf) setOption(option string) {
 	name, value, _ := strings.Cut(option, ":")
-	number := func(least, most int) (n int, ok bool) {
+	number := func(lowest, highest int) (n int, ok bool) {
 		u, err := strconv.ParseUint(value, 10, 31)
-		return min(max(int(u), least), most), err == nil
+		return min(max(int(u), lowest), highest), err == nil
 	}
 	switch name {
 	case "ndots":

@@ -171,7 +171,7 @@ type search struct {
 	name      string
 	candidate string  // that is looked up
 	left      int     // about how many candidates there are, with this one
-	before    *string // what the name was found to be; nil: nobody has looked
+	before    *string // what the name was found to be; nil: that was not looked up
 
 	waited time.Duration
 	lookup string
@@ -239,15 +239,15 @@ func (s *search) answer() answer { return answer{lookup: s.lookup, waited: s.wai
 // Done implements context.Context. It is called by a lookup that waits.
 func (s *search) Done() <-chan struct{} {
 	if s.cancel == nil {
-		s.Context, s.cancel = context.WithTimeout(s.request, s.patience())
+		s.Context, s.cancel = context.WithTimeout(s.request, s.timeLimit())
 	}
 	return s.Context.Done()
 }
 
-// patience returns how long the lookup of a candidate may take. One of a complete
+// timeLimit returns how long the lookup of a candidate may take. One of a complete
 // name, or of what the name was found to be before, has all the time. Otherwise
 // there are others: for a name that was found before, one that is known.
-func (s *search) patience() time.Duration {
+func (s *search) timeLimit() time.Duration {
 	left := time.Duration(s.r.config.Deadline) - s.waited
 	before := s.foundBefore()
 	switch {

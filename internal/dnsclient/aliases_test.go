@@ -12,10 +12,10 @@ import (
 
 // TestBrokenAliases has replies that the standard does not allow (RFC 1034,
 // section 3.6.2), and what other clients make of them: the first chain that ends
-// in addresses counts, else the addresses that a name on the way has itself.
+// in addresses counts, else the addresses that a name along it has itself.
 // Nothing is used that no chain leads to.
 func TestBrokenAliases(t *testing.T) {
-	const good, evil = " 60 IN A 192.0.2.1", " 60 IN A 203.0.113.66"
+	const right, wrong = " 60 IN A 192.0.2.1", " 60 IN A 203.0.113.66"
 	many := func(n int) (records []string) {
 		for i := range n {
 			records = append(records, fmt.Sprintf("a.example. 60 IN CNAME c%d.example.", i))
@@ -36,38 +36,38 @@ func TestBrokenAliases(t *testing.T) {
 		{
 			name: "two aliases, the first has addresses",
 			records: []string{
-				"a.example. 50 IN CNAME b.example.", "a.example. 10 IN CNAME c.example.", "b.example." + good, "c.example." + evil,
+				"a.example. 50 IN CNAME b.example.", "a.example. 10 IN CNAME c.example.", "b.example." + right, "c.example." + wrong,
 			},
 			want: "192.0.2.1", ttl: 50 * time.Second,
 		},
 		{
 			name:    "two aliases, the second has addresses",
-			records: []string{"a.example. 10 IN CNAME b.example.", "a.example. 50 IN CNAME c.example.", "c.example." + good},
+			records: []string{"a.example. 10 IN CNAME b.example.", "a.example. 50 IN CNAME c.example.", "c.example." + right},
 			want:    "192.0.2.1", ttl: 50 * time.Second,
 		},
 		{
 			name: "two aliases, the second in two steps",
 			records: []string{
-				"c.example. 40 IN CNAME d.example.", "d.example." + good, "a.example. 50 IN CNAME b.example.", "a.example. 50 IN CNAME c.example.",
+				"c.example. 40 IN CNAME d.example.", "d.example." + right, "a.example. 50 IN CNAME b.example.", "a.example. 50 IN CNAME c.example.",
 			},
 			want: "192.0.2.1", ttl: 40 * time.Second,
 		},
 		{
 			name: "two aliases further on",
 			records: []string{
-				"a.example. 50 IN CNAME b.example.", "b.example. 40 IN CNAME nowhere.example.", "b.example. 45 IN CNAME c.example.", "c.example." + good,
+				"a.example. 50 IN CNAME b.example.", "b.example. 40 IN CNAME nowhere.example.", "b.example. 45 IN CNAME c.example.", "c.example." + right,
 			},
 			want: "192.0.2.1", ttl: 45 * time.Second,
 		},
 		{
 			name:    "two aliases, the first leads in a circle",
-			records: []string{"a.example. 50 IN CNAME a.example.", "a.example. 50 IN CNAME c.example.", "c.example." + good},
+			records: []string{"a.example. 50 IN CNAME a.example.", "a.example. 50 IN CNAME c.example.", "c.example." + right},
 			want:    "192.0.2.1", ttl: 50 * time.Second,
 		},
 		{
 			name:    "two aliases, none has addresses",
 			records: []string{"a.example. 50 IN CNAME b.example.", "a.example. 50 IN CNAME c.example."},
-			next:    []string{"b.example." + good},
+			next:    []string{"b.example." + right},
 			want:    "192.0.2.1", ttl: 50 * time.Second, asks: "b.example.",
 		},
 		{
@@ -77,61 +77,61 @@ func TestBrokenAliases(t *testing.T) {
 		},
 		{
 			name:    "an alias that leads nowhere, and an address",
-			records: []string{"a.example. 10 IN CNAME nowhere.example.", "a.example." + good},
+			records: []string{"a.example. 10 IN CNAME nowhere.example.", "a.example." + right},
 			want:    "192.0.2.1", ttl: time.Minute,
 		},
 		{
 			name:    "an address, and an alias that leads nowhere, with SOA",
-			records: []string{"a.example." + good, "a.example. 10 IN CNAME nowhere.example."}, soa: true,
+			records: []string{"a.example." + right, "a.example. 10 IN CNAME nowhere.example."}, soa: true,
 			want: "192.0.2.1", ttl: time.Minute,
 		},
 		{
 			name:    "the same further on",
-			records: []string{"a.example. 30 IN CNAME b.example.", "b.example. 10 IN CNAME nowhere.example.", "b.example." + good},
+			records: []string{"a.example. 30 IN CNAME b.example.", "b.example. 10 IN CNAME nowhere.example.", "b.example." + right},
 			want:    "192.0.2.1", ttl: 30 * time.Second,
 		},
 		{
 			name: "the question's owner before those that follow",
 			records: []string{
-				"a.example. 30 IN CNAME b.example.", "b.example. 10 IN CNAME nowhere.example.", "b.example." + evil, "a.example." + good,
+				"a.example. 30 IN CNAME b.example.", "b.example. 10 IN CNAME nowhere.example.", "b.example." + wrong, "a.example." + right,
 			},
 			want: "192.0.2.1", ttl: time.Minute,
 		},
 		{
 			name:    "a chain before the question's owner",
-			records: []string{"a.example." + evil, "a.example. 30 IN CNAME nowhere.example.", "a.example. 30 IN CNAME b.example.", "b.example." + good},
+			records: []string{"a.example." + wrong, "a.example. 30 IN CNAME nowhere.example.", "a.example. 30 IN CNAME b.example.", "b.example." + right},
 			want:    "192.0.2.1", ttl: 30 * time.Second,
 		},
 		{
 			name:    "an address that is none",
 			records: []string{"a.example. 10 IN CNAME b.example.", `a.example. 60 IN TYPE1 \# 0`},
-			next:    []string{"b.example." + good},
+			next:    []string{"b.example." + right},
 			want:    "192.0.2.1", ttl: 10 * time.Second, asks: "b.example.",
 		},
 		{
 			name:    "nothing that is on no chain",
-			records: []string{"a.example. 10 IN CNAME b.example.", "a.example. 10 IN CNAME c.example.", "d.example." + evil, "e.example. 60 IN CNAME a.example."},
-			next:    []string{"d.example." + evil},
+			records: []string{"a.example. 10 IN CNAME b.example.", "a.example. 10 IN CNAME c.example.", "d.example." + wrong, "e.example. 60 IN CNAME a.example."},
+			next:    []string{"d.example." + wrong},
 			want:    "replied that there is none", asks: "b.example.",
 		},
 		{
 			name:    "circles only",
-			records: []string{"a.example. 10 IN CNAME b.example.", "a.example. 10 IN CNAME a.example.", "b.example. 10 IN CNAME a.example.", "a.example." + evil},
+			records: []string{"a.example. 10 IN CNAME b.example.", "a.example. 10 IN CNAME a.example.", "b.example. 10 IN CNAME a.example.", "a.example." + wrong},
 			want:    "in a circle or too far",
 		},
 		{
 			name:    "NXDOMAIN is one, whatever comes with it",
-			records: []string{"a.example. 10 IN CNAME b.example.", "a.example." + evil}, rcode: dns.RcodeNameError, soa: true,
+			records: []string{"a.example. 10 IN CNAME b.example.", "a.example." + wrong}, rcode: dns.RcodeNameError, soa: true,
 			want: "replied NXDOMAIN",
 		},
 		{
-			name:    "as many aliases as are looked at, the last one has addresses",
-			records: append(many(maxOwners-1), fmt.Sprintf("c%d.example.", maxOwners-2)+good),
+			name:    "as many aliases as are visited, the last one has addresses",
+			records: append(many(maxOwners-1), fmt.Sprintf("c%d.example.", maxOwners-2)+right),
 			want:    "192.0.2.1", ttl: time.Minute,
 		},
 		{
 			name:    "too many aliases",
-			records: append(many(maxOwners), fmt.Sprintf("c%d.example.", maxOwners-1)+evil),
+			records: append(many(maxOwners), fmt.Sprintf("c%d.example.", maxOwners-1)+wrong),
 			want:    "in a circle or too far",
 		},
 	} {

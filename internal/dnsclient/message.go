@@ -29,7 +29,7 @@ const (
 	// maxLinks is how many CNAME records may lead from a name to its addresses.
 	maxLinks = 11
 
-	// maxOwners is how many names of one reply are looked at, where a name has more
+	// maxOwners is how many names of one reply are visited, where a name has more
 	// than one CNAME record.
 	maxOwners = 32
 )
@@ -299,8 +299,8 @@ func seconds(ttl uint32) time.Duration {
 // names are left alone.
 //
 // A name has one CNAME record, and then no other record. Where a reply breaks this,
-// the first chain that ends in addresses counts; if none does, the first name on
-// the way that has some itself. Other clients serve such names too.
+// the first chain that ends in addresses counts; if none does, the first name
+// along the chains that has some itself. Other clients serve such names too.
 func (r *reply) follow(records []record) malformed {
 	c := chains{records: records}
 	end, found := c.find(owner{name: r.end, links: r.links, ttl: seconds(math.MaxInt32)})
@@ -355,7 +355,7 @@ type owner struct {
 	name  string
 	links int           // CNAME records that led there
 	ttl   time.Duration // the smallest of theirs
-	done  bool          // what it leads to was looked at
+	done  bool          // all that it leads to was visited
 }
 
 // chains are the ways from a name along the CNAME records of a reply.

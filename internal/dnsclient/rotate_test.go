@@ -8,7 +8,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// TestRotate: the nameservers take turns, but not the ones that fail.
+// TestRotate: the first question goes to any of the nameservers, but not to one that fails.
 func TestRotate(t *testing.T) {
 	const lookups = 200
 	ok := func(q *query) {

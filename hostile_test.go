@@ -222,7 +222,8 @@ func TestHostileNameserver(t *testing.T) {
 
 		// aliases
 		{name: "CNAME loop", first: always("a.example. 60 IN CNAME b.example.", "b.example. 60 IN CNAME a.example.", evil), status: 502, reason: "circle", udp: 2},
-		{name: "two aliases", first: always("a.example. 60 IN CNAME b.example.", "a.example. 60 IN CNAME c.example.", "b.example. 60 IN A 127.0.0.66"), status: 502, reason: "two CNAME", udp: 2},
+		{name: "two aliases", first: always("a.example. 60 IN CNAME b.example.", "a.example. 60 IN CNAME c.example.", "d.example. 60 IN A 127.0.0.66", "b.example. 60 IN A 127.0.0.2", "c.example. 60 IN A 127.0.0.66"), status: 200, udp: 1},
+		{name: "two aliases of nothing", first: always("a.example. 60 IN CNAME a.example.", "a.example. 60 IN CNAME b.example.", "d.example. 60 IN A 127.0.0.66"), status: 502, reason: "circle", udp: 2},
 		{name: "an alias that leads nowhere, again and again", first: func(q *hostileQuery) {
 			q.reply(q.answer(q.Question[0].Name + " 60 IN CNAME x." + q.Question[0].Name))
 		}, status: 502, reason: "nowhere", udp: 3},

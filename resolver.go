@@ -42,8 +42,8 @@ type Resolver struct {
 	// to prove NAME, or else its address; `https://ADDRESS[:PORT][/PATH][#NAME]`
 	// over HTTPS (RFC 8484), PATH being /dns-query by default. Of these two, the
 	// address may also be a host name without #NAME, which the operating system
-	// looks up for each connection. Default: those of /etc/resolv.conf, which is
-	// read again when it changes.
+	// looks up for each connection. Default: those of /etc/resolv.conf, asked as
+	// its options say; the file is read again when it changes.
 	Nameservers []string `json:"nameservers,omitempty"`
 
 	// Names that have nameservers of their own: for each suffix, which stands
@@ -58,19 +58,21 @@ type Resolver struct {
 	// They are read when the configuration is loaded.
 	TLSTrustedCACerts []string `json:"tls_trusted_ca_certs,omitempty"`
 
-	// How long one try may take. Default: `2s`.
+	// How long one try may take. Default: `2s`; for the nameservers of
+	// /etc/resolv.conf what its option `timeout` says.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
 	// How many times a question is sent, each time to the next nameserver; at
-	// most 3 times the number of nameservers (RFC 9520). Default: 3.
+	// most 3 times the number of nameservers (RFC 9520). Default: 3; for the
+	// nameservers of /etc/resolv.conf as many to each as its option `attempts` says.
 	Tries int `json:"tries,omitempty"`
 
 	// How long one lookup may take in all. Default: `5s`.
 	Deadline caddy.Duration `json:"deadline,omitempty"`
 
 	// Which addresses are asked for and in which order they are used: `auto`
-	// (IPv6 if this machine has a route for it, and IPv4; alternating),
-	// `ipv4`, `ipv6`, `prefer_ipv4` or `prefer_ipv6` (the other family only
+	// (IPv6 if this machine has a route for it, and /etc/resolv.conf, where its
+	// nameservers are asked, has no option `no-aaaa`; and IPv4; alternating), `ipv4`, `ipv6`, `prefer_ipv4` or `prefer_ipv6` (the other family only
 	// if no address of the preferred one works). Default: `auto`.
 	Family string `json:"family,omitempty"`
 
@@ -122,7 +124,8 @@ type Resolver struct {
 	// Whether names are tried with the search domains of /etc/resolv.conf too,
 	// as the system's resolver does: before the name as it is if that has fewer
 	// dots than the option ndots says, else after it. The next one is tried
-	// only if there is no such name or no address. Default: false.
+	// if there is no such name, no address or, unless the name was found to be short
+	// for another one before, no answer. Default: false.
 	Search bool `json:"search,omitempty"`
 }
 
@@ -136,8 +139,10 @@ var familyNames = map[string]dnscache.Family{
 // defaults returns r with what is not set filled in, so that configurations
 // that mean the same are equal.
 func (r Resolver) defaults() Resolver {
-	setDefault(&r.Timeout, caddy.Duration(2*time.Second))
-	setDefault(&r.Tries, 3)
+	if len(r.Nameservers) > 0 { // else resolv.conf may say it
+		setDefault(&r.Timeout, caddy.Duration(2*time.Second))
+		setDefault(&r.Tries, 3)
+	}
 	setDefault(&r.Deadline, caddy.Duration(5*time.Second))
 	setDefault(&r.Family, "auto")
 	setDefault(&r.MinTTL, caddy.Duration(time.Second))
@@ -234,11 +239,15 @@ func (r *Resolver) validate() error {
 	if err := r.checkFamily(); err != nil {
 		return err
 	}
+	tries := r.Tries
+	if len(r.Nameservers) == 0 {
+		setDefault(&tries, 1) // what resolv.conf says
+	}
 	for _, n := range []struct {
 		name  string
 		value int
 	}{
-		{"tries", r.Tries},
+		{"tries", tries},
 		{"cache_size", r.CacheSize},
 		{"max_lookups", r.MaxLookups},
 	} {
@@ -395,12 +404,15 @@ type resolver struct {
 	depth  int                        // the most labels that one of zones has
 	hosts  atomic.Pointer[hostsFile]  // nil if there is none
 	search atomic.Pointer[searchList] // nil if there is none
+	system atomic.Pointer[resolvConf] // nil if its nameservers are not asked
 	route6 routeProbe
 
 	resolvConf string // another one in tests
+	systemPort uint16 // of its nameservers; another one in tests
 
 	// of the files as they were read; for newResolver, then watchFiles
 	hostsStamp, confStamp stamp
+	confStays             bool // resolv.conf is not read again
 
 	startOnce sync.Once
 	stop      chan struct{}
@@ -467,6 +479,7 @@ func newResolver(key string, config Resolver, roots *x509.CertPool) (*resolver, 
 		key:        key,
 		config:     config,
 		resolvConf: "/etc/resolv.conf",
+		systemPort: 53,
 		stop:       make(chan struct{}),
 	}
 	servers, err := parseNameservers(config.Nameservers)
@@ -478,9 +491,11 @@ func newResolver(key string, config Resolver, roots *x509.CertPool) (*resolver, 
 		return nil, err
 	}
 	r.readHosts()
+	settings := dnsclient.Settings{Timeout: time.Duration(config.Timeout), Tries: config.Tries}
+	ofZones := settings
 	if r.usesResolvConf() {
-		if system := r.readResolvConf(); len(servers) == 0 {
-			servers = system
+		if c := r.readResolvConf(); c != nil && r.asksSystem() {
+			servers, settings = c.servers(r.systemPort), c.settings(&config)
 		}
 	}
 
@@ -497,24 +512,43 @@ func newResolver(key string, config Resolver, roots *x509.CertPool) (*resolver, 
 		}
 	}
 	clientConfig := dnsclient.Config{
-		Timeout: time.Duration(config.Timeout),
-		Tries:   config.Tries,
-		Roots:   roots,
-		Trace:   r.trace,
-		Route:   r.route,
-		Health:  r.health,
-		Traced:  func() bool { return caddy.Log().Core().Enabled(zap.DebugLevel) },
+		Roots:  roots,
+		Trace:  r.trace,
+		Route:  r.route,
+		Health: r.health,
+		Traced: func() bool { return caddy.Log().Core().Enabled(zap.DebugLevel) },
 	}
-	r.zone = r.newZone(servers, clientConfig, preload[&r.zone])
+	cacheConfig := r.cacheConfig(preload[&r.zone])
+	if r.asksSystem() {
+		r.heedSystem(&cacheConfig)
+	}
+	r.zone = newZone(servers, settings, clientConfig, cacheConfig)
 	for suffix, z := range r.zones {
-		*z = r.newZone(zones[suffix], clientConfig, preload[z])
+		*z = newZone(zones[suffix], ofZones, clientConfig, r.cacheConfig(preload[z]))
 	}
 	return r, nil
 }
 
-func (r *resolver) newZone(servers []dnsclient.Nameserver, config dnsclient.Config, preload []string) zone {
-	client := dnsclient.New(servers, config)
-	return zone{client, dnscache.New(client, r.cacheConfig(preload))}
+func newZone(servers []dnsclient.Nameserver, settings dnsclient.Settings, clientConfig dnsclient.Config, cacheConfig dnscache.Config) zone {
+	clientConfig.Timeout, clientConfig.Tries, clientConfig.Rotate = settings.Timeout, settings.Tries, settings.Rotate
+	client := dnsclient.New(servers, clientConfig)
+	return zone{client, dnscache.New(client, cacheConfig)}
+}
+
+// heedSystem makes a cache ask as the options of resolv.conf say.
+func (r *resolver) heedSystem(c *dnscache.Config) {
+	c.Sequential = func() bool {
+		conf := r.system.Load()
+		return conf != nil && conf.singleRequest
+	}
+	if r.config.Family == "auto" {
+		c.Family = func() dnscache.Family {
+			if conf := r.system.Load(); conf != nil && conf.noAAAA {
+				return dnscache.IPv4
+			}
+			return r.autoFamily()
+		}
+	}
 }
 
 func (r *resolver) cacheConfig(preload []string) dnscache.Config {
@@ -823,15 +857,7 @@ func (r *resolver) checkFiles() {
 	if fileStamp(r.config.Hosts) != r.hostsStamp {
 		r.readHosts()
 	}
-	if r.usesResolvConf() && fileStamp(r.resolvConf) != r.confStamp {
-		if servers := r.readResolvConf(); len(servers) > 0 && len(r.config.Nameservers) == 0 {
-			r.client.SetNameservers(servers)
-		}
-	}
-}
-
-func (r *resolver) usesResolvConf() bool {
-	return len(r.config.Nameservers) == 0 || r.config.Search
+	r.checkResolvConf()
 }
 
 // stamp is what changes when a file is written or replaced.
@@ -846,22 +872,6 @@ func fileStamp(path string) stamp {
 		return stamp{}
 	}
 	return stamp{info.Size(), info.ModTime()}
-}
-
-// readResolvConf returns the nameservers of the system and sets the search
-// list. If the file cannot be read now, there are none and the list stays.
-func (r *resolver) readResolvConf() []dnsclient.Nameserver {
-	stamp := fileStamp(r.resolvConf)
-	servers, err := dnsclient.SystemNameservers(r.resolvConf)
-	if err == nil && r.config.Search {
-		err = r.readSearch()
-	}
-	if err != nil {
-		r.logger().Warn("reading resolv.conf failed", zap.String("file", r.resolvConf), zap.Error(err))
-		return nil
-	}
-	r.confStamp = stamp
-	return servers
 }
 
 // hostsFile is the content of a hosts file.

@@ -157,8 +157,7 @@ func (s *serviceCall) resolveNext(ctx context.Context) {
 		case err != nil:
 			s.err = cmp.Or(s.err, err)
 		case c.lookup == "stale":
-			stale = append(stale, c)
-			some = true
+			stale = append(stale, c) // what is known may be over by the time that they have waited
 		default:
 			some = true
 		}
@@ -166,7 +165,9 @@ func (s *serviceCall) resolveNext(ctx context.Context) {
 	for _, c := range stale { // they may have to wait, all for the same time
 		if err := c.resolve(ctx, netip.Addr{}); err != nil {
 			s.err = cmp.Or(s.err, err)
+			continue
 		}
+		some = true
 	}
 	if len(unknown) > 0 {
 		s.await(ctx, unknown, some)

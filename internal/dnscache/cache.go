@@ -70,6 +70,11 @@ type Config struct {
 	// Family is called for every lookup; default: always Interleaved.
 	Family func() Family
 
+	// Sequential is called for every lookup of two families: whether AAAA is asked
+	// for only when the reply for A has come, or half of Deadline has passed;
+	// default: never.
+	Sequential func() bool
+
 	MinTTL      time.Duration // least time an answer holds; default 1s
 	MaxTTL      time.Duration // longest time an answer holds; default 1h
 	NegativeTTL time.Duration // longest time a negative answer holds; default 30s
@@ -233,7 +238,7 @@ type node struct {
 // call is a lookup.
 type call struct {
 	started atomic.Bool   // until then it is planned, and who sets this does it
-	renewal bool          // all families are asked for, those that hold too
+	renewal bool          // families that hold are asked for too
 	since   time.Duration // when it was planned
 	domain  uint64        // of a reader's: in whose share it is
 	done    chan struct{} // closed when entry or err is set
@@ -270,6 +275,9 @@ func New(ex Exchanger, cfg Config) *Cache {
 	}
 	if cfg.Family == nil {
 		cfg.Family = func() Family { return Interleaved }
+	}
+	if cfg.Sequential == nil {
+		cfg.Sequential = func() bool { return false }
 	}
 	ownClock := false
 	if cfg.Now == nil {
@@ -378,6 +386,12 @@ func (c *Cache) Peek(name string) (addrs []netip.Addr, known bool) {
 		return nil, false
 	}
 	return e.addrs(), true
+}
+
+// Failing reports whether nothing is known of a name because its last lookup failed.
+func (c *Cache) Failing(name string) bool {
+	e := c.table.find(c.hash(name), name, uint16(len(name)))
+	return e != nil && e.count == 0 && e.more.failing()
 }
 
 // Len returns the number of names, those of Config.Preload included.
@@ -547,7 +561,7 @@ func (c *Cache) pin(name string) *node {
 // readStale serves an answer that has expired while it is asked for anew.
 func (c *Cache) readStale(ctx context.Context, e *entry, now time.Duration) result {
 	r := e.result(Stale)
-	if now < e.more.nextRetry() {
+	if !e.more.mayAsk(now) {
 		return r
 	}
 	cl := c.sched.request(e.more.node, now, false)

@@ -185,7 +185,7 @@ func TestNegative(t *testing.T) {
 		{"TTL 0", nxdomain(0), nxdomain(0), time.Second, "nxdomain"},
 		{"the shorter one", nodata(20 * time.Second), nodata(10 * time.Second), 10 * time.Second, "nodata"},
 		{"NXDOMAIN says more", nodata(20 * time.Second), nxdomain(20 * time.Second), 20 * time.Second, "nxdomain"},
-		{"NXDOMAIN is for both", nxdomain(20 * time.Second), errServfail, 20 * time.Second, "nxdomain"},
+		{"NXDOMAIN is for one", nxdomain(20 * time.Second), errServfail, 0, "servfail"},
 		{"NODATA is for one", nodata(20 * time.Second), errServfail, 0, "servfail"},
 		{"neither address nor error", nil, nil, 5 * time.Second, "no addresses"},
 		{"wrapped", errors.Join(errors.New("more:"), nodata(-1)), nodata(-1), 5 * time.Second, "more:\nnodata"},
@@ -532,8 +532,9 @@ func TestOrder(t *testing.T) {
 	})
 }
 
-// A name that does not exist has no stale addresses of the family that failed.
-func TestNotExistingEndsBoth(t *testing.T) {
+// A name that does not exist, by the reply for one family, keeps the addresses of
+// the other one, which failed. It is gone when the other reply is the same.
+func TestNotExistingEndsOne(t *testing.T) {
 	run(t, Config{Refresh: -1}, func(w world) {
 		w.fake.set("x A", script{addrs: ips(a), ttl: time.Second})
 		w.fake.set("x AAAA", script{addrs: ips(c6), ttl: time.Second})
@@ -542,6 +543,10 @@ func TestNotExistingEndsBoth(t *testing.T) {
 		w.fake.set("x A", script{err: nxdomain(-1)})
 		w.fake.set("x AAAA", script{err: errServfail})
 		w.want("x", "stale "+c6+" "+a)
+		w.want("x", "stale "+c6)
+		w.fake.set("x AAAA", script{err: nxdomain(-1)})
+		w.sleep(time.Second * 5 / 4)
+		w.want("x", "stale "+c6)
 		w.want("x", "hit nxdomain")
 	})
 }

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// flight is a lookup while it is in flight. All families are asked for at once,
-// and what comes back is published: once when that is enough for those who wait,
+// flight is a lookup while it is in flight. All families are asked for at once
+// (unless Config.Sequential says otherwise), and what comes back is published: once when that is enough for those who wait,
 // and once more if another family is late.
 //
 // It has no goroutine of its own, but goes on where a reply comes or a time is
@@ -33,9 +33,11 @@ type flight struct {
 	start time.Duration
 
 	mu      sync.Mutex
-	left    int // families that have not been answered
+	left    int  // families that have not been answered
+	unasked bool // IPv6 is to be asked for, but not yet
 	replies [2]reply
 	early   bool        // its slot has been given back
+	second  *time.Timer // until IPv6 is asked for anyway; nil if it was at once
 	slow    *time.Timer // until that; nil if it is not likely to take long
 	grace   *time.Timer // until those who wait wait no longer; nil before the first addresses
 	overdue *time.Timer // until another family has to be refreshed; nil if none will have to
@@ -62,10 +64,7 @@ func (f *flight) begin() {
 	if !f.old.service() {
 		f.order = c.cfg.Family()
 	}
-	asked := families(f.order)
-	if !f.call.renewal {
-		asked = f.old.more.wanted(f.order, f.start)
-	}
+	asked := f.old.more.wanted(f.order, f.start, f.call.renewal)
 	f.left = len(asked)
 	if f.reader && f.old.more.limited() {
 		f.slow = time.AfterFunc(slotTime, f.takesLong)
@@ -74,8 +73,23 @@ func (f *flight) begin() {
 	if patience := f.old.more.patience(asked, f.start); patience < math.MaxInt64 {
 		f.overdue = time.AfterFunc(patience, f.cancel)
 	}
+	if len(asked) > 1 && c.cfg.Sequential() {
+		asked, f.unasked = []family{v4}, true
+		f.second = time.AfterFunc(c.cfg.Deadline/2, f.askSecond)
+	}
 	for _, of := range asked {
 		f.ask(of)
+	}
+}
+
+// askSecond asks for the family that was left for later, if that was not done yet.
+func (f *flight) askSecond() {
+	f.mu.Lock()
+	unasked := f.unasked
+	f.unasked = false
+	f.mu.Unlock()
+	if unasked {
+		f.ask(v6)
 	}
 }
 
@@ -106,7 +120,11 @@ func (f *flight) got(r reply) {
 		}
 	}
 	r.done, r.at = true, c.cfg.Now()
+	f.take(r)
+	f.askSecond()
+}
 
+func (f *flight) take(r reply) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.replies[r.family] = r
@@ -179,7 +197,7 @@ func (f *flight) publish() *entry {
 // land ends the flight.
 func (f *flight) land() {
 	c := f.cache
-	for _, timer := range []*time.Timer{f.slow, f.grace, f.overdue} {
+	for _, timer := range []*time.Timer{f.second, f.slow, f.grace, f.overdue} {
 		if timer != nil {
 			timer.Stop()
 		}

@@ -36,7 +36,7 @@ func (c *Cache) Renew(ctx context.Context, name string, useless []netip.Addr) (A
 	}
 	if e != nil {
 		now := c.cfg.Now()
-		if s := e.more; now-s.learned() >= renewGap<<(s.asked-1) && now >= s.nextRetry() && c.ex.Outage() == nil {
+		if s := e.more; now-s.learned() >= renewGap<<(s.asked-1) && s.mayAsk(now) && c.ex.Outage() == nil {
 			if cl := c.sched.request(s.node, now, true); cl != nil {
 				c.pause(ctx, c.cfg.StaleWait, cl.done)
 			}

@@ -92,7 +92,9 @@ var errNoAddress = errors.New("no addresses")
 
 // merge makes the next entry of a name from the last one and from what came
 // back for each family. A family that failed, is late or was not asked for
-// keeps the addresses it had, and is never taken to have none.
+// keeps the addresses it had, and is never taken to have none: not even where the
+// reply for the other one is that the name does not exist. Nameservers that give
+// that reply for AAAA alone are not rare (RFC 4074, section 4.2).
 func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Duration) *entry {
 	old := last.more
 	s := &state{node: old.node, order: order, asked: 1}
@@ -145,17 +147,6 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 			s.retry[f] = now + backoff(s.fails[f], jitter)
 		}
 	}
-	if notFound {
-		// It is the name that does not exist: what a family had, but could not
-		// be asked for now, does not exist either.
-		failure, s.fails, s.retry = nil, [2]uint8{}, [2]time.Duration{}
-		for f := range s.have {
-			if s.ends[f] <= now {
-				s.have[f], addrs[f], records = 0, nil, nil
-			}
-		}
-	}
-
 	if e.service() {
 		e.setServices(records)
 	} else {
@@ -211,6 +202,17 @@ func (s *state) nextRetry() time.Duration {
 	return min(s.retry[v4], s.retry[v6])
 }
 
+// mayAsk reports whether a lookup makes sense: a family has addresses and did not
+// fail just now, or one that failed may be asked for again.
+func (s *state) mayAsk(now time.Duration) bool {
+	for f, n := range s.have {
+		if n > 0 && now >= s.retry[f] {
+			return true
+		}
+	}
+	return now >= s.nextRetry()
+}
+
 // known says whether a lookup has ended.
 func (s *state) known() bool { return s.asked > 0 }
 
@@ -230,12 +232,13 @@ func (s *state) limited() bool { return s.failing() || s.slow }
 // failing says whether a family failed when it was last asked for.
 func (s *state) failing() bool { return s.fails[v4] > 0 || s.fails[v6] > 0 }
 
-// wanted returns the families that a lookup should ask for: not those that have
-// most of their time before them, nor those that failed just now.
-func (s *state) wanted(order Family, now time.Duration) []family {
+// wanted returns the families that a lookup should ask for: not those that failed
+// just now, nor those that have most of their time before them, unless it is a
+// renewal.
+func (s *state) wanted(order Family, now time.Duration, renewal bool) []family {
 	all := families(order)
 	wanted := slices.DeleteFunc(slices.Clone(all), func(f family) bool {
-		return s.have[f] > 0 && now < s.ripe[f] || now < s.retry[f]
+		return s.have[f] > 0 && now < s.ripe[f] && !renewal || now < s.retry[f]
 	})
 	if len(wanted) == 0 {
 		return all

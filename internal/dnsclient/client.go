@@ -42,6 +42,10 @@ type Config struct {
 	// gets.
 	Tries int
 
+	// Rotate makes any of the nameservers that work the first one for a question,
+	// at random, instead of the first in the list.
+	Rotate bool
+
 	// Roots are the authorities that certificates of nameservers must lead to;
 	// default: those of the system.
 	Roots *x509.CertPool
@@ -61,10 +65,16 @@ type Config struct {
 	Health func(server Nameserver, why string)
 }
 
+// Settings are those of Config that Client.Change changes.
+type Settings struct {
+	Timeout time.Duration
+	Tries   int
+	Rotate  bool
+}
+
 // Client asks nameservers. It is safe for concurrent use.
 type Client struct {
-	timeout   time.Duration
-	tries     int
+	settings  atomic.Pointer[Settings]
 	roots     *x509.CertPool
 	route     func(name string) *Client
 	trace     func(*Trace)
@@ -89,23 +99,31 @@ type Client struct {
 // touches no network before the first lookup. Close releases what it holds.
 func New(servers []Nameserver, cfg Config) *Client {
 	c := &Client{
-		timeout: cfg.Timeout, tries: cfg.Tries, roots: cfg.Roots,
+		roots: cfg.Roots,
 		route: cfg.Route, trace: cfg.Trace, traced: cfg.Traced, health: cfg.Health,
 		parsing: make(chan struct{}, runtime.GOMAXPROCS(0)), intervals: defaultIntervals,
 	}
 	if c.health == nil {
 		c.health = func(Nameserver, string) {}
 	}
-	if c.timeout <= 0 {
-		c.timeout = defaultTimeout
-	}
-	if c.tries <= 0 {
-		c.tries = defaultTries
-	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.SetNameservers(servers)
+	c.Change(servers, Settings{Timeout: cfg.Timeout, Tries: cfg.Tries, Rotate: cfg.Rotate})
 	return c
 }
+
+// Change replaces the nameservers, as SetNameservers does, and how they are asked.
+func (c *Client) Change(nameservers []Nameserver, s Settings) {
+	if s.Timeout <= 0 {
+		s.Timeout = defaultTimeout
+	}
+	if s.Tries <= 0 {
+		s.Tries = defaultTries
+	}
+	c.settings.Store(&s)
+	c.SetNameservers(nameservers)
+}
+
+func (c *Client) timeout() time.Duration { return c.settings.Load().Timeout }
 
 // SetNameservers replaces the nameservers. Those that stay keep their sockets
 // and what is known about their health; lookups under way end with the ones
@@ -395,7 +413,7 @@ func (l *lookup) resolve(c *Client, q *question, dangling bool) {
 	}
 	l.c = c
 	l.servers, l.up = c.plan(q)
-	l.tries = c.tries
+	l.tries = c.settings.Load().Tries
 	if l.up < len(l.servers) {
 		l.tries = min(l.tries, maxPerServer*l.up+1)
 	}
@@ -596,7 +614,7 @@ func (a *attempt) run() {
 // query sends one query and reports whether the reply asks for another one.
 func (a *attempt) query() (again bool) {
 	start := time.Now()
-	deadline := start.Add(a.c.timeout)
+	deadline := start.Add(a.c.timeout())
 	cut := !a.end.IsZero() && a.end.Before(deadline)
 	if cut {
 		deadline = a.end

@@ -529,7 +529,7 @@ func TestLookup(t *testing.T) {
 		{
 			name: "two CNAME records for one name",
 			udp:  always("a.example. 60 IN CNAME b.example.", "a.example. 60 IN CNAME c.example.", "b.example. 60 IN A 192.0.2.1"),
-			kind: Malformed, text: "two CNAME records for one name",
+			want: addrs("192.0.2.1"), ttl: time.Minute,
 		},
 		{
 			name: "the same CNAME record twice",
@@ -964,7 +964,7 @@ func TestRoute(t *testing.T) {
 
 	// an outage there is none of the first server
 	outside.play(nil)
-	other.timeout = brief
+	other.Change(other.Nameservers(), Settings{Timeout: brief, Tries: 1})
 	waitForOutage(t, other)
 	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)
 	if e := wantError(t, err, Outage); e.Outage() || c.Outage() != nil || !strings.Contains(err.Error(), outside.String()) {

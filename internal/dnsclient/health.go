@@ -96,7 +96,8 @@ func (s *server) close() {
 }
 
 // plan returns the servers in the order in which to ask them q: those with the
-// fewest failures in a row first, those that are down last. Up is how many are
+// fewest failures in a row first, from any of these on if they rotate, and those
+// that are down last. Up is how many are
 // not down; in an outage it is zero, and nothing may be sent.
 func (c *Client) plan(q *question) (servers []*server, up int) {
 	c.mu.Lock()
@@ -110,6 +111,10 @@ func (c *Client) plan(q *question) (servers []*server, up int) {
 		if s.down {
 			up--
 		}
+	}
+	if c.settings.Load().Rotate && len(servers) > 1 {
+		at := rand.IntN(len(servers))
+		servers = slices.Concat(servers[at:], servers[:at])
 	}
 	if !slices.ContainsFunc(servers, func(s *server) bool { return s.down || s.failures > 0 }) {
 		return servers, up
@@ -140,7 +145,7 @@ func (c *Client) plan(q *question) (servers []*server, up int) {
 // that server is more likely to wait for others than to have lost the question.
 func (c *Client) patience(s *server, again bool) time.Duration {
 	if again {
-		return c.timeout * 3 / 4
+		return c.timeout() * 3 / 4
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -148,7 +153,7 @@ func (c *Client) patience(s *server, again bool) time.Duration {
 	if s.rtt > 0 {
 		d = min(max(s.rtt+4*s.deviation, c.intervals.leastPatience), d)
 	}
-	return min(d, c.timeout)
+	return min(d, c.timeout())
 }
 
 // gotReply notes that s is alive.
@@ -341,7 +346,7 @@ func (c *Client) probeQuestion(s *server, turn int) *question {
 // probe asks s and reports whether it replied, no matter what.
 func (c *Client) probe(ctx context.Context, s *server, first transport, q *question) bool {
 	start := time.Now()
-	msg, _, err := first.exchange(ctx, start.Add(c.timeout), q, c.wantsEDNS(s))
+	msg, _, err := first.exchange(ctx, start.Add(c.timeout()), q, c.wantsEDNS(s))
 	if err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()

@@ -28,6 +28,10 @@ const (
 
 	// maxLinks is how many CNAME records may lead from a name to its addresses.
 	maxLinks = 11
+
+	// maxOwners is how many names of one reply are visited, where a name has more
+	// than one CNAME record.
+	maxOwners = 32
 )
 
 // malformed is why a reply cannot be used.
@@ -291,30 +295,28 @@ func seconds(ttl uint32) time.Duration {
 }
 
 // follow walks from r.end along CNAME records, in whatever order they are, and
-// collects the addresses or services of the name where they end. Records of other names are
-// left alone.
+// collects the addresses or services of the name where they end. Records of other
+// names are left alone.
+//
+// A name has one CNAME record, and then no other record. Where a reply breaks this,
+// the first chain that ends in addresses counts; if none does, the first name
+// along the chains that has some itself. Other clients serve such names too.
 func (r *reply) follow(records []record) malformed {
-	r.ttl = seconds(math.MaxInt32)
-	for {
-		target := ""
-		for i := range records {
-			switch rec := &records[i]; {
-			case rec.target == "" || !strings.EqualFold(rec.owner, r.end):
-			case target != "" && !strings.EqualFold(rec.target, target):
-				return "two CNAME records for one name"
-			default:
-				target = rec.target
-				r.ttl = min(r.ttl, seconds(rec.ttl))
-			}
-		}
-		if target == "" {
-			break
-		}
-		if r.links++; r.links > maxLinks {
+	c := chains{records: records}
+	end, found := c.find(owner{name: r.end, links: r.links, ttl: seconds(math.MaxInt32)})
+	if !found {
+		if c.endless {
 			return "CNAME records lead in a circle or too far"
 		}
-		r.end = target
+		end = c.first
+		for _, o := range c.seen {
+			if c.usable(o.name) {
+				end = o
+				break
+			}
+		}
 	}
+	r.end, r.links, r.ttl = end.name, end.links, end.ttl
 
 	bad, unavailable := false, false
 	for i := range records {
@@ -346,4 +348,75 @@ func (r *reply) follow(records []record) malformed {
 		return "bad record"
 	}
 	return ""
+}
+
+// owner is a name to which CNAME records lead.
+type owner struct {
+	name  string
+	links int           // CNAME records that led there
+	ttl   time.Duration // the smallest of theirs
+	done  bool          // all that it leads to was visited
+}
+
+// chains are the ways from a name along the CNAME records of a reply.
+type chains struct {
+	records []record
+	seen    []owner // in the order in which they were met
+	first   owner   // where the first chain ends
+	endless bool    // a chain is a circle or too long, or there are too many
+}
+
+// find returns the end of the first chain from o that ends in addresses or services.
+func (c *chains) find(o owner) (end owner, ok bool) {
+	at := slices.IndexFunc(c.seen, func(other owner) bool { return strings.EqualFold(other.name, o.name) })
+	switch {
+	case at >= 0:
+		c.endless = c.endless || !c.seen[at].done
+		return owner{}, false
+	case o.links > maxLinks, len(c.seen) == maxOwners:
+		c.endless = true
+		return owner{}, false
+	}
+	at = len(c.seen)
+	c.seen = append(c.seen, o)
+	alias := false
+	for i := range c.records {
+		rec := &c.records[i]
+		if rec.target == "" || !strings.EqualFold(rec.owner, o.name) {
+			continue
+		}
+		alias = true
+		next := owner{name: rec.target, links: o.links + 1, ttl: min(o.ttl, c.aliasTTL(rec))}
+		if end, ok := c.find(next); ok {
+			return end, true
+		}
+	}
+	c.seen[at].done = true
+	if alias {
+		return owner{}, false
+	}
+	if c.first.name == "" {
+		c.first = o
+	}
+	return o, c.usable(o.name)
+}
+
+// aliasTTL returns the smallest TTL of a CNAME record and of those that say the
+// same.
+func (c *chains) aliasTTL(rec *record) time.Duration {
+	ttl := seconds(rec.ttl)
+	for i := range c.records {
+		if same := &c.records[i]; strings.EqualFold(same.target, rec.target) && strings.EqualFold(same.owner, rec.owner) {
+			ttl = min(ttl, seconds(same.ttl))
+		}
+	}
+	return ttl
+}
+
+// usable reports whether a name itself has an address or a service that can be used.
+func (c *chains) usable(name string) bool {
+	return slices.ContainsFunc(c.records, func(rec record) bool {
+		return rec.target == "" && strings.EqualFold(rec.owner, name) &&
+			(rec.addr.IsValid() || rec.service.Target != "" && rec.service.Target != ".")
+	})
 }

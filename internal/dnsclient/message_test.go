@@ -98,6 +98,9 @@ func FuzzReply(f *testing.F) {
 	seed(func(m *dns.Msg) {
 		m.Answer = rrs("www.a.example. 1 IN CNAME b.example.", "b.example. 1 IN CNAME www.a.example.")
 	})
+	seed(func(m *dns.Msg) {
+		m.Answer = rrs("www.a.example. 1 IN CNAME b.example.", "www.a.example. 1 IN CNAME a.example.", "www.a.example. 1 IN A 192.0.2.3", "a.example. 1 IN A 192.0.2.1")
+	})
 	seed(func(m *dns.Msg) { m.Answer = append(m.Answer, rr("a.example.", dns.TypeA, "")) })
 	seed(func(m *dns.Msg) { m.Answer = append(m.Answer, rr("a.example.", dns.TypeA, "c000020101")) })
 	seed(func(m *dns.Msg) {

@@ -3,11 +3,9 @@ package dnsclient
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,10 +17,6 @@ var defaultPorts = map[string]uint16{"udp": 53, "tcp": 53, "tls": 853, "https": 
 // defaultPath is where a nameserver is asked over HTTPS if its address says
 // nothing else.
 const defaultPath = "/dns-query"
-
-// maxSystemNameservers is how many nameservers of a resolv.conf count (MAXNS of
-// resolv.conf(5)).
-const maxSystemNameservers = 3
 
 // Nameserver is one server that can be asked. It is comparable: two equal
 // values are the same server.
@@ -225,38 +219,4 @@ func (n Nameserver) identity() string {
 		return n.Name
 	}
 	return n.AddrPort.Addr().WithZone("").String()
-}
-
-// SystemNameservers reads the nameservers of a resolv.conf(5) file as the
-// operating system's resolver does: the first three count, lines that it cannot
-// read are skipped, and without any, or without a file, they are 127.0.0.1 and
-// ::1.
-func SystemNameservers(path string) ([]Nameserver, error) {
-	data, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("reading the system's nameservers: %w", err)
-	}
-
-	var servers []Nameserver
-	add := func(addr netip.Addr) {
-		servers = append(servers, Nameserver{Network: "udp", AddrPort: netip.AddrPortFrom(addr.Unmap(), defaultPorts["udp"])})
-	}
-	for line := range strings.Lines(string(data)) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 || fields[0] != "nameserver" {
-			continue
-		}
-		addr, err := netip.ParseAddr(fields[1])
-		if err != nil {
-			continue
-		}
-		if add(addr); len(servers) == maxSystemNameservers {
-			break
-		}
-	}
-	if servers == nil {
-		add(netip.AddrFrom4([4]byte{127, 0, 0, 1}))
-		add(netip.IPv6Loopback())
-	}
-	return servers, nil
 }

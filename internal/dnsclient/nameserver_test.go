@@ -2,9 +2,6 @@ package dnsclient
 
 import (
 	"net/netip"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -130,49 +127,6 @@ func FuzzParseNameserver(f *testing.F) {
 			t.Errorf("%q is %v, but that is %v, %v", s, ns, again, err)
 		}
 	})
-}
-
-func TestSystemNameservers(t *testing.T) {
-	for name, test := range map[string]struct {
-		file string
-		want []string
-	}{
-		"usual": {
-			"# made by hand\nsearch example\nnameserver 10.0.0.53\n  nameserver\tfe80::1%eth0 # second\noptions edns0\n",
-			[]string{"10.0.0.53:53", "[fe80::1%eth0]:53"},
-		},
-		"no newline at the end, CRLF": {"nameserver 10.0.0.1\r\nnameserver 10.0.0.2", []string{"10.0.0.1:53", "10.0.0.2:53"}},
-		"three count": {
-			"nameserver 10.0.0.1\nnameserver 10.0.0.2\nnameserver 10.0.0.3\nnameserver 10.0.0.4\n",
-			[]string{"10.0.0.1:53", "10.0.0.2:53", "10.0.0.3:53"},
-		},
-		"what cannot be read is skipped": {
-			"nameserver\nnameserver ns.example\n#nameserver 10.0.0.1\n;nameserver 10.0.0.1\nnameservers 10.0.0.1\nnameserver 10.0.0.2:53\nnameserver 10.0.0.3\n",
-			[]string{"10.0.0.3:53"},
-		},
-		"none":  {"search example\n", []string{"127.0.0.1:53", "[::1]:53"}},
-		"empty": {"", []string{"127.0.0.1:53", "[::1]:53"}},
-	} {
-		path := filepath.Join(t.TempDir(), "resolv.conf")
-		if err := os.WriteFile(path, []byte(test.file), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		servers, err := SystemNameservers(path)
-		var got []string
-		for _, server := range servers {
-			got = append(got, server.String())
-		}
-		if err != nil || !slices.Equal(got, test.want) {
-			t.Errorf("%s: got %v, %v; want %v", name, got, err, test.want)
-		}
-	}
-
-	if servers, err := SystemNameservers(filepath.Join(t.TempDir(), "none")); err != nil || len(servers) != 2 {
-		t.Errorf("no file: got %v, %v", servers, err)
-	}
-	if servers, err := SystemNameservers(t.TempDir()); err == nil {
-		t.Errorf("a directory: got %v", servers)
-	}
 }
 
 func TestZeroNameserver(t *testing.T) {

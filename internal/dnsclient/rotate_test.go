@@ -1,0 +1,53 @@
+package dnsclient
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/miekg/dns"
+)
+
+// TestRotate: the first question goes to any of the nameservers, but not to one that fails.
+func TestRotate(t *testing.T) {
+	const lookups = 200
+	ok := func(q *query) {
+		q.reply(q.answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
+	}
+	lookUp := func(c *Client) {
+		t.Helper()
+		for i := range lookups {
+			if got, _, err := c.Lookup(t.Context(), fmt.Sprintf("n%d.example", i), dns.TypeA); err != nil || !slices.Equal(got, addrs("192.0.2.1")) {
+				t.Fatalf("got %v, %v", got, err)
+			}
+		}
+	}
+	for _, rotate := range []bool{false, true} {
+		all := []*script{newScript(t, ok, nil), newScript(t, ok, nil), newScript(t, ok, nil)}
+		c := newClient(t, Config{Rotate: rotate, Tries: 3}, all...)
+		lookUp(c)
+		for i, s := range all {
+			n := s.queries("udp")
+			switch {
+			case !rotate && n != map[bool]int{true: lookups}[i == 0]:
+				t.Errorf("%d queries to nameserver %d", n, i)
+			case rotate && n < lookups/10:
+				t.Errorf("with rotate, %d queries to nameserver %d", n, i)
+			}
+		}
+	}
+
+	bad := newScript(t, func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) }, nil)
+	c := newClient(t, Config{Rotate: true, Tries: 2}, bad, newScript(t, ok, nil))
+	lookUp(c)
+	if n := bad.queries("udp"); n > lookups/10 {
+		t.Errorf("%d queries to the one that fails", n)
+	}
+	// what changes does so for the next lookup
+	other := newScript(t, ok, nil)
+	c.Change([]Nameserver{other.Nameserver}, Settings{Timeout: patience, Tries: 1})
+	lookUp(c)
+	if n := other.queries("udp"); n != lookups {
+		t.Errorf("%d queries to the new one", n)
+	}
+}

@@ -1,0 +1,319 @@
+package caddytarget
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/miekg/dns"
+
+	"caddytarget/internal/dnscache"
+	"caddytarget/internal/dnsclient"
+)
+
+// familyMatrix has what is known of a name after one more lookup, by the replies for
+// A and AAAA and by what was known before: nothing (the first lookup), or addresses
+// of both families, of IPv4 or of IPv6 alone, which still held or had expired.
+//
+// "46" are fresh addresses of both families, or of one that is fresh and of one that
+// has expired, "4~" is a stale address; "none" is a negative answer; "fails" is a
+// failure, after which the name is asked for again soon. The reply "fail" stands for
+// SERVFAIL, REFUSED and silence.
+const familyMatrix = `
+A       AAAA    first  both   both~  4      4~     6      6~
+
+ok      ok      46     46     46     46     46     46     46
+ok      nx      4      4      4      4      4      4      4
+ok      nodata  4      4      4      4      4      4      4
+ok      fail    4      46     46     4      4      46     46
+
+nx      ok      6      6      6      6      6      6      6
+nx      nx      none   none   none   none   none   none   none
+nx      nodata  none   none   none   none   none   none   none
+nx      fail    fails  6      6~     fails  fails  6      6~
+
+nodata  ok      6      6      6      6      6      6      6
+nodata  nx      none   none   none   none   none   none   none
+nodata  nodata  none   none   none   none   none   none   none
+nodata  fail    fails  6      6~     fails  fails  6      6~
+
+fail    ok      6      46     46     46     46     6      6
+fail    nx      fails  4      4~     4      4~     fails  fails
+fail    nodata  fails  4      4~     4      4~     fails  fails
+fail    fail    fails  46     46~    4      4~     6      6~
+`
+
+// TestFamilyMatrix has all of familyMatrix, over the real resolver.
+func TestFamilyMatrix(t *testing.T) {
+	checkLeaks(t)
+	lines := strings.Split(strings.TrimSpace(familyMatrix), "\n")
+	columns := strings.Fields(lines[0])[2:]
+	t.Run("columns", func(t *testing.T) {
+		for i, before := range columns {
+			var rows []matrixRow
+			for _, line := range lines[1:] {
+				if fields := strings.Fields(line); len(fields) > 0 {
+					rows = append(rows, matrixRows(fields[0], fields[1], fields[2+i])...)
+				}
+			}
+			t.Run(before, func(t *testing.T) {
+				t.Parallel()
+				testMatrixColumn(t, before, rows)
+			})
+		}
+	})
+}
+
+// matrixRow is a name.
+type matrixRow struct {
+	name    string
+	replies [2]string // for A and AAAA
+	want    string
+}
+
+// matrixRows returns a row for each meaning of "fail".
+func matrixRows(a, aaaa, want string) (rows []matrixRow) {
+	all := func(reply string) []string {
+		if reply == "fail" {
+			return []string{"servfail", "refused", "silent"}
+		}
+		return []string{reply}
+	}
+	for _, a := range all(a) {
+		for _, aaaa := range all(aaaa) {
+			rows = append(rows, matrixRow{fmt.Sprintf("%s-%s.example", a, aaaa), [2]string{a, aaaa}, want})
+		}
+	}
+	return rows
+}
+
+func testMatrixColumn(t *testing.T, before string, rows []matrixRow) {
+	const ttl = 100 * time.Second
+	s := newFamilyServer(t, uint32(ttl.Seconds()))
+	config := Resolver{
+		Nameservers: []string{s.addr}, Hosts: "off", Family: "prefer_ipv4", Tries: 1,
+		Timeout: caddy.Duration(3 * time.Second), Deadline: caddy.Duration(patience), RefreshAlways: true,
+	}
+	r, err := config.acquire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.release() })
+	// the time stands still, but for what the test adds
+	var now atomic.Int64
+	ex := &countedExchanger{Client: r.client, ended: make(map[string]int)}
+	cacheConfig := r.cacheConfig(nil)
+	cacheConfig.Now = func() time.Duration { return time.Duration(now.Load()) }
+	r.zone.cache.Close()
+	r.zone.cache = dnscache.New(ex, cacheConfig)
+
+	// lookUp looks all names up together.
+	lookUp := func(check func(row matrixRow, got string)) {
+		var wg sync.WaitGroup
+		for _, row := range rows {
+			wg.Go(func() { check(row, matrixOutcome(r.lookup(t.Context(), row.name))) })
+		}
+		wg.Wait()
+	}
+	// want checks what is known when so many questions for each name have ended.
+	want := func(what string, questions int, of func(row matrixRow) string) {
+		t.Helper()
+		eventually(t, "the questions have ended", func() bool {
+			for _, row := range rows {
+				if ex.questions(row.name) < questions {
+					return false
+				}
+			}
+			return true
+		})
+		lookUp(func(row matrixRow, got string) {
+			if want := of(row); got != want {
+				t.Errorf("%s: %s: %s, want %s", what, row.name, got, want)
+			}
+		})
+	}
+	outcome := func(row matrixRow) string { return row.want }
+
+	questions := 2
+	if had := strings.TrimSuffix(before, "~"); before != "first" {
+		replies := map[string][2]string{"both": {"ok", "ok"}, "4": {"ok", "nodata"}, "6": {"nx", "ok"}}[had]
+		for _, row := range rows {
+			s.set(row.name, replies)
+		}
+		known := strings.Replace(had, "both", "46", 1)
+		lookUp(func(matrixRow, string) {})
+		want("before", questions, func(matrixRow) string { return known })
+		for _, row := range rows {
+			s.set(row.name, row.replies)
+		}
+		questions += 2
+		if before == had {
+			now.Add(int64(ttl * 95 / 100))
+			r.start() // they are refreshed
+		} else {
+			now.Add(int64(ttl + time.Second))
+			lookUp(func(row matrixRow, got string) { // they are asked for meanwhile
+				if got != known+"~" && got != row.want {
+					t.Errorf("expired: %s: %s, want %s~", row.name, got, known)
+				}
+			})
+		}
+	} else {
+		for _, row := range rows {
+			s.set(row.name, row.replies)
+		}
+		lookUp(func(row matrixRow, got string) {
+			// one family may be late, and the other one is not kept waiting
+			if got != row.want && (row.want != "46" || got != "4" && got != "6") {
+				t.Errorf("%s: %s, want %s", row.name, got, row.want)
+			}
+		})
+	}
+	want("then", questions, outcome)
+
+	// Failures are over soon, and then the name is well; what is negative holds.
+	for _, row := range rows {
+		s.set(row.name, [2]string{"ok", "ok"})
+	}
+	now.Add(int64(2 * time.Second))
+	lookUp(func(row matrixRow, got string) {
+		switch {
+		case row.want == "none" && got != "none":
+			t.Errorf("a moment later: %s: %s", row.name, got)
+		case row.want == "fails" && !strings.ContainsAny(got, "46"):
+			t.Errorf("well again: %s: %s", row.name, got)
+		}
+	})
+	eventually(t, "all that failed is fresh", func() (fresh bool) {
+		fresh = true
+		for _, row := range rows {
+			if row.want == "fails" || strings.HasSuffix(row.want, "~") {
+				got := matrixOutcome(r.lookup(t.Context(), row.name))
+				fresh = fresh && got == "46"
+			}
+		}
+		return fresh
+	})
+}
+
+// matrixOutcome is what the matrix has for an answer.
+func matrixOutcome(a answer, err error) string {
+	switch {
+	case err == nil:
+	case isNegative(err):
+		return "none"
+	default:
+		return "fails"
+	}
+	text := ""
+	for _, addr := range a.addrs {
+		text += map[bool]string{true: "4", false: "6"}[addr.Is4()]
+	}
+	if a.lookup == "stale" {
+		text += "~"
+	}
+	return text
+}
+
+// countedExchanger counts the questions for each name that have ended.
+type countedExchanger struct {
+	*dnsclient.Client
+
+	mu    sync.Mutex
+	ended map[string]int
+}
+
+func (e *countedExchanger) Ask(ctx context.Context, name string, qtype uint16, done func([]netip.Addr, time.Duration, error)) {
+	e.Client.Ask(ctx, name, qtype, func(addrs []netip.Addr, ttl time.Duration, err error) {
+		done(addrs, ttl, err)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.ended[name]++
+	})
+}
+
+func (e *countedExchanger) questions(name string) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.ended[name]
+}
+
+// familyServer is a nameserver that replies differently for A and AAAA.
+type familyServer struct {
+	addr string
+	ttl  uint32
+
+	mu      sync.Mutex
+	replies map[string][2]string
+}
+
+func newFamilyServer(t *testing.T, ttl uint32) *familyServer {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &familyServer{addr: conn.LocalAddr().String(), ttl: ttl, replies: make(map[string][2]string)}
+	server := &dns.Server{PacketConn: conn, Handler: s}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.ActivateAndServe()
+	}()
+	t.Cleanup(func() {
+		_ = conn.Close()
+		<-done
+	})
+	return s
+}
+
+func (s *familyServer) set(name string, replies [2]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.replies[name] = replies
+}
+
+// ServeDNS implements dns.Handler.
+func (s *familyServer) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
+	q := query.Question[0]
+	s.mu.Lock()
+	replies := s.replies[strings.TrimSuffix(strings.ToLower(q.Name), ".")]
+	s.mu.Unlock()
+	reply := new(dns.Msg).SetReply(query)
+	reply.RecursionAvailable = true
+	kind, record := replies[0], "A 192.0.2.1"
+	if q.Qtype == dns.TypeAAAA {
+		kind, record = replies[1], "AAAA 2001:db8::1"
+	}
+	switch kind {
+	case "silent":
+		return
+	case "servfail":
+		reply.Rcode = dns.RcodeServerFailure
+	case "refused":
+		reply.Rcode = dns.RcodeRefused
+	case "ok":
+		rr, err := dns.NewRR(fmt.Sprintf("%s %d IN %s", q.Name, s.ttl, record))
+		if err != nil {
+			panic(err)
+		}
+		reply.Answer = []dns.RR{rr}
+	case "nx":
+		reply.Rcode = dns.RcodeNameError
+		fallthrough
+	default: // no data; also for what probes ask
+		rr, err := dns.NewRR(". 20 IN SOA ns. m. 1 1 1 1 20")
+		if err != nil {
+			panic(err)
+		}
+		reply.Ns = []dns.RR{rr}
+	}
+	_ = w.WriteMsg(reply)
+}

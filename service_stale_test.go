@@ -1,0 +1,49 @@
+package caddytarget
+
+import (
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// TestServiceStaleFails: where the second lookup of a stale target of a service
+// finds nothing, the targets that are not known yet get all the time, as if there
+// were no other.
+func TestServiceStaleFails(t *testing.T) {
+	checkLeaks(t)
+	for name, gone := range map[string]dnsName{"NXDOMAIN": {rcode: 3}, "no data": {}} {
+		s := newDNSServer(t)
+		s.set("old.example", dnsName{addrs: []string{"192.0.2.1"}, ttl: 1})
+		r := acquire(t, Resolver{
+			Nameservers: []string{s.addr}, StaleWait: caddy.Duration(patience), Deadline: caddy.Duration(patience), Timeout: caddy.Duration(patience), Tries: 1,
+		})
+		clock := newSkippingClock(r)
+		if got := mustLookup(t, r, "old.example"); got != "miss [192.0.2.1]" {
+			t.Fatal(got)
+		}
+		s.set("old.example", gone)
+		hold := make(chan struct{})
+		s.set("new.example", dnsName{addrs: []string{"192.0.2.2"}, ttl: 60, hold: hold})
+		clock.skip(5 * time.Minute) // so that it is waited for
+
+		sc := &serviceCall{name: "_http._tcp.example", end: time.Now().Add(patience)}
+		sc.records = []net.SRV{{Target: "old.example", Port: 80, Priority: 1}, {Target: "new.example", Port: 80, Priority: 1}}
+		sc.calls = make([]namedCall, len(sc.records))
+		st := new(requestState)
+		for i, record := range sc.records {
+			c := &sc.calls[i].call
+			c.service, c.state, c.resolver = sc, st, r
+			if err := c.setTarget(record); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.AfterFunc(4*serviceGrace, func() { close(hold) })
+		sc.resolveNext(t.Context())
+		if got := fmt.Sprint(sc.calls[0].call.addrs, sc.calls[1].call.addrs); got != "[] [192.0.2.2]" {
+			t.Errorf("%s: addresses %s, %v", name, got, sc.err)
+		}
+	}
+}

@@ -75,8 +75,8 @@ type Transport struct {
 	hostByOps bool // the Host header is set by operations, before those of the user
 	retries   int  // how often a request that fails is tried again
 
-	headerOps *headers.HeaderOps // those of the user; nil: none
-	handlers  []caddyhttp.ResponseHandler
+	headerOps *headers.HeaderOps          // those of the user; nil: none
+	handlers  []caddyhttp.ResponseHandler // of reverse_proxy
 }
 
 // CaddyModule returns the Caddy module information.

@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net/http"
@@ -20,6 +21,8 @@ type requestBody struct {
 
 	trailer http.Header // what follows the body, known at its end
 	strip   string      // what of it is not sent on
+
+	failure error // of the attempt after which the body could not be sent again
 
 	reader atomic.Pointer[bodyReader] // the last one
 
@@ -43,20 +46,6 @@ var (
 	errOtherReader = errors.New("the body is sent elsewhere")
 )
 
-// bodyOf returns the body of a request that is to be sent for c, which may be
-// nil.
-func (c *call) bodyOf(req *http.Request) *requestBody {
-	b := &requestBody{source: req.Body}
-	if c == nil {
-		return b
-	}
-	if c.body == nil || c.body.source != req.Body {
-		b.trailer, b.strip = req.Trailer, c.strip
-		c.body = b
-	}
-	return c.body
-}
-
 // whole reports whether the body can be sent from its beginning.
 func (b *requestBody) whole() bool { return b == nil || !b.lost.Load() }
 
@@ -64,7 +53,7 @@ func (b *requestBody) whole() bool { return b == nil || !b.lost.Load() }
 // more. Unless it keeps what it reads, the body cannot be sent again.
 func (b *requestBody) open(keeps bool) (io.ReadCloser, error) {
 	if !b.whole() {
-		return nil, errBodyLost
+		return nil, cmp.Or(b.failure, errBodyLost)
 	}
 	r := &bodyReader{body: b, keeps: keeps}
 	b.reader.Store(r)

@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"encoding/json"
 	"errors"
 	"maps"
 	"slices"
@@ -418,14 +419,12 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 		}
 	}
 
-	route := caddyhttp.Route{}
-	if matcherSet != nil {
-		route.MatcherSetsRaw = []caddy.ModuleMap{matcherSet}
-	}
-	route.HandlersRaw = append(route.HandlersRaw,
+	// one handler, since a named route keeps only the first one of its only route
+	both := caddyhttp.Subroute{Routes: caddyhttp.RouteList{{HandlersRaw: []json.RawMessage{
 		caddyconfig.JSONModuleObject(handler, "handler", "target", nil),
-		caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil))
-	return []httpcaddyfile.ConfigValue{{Class: "route", Value: route}}, nil
+		caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil),
+	}}}}
+	return h.NewRoute(matcherSet, &both), nil
 }
 
 // wrap adds file and line to an error, if there is one.

@@ -163,19 +163,23 @@ type call struct {
 
 	answer
 
-	client   client       // for the log
-	limit    health.Limit // of the handler; empty: none, or the request itself has set it
-	repeats  bool         // it may be sent again whatever the backend has done with it
-	strip    string       // a header field of the request that is not sent on
-	judge    *judge       // nil: not judged, the operator wrote the name
+	client client       // for the log
+	limit  health.Limit // of the handler; empty: none, or the client has chosen it
+
+	timeout  time.Duration // that the client has chosen; zero: none
+	measured bool          // the client may have chosen one: what the target usually takes matters
+
+	repeats  bool   // it may be sent again whatever the backend has done with it
+	strip    string // a header field of the request that is not sent on
+	judge    *judge // nil: not judged, the operator wrote the name
 	resolver *resolver
 	service  *serviceCall // that it belongs to, if to any
 
-	more  bool         // there is another address to try than the one that is chosen
-	probe []netip.Addr // to be found out about in the background
-	tried []try        // by the attempts so far
-	ends  [2]time.Time // when the time for a phase of dialling is over; zero: each dial has its own
-	body  *requestBody // of the request that is sent
+	more  bool     // there is another address to try than the one that is chosen
+	probe []*claim // to be found out about in the background
+	trial *claim   // on the address that is offered, if it needs a trial
+	tried []try    // by the attempts so far
+	pass  *pass    // that the attempts belong to
 	state *requestState
 }
 
@@ -208,7 +212,8 @@ type requestState struct {
 	call *call // the last one that was parsed
 	err  error // why there is no going on
 
-	named []*namedCall // of sources that have a name of their own
+	pass  *pass // the last one
+	first pass
 }
 
 const stateVar = "caddytarget.state"
@@ -278,66 +283,82 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	st.call, st.err = nil, nil
 
 	if hasLoopID(r.Header) {
-		return h.refuse(w, st, errLoop)
+		return h.refuse(w, r, st, errLoop)
 	}
 	if r.Method == http.MethodConnect && !isExtendedConnect(r) {
 		// a backend that is a proxy, too, would open a tunnel
-		return h.refuse(w, st, malformedError{errConnect})
+		return h.refuse(w, r, st, malformedError{errConnect})
 	}
 	if r.URL.Opaque != "" {
 		// as in "GET x:http://other.example/ HTTP/1.1": it would be sent as it
 		// is, in place of the target's host and path
-		return h.refuse(w, st, malformedError{errors.New("the request line has no path")})
+		return h.refuse(w, r, st, malformedError{errors.New("the request line has no path")})
 	}
 	c := &callContext{Context: r.Context()}
 	u, err := h.parse(r, repl, &c.call)
 	if err != nil {
-		return h.refuse(w, st, malformedError{err})
+		return h.refuse(w, r, st, malformedError{err})
 	}
 	st.call, c.call.state = &c.call, st
 	if err := h.judge.target(&c.call); err != nil {
-		return h.refuse(w, st, err)
+		return h.refuse(w, r, st, err)
 	}
 
 	if h.Timeout != "" {
 		timeout, err := parseTimeout(repl.ReplaceAll(h.Timeout, ""))
 		if err != nil {
-			return h.refuse(w, st, malformedError{err})
+			return h.refuse(w, r, st, malformedError{err})
 		}
 		if timeout > 0 {
 			var cancel context.CancelFunc
 			c.Context, cancel = context.WithTimeout(c.Context, timeout)
 			defer cancel()
+			if h.limit == "" {
+				c.call.timeout = timeout
+			}
 			if r.ContentLength != 0 {
 				// a client that does not send its body must not hold the
 				// request up; the moment more lets the context end first
 				control := http.NewResponseController(w)
 				if control.SetReadDeadline(time.Now().Add(timeout+50*time.Millisecond)) == nil {
-					defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+					defer func() { c.call.way().leaveBody(control) }()
 				}
 			}
 		}
 	}
 	if err := h.begin(r); err != nil {
-		return h.refuse(w, st, fmt.Errorf("%s: reading the request's body: %w", c.call.host, err))
+		return h.refuse(w, r, st, fmt.Errorf("%s: reading the request's body: %w", c.call.host, err))
 	}
 	if h.MaxRequests > 0 {
 		done, ok := h.inFlight.enter(&c.call, h.MaxRequests)
 		if !ok {
-			return h.refuse(w, st, fmt.Errorf("%s: %w: %d", c.call.host, errMaxRequests, h.MaxRequests))
+			return h.refuse(w, r, st, fmt.Errorf("%s: %w: %d", c.call.host, errMaxRequests, h.MaxRequests))
 		}
 		defer done()
 	}
 
 	if err := c.call.resolve(c.Context, u.addr); err != nil {
-		return h.refuse(w, st, err)
+		return h.refuse(w, r, st, err)
 	}
 
 	if u.hasPath {
 		u.apply(r.URL)
 		r.RequestURI = c.call.uri
 	}
-	return next.ServeHTTP(w, r.WithContext(c))
+	err = next.ServeHTTP(w, r.WithContext(c))
+	if err != nil {
+		h.answerAtOnce(w, r)
+	}
+	return err
+}
+
+// answerAtOnce lets a response be sent over HTTP/1 before all of the request's body has
+// come, if it is an error and there is a timeout: net/http would first read the rest,
+// for which a client may let it wait.
+func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request) {
+	if h.Timeout != "" && r.ContentLength != 0 && r.ProtoMajor == 1 {
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
 }
 
 // begin waits for the first octets of the request's body, so that a client that
@@ -378,6 +399,7 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, c *call) (targetU
 		c.uri = r.URL.RequestURI()
 	}
 	c.limit, c.repeats = h.limit, isRepeatable(r.Method)
+	c.measured = h.Timeout != "" && h.limit == ""
 	c.client, c.strip, c.judge, c.resolver = clientOf(r), h.strip, h.judge, h.resolver
 	if h.Host != "" {
 		c.hostport = repl.ReplaceAll(h.Host, "")
@@ -422,7 +444,8 @@ func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
 }
 
 // refuse ends a request that cannot be sent on.
-func (h *Handler) refuse(w http.ResponseWriter, st *requestState, err error) error {
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *requestState, err error) error {
+	h.answerAtOnce(w, r)
 	st.err = err
 	status := statusOf(err)
 	if status == http.StatusServiceUnavailable {

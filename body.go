@@ -186,6 +186,12 @@ func beginBody(body io.ReadCloser) (io.ReadCloser, error) {
 	}
 }
 
+// isRead reports whether all of a body has been read from the client.
+func isRead(body io.ReadCloser) bool {
+	b, ok := body.(*begunBody)
+	return ok && b.err == io.EOF
+}
+
 // Read implements io.Reader.
 func (b *begunBody) Read(p []byte) (int, error) {
 	if len(b.first) > 0 {

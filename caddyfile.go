@@ -419,12 +419,21 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 		}
 	}
 
-	// one handler, since a named route keeps only the first one of its only route
+	// Caddy keeps only the first handler of a named route that consists of one route: so
+	// this is one handler, and a list of matchers that is empty, not nil, keeps Caddy
+	// from putting it into the route before it
 	both := caddyhttp.Subroute{Routes: caddyhttp.RouteList{{HandlersRaw: []json.RawMessage{
 		caddyconfig.JSONModuleObject(handler, "handler", "target", nil),
 		caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil),
 	}}}}
-	return h.NewRoute(matcherSet, &both), nil
+	route := caddyhttp.Route{
+		MatcherSetsRaw: []caddy.ModuleMap{},
+		HandlersRaw:    []json.RawMessage{caddyconfig.JSONModuleObject(both, "handler", "subroute", nil)},
+	}
+	if matcherSet != nil {
+		route.MatcherSetsRaw = append(route.MatcherSetsRaw, matcherSet)
+	}
+	return []httpcaddyfile.ConfigValue{{Class: "route", Value: route}}, nil
 }
 
 // wrap adds file and line to an error, if there is one.

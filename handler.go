@@ -346,18 +346,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		r.RequestURI = c.call.uri
 	}
 	err = next.ServeHTTP(w, r.WithContext(c))
-	if err != nil {
+	if b := c.call.way().body; err != nil && (b == nil || !b.complete.Load()) {
 		h.answerAtOnce(w, r)
 	}
 	return err
 }
 
-// answerAtOnce lets a response be sent over HTTP/1 before all of the request's body has
-// come, if it is an error and there is a timeout: net/http would first read the rest,
-// for which a client may let it wait.
+// answerAtOnce lets an error be answered over HTTP/1 before all of the request's body has
+// come, where there is a timeout. If the connection were to be used again, net/http would
+// read the rest first, for which a client may let it wait. (EnableFullDuplex would let it
+// answer, too; but then net/http does not serve the next request, as of Go 1.26: what it
+// starts at the end of the body reads from the connection, beside its own reading.)
 func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request) {
-	if h.Timeout != "" && r.ContentLength != 0 && r.ProtoMajor == 1 {
-		_ = http.NewResponseController(w).EnableFullDuplex()
+	if h.Timeout != "" && r.ContentLength != 0 && r.ProtoMajor == 1 && !isRead(r.Body) {
+		w.Header().Set("Connection", "close")
 	}
 }
 

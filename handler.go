@@ -64,7 +64,10 @@ type Handler struct {
 
 	// How long the whole exchange with the target may take, the lookup
 	// included, as a [duration](/docs/conventions#durations). Placeholders are
-	// supported; an empty value means no limit. Default: no limit.
+	// supported; an empty value means no limit. An address that does not answer in
+	// a fixed time counts as failed; in a time that a placeholder gave, if it lets
+	// three requests in a row run out that waited longer than the target usually
+	// takes. Default: no limit.
 	Timeout string `json:"timeout,omitempty"`
 
 	// How many requests may be in flight to one target, which is scheme, host

@@ -23,6 +23,9 @@ import (
 // Upstreams offers the addresses of a request's target, which the handler
 // `target` has resolved, to `reverse_proxy`; or, with a name, those of this name.
 //
+// If a name of its own cannot be resolved, the static upstreams of `reverse_proxy`
+// serve the request, if there are any; if it is refused, none does.
+//
 // A name that begins with an underscore, `_http._tcp.example.com`, is that of a
 // service, whose SRV records (RFC 2782) say on which hosts and ports it is
 // offered. Records of the lowest priority number that has an address that works
@@ -34,7 +37,9 @@ import (
 // TCP connection that cannot be opened takes the address and port from all
 // targets; a failed TLS handshake, a reset or silence takes it from this target
 // only, and what exceeds a limit of a site (a timeout, an unhealthy status or
-// latency) only for requests with the same limits. When the time is over, it is
+// latency) only for requests with the same limits. A timeout that the client of a
+// request has chosen counts if three of them in a row ran out, for requests with as
+// little time. When the time is over, it is
 // tried whether a connection can be opened or, if that is not what failed, one
 // request is sent there. Within one request, an address that was tried is left out
 // while others remain.

@@ -150,18 +150,18 @@ func (a *attempt) try(e *pool.Error) try {
 	r := try{addr: a.order.Key.Addr, final: e.Dialling() || isTimeout(e), cut: e.Pending}
 	switch now := time.Now(); {
 	case r.cut != nil:
-		if end := &a.call.way().deadlines[r.cut.Phase]; end.IsZero() {
+		if end := &a.call.inPass().deadlines[r.cut.Phase]; end.IsZero() {
 			*end = now.Add(a.transport.fullTimeout(r.cut.Phase) - pool.FailoverTimeout(r.cut.Phase))
 		}
 	case e.Dialling() && isTimeout(e): // one address has had all of the time
-		a.call.way().deadlines = [2]time.Time{now, now}
+		a.call.inPass().deadlines = [2]time.Time{now, now}
 	}
 	return r
 }
 
 // cuts returns the dials of attempts so far that were given up.
 func (c *call) cuts() (list []*pool.Pending) {
-	for other := range c.way().calls(c) {
+	for other := range c.inPass().calls(c) {
 		for _, t := range other.tried {
 			if t.cut != nil {
 				list = append(list, t.cut)
@@ -194,7 +194,7 @@ func (c *call) wearOf(addr netip.AddrPort) wear {
 			case pool.Succeeded:
 				n = ready
 			case pool.Underway:
-				if n = worn; time.Until(c.way().deadlines[t.cut.Phase]) < pool.FailoverTimeout(t.cut.Phase) {
+				if n = worn; time.Until(c.inPass().deadlines[t.cut.Phase]) < pool.FailoverTimeout(t.cut.Phase) {
 					return spent // there is no time left
 				}
 			default:

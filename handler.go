@@ -324,7 +324,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 				// request up; the moment more lets the context end first
 				control := http.NewResponseController(w)
 				if control.SetReadDeadline(time.Now().Add(timeout+50*time.Millisecond)) == nil {
-					defer func() { c.call.way().leaveBody(control) }()
+					defer func() { c.call.inPass().leaveBody(control) }()
 				}
 			}
 		}
@@ -349,7 +349,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		r.RequestURI = c.call.uri
 	}
 	err = next.ServeHTTP(w, r.WithContext(c))
-	if b := c.call.way().body; err != nil && (b == nil || !b.complete.Load()) {
+	if b := c.call.inPass().body; err != nil && (b == nil || !b.complete.Load()) {
 		h.answerAtOnce(w, r)
 	}
 	return err

@@ -13,10 +13,9 @@ import (
 	"caddytarget/internal/health"
 )
 
-// pass is the way of a request through one reverse_proxy, with all attempts. Whatever
-// they have in common is here: they may call several records of a service, the names
-// of several sources, and static upstreams. A route may be entered again, with another
-// target: that is another pass.
+// pass holds what all attempts of one reverse_proxy at a request have in common: they may
+// call several records of a service, the names of several sources, and static upstreams.
+// A route may be entered again, with another target: that is another pass.
 type pass struct {
 	request *http.Request // that reverse_proxy has made, for all attempts; nil: no source was asked
 
@@ -39,7 +38,7 @@ func (st *requestState) enter(r *http.Request) *pass {
 	return st.pass
 }
 
-// current returns the pass that is under way.
+// current returns the pass that the request is in.
 func (st *requestState) current() *pass {
 	if st.pass == nil {
 		st.pass = &st.first
@@ -54,8 +53,8 @@ func (c *call) enter(p *pass) {
 	}
 }
 
-// way returns the pass that c belongs to.
-func (c *call) way() *pass {
+// inPass returns the pass that c belongs to.
+func (c *call) inPass() *pass {
 	if c.pass == nil {
 		c.pass = new(pass)
 	}
@@ -71,8 +70,8 @@ func (p *pass) bodyOf(req *http.Request, drop string) *requestBody {
 	return p.body
 }
 
-// leaveBody ends the reading of the request's body that is under way, if an attempt has
-// left it behind, and takes the deadline for it back.
+// leaveBody stops a read of the request's body that an attempt has left behind, and takes
+// the deadline for it back.
 func (p *pass) leaveBody(control *http.ResponseController) {
 	if b := p.body; b != nil && !b.mu.TryLock() {
 		_ = control.SetReadDeadline(time.Unix(1, 0))
@@ -120,15 +119,15 @@ func (p *pass) release(c *call) {
 
 // claim is an address that a request is going to try, or to probe in the background,
 // since it failed a while ago. It is given up if that does not begin before the request
-// ends.
+// is over.
 type claim struct {
 	addr  netip.Addr
 	trial health.Trial
 	taken atomic.Bool // begun, or given up
 }
 
-// claim makes an address that needs a trial, or a probe, that of this request
-// alone. It returns nil if another request was before it.
+// claim reserves an address that needs a trial, or a probe, for this request. It returns
+// nil if another request was before it.
 func (u *Upstreams) claim(ctx context.Context, c *call, p *health.Policy, a netip.Addr, s health.State) *claim {
 	state, trial := u.health.Claim(p, c.host, netip.AddrPortFrom(a, c.port))
 	if state != s {

@@ -390,7 +390,7 @@ func (u *Upstreams) offerRecords(ctx context.Context, candidates []candidate, mo
 
 // attempts returns how many addresses were tried for the request.
 func (c *call) attempts() (n int) {
-	for other := range c.way().calls(c) {
+	for other := range c.inPass().calls(c) {
 		n += len(other.tried)
 	}
 	return n

@@ -317,7 +317,7 @@ func TestClaims(t *testing.T) {
 			{"the request goes on", func(*Upstreams, *call, func()) {}, false},
 			{"the request has ended", func(_ *Upstreams, _ *call, cancel func()) { cancel() }, true},
 			{"the attempt has ended without an outcome", func(_ *Upstreams, c *call, _ func()) {
-				a := &attempt{call: c, pass: c.way(), transport: new(Transport)}
+				a := &attempt{call: c, pass: c.inPass(), transport: new(Transport)}
 				a.order.Key.Addr = addrA
 				if sent {
 					a.begin()
@@ -325,7 +325,7 @@ func TestClaims(t *testing.T) {
 				a.end()
 			}, true},
 			{"another address was called", func(_ *Upstreams, c *call, _ func()) {
-				a := &attempt{pass: c.way()}
+				a := &attempt{pass: c.inPass()}
 				c.pass.named = append(c.pass.named, &namedCall{})
 				c.pass.named[0].call = call{host: target, probe: c.probe, trial: c.trial}
 				a.begin()
@@ -333,7 +333,7 @@ func TestClaims(t *testing.T) {
 			}, true},
 			{"the attempt failed", func(u *Upstreams, c *call, _ func()) {
 				u.health.Failed(target, addrA, sent)
-				a := &attempt{call: c, pass: c.way()}
+				a := &attempt{call: c, pass: c.inPass()}
 				a.end()
 			}, false},
 		} {

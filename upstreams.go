@@ -197,7 +197,7 @@ func callOf(r *http.Request, upstream *reverseproxy.Upstream) (*call, *pass) {
 	}
 	c, ok := ctx.Value(callKey{}).(*call)
 	if ok {
-		p = c.way()
+		p = c.inPass()
 	}
 	return c, p
 }
@@ -399,7 +399,7 @@ func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 	}) {
 		return choice{addrs: c.addrs[:c.preferred], working: true, more: len(c.addrs) > 1}
 	}
-	if !c.way().body.whole() {
+	if !c.inPass().body.whole() {
 		return choice{}
 	}
 
@@ -453,7 +453,7 @@ func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 	case len(again) > 0:
 		return choice{addrs: again}
 	case u.patient:
-		c.tried, c.way().deadlines = c.tried[:0], [2]time.Time{}
+		c.tried, c.inPass().deadlines = c.tried[:0], [2]time.Time{}
 		return choice{addrs: c.addrs, more: len(c.addrs) > 1}
 	}
 	return choice{}

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// bidSite is the way of examples/ads.Caddyfile to let clients choose their timeouts.
+// bidSite lets clients choose their timeouts, as examples/ads.Caddyfile does.
 const bidSite = `map {header.X-Tmax} {tmax} {
 		~^[1-9][0-9]{0,3}$ ${0}ms
 		default 200ms

@@ -160,7 +160,7 @@ func (t *Tracker) fail(id recordID, sent bool) {
 // timeout, of which the request spent what passed since begun at the address. That
 // counts if another address of the target usually takes no longer, and if the request
 // began after the one before had run out: a short pause of the backend is one failure,
-// however many requests it meets. So no client can take a good address from others: its
+// however many requests it meets. So no client can take a healthy address from others: its
 // requests have to run out in a row, each has to be given the time that is usual,
 // nothing may succeed in between, and only requests with as little time are kept from
 // the address.
@@ -179,7 +179,7 @@ func (t *Tracker) RanOut(target string, addr netip.AddrPort, timeout time.Durati
 }
 
 // timeoutLimits name the classes of timeouts that clients choose: those of class n
-// take less than 2^n milliseconds, and at least half of that.
+// take less than 2^n milliseconds, and half of that or more.
 var timeoutLimits = [16]Limit{
 	"client 1ms", "client 2ms", "client 4ms", "client 8ms", "client 16ms", "client 32ms", "client 64ms", "client 128ms",
 	"client 256ms", "client 512ms", "client 1s", "client 2s", "client 4s", "client 8s", "client 16s", "client more",

@@ -23,7 +23,7 @@ type usualShard struct {
 type usualTime struct {
 	addr  netip.AddrPort
 	usual time.Duration
-	count int       // of responses, up to usualFirst
+	count int       // of responses, up to firstCount
 	last  time.Time // of the last response
 }
 
@@ -33,14 +33,14 @@ const (
 	maxUsualTargets = 1024
 	maxUsualAddrs   = 16
 
-	// The longest of the first usualFirst responses is where an estimate begins; before
-	// there are usualLeast there is none. Then, with each response, it grows by usualUp
+	// The longest of the first firstCount responses is where an estimate begins; before
+	// there are minUsualCount there is none. Then, with each response, it grows by usualUp
 	// of itself if that took longer, else it shrinks by usualDown: it rests where one of
 	// 20 takes longer.
-	usualLeast = 5
-	usualFirst = 20
-	usualUp    = 0.19
-	usualDown  = 0.01
+	minUsualCount = 5
+	firstCount    = 20
+	usualUp       = 0.19
+	usualDown     = 0.01
 )
 
 var usualSeed = maphash.MakeSeed()
@@ -91,7 +91,7 @@ func (u *usualTimes) took(target string, addr netip.AddrPort, took time.Duration
 func (t *usualTime) add(took time.Duration, now time.Time) {
 	t.last = now
 	switch {
-	case t.count < usualFirst:
+	case t.count < firstCount:
 		t.count++
 		t.usual = max(t.usual, took)
 	case took > t.usual:
@@ -108,7 +108,7 @@ func (u *usualTimes) elsewhere(target string, addr netip.AddrPort, now time.Time
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range s.targets[target] {
-		if t.count < usualLeast || t.addr == addr || t.addr.Port() != addr.Port() || now.Sub(t.last) > forgetAfter {
+		if t.count < minUsualCount || t.addr == addr || t.addr.Port() != addr.Port() || now.Sub(t.last) > forgetAfter {
 			continue
 		}
 		if !ok || t.usual < usual {

@@ -83,6 +83,12 @@ func (p *pass) leaveBody(control *http.ResponseController) {
 	_ = control.SetReadDeadline(time.Time{})
 }
 
+// sendable reports whether the request can be sent, or sent again, with all of its body:
+// either it is kept here, or reverse_proxy keeps it and has made another reader of it.
+func (p *pass) sendable() bool {
+	return p.body.whole() || p.request != nil && p.request.Body != p.body.source
+}
+
 // calls returns the calls of the pass, c, which may be nil, among them.
 func (p *pass) calls(c *call) func(yield func(*call) bool) {
 	return func(yield func(*call) bool) {

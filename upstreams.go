@@ -399,7 +399,7 @@ func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 	}) {
 		return choice{addrs: c.addrs[:c.preferred], working: true, more: len(c.addrs) > 1}
 	}
-	if !c.inPass().body.whole() {
+	if !c.inPass().sendable() {
 		return choice{}
 	}
 

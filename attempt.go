@@ -96,9 +96,10 @@ func (a *attempt) refused(e *pool.Error) error {
 func (a *attempt) report(e *pool.Error, ended error) {
 	c, tracker := a.call, a.transport.health
 	received := a.body == nil || a.body.complete.Load()
+	deadline, _ := a.out.Context().Deadline()
 	switch {
 	case e.Dialling() && errors.Is(ended, context.DeadlineExceeded) && c.timeout > 0:
-		tracker.RanOut(c.host, a.order.Key.Addr, c.timeout, a.begun)
+		tracker.RanOut(c.host, a.order.Key.Addr, c.timeout, a.begun, deadline)
 	case e.Dialling() || e.Phase == pool.Prepare:
 	case errors.Is(ended, context.Canceled), !received && (ended != nil || isTimeout(e)), a.body != nil && a.body.broken.Load():
 		// the client has left, or has not sent its body
@@ -107,7 +108,7 @@ func (a *attempt) report(e *pool.Error, ended error) {
 		case c.limit != "":
 			tracker.Exceeded(c.limit, c.host, a.order.Key.Addr)
 		case c.timeout > 0:
-			tracker.RanOut(c.host, a.order.Key.Addr, c.timeout, a.begun)
+			tracker.RanOut(c.host, a.order.Key.Addr, c.timeout, a.begun, deadline)
 		}
 	case isTimeout(e) && !errors.Is(e, pool.ErrSilent) && !errors.Is(e, syscall.ETIMEDOUT):
 		tracker.Exceeded(a.transport.limit, c.host, a.order.Key.Addr)

@@ -157,16 +157,16 @@ func (t *Tracker) fail(id recordID, sent bool) {
 }
 
 // RanOut records that the time of a request was over that its client has chosen:
-// timeout, of which the request spent what passed since begun at the address. That
+// timeout, of which the request spent what lies between begun and deadline at the
+// address. (What passes after that, on a busy machine, is not the address's.) That
 // counts if another address of the target usually takes no longer, and if the request
 // began after the one before had run out: a short pause of the backend is one failure,
 // however many requests it meets. So no client can take a healthy address from others: its
 // requests have to run out in a row, each has to be given the time that is usual,
 // nothing may succeed in between, and only requests with as little time are kept from
 // the address.
-func (t *Tracker) RanOut(target string, addr netip.AddrPort, timeout time.Duration, begun time.Time) {
-	now := t.now()
-	if usual, ok := t.usual.elsewhere(target, addr, now); !ok || now.Sub(begun) < usual {
+func (t *Tracker) RanOut(target string, addr netip.AddrPort, timeout time.Duration, begun, deadline time.Time) {
+	if usual, ok := t.usual.elsewhere(target, addr, t.now()); !ok || deadline.Sub(begun) < usual {
 		return
 	}
 	t.update(recordID{target, addr, timeoutLimits[timeoutClass(timeout)]}, func(r *record, now time.Time) {

@@ -21,7 +21,7 @@ func TestRanOut(t *testing.T) {
 	ranOut := func(w world, timeout time.Duration) {
 		begun := w.h.now()
 		w.advance(timeout)
-		w.h.RanOut(target, addrA, timeout, begun)
+		w.h.RanOut(target, addrA, timeout, begun, w.h.now())
 	}
 	worked := func(w world, addr netip.AddrPort, took, timeout time.Duration) {
 		w.advance(took)
@@ -51,11 +51,18 @@ func TestRanOut(t *testing.T) {
 		{"shorter than usual", inARow(1000, 49*time.Millisecond), 49 * time.Millisecond, Healthy},
 		{"a millisecond, ever again", inARow(10_000, time.Millisecond), time.Millisecond, Healthy},
 		{"a millisecond, ever again, for others", inARow(10_000, time.Millisecond), 200 * time.Millisecond, Healthy},
+		{"this machine is busy", func(w world) {
+			for range 10 {
+				begun := w.h.now()
+				w.advance(time.Second)
+				w.h.RanOut(target, addrA, time.Millisecond, begun, begun.Add(time.Millisecond))
+			}
+		}, time.Millisecond, Healthy},
 		{"at the same time", func(w world) {
 			begun := w.h.now()
 			w.advance(200 * time.Millisecond)
 			for range 1000 {
-				w.h.RanOut(target, addrA, 200*time.Millisecond, begun)
+				w.h.RanOut(target, addrA, 200*time.Millisecond, begun, w.h.now())
 			}
 		}, 200 * time.Millisecond, Healthy},
 		{"most of the time was spent elsewhere", func(w world) {
@@ -63,7 +70,7 @@ func TestRanOut(t *testing.T) {
 				w.advance(160 * time.Millisecond)
 				begun := w.h.now()
 				w.advance(40 * time.Millisecond)
-				w.h.RanOut(target, addrA, 200*time.Millisecond, begun)
+				w.h.RanOut(target, addrA, 200*time.Millisecond, begun, w.h.now())
 			}
 		}, 200 * time.Millisecond, Healthy},
 		{"with a success between", func(w world) {

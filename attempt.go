@@ -24,9 +24,11 @@ type attempt struct {
 	order     pool.Order
 	out       http.Request // what is sent
 	url       url.URL
+	pass      *pass        // nil: none
 	body      *requestBody // nil: none
 	trailers  trailers
 	begun     time.Time // set if the time until the response matters
+	trial     *claim    // on the address; nil: none
 }
 
 // isRepeatable reports whether a request may be sent again whatever the backend
@@ -63,6 +65,9 @@ func (a *attempt) failed(e *pool.Error) error {
 	if e.Dialling() || e.Phase != pool.Prepare && e.Sent == pool.Nothing && ended == nil && a.body.whole() {
 		err = newDialError(a, err)
 	}
+	if !a.body.whole() {
+		a.body.failure = err
+	}
 	if c == nil {
 		return err
 	}
@@ -93,13 +98,19 @@ func (a *attempt) refused(e *pool.Error) error {
 func (a *attempt) report(e *pool.Error, ended error) {
 	c, tracker := a.call, a.transport.health
 	received := a.body == nil || a.body.complete.Load()
+	deadline, _ := a.out.Context().Deadline()
 	switch {
+	case e.Dialling() && errors.Is(ended, context.DeadlineExceeded) && c.timeout > 0:
+		tracker.RanOut(c.host, a.order.Key.Addr, c.timeout, a.begun, deadline)
 	case e.Dialling() || e.Phase == pool.Prepare:
 	case errors.Is(ended, context.Canceled), !received && (ended != nil || isTimeout(e)), a.body != nil && a.body.broken.Load():
 		// the client has left, or has not sent its body
 	case ended != nil:
-		if c.limit != "" {
+		switch {
+		case c.limit != "":
 			tracker.Exceeded(c.limit, c.host, a.order.Key.Addr)
+		case c.timeout > 0:
+			tracker.RanOut(c.host, a.order.Key.Addr, c.timeout, a.begun, deadline)
 		}
 	case isTimeout(e) && !errors.Is(e, pool.ErrSilent) && !errors.Is(e, syscall.ETIMEDOUT):
 		tracker.Exceeded(a.transport.limit, c.host, a.order.Key.Addr)
@@ -122,7 +133,11 @@ func (a *attempt) worked(status int) {
 		tracker.Exceeded(a.transport.limit, c.host, addr)
 		return
 	}
-	tracker.Worked(c.host, addr, c.limit, a.transport.limit)
+	if c.measured {
+		tracker.WorkedIn(time.Since(a.begun), c.timeout, c.host, addr, a.transport.limit)
+	} else {
+		tracker.Worked(c.host, addr, c.limit, a.transport.limit)
+	}
 	tracker.Reached(addr.Addr(), true)
 }
 
@@ -138,20 +153,22 @@ func (a *attempt) try(e *pool.Error) try {
 	r := try{addr: a.order.Key.Addr, final: e.Dialling() || isTimeout(e), cut: e.Pending}
 	switch now := time.Now(); {
 	case r.cut != nil:
-		if end := &a.call.ends[r.cut.Phase]; end.IsZero() {
+		if end := &a.call.inPass().deadlines[r.cut.Phase]; end.IsZero() {
 			*end = now.Add(a.transport.fullTimeout(r.cut.Phase) - pool.FailoverTimeout(r.cut.Phase))
 		}
 	case e.Dialling() && isTimeout(e): // one address has had all of the time
-		a.call.ends = [2]time.Time{now, now}
+		a.call.inPass().deadlines = [2]time.Time{now, now}
 	}
 	return r
 }
 
 // cuts returns the dials of attempts so far that were given up.
 func (c *call) cuts() (list []*pool.Pending) {
-	for _, t := range c.tried {
-		if t.cut != nil {
-			list = append(list, t.cut)
+	for other := range c.inPass().calls(c) {
+		for _, t := range other.tried {
+			if t.cut != nil {
+				list = append(list, t.cut)
+			}
 		}
 	}
 	return list
@@ -180,7 +197,7 @@ func (c *call) wearOf(addr netip.AddrPort) wear {
 			case pool.Succeeded:
 				n = ready
 			case pool.Underway:
-				if n = worn; time.Until(c.ends[t.cut.Phase]) < pool.FailoverTimeout(t.cut.Phase) {
+				if n = worn; time.Until(c.inPass().deadlines[t.cut.Phase]) < pool.FailoverTimeout(t.cut.Phase) {
 					return spent // there is no time left
 				}
 			default:

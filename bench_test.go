@@ -262,7 +262,7 @@ func BenchmarkSource(b *testing.B) {
 	for _, n := range []int{1, 4} {
 		b.Run(fmt.Sprintf("addresses/%d", n), func(b *testing.B) {
 			c := &callContext{Context: b.Context()}
-			c.call.port = 8000
+			c.call.port, c.call.state = 8000, new(requestState)
 			for i := range n {
 				c.call.addrs = append(c.call.addrs, netip.AddrFrom4([4]byte{127, 0, 1, byte(i)}))
 			}

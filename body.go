@@ -25,6 +25,8 @@ type requestBody struct {
 
 	trailers atomic.Pointer[trailers] // of the last attempt
 
+	failure error // of the attempt after which the body could not be sent again
+
 	reader atomic.Pointer[bodyReader] // the last one
 
 	mu   sync.Mutex
@@ -47,20 +49,6 @@ var (
 	errOtherReader = errors.New("the body is sent elsewhere")
 )
 
-// bodyOf returns the body of a request that is to be sent for c, which may be
-// nil.
-func (c *call) bodyOf(req *http.Request) *requestBody {
-	b := &requestBody{source: req.Body}
-	if c == nil {
-		return b
-	}
-	if c.body == nil || c.body.source != req.Body {
-		b.trailer, b.strip = req.Trailer, c.strip
-		c.body = b
-	}
-	return c.body
-}
-
 // whole reports whether the body can be sent from its beginning.
 func (b *requestBody) whole() bool { return b == nil || !b.lost.Load() }
 
@@ -68,7 +56,7 @@ func (b *requestBody) whole() bool { return b == nil || !b.lost.Load() }
 // more. Unless it keeps what it reads, the body cannot be sent again.
 func (b *requestBody) open(keeps bool) (io.ReadCloser, error) {
 	if !b.whole() {
-		return nil, errBodyLost
+		return nil, cmp.Or(b.failure, errBodyLost)
 	}
 	r := &bodyReader{body: b, keeps: keeps}
 	b.reader.Store(r)
@@ -200,6 +188,12 @@ func beginBody(body io.ReadCloser) (io.ReadCloser, error) {
 			return b, nil
 		}
 	}
+}
+
+// isRead reports whether all of a body has been read from the client.
+func isRead(body io.ReadCloser) bool {
+	b, ok := body.(*begunBody)
+	return ok && b.err == io.EOF
 }
 
 // Read implements io.Reader.

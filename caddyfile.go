@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"encoding/json"
 	"errors"
 	"maps"
 	"slices"
@@ -431,13 +432,20 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 		}
 	}
 
-	route := caddyhttp.Route{}
-	if matcherSet != nil {
-		route.MatcherSetsRaw = []caddy.ModuleMap{matcherSet}
-	}
-	route.HandlersRaw = append(route.HandlersRaw,
+	// Caddy keeps only the first handler of a named route that consists of one route: so
+	// this is one handler, and a list of matchers that is empty, not nil, keeps Caddy
+	// from putting it into the route before it
+	both := caddyhttp.Subroute{Routes: caddyhttp.RouteList{{HandlersRaw: []json.RawMessage{
 		caddyconfig.JSONModuleObject(handler, "handler", "target", nil),
-		caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil))
+		caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil),
+	}}}}
+	route := caddyhttp.Route{
+		MatcherSetsRaw: []caddy.ModuleMap{},
+		HandlersRaw:    []json.RawMessage{caddyconfig.JSONModuleObject(both, "handler", "subroute", nil)},
+	}
+	if matcherSet != nil {
+		route.MatcherSetsRaw = append(route.MatcherSetsRaw, matcherSet)
+	}
 	return []httpcaddyfile.ConfigValue{{Class: "route", Value: route}}, nil
 }
 

@@ -69,7 +69,10 @@ type Handler struct {
 
 	// How long the whole exchange with the target may take, the lookup
 	// included, as a [duration](/docs/conventions#durations). Placeholders are
-	// supported; an empty value means no limit. Default: no limit.
+	// supported; an empty value means no limit. An address that does not answer in
+	// a fixed time counts as failed; in a time that a placeholder gave, if it lets
+	// three requests in a row run out that waited longer than the target usually
+	// takes. Default: no limit.
 	Timeout string `json:"timeout,omitempty"`
 
 	// How many requests may be in flight to one target, which is scheme, host
@@ -179,22 +182,26 @@ type call struct {
 
 	answer
 
-	client   client       // for the log
-	limit    health.Limit // of the handler; empty: none, or the request itself has set it
-	repeats  bool         // it may be sent again whatever the backend has done with it
-	strip    string       // a header field of the request that is not sent on
-	judge    *judge       // nil: not judged, the operator wrote the name
+	client client       // for the log
+	limit  health.Limit // of the handler; empty: none, or the client has chosen it
+
+	timeout  time.Duration // that the client has chosen; zero: none
+	measured bool          // the client may have chosen one: what the target usually takes matters
+
+	repeats  bool   // it may be sent again whatever the backend has done with it
+	strip    string // a header field of the request that is not sent on
+	judge    *judge // nil: not judged, the operator wrote the name
 	resolver *resolver
 	service  *serviceCall // that it belongs to, if to any
 	follower *follower    // of redirects; nil: they are the client's
 	foreign  bool         // a redirect led to another origin: it gets no credentials
 	over     bool         // the handlers that call it have returned
 
-	more  bool         // there is another address to try than the one that is chosen
-	probe []netip.Addr // to be found out about in the background
-	tried []try        // by the attempts so far
-	ends  [2]time.Time // when the time for a phase of dialling is over; zero: each dial has its own
-	body  *requestBody // of the request that is sent
+	more  bool     // there is another address to try than the one that is chosen
+	probe []*claim // to be found out about in the background
+	trial *claim   // on the address that is offered, if it needs a trial
+	tried []try    // by the attempts so far
+	pass  *pass    // that the attempts belong to
 	state *requestState
 }
 
@@ -230,7 +237,8 @@ type requestState struct {
 	redirects   int   // how many were followed
 	notFollowed error // why one was not
 
-	named []*namedCall // of sources that have a name of their own
+	pass  *pass // the last one
+	first pass
 }
 
 const stateVar = "caddytarget.state"
@@ -309,49 +317,52 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	st.redirects, st.notFollowed = 0, nil
 
 	if hasLoopID(r.Header) {
-		return h.refuse(w, st, errLoop)
+		return h.refuse(w, r, st, errLoop)
 	}
 	if r.Method == http.MethodConnect && !isExtendedConnect(r) {
 		// a backend that is a proxy, too, would open a tunnel
-		return h.refuse(w, st, malformedError{errConnect})
+		return h.refuse(w, r, st, malformedError{errConnect})
 	}
 	if r.URL.Opaque != "" {
 		// as in "GET x:http://other.example/ HTTP/1.1": it would be sent as it
 		// is, in place of the target's host and path
-		return h.refuse(w, st, malformedError{errors.New("the request line has no path")})
+		return h.refuse(w, r, st, malformedError{errors.New("the request line has no path")})
 	}
 	c := &callContext{Context: r.Context()}
 	u, err := h.parse(r, repl, last, &c.call)
 	if err != nil {
-		return h.refuse(w, st, malformedError{err})
+		return h.refuse(w, r, st, malformedError{err})
 	}
 	st.call, c.call.state = &c.call, st
 	if err := h.judge.target(&c.call); err != nil {
-		return h.refuse(w, st, err)
+		return h.refuse(w, r, st, err)
 	}
 
 	if h.Timeout != "" {
 		timeout, err := parseTimeout(repl.ReplaceAll(h.Timeout, ""))
 		if err != nil {
-			return h.refuse(w, st, malformedError{err})
+			return h.refuse(w, r, st, malformedError{err})
 		}
 		if timeout > 0 {
 			var cancel context.CancelFunc
 			c.Context, cancel = context.WithTimeout(c.Context, timeout)
 			defer cancel()
+			if h.limit == "" {
+				c.call.timeout = timeout
+			}
 			if r.ContentLength != 0 {
 				// a client that does not send its body must not hold the
 				// request up; the moment more lets the context end first
 				control := http.NewResponseController(w)
 				if control.SetReadDeadline(time.Now().Add(timeout+50*time.Millisecond)) == nil {
-					defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+					defer func() { c.call.inPass().leaveBody(control) }()
 				}
 			}
 		}
 	}
 	last.again(r)
 	if err := h.begin(r); err != nil {
-		return h.refuse(w, st, fmt.Errorf("%s: reading the request's body: %w", c.call.host, err))
+		return h.refuse(w, r, st, fmt.Errorf("%s: reading the request's body: %w", c.call.host, err))
 	}
 	if h.canFollow(r) {
 		return h.follow(w, r, c, u, next)
@@ -366,13 +377,13 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 	if h.MaxRequests > 0 {
 		done, ok := h.inFlight.enter(&c.call, h.MaxRequests)
 		if !ok {
-			return h.refuse(w, st, fmt.Errorf("%s: %w: %d", c.call.host, errMaxRequests, h.MaxRequests))
+			return h.refuse(w, r, st, fmt.Errorf("%s: %w: %d", c.call.host, errMaxRequests, h.MaxRequests))
 		}
 		defer done()
 	}
 
 	if err := c.call.resolve(c.Context, u.addr); err != nil {
-		return h.refuse(w, st, err)
+		return h.refuse(w, r, st, err)
 	}
 
 	if u.hasPath {
@@ -381,7 +392,21 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 	}
 	err := next.ServeHTTP(w, r.WithContext(c))
 	c.call.over = true
+	if b := c.call.inPass().body; err != nil && (b == nil || !b.complete.Load()) {
+		h.answerAtOnce(w, r)
+	}
 	return err
+}
+
+// answerAtOnce lets an error be answered over HTTP/1 before all of the request's body has
+// come, where there is a timeout. If the connection were to be used again, net/http would
+// read the rest first, for which a client may let it wait. (EnableFullDuplex would let it
+// answer, too; but then net/http does not serve the next request, as of Go 1.26: what it
+// starts at the end of the body reads from the connection, beside its own reading.)
+func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request) {
+	if h.Timeout != "" && r.ContentLength != 0 && r.ProtoMajor == 1 && !isRead(r.Body) {
+		w.Header().Set("Connection", "close")
+	}
 }
 
 // begin waits for the first octets of the request's body, so that a client that
@@ -433,6 +458,7 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (t
 		c.uri = r.URL.RequestURI()
 	}
 	c.limit, c.repeats = h.limit, isRepeatable(r.Method)
+	c.measured = h.Timeout != "" && h.limit == ""
 	c.client, c.strip, c.judge, c.resolver = clientOf(r), h.strip, h.judge, h.resolver
 	if h.Host != "" {
 		c.hostport = repl.ReplaceAll(h.Host, "")
@@ -477,7 +503,8 @@ func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
 }
 
 // refuse ends a request that cannot be sent on.
-func (h *Handler) refuse(w http.ResponseWriter, st *requestState, err error) error {
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *requestState, err error) error {
+	h.answerAtOnce(w, r)
 	st.err = err
 	status := statusOf(err)
 	if status == http.StatusServiceUnavailable {

@@ -225,7 +225,7 @@ func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext,
 		r = f.request(r, header.Clone())
 		u = f.next.target
 		if c, err = h.callHop(c, r, u); err != nil {
-			return h.refuse(w, c.call.state, err)
+			return h.refuse(w, r, c.call.state, err)
 		}
 	}
 }
@@ -510,10 +510,10 @@ func (h *Handler) read(text string, last, c *call) (targetURL, error) {
 // again makes the body of a request readable once more, for another handler than the
 // one that called c.
 func (c *call) again(r *http.Request) {
-	if c == nil || c.body == nil || !hasBody(r) {
+	if c == nil || c.pass == nil || c.pass.body == nil || !hasBody(r) {
 		return
 	}
-	b := c.body
+	b := c.pass.body
 	if !c.over { // in handle_response: reverse_proxy has the body still
 		if body, err := b.open(true); err == nil {
 			r.Body = body

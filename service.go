@@ -1,7 +1,6 @@
 package caddytarget
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,13 +44,22 @@ type serviceCall struct {
 	err      error       // why there is no address, as far as it is known
 }
 
+// failed records why there is no address of a record. A refusal is told before
+// anything else.
+func (s *serviceCall) failed(err error) {
+	if s.err == nil || ruleOf(s.err) == "" && ruleOf(err) != "" {
+		s.err = err
+	}
+}
+
 // isService tells whether the name is that of a service (RFC 2782).
 func (u *Upstreams) isService() bool { return strings.HasPrefix(u.Name, "_") }
 
 // service returns the call of the source's service, a new one at first.
 func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestState) (*serviceCall, error) {
-	if i := slices.IndexFunc(st.named, func(n *namedCall) bool { return n.source == u }); i >= 0 {
-		return st.named[i].call.service, nil
+	p := st.pass
+	if i := slices.IndexFunc(p.named, func(n *namedCall) bool { return n.source == u }); i >= 0 {
+		return p.named[i].call.service, nil
 	}
 	name, _, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
 	if err != nil {
@@ -71,17 +79,17 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 	for i, record := range s.records {
 		n := &s.calls[i]
 		n.source = u
-		n.call.service, n.call.state, n.call.resolver = s, st, u.resolver
+		n.call.service, n.call.state, n.call.pass, n.call.resolver = s, st, p, u.resolver
 		n.call.hostport = r.Host // as long as there is no TLS, the client's
 		n.call.repeats = isRepeatable(r.Method)
 		if u.dynamic {
 			n.call.judge, n.call.client = u.judge, clientOf(r)
 		}
 		if err := n.call.setTarget(record); err != nil {
-			s.err = cmp.Or(s.err, err)
+			s.failed(err)
 		}
 	}
-	st.named = append(st.named, &namedCall{source: u, call: call{service: s}})
+	p.named = append(p.named, &namedCall{source: u, call: call{service: s}})
 	return s, nil
 }
 
@@ -155,7 +163,7 @@ func (s *serviceCall) resolveNext(ctx context.Context) {
 		case errors.Is(err, errNotYet):
 			unknown = append(unknown, c)
 		case err != nil:
-			s.err = cmp.Or(s.err, err)
+			s.failed(err)
 		case c.lookup == "stale":
 			stale = append(stale, c) // what is known may be over by the time that they have waited
 		default:
@@ -164,7 +172,7 @@ func (s *serviceCall) resolveNext(ctx context.Context) {
 	}
 	for _, c := range stale { // they may have to wait, all for the same time
 		if err := c.resolve(ctx, netip.Addr{}); err != nil {
-			s.err = cmp.Or(s.err, err)
+			s.failed(err)
 			continue
 		}
 		some = true
@@ -174,7 +182,7 @@ func (s *serviceCall) resolveNext(ctx context.Context) {
 	}
 	for i := range group {
 		if n := &group[i]; len(n.call.addrs) > 0 {
-			n.call.state.named = append(n.call.state.named, n)
+			n.call.pass.named = append(n.call.pass.named, n)
 		}
 	}
 }
@@ -206,7 +214,7 @@ func (s *serviceCall) await(ctx context.Context, calls []*call, others bool) {
 		case r := <-results:
 			left--
 			if r.err != nil {
-				s.err = cmp.Or(s.err, r.err)
+				s.failed(r.err)
 				continue
 			}
 			calls[r.i].answer = r.a
@@ -250,6 +258,9 @@ func (u *Upstreams) standing(c *call) standing {
 // tried now: of the first priority that has one that works; else of the first
 // of those that are left, for some address has to be tried.
 func (u *Upstreams) offerService(ctx context.Context, s *serviceCall) ([]*reverseproxy.Upstream, error) {
+	for i := range s.calls {
+		s.calls[i].offers = nil
+	}
 	var candidates []candidate
 	best := absent
 	for from := 0; from < len(s.records) && best > fit; {
@@ -259,7 +270,6 @@ func (u *Upstreams) offerService(ctx context.Context, s *serviceCall) ([]*revers
 		to := s.endOf(from)
 		for i := from; i < to; i++ {
 			n := &s.calls[i]
-			n.offers = nil
 			switch st := u.standing(&n.call); {
 			case st == absent || st > best:
 			case st == best && candidates[0].priority == s.records[i].Priority:
@@ -284,7 +294,7 @@ func (u *Upstreams) offerService(ctx context.Context, s *serviceCall) ([]*revers
 		return nil, fmt.Errorf("%s: %w", s.name, s.err)
 	}
 	drawn := draw(candidates, rand.Uint64N)
-	return u.offerRecords(drawn, len(drawn) < len(candidates) || s.resolved < len(s.records)), nil
+	return u.offerRecords(ctx, drawn, len(drawn) < len(candidates) || s.resolved < len(s.records)), nil
 }
 
 // renew asks for the addresses of all hosts again, once, and tells whether there
@@ -335,7 +345,7 @@ func (c candidate) share() uint64 { return max(1, weightUnit*uint64(c.weight)) }
 
 // offerRecords returns upstreams for the addresses of some records; more says
 // whether there are others.
-func (u *Upstreams) offerRecords(candidates []candidate, more bool) []*reverseproxy.Upstream {
+func (u *Upstreams) offerRecords(ctx context.Context, candidates []candidate, more bool) []*reverseproxy.Upstream {
 	total := 0
 	for _, c := range candidates {
 		total += len(c.call.call.addrs)
@@ -357,7 +367,7 @@ func (u *Upstreams) offerRecords(candidates []candidate, more bool) []*reversepr
 		if len(addrs) == u.MaxUpstreams {
 			break
 		}
-		chosen := u.choose(&c.call.call)
+		chosen := u.choose(ctx, &c.call.call)
 		if chosen.trial { // this request tries it
 			addrs, parts = addrs[:0], parts[:0]
 		}
@@ -380,13 +390,9 @@ func (u *Upstreams) offerRecords(candidates []candidate, more bool) []*reversepr
 }
 
 // attempts returns how many addresses were tried for the request.
-func (c *call) attempts() int {
-	if c.service == nil {
-		return len(c.tried)
-	}
-	n := 0
-	for i := range c.service.calls {
-		n += len(c.service.calls[i].call.tried)
+func (c *call) attempts() (n int) {
+	for other := range c.inPass().calls(c) {
+		n += len(other.tried)
 	}
 	return n
 }

@@ -443,10 +443,12 @@ func TestOfferService(t *testing.T) {
 			u := &Upstreams{MaxUpstreams: 4, MaxFails: 1, failDuration: 10 * time.Second, health: h}
 			s := &serviceCall{resolved: len(test.records)}
 			s.calls = make([]namedCall, len(test.records))
+			common := new(pass)
 			for i, r := range test.records {
 				s.records = append(s.records, net.SRV{Priority: r.priority, Weight: r.weight})
 				c := &s.calls[i].call
-				c.service, c.host, c.port = s, r.addr, 80
+				c.service, c.host, c.port, c.pass = s, r.addr, 80, common
+				common.named = append(common.named, &s.calls[i])
 				c.addrs, c.preferred = []netip.Addr{netip.MustParseAddr(r.addr)}, 1
 				addr := netip.AddrPortFrom(c.addrs[0], 80)
 				if slices.Contains(test.failed, r.addr) {

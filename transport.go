@@ -355,7 +355,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !ok {
 		return nil, errors.New("transport target: called by something other than reverse_proxy")
 	}
-	a := &attempt{transport: t, call: callOf(req, info.Upstream)}
+	a := &attempt{transport: t}
+	a.call, a.pass = callOf(req, info.Upstream)
+	defer a.end()
 	if err := a.refuse(req); err != nil {
 		return nil, err
 	}
@@ -372,8 +374,8 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	a.prepare(req, info)
 	a.out.Body = body
-	t.probe(a)
-	if t.UnhealthyLatency > 0 {
+	a.begin()
+	if t.UnhealthyLatency > 0 || a.call != nil && a.call.measured {
 		a.begun = time.Now()
 	}
 	res, err := t.pool.RoundTrip(&a.out, &a.order)
@@ -415,8 +417,8 @@ func (a *attempt) choose(req *http.Request, info reverseproxy.DialInfo) {
 	o.Last = true
 	if c != nil {
 		o.Target, o.Owner = c.host, c
-		o.Deadlines, o.Pending = c.ends, c.cuts()
-		o.Last = !c.more || c.attempts() >= t.retries
+		o.Deadlines, o.Pending = a.pass.deadlines, c.cuts()
+		o.Last = !c.more && !a.pass.offersBeside(c) || c.attempts() >= t.retries
 	}
 	key := &o.Key
 	if addr, err := netip.ParseAddrPort(info.Address); err == nil && info.Network == "tcp" {
@@ -485,7 +487,14 @@ func (a *attempt) takeBody(req *http.Request) (io.ReadCloser, error) {
 	if !hasBody(req) {
 		return req.Body, nil
 	}
-	a.body = a.call.bodyOf(req)
+	drop := ""
+	if a.call != nil {
+		drop = a.call.strip
+	}
+	if a.pass == nil {
+		a.pass = stateFor(req.Context()).current()
+	}
+	a.body = a.pass.bodyOf(req, drop)
 	body, err := a.openBody(req)
 	if err != nil {
 		return nil, a.bodyFailed(err)
@@ -505,35 +514,51 @@ func (a *attempt) bodyFailed(err error) error {
 	return err
 }
 
-// probe opens connections to addresses of an attempt's target that failed a while
-// ago, as they would be opened for the attempt, to see whether they work again.
-func (t *Transport) probe(a *attempt) {
-	c := a.call
-	if c == nil {
+// begin opens connections to addresses that failed a while ago, as they would be opened
+// for the attempt, to see whether they work again; and begins the trial of the
+// attempt's address if it needs one.
+func (a *attempt) begin() {
+	if a.pass == nil {
 		return
 	}
-	t.probeFor(a, c)
-	if c.service != nil {
-		for i := range c.service.calls {
-			t.probeFor(a, &c.service.calls[i].call)
+	for c := range a.pass.calls(a.call) {
+		if a.call != nil && len(c.probe) > 0 {
+			a.probe(c)
+		}
+		if l := c.trial; l != nil && c == a.call && l.addr == a.order.Key.Addr.Addr() && l.begin() {
+			a.trial = l
 		}
 	}
 }
 
-// probeFor is probe for a call that might have been that of the attempt.
-func (t *Transport) probeFor(a *attempt, c *call) {
-	for _, addr := range c.probe {
+// probe is begin for a call that might have been that of the attempt.
+func (a *attempt) probe(c *call) {
+	for _, l := range c.probe {
+		if !l.begin() {
+			continue
+		}
 		o := &pool.Order{Key: a.order.Key, Target: c.host, Owner: c, Last: true}
-		o.Key.Addr = netip.AddrPortFrom(addr, c.port)
+		o.Key.Addr = netip.AddrPortFrom(l.addr, c.port)
 		if o.Key.Host == a.call.host {
 			o.Key.Host = c.host
 		}
 		if o.Key.ServerName == a.call.host {
 			o.Key.ServerName = c.host
 		}
-		t.pool.Probe(o)
+		if !a.transport.pool.Probe(o) {
+			l.trial.Release()
+		}
 	}
-	c.probe = nil
+}
+
+// end gives up what was claimed and has not begun, or has ended without an outcome.
+func (a *attempt) end() {
+	if a.trial != nil {
+		a.trial.trial.Release()
+	}
+	if a.pass != nil {
+		a.pass.release(a.call)
+	}
 }
 
 // isUnhealthy reports whether a response counts as a failure of the address.

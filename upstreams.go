@@ -23,6 +23,9 @@ import (
 // Upstreams offers the addresses of a request's target, which the handler
 // `target` has resolved, to `reverse_proxy`; or, with a name, those of this name.
 //
+// If a name of its own cannot be resolved, the static upstreams of `reverse_proxy`
+// serve the request, if there are any; if it is refused, none does.
+//
 // A name that begins with an underscore, `_http._tcp.example.com`, is that of a
 // service, whose SRV records (RFC 2782) say on which hosts and ports it is
 // offered. Records of the lowest priority number that has an address that works
@@ -34,7 +37,9 @@ import (
 // TCP connection that cannot be opened takes the address and port from all
 // targets; a failed TLS handshake, a reset or silence takes it from this target
 // only, and what exceeds a limit of a site (a timeout, an unhealthy status or
-// latency) only for requests with the same limits. When the time is over, it is
+// latency) only for requests with the same limits. A timeout that the client of a
+// request has chosen counts if three of them in a row ran out, for requests with as
+// little time. When the time is over, it is
 // tried whether a connection can be opened or, if that is not what failed, one
 // request is sent there. Within one request, an address that was tried is left out
 // while others remain.
@@ -65,6 +70,7 @@ type Upstreams struct {
 
 	failDuration time.Duration
 	patient      bool // reverse_proxy tries for some time
+	fallback     bool // reverse_proxy has static upstreams, too
 	dynamic      bool // the name has placeholders
 	alone        bool // reverse_proxy has another transport
 	judge        *judge
@@ -107,6 +113,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 			u.limit = t.limit
 		}
 		u.patient = proxy.LoadBalancing != nil && proxy.LoadBalancing.TryDuration > 0
+		u.fallback = len(proxy.Upstreams) > 0
 	}
 	if !ours {
 		u.failDuration = min(u.failDuration, 0) // another transport does not report what works again
@@ -175,19 +182,24 @@ type namedCall struct {
 	offers []*reverseproxy.Upstream
 }
 
-// callOf returns what is called by way of an upstream: nil if neither a handler
-// nor a source of this module knows of it.
-func callOf(r *http.Request, upstream *reverseproxy.Upstream) *call {
+// callOf returns what is called by way of an upstream, and the pass that this belongs
+// to: nil if neither a handler nor a source of this module knows of it.
+func callOf(r *http.Request, upstream *reverseproxy.Upstream) (*call, *pass) {
 	ctx := r.Context()
-	if st, ok := caddyhttp.GetVar(ctx, stateVar).(*requestState); ok {
-		for _, n := range st.named {
+	var p *pass
+	if st, ok := caddyhttp.GetVar(ctx, stateVar).(*requestState); ok && st.pass != nil {
+		p = st.pass
+		for _, n := range p.named {
 			if slices.Contains(n.offers, upstream) {
-				return &n.call
+				return &n.call, p
 			}
 		}
 	}
-	c, _ := ctx.Value(callKey{}).(*call)
-	return c
+	c, ok := ctx.Value(callKey{}).(*call)
+	if ok {
+		p = c.inPass()
+	}
+	return c, p
 }
 
 // GetUpstreams implements reverseproxy.UpstreamSource.
@@ -199,14 +211,20 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	if !ok {
 		return nil, errors.New("the request has no target: is there a target handler before reverse_proxy?")
 	}
+	c.enter(c.state.enter(r))
 	return u.offer(r.Context(), c), nil
 }
 
-// named resolves the name of the source.
+// named resolves the name of the source, once in a pass.
 func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	st := stateOf(r.Context(), repl)
-	if u.dynamic && len(st.named) == 0 && hasLoopID(r.Header) {
+	again := st.pass != nil && st.pass.request == r
+	p := st.enter(r)
+	if u.dynamic && !again && hasLoopID(r.Header) {
+		p.looped = true
+	}
+	if u.dynamic && p.looped {
 		return u.failed(st, nil, errLoop)
 	}
 	if u.isService() {
@@ -220,17 +238,17 @@ func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
 		}
 		return upstreams, nil
 	}
-	i := slices.IndexFunc(st.named, func(n *namedCall) bool { return n.source == u })
+	i := slices.IndexFunc(p.named, func(n *namedCall) bool { return n.source == u })
 	if i < 0 {
 		n := &namedCall{source: u}
-		n.call.state = st
+		n.call.state, n.call.pass = st, p
 		if err := u.resolveName(r, repl, &n.call); err != nil {
 			return u.failed(st, &n.call, err)
 		}
-		i = len(st.named)
-		st.named = append(st.named, n)
+		i = len(p.named)
+		p.named = append(p.named, n)
 	}
-	n := st.named[i]
+	n := p.named[i]
 	n.offers = u.offer(r.Context(), &n.call)
 	return n.offers, nil
 }
@@ -258,7 +276,8 @@ func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, c *call) 
 }
 
 // failed offers nothing, since there was an error. One that is not the request's
-// is logged, at most one a second.
+// is logged, at most one a second. If reverse_proxy has static upstreams, too, they
+// serve the request then, but not one that was refused.
 func (u *Upstreams) failed(st *requestState, c *call, err error) ([]*reverseproxy.Upstream, error) {
 	st.err = err
 	status := statusOf(err)
@@ -273,6 +292,9 @@ func (u *Upstreams) failed(st *requestState, c *call, err error) ([]*reverseprox
 			configured = net.JoinHostPort(u.Name, u.Port)
 		}
 		u.log.Error("no upstreams", zap.String("configured", configured), zap.Error(err))
+	}
+	if u.fallback && (ruleOf(err) == "" || !u.dynamic) {
+		return nil, err
 	}
 	return nil, nil
 }
@@ -299,9 +321,9 @@ func slab(n int) ([]reverseproxy.Upstream, []*reverseproxy.Upstream) {
 
 // offer returns upstreams for the addresses of c that should be tried now.
 func (u *Upstreams) offer(ctx context.Context, c *call) []*reverseproxy.Upstream {
-	chosen := u.choose(c)
+	chosen := u.choose(ctx, c)
 	if !chosen.working && c.renew(ctx) {
-		chosen = u.choose(c)
+		chosen = u.choose(ctx, c)
 	}
 	c.more = chosen.more
 	var buf [defaultMaxUpstreams]netip.AddrPort
@@ -335,7 +357,7 @@ func upstreamsFor(addrs []netip.AddrPort) []*reverseproxy.Upstream {
 
 // policy returns what failures of addresses mean to c.
 func (u *Upstreams) policy(c *call) health.Policy {
-	return health.Policy{MaxFails: u.MaxFails, EjectFor: u.failDuration, Retryable: c.repeats, Limits: [2]health.Limit{c.limit, u.limit}}
+	return health.Policy{MaxFails: u.MaxFails, EjectFor: u.failDuration, Retryable: c.repeats, Limits: [2]health.Limit{c.limit, u.limit}, Timeout: c.timeout}
 }
 
 // usable returns the state of an address of c for u. One that was tried for this
@@ -353,12 +375,6 @@ func (u *Upstreams) usable(c *call, p *health.Policy, a netip.Addr) (health.Stat
 	return u.health.State(p, c.host, addr), untried
 }
 
-// claim makes an address that needs a trial, or a probe, that of this request
-// alone. It reports whether it was before anybody else.
-func (u *Upstreams) claim(c *call, p *health.Policy, a netip.Addr, s health.State) bool {
-	return u.health.Claim(p, c.host, netip.AddrPortFrom(a, c.port)) == s
-}
-
 // choice is what a source offers of a call's addresses.
 type choice struct {
 	addrs   []netip.Addr
@@ -374,7 +390,8 @@ type choice struct {
 // takes a request to find out, it is returned alone, on trial. When nothing is
 // left, or the request's body cannot be sent again, there is an end; unless
 // reverse_proxy is to try for some time: then all begins again.
-func (u *Upstreams) choose(c *call) choice {
+func (u *Upstreams) choose(ctx context.Context, c *call) choice {
+	c.release()
 	p := u.policy(c)
 	if !slices.ContainsFunc(c.addrs[:c.preferred], func(a netip.Addr) bool {
 		v, _ := u.usable(c, &p, a)
@@ -382,7 +399,7 @@ func (u *Upstreams) choose(c *call) choice {
 	}) {
 		return choice{addrs: c.addrs[:c.preferred], working: true, more: len(c.addrs) > 1}
 	}
-	if c.body != nil && !c.body.whole() {
+	if !c.inPass().sendable() {
 		return choice{}
 	}
 
@@ -410,19 +427,20 @@ func (u *Upstreams) choose(c *call) choice {
 		}
 	}
 	for _, a := range trial {
-		if u.claim(c, &p, a, health.NeedsTrial) {
+		if l := u.claim(ctx, c, &p, a, health.NeedsTrial); l != nil {
+			c.trial = l
 			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.addrs) > 1}
 		}
 	}
-	c.probe = nil
 	for _, a := range probe {
-		switch {
-		case !u.claim(c, &p, a, health.NeedsProbe):
+		switch l := u.claim(ctx, c, &p, a, health.NeedsProbe); {
+		case l == nil:
 			failing = append(failing, a)
 		case len(working) == 0:
+			c.trial = l
 			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.addrs) > 1}
 		default:
-			c.probe = append(c.probe, a)
+			c.probe = append(c.probe, l)
 		}
 	}
 	switch {
@@ -435,7 +453,7 @@ func (u *Upstreams) choose(c *call) choice {
 	case len(again) > 0:
 		return choice{addrs: again}
 	case u.patient:
-		c.tried, c.ends = c.tried[:0], [2]time.Time{}
+		c.tried, c.inPass().deadlines = c.tried[:0], [2]time.Time{}
 		return choice{addrs: c.addrs, more: len(c.addrs) > 1}
 	}
 	return choice{}

@@ -69,6 +69,7 @@ var scenarios = []struct {
 	{"https", "50 https domains on one address", https},
 	{"total", "300 https domains over HTTP/2 under a total of 20 connections", total},
 	{"failover", "names with four addresses, of which one works", failover},
+	{"timeouts", "one of three addresses is silent or slow, and clients choose their timeouts", timeouts},
 	{"alldead", "no address works, and then one does", allDead},
 	{"idle", "backends close idle connections while requests come", idle},
 	{"change", "a name moves to another address, while the old one works and when it dies", change},

@@ -7,7 +7,9 @@
 // no response counts for the target on that address only: one bad site on the
 // address of a CDN does not take the address from the others. A failure that is a
 // matter of a configured limit, such as a timeout, counts for those who have the
-// same limit. State classifies an address by these records. Families of addresses
+// same limit. Where the client has chosen the timeout of its request, several of them
+// in a row count, for requests that have no more time: see RanOut. State classifies an
+// address by these records. Families of addresses
 // (IPv4, IPv6) are tracked beside them: if nothing of a family can be reached,
 // all of its addresses are left out.
 //
@@ -17,6 +19,8 @@ package health
 
 import (
 	"hash/maphash"
+	"iter"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"strings"
@@ -31,6 +35,7 @@ type Tracker struct {
 	seed     maphash.Seed
 	shards   [256]shard
 	families [2]family // IPv4, IPv6
+	usual    usualTimes
 }
 
 type shard struct {
@@ -77,6 +82,10 @@ type Policy struct {
 	// Limits are those under which failures count for the request; empty ones mean
 	// nothing.
 	Limits [2]Limit
+
+	// Timeout is what the client has chosen for this request; zero: it has not. What
+	// requests taught that had as much time, or more, counts for the request.
+	Timeout time.Duration
 }
 
 // State classifies an address.
@@ -99,6 +108,10 @@ const (
 
 	// trialTime is how long a probe or a trial may take before there is another.
 	trialTime = 5 * time.Second
+
+	// maxRanOut is how many requests in a row an address has to let run out before
+	// their timeouts count, which clients have chosen.
+	maxRanOut = 3
 
 	// A family counts as unreachable when connections to addresses in deadNetworks
 	// different networks failed, each within familyTime of the one before, and none
@@ -141,6 +154,39 @@ func (t *Tracker) fail(id recordID, sent bool) {
 		r.last, r.sent = now, sent
 		r.trial, r.slow = time.Time{}, time.Time{}
 	})
+}
+
+// RanOut records that the time of a request was over that its client has chosen:
+// timeout, of which the request spent what lies between begun and deadline at the
+// address. (What passes after that, on a busy machine, is not the address's.) That
+// counts if another address of the target usually takes no longer, and if the request
+// began after the one before had run out: a short pause of the backend is one failure,
+// however many requests it meets. So no client can take a healthy address from others: its
+// requests have to run out in a row, each has to be given the time that is usual,
+// nothing may succeed in between, and only requests with as little time are kept from
+// the address.
+func (t *Tracker) RanOut(target string, addr netip.AddrPort, timeout time.Duration, begun, deadline time.Time) {
+	if usual, ok := t.usual.elsewhere(target, addr, t.now()); !ok || deadline.Sub(begun) < usual {
+		return
+	}
+	t.update(recordID{target, addr, timeoutLimits[timeoutClass(timeout)]}, func(r *record, now time.Time) {
+		if begun.Before(r.last) {
+			return
+		}
+		r.fails++
+		r.last, r.sent, r.trial = now, true, time.Time{}
+	})
+}
+
+// timeoutLimits name the classes of timeouts that clients choose: those of class n
+// take less than 2^n milliseconds, and half of that or more.
+var timeoutLimits = [16]Limit{
+	"client 1ms", "client 2ms", "client 4ms", "client 8ms", "client 16ms", "client 32ms", "client 64ms", "client 128ms",
+	"client 256ms", "client 512ms", "client 1s", "client 2s", "client 4s", "client 8s", "client 16s", "client more",
+}
+
+func timeoutClass(d time.Duration) int {
+	return min(bits.Len64(uint64(d/time.Millisecond)), len(timeoutLimits)-1)
 }
 
 // Slow records that a connection attempt did not succeed in the time that it was
@@ -200,33 +246,84 @@ func (t *Tracker) Worked(target string, addr netip.AddrPort, limits ...Limit) {
 	s.size.Store(int32(len(s.failed)))
 }
 
+// WorkedIn is Worked for a response that took so long, to a request whose client has
+// chosen a timeout; zero: it has none.
+func (t *Tracker) WorkedIn(took, timeout time.Duration, target string, addr netip.AddrPort, limits ...Limit) {
+	t.usual.took(target, addr, took, t.now())
+	t.Worked(target, addr, limits...)
+	s := t.shard(addr)
+	if s.size.Load() == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// those with so much time, and with as much as this one, would have got it too
+	from := timeoutClass(took) + 1
+	if timeout > 0 {
+		from = min(from, timeoutClass(timeout))
+	}
+	for _, limit := range timeoutLimits[min(from, len(timeoutLimits)):] {
+		delete(s.failed, recordID{target, addr, limit})
+	}
+	s.size.Store(int32(len(s.failed)))
+}
+
 // State classifies an address for a request to target.
 func (t *Tracker) State(p *Policy, target string, addr netip.AddrPort) State {
-	return t.state(p, target, addr, false)
+	return t.state(p, target, addr, time.Time{})
 }
 
 // Claim is State for a request that is going to probe or try the address, if that
-// is what it needs. For others the address is ejected until that has ended.
-func (t *Tracker) Claim(p *Policy, target string, addr netip.AddrPort) State {
-	return t.state(p, target, addr, true)
+// is what it needs. For others the address is ejected until that has ended: until its
+// outcome is recorded, the Trial is released, or some time is over.
+func (t *Tracker) Claim(p *Policy, target string, addr netip.AddrPort) (State, Trial) {
+	now := t.now()
+	return t.state(p, target, addr, now), Trial{t, *p, target, addr, now}
 }
 
-func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claim bool) State {
+// Trial is the claim of a request to probe or try an address.
+type Trial struct {
+	tracker *Tracker
+	policy  Policy
+	target  string
+	addr    netip.AddrPort
+	claimed time.Time
+}
+
+// Release gives a claim up, unless an outcome has been recorded: another request may
+// probe or try the address.
+func (l *Trial) Release() {
+	s, family := l.tracker.shard(l.addr), l.tracker.family(l.addr.Addr())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r := range s.records(&l.policy, l.target, l.addr) {
+		if r.trial.Equal(l.claimed) {
+			r.trial = time.Time{}
+		}
+	}
+	family.release(l.claimed)
+}
+
+// state is State and, if claimed is not zero, Claim.
+func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claimed time.Time) State {
 	s, family := t.shard(addr), t.family(addr.Addr())
 	if s.size.Load() == 0 && !family.dead() {
 		return Healthy
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := t.now()
+	now := claimed
+	if claimed.IsZero() {
+		now = t.now()
+	}
 	state := Healthy
 	var buf [4]*record
 	due := buf[:0]
-	for r := range s.records(p, target, addr) {
+	for r, maxFails := range s.records(p, target, addr) {
 		switch {
 		case now.Before(r.slow):
 			return Ejected
-		case r.fails < p.MaxFails:
+		case r.fails < maxFails:
 			continue
 		case now.Sub(r.last) < p.EjectFor || now.Sub(r.trial) < trialTime:
 			return Ejected
@@ -240,9 +337,9 @@ func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claim boo
 		due = append(due, r)
 	}
 	if family.dead() {
-		state = max(state, family.state(now, p.EjectFor, claim))
+		state = max(state, family.state(now, p.EjectFor, !claimed.IsZero()))
 	}
-	if state != Ejected && claim {
+	if state != Ejected && !claimed.IsZero() {
 		for _, r := range due {
 			r.trial = now
 		}
@@ -250,20 +347,29 @@ func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claim boo
 	return state
 }
 
-// records yields the records that count for a request to target; s.mu is held.
-func (s *shard) records(p *Policy, target string, addr netip.AddrPort) func(yield func(*record) bool) {
-	return func(yield func(*record) bool) {
-		if r := s.failed[recordID{addr: addr}]; r != nil && !yield(r) {
+// records yields the records that count for a request to target, each with the number
+// of failures from which on it does; s.mu is held.
+func (s *shard) records(p *Policy, target string, addr netip.AddrPort) iter.Seq2[*record, int] {
+	return func(yield func(*record, int) bool) {
+		if r := s.failed[recordID{addr: addr}]; r != nil && !yield(r, p.MaxFails) {
 			return
 		}
-		if r := s.failed[recordID{target: target, addr: addr}]; r != nil && !yield(r) {
+		if r := s.failed[recordID{target: target, addr: addr}]; r != nil && !yield(r, p.MaxFails) {
 			return
 		}
 		for _, limit := range p.Limits {
 			if limit == "" {
 				continue
 			}
-			if r := s.failed[recordID{target, addr, limit}]; r != nil && !yield(r) {
+			if r := s.failed[recordID{target, addr, limit}]; r != nil && !yield(r, p.MaxFails) {
+				return
+			}
+		}
+		if p.Timeout == 0 {
+			return
+		}
+		for _, limit := range timeoutLimits[timeoutClass(p.Timeout):] {
+			if r := s.failed[recordID{target, addr, limit}]; r != nil && !yield(r, max(p.MaxFails, maxRanOut)) {
 				return
 			}
 		}
@@ -338,4 +444,16 @@ func (f *family) state(now time.Time, ejectFor time.Duration, claim bool) State 
 		f.trial = now
 	}
 	return NeedsProbe
+}
+
+// release gives up the claim of that time.
+func (f *family) release(claimed time.Time) {
+	if !f.dead() {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.trial.Equal(claimed) {
+		f.trial = time.Time{}
+	}
 }

@@ -63,7 +63,7 @@ func TestHealth(t *testing.T) {
 			advance(duration / 2)
 			h.Failed("b.example", addrA, false)
 			advance(duration / 2)
-			if h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA) != Ejected {
+			if s, _ := h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA); s != Ejected {
 				panic("not ejected")
 			}
 		}, "a.example", NeedsProbe},
@@ -180,7 +180,7 @@ func TestFamilies(t *testing.T) {
 		{"somebody tries it", func(h *Tracker, advance func(time.Duration), unreached func(...string)) {
 			unreached(dead...)
 			advance(duration)
-			if h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", netip.MustParseAddrPort("[2001:db8:9::1]:80")) != NeedsProbe {
+			if s, _ := h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", netip.MustParseAddrPort("[2001:db8:9::1]:80")); s != NeedsProbe {
 				panic("no trial")
 			}
 		}, Ejected},

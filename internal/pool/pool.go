@@ -277,15 +277,18 @@ func closeBody(req *http.Request) {
 }
 
 // Probe opens a connection in the background, to see whether an address works
-// again. It then waits to be used.
-func (p *Pool) Probe(o *Order) {
+// again. It then waits to be used. Probe reports whether the limits let it.
+func (p *Pool) Probe(o *Order) bool {
 	s := p.shard(&o.Key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.destination(p, o)
 	if limit := p.config.MaxPerKey; limit == 0 || len(d.conns)+len(d.dials) < limit {
 		p.startDial(d, o)
+		return true
 	}
+	s.release(d)
+	return false
 }
 
 // Close closes what is idle, and lets what is in use be closed as soon as it is no

@@ -172,7 +172,7 @@ func (f *flight) publish() *entry {
 	if f.call.renewal && slices.Equal(e.addrs(), f.old.addrs()) {
 		e.more.asked = min(f.old.more.asked, maxRenewals) + 1
 	}
-	c.publish(f.node, e)
+	c.publish(f.node, e, f.call.entry == nil)
 	return e
 }
 

@@ -243,6 +243,20 @@ func (s *state) wanted(order Family, now time.Duration) []family {
 	return wanted
 }
 
+// queries returns how many families the next lookup asks for.
+func (s *state) queries(now time.Duration) int {
+	all, holds := families(s.order), 0
+	for _, f := range all {
+		if s.have[f] > 0 && now < s.ripe[f] || now < s.retry[f] {
+			holds++
+		}
+	}
+	if holds == len(all) {
+		return holds
+	}
+	return len(all) - holds
+}
+
 // overdue returns when there is just enough time left to ask for f again.
 func (s *state) overdue(f family) time.Duration { return s.ripe[f] + (s.ends[f]-s.ripe[f])/2 }
 

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -145,8 +146,208 @@ func TestQueriesARequest(t *testing.T) {
 	}
 	for _, l := range loads {
 		t.Run(l.String(), func(t *testing.T) {
-			got := l.measure(t, Config{})
+			// a name in use needs no more than its own uses pay for
+			got := l.measure(t, Config{Size: max(1000, l.names)})
 			t.Logf("%.2f queries a request, %.1f %% of requests are served stale, %.2f %% wait", got.queries, 100*got.stale, 100*got.waits)
+			if got.queries > 1.05+commonRate/float64(l.rate) {
+				t.Errorf("%.2f queries a request", got.queries)
+			}
+			if !l.zipf && got.waits > 0 {
+				t.Errorf("%.2f %% of the requests wait", 100*got.waits)
+			}
+			if got.waits > 0.1 {
+				t.Errorf("%.2f %% of the requests wait", 100*got.waits)
+			}
 		})
+	}
+}
+
+// empty makes nothing be left over for names that do not pay for themselves.
+func (a *account) empty(now time.Duration) {
+	a.left(now)
+	a.common = -a.maximum
+}
+
+// A name that is used within its TTL does not wait, nor does one that is used
+// within the minute after that, whatever others leave over; and each use costs
+// little more than the query that it pays for.
+func TestUsedWithinTTL(t *testing.T) {
+	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute, 5 * time.Minute} {
+		for _, part := range []float64{0.1, 0.3, 0.45, 0.6, 0.8, 0.95, 1} {
+			for _, over := range []time.Duration{0, staleGrace/2 - time.Second, staleGrace - lastCallFirst - time.Second} {
+				gap := time.Duration(part*float64(ttl)) + over
+				t.Run(fmt.Sprintf("ttl=%v/gap=%v", ttl, gap), func(t *testing.T) {
+					run(t, Config{Refresh: 24 * time.Hour}, func(w world) {
+						w.Start()
+						w.fake.set("x A", script{addrs: ips(a), ttl: ttl, delay: 5 * time.Millisecond})
+						w.fake.set("x AAAA", script{addrs: ips(c6), ttl: ttl, delay: 5 * time.Millisecond})
+						w.get("x")
+						w.fake.forget()
+						const uses = 16
+						for i := range uses {
+							w.sched.mu.Lock()
+							w.sched.account.empty(w.cfg.Now())
+							w.sched.mu.Unlock()
+							w.sleep(gap)
+							if answer, err := w.Lookup(w.Context(), "x"); answer.Waited > 0 || err != nil {
+								t.Fatalf("use %d: %v, %v", i, answer, err)
+							}
+						}
+						cost := float64(len(w.fake.asked)) / uses
+						if cost > 2 || ttl <= 5*time.Second && over == 0 && cost > 1.1 {
+							t.Errorf("%.2f queries a use", cost)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+// What is not used any more is refreshed once or twice after that, and what was
+// used once not at all, where nothing is left over for such names.
+func TestRefreshesOfUnusedNames(t *testing.T) {
+	run(t, Config{Size: 2000}, func(w world) {
+		w.Start()
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Second})
+		list := names(1200)
+		used, twice, once := list[:100], list[100:200], list[200:]
+		for _, name := range list {
+			w.get(name)
+		}
+		for range 50 {
+			for _, name := range twice {
+				w.get(name)
+			}
+			w.sleep(100 * time.Millisecond)
+		}
+		w.sched.mu.Lock()
+		w.sched.account.empty(w.cfg.Now())
+		w.sched.mu.Unlock()
+		w.fake.forget()
+		uses := 0
+		for range 120 {
+			for _, name := range used {
+				if answer, err := w.Lookup(w.Context(), name); answer.Waited > 0 || err != nil {
+					t.Fatalf("%s: %v, %v", name, answer, err)
+				}
+				uses++
+			}
+			w.sleep(5 * time.Second)
+		}
+		count := make(map[string]int)
+		for _, q := range w.fake.asked {
+			count[q.name]++
+		}
+		sum := func(names []string) (n int) {
+			for _, name := range names {
+				n += count[name]
+			}
+			return n
+		}
+		if n := sum(used); n < uses*9/10 || n > uses*11/10+commonRate*600 {
+			t.Errorf("names that were used %d times were asked for with %d queries", uses, n)
+		}
+		if n := sum(twice); n > 100*(4+2) {
+			t.Errorf("%d queries for names that are not used any more", n)
+		}
+		// what need not be paid for
+		if n := sum(once); n > commonRate*600+10 {
+			t.Errorf("%d queries for names that were used once", n)
+		}
+	})
+}
+
+// While few names are known, and requests are few, those that are seldom used do
+// not wait: what that takes need not be paid for.
+func TestFewNamesDoNotWait(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.Start()
+		w.fake.set("A", script{addrs: ips(a), ttl: 5 * time.Second, delay: time.Millisecond})
+		list := names(50)
+		for _, name := range list {
+			w.get(name)
+		}
+		w.sched.mu.Lock()
+		w.sched.account.common = 0
+		w.sched.mu.Unlock()
+		// until enough is left over
+		w.sleep(5 * time.Second)
+		for range 20 {
+			for _, name := range list {
+				w.get(name)
+			}
+			w.sleep(staleGrace)
+		}
+		waits := 0
+		for range 20 {
+			for _, name := range list {
+				if answer, err := w.Lookup(w.Context(), name); err != nil {
+					t.Error(err)
+				} else if answer.Waited > 0 {
+					waits++
+				}
+			}
+			w.sleep(3 * staleGrace)
+		}
+		if waits > 20*len(list)/20 {
+			t.Errorf("%d of %d waited", waits, 20*len(list))
+		}
+	})
+}
+
+// A name that is used too seldom to be refreshed is followed when it moves: its
+// second use after that, a lookup of two queries, finds where it went.
+func TestMovedNameIsFollowed(t *testing.T) {
+	for queries, most := range map[int]int{1: 2, 2: 1, 100: 0} {
+		run(t, Config{RefreshQueries: queries}, func(w world) {
+			w.Start()
+			w.fake.set("x A", script{addrs: ips(a), ttl: 5 * time.Second})
+			w.fake.set("x AAAA", script{addrs: ips(c6), ttl: 5 * time.Second})
+			w.get("x")
+			use := func() string {
+				w.sched.mu.Lock()
+				w.sched.account.empty(w.cfg.Now())
+				w.sched.mu.Unlock()
+				w.sleep(25 * time.Second)
+				return w.get("x")
+			}
+			for range 5 {
+				use()
+			}
+			for round := range 10 {
+				addr := fmt.Sprintf("192.0.2.%d", 100+round)
+				w.fake.set("x A", script{addrs: ips(addr), ttl: 5 * time.Second})
+				old := 0
+				for strings.Fields(use())[2] != addr {
+					old++
+				}
+				if old > most {
+					t.Errorf("%d queries a use: %d uses after it moved got the old address", queries, old)
+				}
+			}
+		})
+	}
+}
+
+// When an entry was last used is known for a year, and is right for what is used
+// now, however long the cache has lived.
+func TestLastUsed(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, now := range []time.Duration{0, day, 800 * day, 834 * day, 100_000 * day} {
+		for _, ago := range []time.Duration{0, time.Minute, 400 * day} {
+			if ago > now {
+				continue
+			}
+			var e entry
+			e.used.Store(usedAt(now-ago) | maxUses | maxReads)
+			if got := now - e.lastUsed(now); got < ago-usedUnit || got > ago+usedUnit {
+				t.Errorf("at %v: last used %v ago, want %v", now, got, ago)
+			}
+			e.touch(now)
+			if got := now - e.lastUsed(now); got < 0 || got > usedUnit || e.uses() != 15 || e.reads() != maxReads {
+				t.Errorf("at %v: last used %v ago, %d uses, %d reads", now, got, e.uses(), e.reads())
+			}
+		}
 	}
 }

@@ -41,6 +41,10 @@ const (
 	lastCallFirst = 10 * time.Second
 	lastCallLast  = 3 * time.Second
 
+	// Where an expired answer does not serve for that long, the last call is so
+	// much before the answer expires.
+	lastCallEarly = 4 * wheelTick
+
 	// maxIdle is how many refreshes of a name in vain are counted.
 	maxIdle = 10
 )
@@ -91,14 +95,13 @@ func (n *node) goesOn(e *entry) bool {
 	return true
 }
 
-// grace returns how long after its end an answer is served without any waiting.
-func (c *Cache) grace() time.Duration { return min(max(c.cfg.Stale, 0), staleGrace) }
-
-// lastCall returns when it is decided whether a name is refreshed that was not
-// refreshed before its answer expired; false if that is not put off.
-func (c *Cache) lastCall(e *entry) (time.Duration, bool) {
-	at := e.expires + c.grace() - lastCallFirst
-	return at, at > e.expires
+// lastCall returns the times between which it is decided whether a name is
+// refreshed whose uses had not paid for that when it was due.
+func (c *Cache) lastCall(e *entry) (first, last time.Duration) {
+	if grace := min(c.cfg.Stale, staleGrace); grace >= 2*lastCallFirst {
+		return e.expires + grace - lastCallFirst, e.expires + grace - lastCallLast
+	}
+	return e.expires - lastCallEarly, e.expires - lastCallEarly
 }
 
 // decision is what is done about a name that is due.
@@ -135,7 +138,7 @@ func (s *scheduler) decide(n *node, now time.Duration, outage bool) decision {
 	if paid >= cost {
 		return refresh
 	}
-	if at, ok := s.cache.lastCall(e); ok && now < at {
+	if first, _ := s.cache.lastCall(e); now < first {
 		return postpone
 	}
 	if paid > 0 || a.left(now) >= float64(cost)+a.maximum*float64(n.idle)/8 {
@@ -146,17 +149,17 @@ func (s *scheduler) decide(n *node, now time.Duration, outage bool) decision {
 
 // postpone puts a node into the wheel until its last call; s.mu is held.
 func (s *scheduler) postpone(n *node) {
-	at, _ := s.cache.lastCall(n.entry.Load())
-	s.put(n, at+rand.N(lastCallFirst-lastCallLast))
+	first, last := s.cache.lastCall(n.entry.Load())
+	s.put(n, first+rand.N(last-first+1))
 }
 
 // maySkip reports whether a use of an answer that has expired need not start a
 // lookup, since it is not paid for, and there will be a last call.
 func (s *scheduler) maySkip(e *entry, now time.Duration) bool {
 	n := e.more.node
-	at, ok := s.cache.lastCall(e)
+	first, _ := s.cache.lastCall(e)
 	refresh := s.cache.cfg.Refresh
-	if !ok || now >= at || e.more.failing() || refresh < 0 || refresh == Always || n.pinned.Load() {
+	if now >= first || e.more.failing() || refresh < 0 || refresh == Always || n.pinned.Load() {
 		return false
 	}
 	s.mu.Lock()

@@ -174,10 +174,18 @@ func (a *account) empty(now time.Duration) {
 func TestUsedWithinTTL(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute, 5 * time.Minute} {
 		for _, part := range []float64{0.1, 0.3, 0.45, 0.6, 0.8, 0.95, 1} {
-			for _, over := range []time.Duration{0, staleGrace/2 - time.Second, staleGrace - lastCallFirst - time.Second} {
+			for _, over := range []time.Duration{-1, 0, staleGrace/2 - time.Second, staleGrace - lastCallFirst - time.Second} {
 				gap := time.Duration(part*float64(ttl)) + over
-				t.Run(fmt.Sprintf("ttl=%v/gap=%v", ttl, gap), func(t *testing.T) {
-					run(t, Config{Refresh: 24 * time.Hour}, func(w world) {
+				cfg := Config{Refresh: 24 * time.Hour}
+				if over < 0 {
+					// expired answers are not served
+					if gap > ttl-4*lastCallEarly {
+						continue
+					}
+					cfg.Stale, gap = -1, gap-over
+				}
+				t.Run(fmt.Sprintf("ttl=%v/gap=%v/stale=%v", ttl, gap, cfg.Stale), func(t *testing.T) {
+					run(t, cfg, func(w world) {
 						w.Start()
 						w.fake.set("x A", script{addrs: ips(a), ttl: ttl, delay: 5 * time.Millisecond})
 						w.fake.set("x AAAA", script{addrs: ips(c6), ttl: ttl, delay: 5 * time.Millisecond})

@@ -101,8 +101,14 @@ func (e *entry) setServices(records []net.SRV) {
 // touch notes a use. It seldom writes, which would take the line from other
 // processors.
 func (e *entry) touch(now time.Duration) {
-	old := e.used.Load()
-	used := usedAt(now) | old&(maxReads|maxUses)
+	if old, at := e.used.Load(), usedAt(now); old != at|maxReads|maxUses {
+		e.addUse(old, at)
+	}
+}
+
+// addUse counts a use, at a time in the form of usedAt.
+func (e *entry) addUse(old, at uint32) {
+	used := at | old&(maxReads|maxUses)
 	if old&maxReads < maxReads {
 		used++
 	}

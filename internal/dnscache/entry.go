@@ -20,9 +20,9 @@ type entry struct {
 	expires   time.Duration  // until then it is served without asking again
 	used      atomic.Uint32  // when it was last used, in units of usedUnit, and how often: see touch
 	size      uint16         // of the name; and isService
-	count     uint8
-	preferred uint8    // so many of the addresses, from the first
-	name32    [32]byte // the name; more than that follows
+	count     uint16
+	preferred uint16   // so many of the addresses, from the first
+	name30    [30]byte // the name; more than that follows
 }
 
 const (
@@ -32,7 +32,7 @@ const (
 
 	// maxName is the longest name there is, with some to spare (RFC 1035,
 	// section 2.3.4).
-	maxName = 256
+	maxName = 254
 
 	// usedUnit is the resolution of entry.used: about a second, and a shift.
 	usedUnit time.Duration = 1 << 30
@@ -50,26 +50,26 @@ const (
 func newEntry(name string, size uint16, more *state) *entry {
 	var e *entry
 	switch n := len(name); {
-	case n <= len(e.name32):
+	case n <= len(e.name30):
 		e = new(entry)
-	case n <= 96:
+	case n <= len(e.name30)+64:
 		e = &new(struct {
 			entry
-			_ [96 - 32]byte
+			_ [64]byte
 		}).entry
 	default:
 		e = &new(struct {
 			entry
-			_ [maxName - 32]byte
+			_ [maxName - len(e.name30)]byte
 		}).entry
 	}
 	e.more, e.size = more, size
-	copy(unsafe.Slice(&e.name32[0], len(name)), name)
+	copy(unsafe.Slice(&e.name30[0], len(name)), name)
 	return e
 }
 
 func (e *entry) name() string {
-	return unsafe.String(&e.name32[0], int(e.size&^isService))
+	return unsafe.String(&e.name30[0], int(e.size&^isService))
 }
 
 func (e *entry) service() bool { return e.size&isService != 0 }
@@ -91,11 +91,11 @@ func (e *entry) services() []net.SRV {
 // setAddrs is for new entries only, as setServices is.
 func (e *entry) setAddrs(addrs []netip.Addr, preferred int) {
 	e.list = unsafe.Pointer(unsafe.SliceData(addrs))
-	e.count, e.preferred = uint8(len(addrs)), uint8(preferred) // twice maxAddrs at most
+	e.count, e.preferred = uint16(len(addrs)), uint16(preferred) // twice maxAddrs at most
 }
 
 func (e *entry) setServices(records []net.SRV) {
-	e.list, e.count = unsafe.Pointer(unsafe.SliceData(records)), uint8(len(records))
+	e.list, e.count = unsafe.Pointer(unsafe.SliceData(records)), uint16(len(records))
 }
 
 // touch notes a use. It seldom writes, which would take the line from other

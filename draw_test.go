@@ -28,7 +28,10 @@ func manyAddrs(n int) []netip.Addr {
 func TestSpread(t *testing.T) {
 	for _, n := range []int{4, 5, 10, 64, 200, 1000} {
 		for _, dead := range []int{0, n / 3} {
-			for _, most := range []int{1, 4, n} {
+			for _, most := range []int{1, 4, 64} {
+				if n < most || n > 200 && most == 64 {
+					continue
+				}
 				t.Run(fmt.Sprintf("addresses=%d/dead=%d/max_upstreams=%d", n, dead, most), func(t *testing.T) {
 					addrs := manyAddrs(n)
 					var offered [2][]string // by instance
@@ -38,7 +41,7 @@ func TestSpread(t *testing.T) {
 						for _, a := range addrs[:dead] {
 							h.Failed("", netip.AddrPortFrom(a, 80), false)
 						}
-						const each = 100
+						const each = 64
 						count := make(map[string]int)
 						for range each * (n - dead) {
 							c := &call{host: "a.example", port: 80, repeats: true}
@@ -59,9 +62,9 @@ func TestSpread(t *testing.T) {
 							switch {
 							case i < dead && got > 0:
 								t.Errorf("%s, which is dead, got %d of the requests", a, got)
-							case i >= dead && got < each-6*10:
+							case i >= dead && got < each-6*8:
 								t.Errorf("%s got %d of the requests", a, got)
-							case i >= dead && dead == 0 && got > each+6*10:
+							case i >= dead && dead == 0 && got > each+6*8:
 								t.Errorf("%s got %d of the requests", a, got)
 							}
 						}
@@ -255,7 +258,7 @@ func TestManyAddresses(t *testing.T) {
 	}
 	key := func(i int) func(*http.Request) { return header("X-Key", fmt.Sprint(i)) }
 
-	// of 2 000 draws of one of 200, less than 180 different ones are drawn never
+	// 800 draws of one of 200 are never of less than 180 different ones
 	for name, site := range map[string]string{
 		"default":         w.proxy(),
 		"least_conn":      w.proxy("lb_policy least_conn"),
@@ -266,7 +269,7 @@ func TestManyAddresses(t *testing.T) {
 		"another service": service(fmt.Sprintf("max_upstreams %d", n)) + "lb_policy header X-Key\n}",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if seen := used(site, 2000, key); len(seen) < 180 {
+			if seen := used(site, 800, key); len(seen) < 180 {
 				t.Errorf("%d of %d addresses are used", len(seen), n)
 			}
 		})
@@ -281,8 +284,8 @@ func TestManyAddresses(t *testing.T) {
 				if !strings.HasPrefix(policy, "header") && !strings.HasPrefix(policy, "cookie") {
 					want = 1 // all requests are alike
 				}
-				seen := used(site, 200, vary)
-				again := used(site+"\n", 200, vary)
+				seen := used(site, 60, vary)
+				again := used(site+"\n", 60, vary)
 				for address := range again {
 					if seen[address] == 0 {
 						t.Errorf("%s is new", address)

@@ -205,6 +205,8 @@ type Cache struct {
 	queues    queues
 	preloaded int // nodes, which are in no queue
 
+	large atomic.Int64 // the sum of the weights of all entries
+
 	slots   chan struct{} // one for each lookup in flight for a reader
 	turns   turns         // of those that wait for a slot
 	pending admission     // lookups for readers, in flight and waiting
@@ -506,6 +508,7 @@ func (c *Cache) add(hash uint64, name string, size uint16, cl *call) *node {
 func (c *Cache) unlink(n *node) {
 	e := n.entry.Load()
 	c.table.remove(c.hash(e.name()), e)
+	c.large.Add(-e.weight())
 	c.sched.evict(n)
 }
 
@@ -524,6 +527,7 @@ func (c *Cache) publish(n *node, e *entry, first bool) {
 	n.entry.Store(e)
 	if !n.gone {
 		c.table.replace(hash, old, e)
+		c.large.Add(e.weight() - old.weight())
 	}
 }
 

@@ -126,9 +126,8 @@ func usedAt(now time.Duration) uint32 { return uint32(now/usedUnit) << usedShift
 // lastUsed returns when e was last used. Of that an entry has the lowest bits,
 // which are the same again after two years.
 func (e *entry) lastUsed(now time.Duration) time.Duration {
-	units := now / usedUnit
-	ago := int32(uint32(units)<<usedShift-e.used.Load()&^(maxReads|maxUses)) >> usedShift
-	return (units - time.Duration(ago)) * usedUnit
+	ago := int32(usedAt(now)-e.used.Load()&^(maxReads|maxUses)) >> usedShift
+	return now - now%usedUnit - time.Duration(ago)*usedUnit
 }
 
 // reads returns how often e was used since the eviction last looked, at most

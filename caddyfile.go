@@ -73,6 +73,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    stale                <duration>|off
 //	    stale_wait           <duration>
 //	    refresh              <duration>|always|off
+//	    refresh_queries      <n>
 //	    preload              <name...>
 //	    cache_size           <n>
 //	    max_lookups          <n>
@@ -124,6 +125,7 @@ func (r *Resolver) options() options {
 		"stale":                orOff(&r.Stale, durationOption(&r.Stale)),
 		"stale_wait":           durationOption(&r.StaleWait),
 		"refresh":              orWord("always", &r.RefreshAlways, true, orOff(&r.Refresh, durationOption(&r.Refresh))),
+		"refresh_queries":      numberOption(&r.RefreshQueries),
 		"preload":              listOption(&r.Preload, r.checkPreload),
 		"cache_size":           numberOption(&r.CacheSize),
 		"max_lookups":          numberOption(&r.MaxLookups),

@@ -94,8 +94,21 @@ type Resolver struct {
 	StaleWait caddy.Duration `json:"stale_wait,omitempty"`
 
 	// Names that were used within this time are asked for again in the
-	// background before they expire. Negative: none are. Default: `5m`.
+	// background, before they expire or within a minute after that: see
+	// `refresh_queries`. Negative: none are. Default: `5m`.
 	Refresh caddy.Duration `json:"refresh,omitempty"`
+
+	// How many DNS queries each request pays for, about, where the name is known.
+	// A lookup takes two, for A and AAAA, or one if only one family is asked for.
+	// If the requests to a name have paid for a lookup, the name is asked for
+	// again before its answer expires. If not, the expired answer serves for a
+	// minute, if `stale` lets it; a request in this minute that makes up what is
+	// missing starts the lookup, and at the end of it there is one if there was
+	// a request at all. So names that are used seldom and have a short TTL cost
+	// no more than others, and are followed more slowly when they move: with 1,
+	// the second request after that is the last to get the old address. A higher
+	// number keeps them fresher. At most 1000. Default: 1.
+	RefreshQueries int `json:"refresh_queries,omitempty"`
 
 	// Whether all names in the cache are asked for again in the background,
 	// however long ago they were used; instead of `refresh`.
@@ -152,6 +165,9 @@ func (r Resolver) defaults() Resolver {
 	setDefault(&r.StaleWait, caddy.Duration(500*time.Millisecond))
 	if !r.RefreshAlways {
 		setDefault(&r.Refresh, caddy.Duration(5*time.Minute))
+	}
+	if r.Refresh > 0 {
+		setDefault(&r.RefreshQueries, 1)
 	}
 	setDefault(&r.CacheSize, 100_000)
 	setDefault(&r.MaxLookups, 1024)
@@ -212,6 +228,9 @@ func conflictf(options []string, format string, args ...any) error {
 // makes sense, and little enough to be counted with.
 const maxNumber = 100_000_000
 
+// maxRefreshQueries is the most that refresh_queries may be.
+const maxRefreshQueries = 1000
+
 // validate checks a configuration whose defaults are filled in.
 func (r *Resolver) validate() error {
 	for _, d := range []struct {
@@ -235,6 +254,14 @@ func (r *Resolver) validate() error {
 	}
 	if r.RefreshAlways && r.Refresh != 0 {
 		return errors.New("refresh and refresh_always exclude each other")
+	}
+	switch {
+	case r.RefreshQueries < 0 || r.RefreshQueries > maxRefreshQueries:
+		return conflictf([]string{"refresh_queries"}, "refresh_queries %d is not in 1 to %d", r.RefreshQueries, maxRefreshQueries)
+	case r.RefreshQueries > 0 && r.RefreshAlways:
+		return conflictf([]string{"refresh_queries", "refresh"}, "refresh_queries has no meaning where all names are refreshed")
+	case r.RefreshQueries > 0 && r.Refresh < 0:
+		return conflictf([]string{"refresh_queries", "refresh"}, "refresh_queries has no meaning where no name is refreshed")
 	}
 	if err := r.checkFamily(); err != nil {
 		return err
@@ -562,18 +589,19 @@ func (r *resolver) cacheConfig(preload []string) dnscache.Config {
 		refresh = dnscache.Always
 	}
 	return dnscache.Config{
-		Family:      family,
-		MinTTL:      time.Duration(config.MinTTL),
-		MaxTTL:      time.Duration(config.MaxTTL),
-		NegativeTTL: time.Duration(config.NegativeTTL),
-		Stale:       time.Duration(config.Stale),
-		StaleWait:   time.Duration(config.StaleWait),
-		Refresh:     refresh,
-		Preload:     preload,
-		Deadline:    time.Duration(config.Deadline),
-		Size:        config.CacheSize,
-		MaxLookups:  config.MaxLookups,
-		NewNames:    config.NewNames,
+		Family:         family,
+		MinTTL:         time.Duration(config.MinTTL),
+		MaxTTL:         time.Duration(config.MaxTTL),
+		NegativeTTL:    time.Duration(config.NegativeTTL),
+		Stale:          time.Duration(config.Stale),
+		StaleWait:      time.Duration(config.StaleWait),
+		Refresh:        refresh,
+		RefreshQueries: config.RefreshQueries,
+		Preload:        preload,
+		Deadline:       time.Duration(config.Deadline),
+		Size:           config.CacheSize,
+		MaxLookups:     config.MaxLookups,
+		NewNames:       config.NewNames,
 	}
 }
 

@@ -41,6 +41,7 @@ type serviceCall struct {
 	resolved int         // how many of calls, always whole priorities
 	end      time.Time   // after it, what is not known is not waited for
 	renewed  bool        // the addresses were asked for again
+	drawn    bool        // the first record of a priority was chosen by the weights
 	err      error       // why there is no address, as far as it is known
 }
 
@@ -74,7 +75,8 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 	if err != nil {
 		return nil, err
 	}
-	s := &serviceCall{name: name, records: records, end: time.Now().Add(time.Duration(u.resolver.config.Deadline))}
+	records, drawn := u.someRecords(records)
+	s := &serviceCall{name: name, records: records, drawn: drawn, end: time.Now().Add(time.Duration(u.resolver.config.Deadline))}
 	s.calls = make([]namedCall, len(s.records))
 	for i, record := range s.records {
 		n := &s.calls[i]
@@ -293,7 +295,11 @@ func (u *Upstreams) offerService(ctx context.Context, s *serviceCall) ([]*revers
 		}
 		return nil, fmt.Errorf("%s: %w", s.name, s.err)
 	}
-	drawn := draw(candidates, rand.Uint64N)
+	random := rand.Uint64N
+	if s.drawn {
+		random = func(uint64) uint64 { return 0 } // the first one
+	}
+	drawn := draw(candidates, random)
 	return u.offerRecords(ctx, drawn, len(drawn) < len(candidates) || s.resolved < len(s.records)), nil
 }
 
@@ -350,7 +356,7 @@ func (u *Upstreams) offerRecords(ctx context.Context, candidates []candidate, mo
 	for _, c := range candidates {
 		total += len(c.call.call.addrs)
 	}
-	if total > u.MaxUpstreams {
+	if total > u.MaxUpstreams && !u.sticky {
 		// not always the same ones: the others would never be called
 		at := rand.IntN(len(candidates))
 		candidates = slices.Concat(candidates[at:], candidates[:at])
@@ -373,8 +379,8 @@ func (u *Upstreams) offerRecords(ctx context.Context, candidates []candidate, mo
 		}
 		c.call.call.more = chosen.more
 		from := len(addrs)
-		for _, a := range chosen.addrs[:min(len(chosen.addrs), u.MaxUpstreams-from)] {
-			addrs = append(addrs, netip.AddrPortFrom(a, c.call.call.port))
+		for k := range chosen.len(u.MaxUpstreams - from) {
+			addrs = append(addrs, netip.AddrPortFrom(chosen.at(k), c.call.call.port))
 		}
 		parts = append(parts, part{c.call, from, len(addrs)})
 		if chosen.trial {

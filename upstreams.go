@@ -59,7 +59,10 @@ type Upstreams struct {
 	// The resolver for the name. Default: that of the app.
 	Resolver *Resolver `json:"resolver,omitempty"`
 
-	// How many addresses are offered at most. Default: 4.
+	// How many addresses are offered at most. If there are more, each request is
+	// offered others, drawn at random; but always the same where the load
+	// balancing policy chooses by what stays the same (`ip_hash`, `cookie` …).
+	// Default: 4.
 	MaxUpstreams int `json:"max_upstreams,omitempty"`
 
 	// After how many failures in a row an address is left out. Default: 1.
@@ -69,6 +72,7 @@ type Upstreams struct {
 	FailDuration *caddy.Duration `json:"fail_duration,omitempty"`
 
 	failDuration time.Duration
+	sticky       bool // each request is offered the same addresses
 	patient      bool // reverse_proxy tries for some time
 	fallback     bool // reverse_proxy has static upstreams, too
 	dynamic      bool // the name has placeholders
@@ -112,6 +116,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 		if t, ours = proxy.Transport.(*Transport); ours {
 			u.limit = t.limit
 		}
+		u.sticky = sticks(proxy)
 		u.patient = proxy.LoadBalancing != nil && proxy.LoadBalancing.TryDuration > 0
 		u.fallback = len(proxy.Upstreams) > 0
 	}
@@ -328,8 +333,8 @@ func (u *Upstreams) offer(ctx context.Context, c *call) []*reverseproxy.Upstream
 	c.more = chosen.more
 	var buf [defaultMaxUpstreams]netip.AddrPort
 	addrs := buf[:0]
-	for _, a := range chosen.addrs[:min(len(chosen.addrs), u.MaxUpstreams)] {
-		addrs = append(addrs, netip.AddrPortFrom(a, c.port))
+	for k := range chosen.len(u.MaxUpstreams) {
+		addrs = append(addrs, netip.AddrPortFrom(chosen.at(k), c.port))
 	}
 	return upstreamsFor(addrs)
 }
@@ -378,6 +383,7 @@ func (u *Upstreams) usable(c *call, p *health.Policy, a netip.Addr) (health.Stat
 // choice is what a source offers of a call's addresses.
 type choice struct {
 	addrs   []netip.Addr
+	first   int  // with which of them it begins: see at
 	trial   bool // it is one that failed a while ago
 	working bool // they are not known to fail
 	more    bool // if the one that is chosen of them fails, there is another one
@@ -392,12 +398,16 @@ type choice struct {
 // reverse_proxy is to try for some time: then all begins again.
 func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 	c.release()
-	p := u.policy(c)
-	if !slices.ContainsFunc(c.addrs[:c.preferred], func(a netip.Addr) bool {
-		v, _ := u.usable(c, &p, a)
-		return v != health.Healthy
-	}) {
-		return choice{addrs: c.addrs[:c.preferred], working: true, more: len(c.addrs) > 1}
+	p, first := u.policy(c), u.firstOf(c)
+	healthy := 0
+	for healthy < min(c.preferred, u.MaxUpstreams) {
+		if v, _ := u.usable(c, &p, c.addrs[c.place(first, healthy)]); v != health.Healthy {
+			break
+		}
+		healthy++
+	}
+	if healthy == min(c.preferred, u.MaxUpstreams) {
+		return choice{addrs: c.addrs[:c.preferred], first: first, working: true, more: len(c.addrs) > 1}
 	}
 	if !c.inPass().sendable() {
 		return choice{}
@@ -405,8 +415,11 @@ func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 
 	var working, probe, trial, failing, again []netip.Addr
 	preferred, rest := 0, false
-	for i, a := range c.addrs {
-		if rest = i >= c.preferred && preferred > 0; rest {
+	for k := range c.addrs {
+		i := c.place(first, k)
+		a := c.addrs[i]
+		// the preferred ones are enough, or more than are offered work
+		if rest = i >= c.preferred && preferred > 0 || len(working) > u.MaxUpstreams; rest {
 			break
 		}
 		switch v, n := u.usable(c, &p, a); {

@@ -80,8 +80,13 @@ type Config struct {
 	NegativeTTL time.Duration // longest time a negative answer holds; default 30s
 	Stale       time.Duration // how long after its end a last good answer may still serve; default 24h, negative: never
 	StaleWait   time.Duration // how long a lookup may keep readers waiting first, if the answer ended over a minute ago; default 500ms
-	Refresh     time.Duration // names used in this time are asked for again before they expire; default 5m, negative: none, Always: all
+	Refresh     time.Duration // names used in this time are asked for again in the background; default 5m, negative: none, Always: all
 	Deadline    time.Duration // one lookup in all; default 5s
+
+	// RefreshQueries is how many queries to refresh names each use of a name pays
+	// for: see account. Names that are used too seldom for that are served from
+	// the expired answer for up to a minute. Default 1.
+	RefreshQueries int
 
 	// Preload are names that are asked for at Start, and kept fresh whether
 	// they are used or not. They are never evicted. One that fails or has no
@@ -205,6 +210,8 @@ type Cache struct {
 	queues    queues
 	preloaded int // nodes, which are in no queue
 
+	large atomic.Int64 // the sum of the weights of all entries
+
 	slots   chan struct{} // one for each lookup in flight for a reader
 	turns   turns         // of those that wait for a slot
 	pending admission     // lookups for readers, in flight and waiting
@@ -229,8 +236,8 @@ type node struct {
 	links  [2]links              // by kind of list
 	since  uint32                // when it came in, in units of usedUnit
 	due    uint32                // in the wheel: the tick; under scheduler.mu
-	seen   uint16                // when it was last read, as the scheduler saw it, in units of usedUnit; under scheduler.mu
-	idle   uint8                 // how often it was refreshed since; under scheduler.mu
+	saved  uint16                // queries that its uses have paid for; under scheduler.mu
+	idle   uint8                 // how often it was refreshed since it was last used; under scheduler.mu
 	gone   bool                  // evicted; written under Cache.mu and scheduler.mu
 	pinned atomic.Bool           // one of Config.Preload
 }
@@ -267,6 +274,7 @@ func New(ex Exchanger, cfg Config) *Cache {
 	setDefault(&cfg.Stale, 24*time.Hour)
 	setDefault(&cfg.StaleWait, 500*time.Millisecond)
 	setDefault(&cfg.Refresh, 5*time.Minute)
+	setDefault(&cfg.RefreshQueries, 1)
 	setDefault(&cfg.Deadline, 5*time.Second)
 	setDefault(&cfg.Size, 100_000)
 	setDefault(&cfg.MaxLookups, 1024)
@@ -514,19 +522,26 @@ func (c *Cache) add(hash uint64, name string, size uint16, cl *call) *node {
 func (c *Cache) unlink(n *node) {
 	e := n.entry.Load()
 	c.table.remove(c.hash(e.name()), e)
+	c.large.Add(-e.weight())
 	c.sched.evict(n)
 }
 
-// publish makes e what is known of a node.
-func (c *Cache) publish(n *node, e *entry) {
+// publish makes e what is known of a node. If it is the first that a lookup found,
+// uses are counted anew.
+func (c *Cache) publish(n *node, e *entry, first bool) {
 	hash := c.hash(e.name())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := n.entry.Load()
-	e.used.Store(old.used.Load()) // a read at this very moment may be lost
+	used := old.used.Load() // a use at this very moment may be lost
+	if first {
+		used &^= maxUses
+	}
+	e.used.Store(used)
 	n.entry.Store(e)
 	if !n.gone {
 		c.table.replace(hash, old, e)
+		c.large.Add(e.weight() - old.weight())
 	}
 }
 
@@ -561,7 +576,7 @@ func (c *Cache) pin(name string) *node {
 // readStale serves an answer that has expired while it is asked for anew.
 func (c *Cache) readStale(ctx context.Context, e *entry, now time.Duration) result {
 	r := e.result(Stale)
-	if !e.more.mayAsk(now) {
+	if !e.more.mayAsk(now) || e.more.node.call.Load() == nil && c.sched.maySkip(e, now) {
 		return r
 	}
 	cl := c.sched.request(e.more.node, now, false)

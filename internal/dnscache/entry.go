@@ -18,11 +18,11 @@ type entry struct {
 	more      *state         // what a hit does not need
 	list      unsafe.Pointer // to count addresses, or to the records of a service
 	expires   time.Duration  // until then it is served without asking again
-	used      atomic.Uint32  // when it was last read, in units of usedUnit, and how often: see touch
+	used      atomic.Uint32  // when it was last used, in units of usedUnit, and how often: see touch
 	size      uint16         // of the name; and isService
-	count     uint8
-	preferred uint8    // so many of the addresses, from the first
-	name32    [32]byte // the name; more than that follows
+	count     uint16
+	preferred uint16   // so many of the addresses, from the first
+	name30    [30]byte // the name; more than that follows
 }
 
 const (
@@ -32,13 +32,17 @@ const (
 
 	// maxName is the longest name there is, with some to spare (RFC 1035,
 	// section 2.3.4).
-	maxName = 256
+	maxName = 254
 
 	// usedUnit is the resolution of entry.used: about a second, and a shift.
 	usedUnit time.Duration = 1 << 30
 
-	// maxReads is how many reads an entry is given credit for.
-	maxReads = 3
+	// The lowest bits of entry.used count uses: two those that the eviction gives
+	// credit for, four those that the scheduler does.
+	maxReads  = 1<<2 - 1
+	oneUse    = maxReads + 1
+	maxUses   = oneUse * (1<<4 - 1)
+	usedShift = 6
 )
 
 // newEntry returns an entry of a name, of which it keeps a copy: the name may be
@@ -46,26 +50,26 @@ const (
 func newEntry(name string, size uint16, more *state) *entry {
 	var e *entry
 	switch n := len(name); {
-	case n <= len(e.name32):
+	case n <= len(e.name30):
 		e = new(entry)
-	case n <= 96:
+	case n <= len(e.name30)+64:
 		e = &new(struct {
 			entry
-			_ [96 - 32]byte
+			_ [64]byte
 		}).entry
 	default:
 		e = &new(struct {
 			entry
-			_ [maxName - 32]byte
+			_ [maxName - len(e.name30)]byte
 		}).entry
 	}
 	e.more, e.size = more, size
-	copy(unsafe.Slice(&e.name32[0], len(name)), name)
+	copy(unsafe.Slice(&e.name30[0], len(name)), name)
 	return e
 }
 
 func (e *entry) name() string {
-	return unsafe.String(&e.name32[0], int(e.size&^isService))
+	return unsafe.String(&e.name30[0], int(e.size&^isService))
 }
 
 func (e *entry) service() bool { return e.size&isService != 0 }
@@ -87,36 +91,55 @@ func (e *entry) services() []net.SRV {
 // setAddrs is for new entries only, as setServices is.
 func (e *entry) setAddrs(addrs []netip.Addr, preferred int) {
 	e.list = unsafe.Pointer(unsafe.SliceData(addrs))
-	e.count, e.preferred = uint8(len(addrs)), uint8(preferred) // twice maxAddrs at most
+	e.count, e.preferred = uint16(len(addrs)), uint16(preferred) // twice maxAddrs at most
 }
 
 func (e *entry) setServices(records []net.SRV) {
-	e.list, e.count = unsafe.Pointer(unsafe.SliceData(records)), uint8(len(records))
+	e.list, e.count = unsafe.Pointer(unsafe.SliceData(records)), uint16(len(records))
 }
 
-// touch notes a read. It seldom writes, which would take the line from other
+// touch notes a use. It seldom writes, which would take the line from other
 // processors.
 func (e *entry) touch(now time.Duration) {
-	old := e.used.Load()
-	if used := usedAt(now) | min(old%(maxReads+1)+1, maxReads); used != old {
+	if old, at := e.used.Load(), usedAt(now); old != at|maxReads|maxUses {
+		e.addUse(old, at)
+	}
+}
+
+// addUse counts a use, at a time in the form of usedAt.
+func (e *entry) addUse(old, at uint32) {
+	used := at | old&(maxReads|maxUses)
+	if old&maxReads < maxReads {
+		used++
+	}
+	if old&maxUses < maxUses {
+		used += oneUse
+	}
+	if used != old {
 		e.used.Store(used)
 	}
 }
 
 // usedAt returns the used of an entry that was inserted at now.
-func usedAt(now time.Duration) uint32 { return uint32(now/usedUnit) * (maxReads + 1) }
+func usedAt(now time.Duration) uint32 { return uint32(now/usedUnit) << usedShift }
 
-func (e *entry) lastUsed() time.Duration {
-	return time.Duration(e.used.Load()/(maxReads+1)) * usedUnit
+// lastUsed returns when e was last used. Of that an entry has the lowest bits,
+// which are the same again after two years.
+func (e *entry) lastUsed(now time.Duration) time.Duration {
+	ago := int32(usedAt(now)-e.used.Load()&^(maxReads|maxUses)) >> usedShift
+	return now - now%usedUnit - time.Duration(ago)*usedUnit
 }
 
-// reads returns how often e was read since the eviction last looked, at most
+// reads returns how often e was used since the eviction last looked, at most
 // maxReads.
-func (e *entry) reads() uint32 { return e.used.Load() % (maxReads + 1) }
+func (e *entry) reads() uint32 { return e.used.Load() & maxReads }
 
-// forgive takes so many reads off, unless e is read at this very moment.
+// uses returns how often e was used since it was made, up to a number.
+func (e *entry) uses() uint32 { return e.used.Load() & maxUses / oneUse }
+
+// forgive takes so many reads off, unless e is used at this very moment.
 func (e *entry) forgive(reads uint32) {
-	if old := e.used.Load(); old%(maxReads+1) >= reads {
+	if old := e.used.Load(); old&maxReads >= reads {
 		e.used.CompareAndSwap(old, old-reads)
 	}
 }

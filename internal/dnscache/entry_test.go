@@ -156,7 +156,7 @@ func TestAddrsOf(t *testing.T) {
 			s := &state{order: order}
 			for _, f := range families(order) {
 				lists[f] = list(f, n[f])
-				s.have[f] = uint8(n[f])
+				s.have[f] = uint16(n[f])
 			}
 			e := newEntry("x", 1, s)
 			e.setAddrs(offer(order, lists))

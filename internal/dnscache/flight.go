@@ -186,11 +186,12 @@ func (f *flight) leaveSlot() {
 func (f *flight) publish() *entry {
 	c, now := f.cache, f.cache.cfg.Now()
 	e := merge(&c.cfg, f.old, f.replies, f.order, now)
+	c.fit(e, f.node.entry.Load())
 	e.more.slow = now-f.start > slotTime
 	if f.call.renewal && slices.Equal(e.addrs(), f.old.addrs()) {
 		e.more.asked = min(f.old.more.asked, maxRenewals) + 1
 	}
-	c.publish(f.node, e)
+	c.publish(f.node, e, f.call.entry == nil)
 	return e
 }
 

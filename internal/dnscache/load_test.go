@@ -155,7 +155,7 @@ func TestLargeOutage(t *testing.T) {
 		wg.Wait()
 		used := make(map[string]time.Duration, n)
 		for node := range c.nodes() {
-			used[node.name()] = node.entry.Load().lastUsed()
+			used[node.name()] = node.entry.Load().lastUsed(c.cfg.Now())
 		}
 		if len(ex.order) != 0 || c.sched.parked.len != n {
 			t.Errorf("%d questions in the outage, %d names parked", len(ex.order), c.sched.parked.len)

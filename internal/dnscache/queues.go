@@ -91,7 +91,7 @@ const (
 // inUse says whether a name has been read for some time, until lately. Names
 // that crowd each other out are not in the cache for long enough.
 func (n *node) inUse(now time.Duration) bool {
-	last := n.entry.Load().lastUsed()
+	last := n.entry.Load().lastUsed(now)
 	return last-time.Duration(n.since)*usedUnit >= useSpan && now-last <= useGap
 }
 

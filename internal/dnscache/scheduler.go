@@ -7,8 +7,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 )
 
 const (
@@ -25,13 +23,6 @@ const (
 	// whose last lookup failed or took long get half of them at most, so that
 	// dead and slow ones cannot starve the others.
 	refreshSlots = 256
-
-	// A name that was read only once, or was refreshed so often since it was last
-	// read, is refreshed only as far as there is a budget for such names, which
-	// lets a full cache be refreshed once in budgetTime. Otherwise each request
-	// for a new name with a short TTL would cost hundreds of queries.
-	maxIdle    = 10
-	budgetTime = 200 * time.Second
 
 	// recoveryRate is how many parked refreshes a second are let go after an
 	// outage.
@@ -59,7 +50,7 @@ type scheduler struct {
 
 	busy [2]int // refreshes in flight, by class
 
-	budget *rate.Limiter // of refreshes of names that may not be wanted any more
+	account account
 }
 
 // The classes of refreshes.
@@ -78,8 +69,7 @@ func (n *node) class() int {
 func (s *scheduler) init(c *Cache) {
 	s.cache = c
 	s.last = c.cfg.Now()
-	limit := rate.Limit(float64(c.cfg.Size) / budgetTime.Seconds())
-	s.budget = rate.NewLimiter(limit, max(50, int(limit)))
+	s.account.init(&c.cfg)
 	for i := range s.wheel {
 		s.wheel[i].kind = refreshList
 	}
@@ -138,6 +128,11 @@ func (s *scheduler) schedule(n *node, now, ttl, latest time.Duration) {
 	if ttl > 0 {
 		due = min(s.plan.pick(now, ttl), latest)
 	}
+	s.put(n, due)
+}
+
+// put puts a node into the wheel; s.mu is held.
+func (s *scheduler) put(n *node, due time.Duration) {
 	n.due = dueAt(max(due, s.last))
 	*s.plan.at(n.due)++
 	s.plan.total++
@@ -186,6 +181,7 @@ func (s *scheduler) request(n *node, now time.Duration, renewal bool) *call {
 	if !n.gone && !s.waits(n) {
 		s.unschedule(n)
 		s.due[n.class()].push(n)
+		s.account.spend(n, now)
 	}
 	s.mu.Unlock()
 	s.dispatch(now)
@@ -260,8 +256,7 @@ func (s *scheduler) advance(now time.Duration) bool {
 	return more
 }
 
-// turn makes ripe what the wheel says; names that nobody used for a while are
-// left to expire.
+// turn makes ripe what the wheel says, unless it is put off or left to expire.
 func (s *scheduler) turn(now time.Duration, outage bool) {
 	first, end := s.last/wheelTick+1, now/wheelTick
 	first = max(first, end-wheelSlots+1) // one turn meets all
@@ -273,34 +268,22 @@ func (s *scheduler) turn(now time.Duration, outage bool) {
 				continue
 			}
 			s.unschedule(n)
-			// a lookup that is in flight already will schedule it again
-			if s.wanted(n, now, outage) && n.call.CompareAndSwap(nil, newCall(now)) {
-				s.ripe.push(n)
+			switch s.decide(n, now, outage) {
+			case refresh:
+				// a lookup that is in flight already will schedule it again
+				if n.call.CompareAndSwap(nil, newCall(now)) {
+					s.ripe.push(n)
+					if !outage {
+						s.account.spend(n, now)
+					}
+				}
+			case postpone:
+				s.postpone(n)
+			case leave:
 			}
 		}
 	}
 	s.last = max(s.last, end*wheelTick) //nolint:durationcheck // end is a count
-}
-
-// wanted says whether a node that is due is to be refreshed; s.mu is held.
-func (s *scheduler) wanted(n *node, now time.Duration, outage bool) bool {
-	last := n.entry.Load().lastUsed()
-	switch refresh := s.cache.cfg.Refresh; {
-	case n.pinned.Load() || refresh == Always:
-		return true
-	case now-last-usedUnit > refresh:
-		return false
-	}
-	if seen := uint16(last / usedUnit); seen != n.seen {
-		n.seen, n.idle = seen, 0
-	}
-	again := n.entry.Load().reads() > 1 || n.seen != uint16(n.since)
-	if again && n.idle < maxIdle {
-		n.idle++
-		return true
-	}
-	// in an outage it waits, and is paced then
-	return outage || s.budget.AllowN(time.Unix(0, int64(now)), 1)
 }
 
 // dispatch starts as many of the refreshes that are due as it may.
@@ -359,13 +342,14 @@ func (s *scheduler) park(now time.Duration, outage bool) {
 // sort puts the parked nodes in the order in which they are let go.
 func (s *scheduler) sort() {
 	type parked struct {
-		used uint32
+		used time.Duration
 		n    *node
 	}
+	now := s.cache.cfg.Now()
 	all := make([]parked, 0, s.parked.len)
 	for s.parked.len > 0 {
 		n := s.parked.pop()
-		all = append(all, parked{n.entry.Load().used.Load() / (maxReads + 1), n})
+		all = append(all, parked{n.entry.Load().lastUsed(now), n})
 	}
 	slices.SortStableFunc(all, func(a, b parked) int { return cmp.Compare(b.used, a.used) })
 	for _, p := range all {

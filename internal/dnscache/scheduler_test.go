@@ -204,6 +204,7 @@ func TestNegativeIsNotRefreshed(t *testing.T) {
 		w.get("x")
 		w.sleep(5 * time.Second)
 		w.get("x")
+		w.get("x")
 		w.fake.fail("x", nxdomain(30*time.Second))
 		w.sleep(5 * time.Second)
 		w.want("x", "hit nxdomain")
@@ -233,7 +234,7 @@ func TestEvictedAreNotRefreshed(t *testing.T) {
 			w.wantAsked(name, 0, 0)
 		}
 		w.fake.setOutage(true)
-		w.sleep(20 * time.Second)
+		w.sleep(staleGrace)
 		if n := w.sched.parked.len; n != 10 {
 			t.Errorf("%d parked", n)
 		}
@@ -346,6 +347,8 @@ func TestOutageDuringRefresh(t *testing.T) {
 		w.Start()
 		w.fake.a("x", time.Second, a)
 		w.want("x", "miss "+a)
+		w.want("x", "hit "+a)
+		w.want("x", "hit "+a)
 		w.fake.set("x A", script{err: errOutage, delay: 3 * time.Second})
 		w.sleep(3500 * time.Millisecond)
 		w.fake.setOutage(true)
@@ -417,7 +420,9 @@ func TestRecoveryHoldsNothingUp(t *testing.T) {
 		w.sleep(10 * time.Second)
 		w.fake.setOutage(false)
 		w.fake.a("new", time.Second, b)
-		w.get("new")
+		for range 3 {
+			w.get("new")
+		}
 		w.sleep(1100 * time.Millisecond)
 		if w.sched.parked.len == 0 {
 			t.Fatal("nothing is parked")
@@ -508,7 +513,7 @@ func TestWheel(t *testing.T) {
 			e := c.putNew("x")
 			n := e.more.node
 			c.sched.schedule(n, now, 0, now+tc.due)
-			e.used.Store(math.MaxUint32)
+			e.used.Store(usedAt(now+tc.at) | maxUses)
 			for step := wheelTick; ; step += wheelTick {
 				c.sched.turn(now+step, false)
 				if c.sched.ripe.len == 1 {
@@ -602,63 +607,4 @@ func TestRefreshesAreEven(t *testing.T) {
 			t.Errorf("learned in %v: mean %d a second, worst second %d", learned, mean, worst)
 		}
 	}
-}
-
-// What is asked for once, or not any more, costs few queries, however short its
-// TTL is. What is in use does not suffer from it.
-func TestRefreshesOfUnusedNames(t *testing.T) {
-	run(t, Config{Size: 2000}, func(w world) {
-		w.Start()
-		w.fake.set("A", script{addrs: ips(a), ttl: time.Second})
-		list := names(1110)
-		used, twice, once := list[:10], list[10:110], list[110:]
-		for range 20 {
-			for _, name := range used {
-				w.get(name)
-			}
-			w.sleep(5 * time.Second)
-		}
-		for _, name := range once {
-			w.get(name)
-		}
-		for range 2 {
-			for _, name := range twice {
-				w.get(name)
-			}
-		}
-		w.fake.forget()
-		for range 60 {
-			for _, name := range used {
-				if answer, err := w.Lookup(w.Context(), name); answer.State != Hit || err != nil {
-					t.Fatalf("%s: %v, %v", name, answer, err)
-				}
-			}
-			w.sleep(5 * time.Second)
-		}
-		count := make(map[string]int)
-		for _, q := range w.fake.asked {
-			if q.qtype == TypeA {
-				count[q.name]++
-			}
-		}
-		sum := func(names []string) (n int) {
-			for _, name := range names {
-				n += count[name]
-			}
-			return n
-		}
-		if n := sum(used); n < 10*300 {
-			t.Errorf("names in use were asked for %d times", n)
-		}
-		// 10 a second, and 50 at once
-		if n := sum(twice); n < 100*maxIdle || n > 100*maxIdle+3050 {
-			t.Errorf("names that were read twice were asked for %d times", n)
-		}
-		if n := sum(once); n < 50 || n > 3050 {
-			t.Errorf("names that were read once were asked for %d times", n)
-		}
-		if n := sum(once) + sum(twice); n > 100*maxIdle+3050 {
-			t.Errorf("names that are not in use were asked for %d times", n)
-		}
-	})
 }

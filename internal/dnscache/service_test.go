@@ -187,7 +187,7 @@ func TestHugeAnswers(t *testing.T) {
 		for i := range n {
 			next := addrs[i].Next()
 			addrs = append(addrs, next)
-			records = append(records, net.SRV{Target: "x", Port: uint16(i), Priority: uint16(i / 100)})
+			records = append(records, net.SRV{Target: "x", Port: uint16(i), Priority: uint16(i / maxRecords)})
 		}
 		var before, beforeSRV string
 		for i := range 3 {

@@ -69,7 +69,7 @@ type state struct {
 	ends  [2]time.Duration // of the last good answer
 	ripe  [2]time.Duration // a lookup of the name asks for this family too from then on
 	retry [2]time.Duration // one that failed is not asked for again before
-	have  [2]uint8         // how many addresses of the last good answer; 0: there are none
+	have  [2]uint16        // how many addresses of the last good answer; 0: there are none
 	fails [2]uint8         // failed lookups in a row
 
 	order Family // in which the addresses are offered
@@ -80,11 +80,11 @@ type state struct {
 
 const (
 	// maxAddrs is how many addresses of a family are kept.
-	maxAddrs = 64
+	maxAddrs = 1000
 
 	// maxRecords is how many records of a service are kept, those first that a
 	// client has to use first.
-	maxRecords = 32
+	maxRecords = 1000
 )
 
 // errNoAddress stands for a reply without addresses and without error.
@@ -124,7 +124,7 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 			ttl := min(max(r.ttl, cfg.MinTTL), cfg.MaxTTL)
 			s.ends[f], s.ripe[f] = r.at+ttl, r.at+ttl*3/4
 			addrs[f], records = inOrder(e.name(), r.addrs), servicesInOrder(r.services)
-			s.have[f] = uint8(len(addrs[f]) + len(records))
+			s.have[f] = uint16(len(addrs[f]) + len(records))
 			continue
 		}
 		if ttl, ok := negativeTTL(cfg, r.err); ok {
@@ -246,6 +246,20 @@ func (s *state) wanted(order Family, now time.Duration, renewal bool) []family {
 	return wanted
 }
 
+// queries returns how many families the next lookup asks for.
+func (s *state) queries(now time.Duration) int {
+	all, holds := families(s.order), 0
+	for _, f := range all {
+		if s.have[f] > 0 && now < s.ripe[f] || now < s.retry[f] {
+			holds++
+		}
+	}
+	if holds == len(all) {
+		return holds
+	}
+	return len(all) - holds
+}
+
 // overdue returns when there is just enough time left to ask for f again.
 func (s *state) overdue(f family) time.Duration { return s.ripe[f] + (s.ends[f]-s.ripe[f])/2 }
 
@@ -300,7 +314,7 @@ func (e *entry) addrsOf(wanted family) []netip.Addr {
 	order := families(s.order)
 	for left := s.have; len(all) > 0; {
 		for _, f := range order {
-			n := uint8(1)
+			n := uint16(1)
 			if s.order != Interleaved {
 				n = left[f]
 			}

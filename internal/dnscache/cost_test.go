@@ -1,0 +1,361 @@
+package dnscache
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var allLoads = flag.Bool("loads", false, "measure queries a request for all numbers of names, TTLs and loads")
+
+// counting answers each question after a millisecond, for each name with the same
+// address, and counts the questions.
+type counting struct {
+	ttl     time.Duration
+	aaaa    bool // names have AAAA records too
+	queries atomic.Int64
+}
+
+func (*counting) Outage() <-chan struct{} { return nil }
+
+func (*counting) AskSRV(_ context.Context, _ string, done func([]net.SRV, time.Duration, error)) {
+	done(nil, 0, errServfail)
+}
+
+func (c *counting) Ask(_ context.Context, _ string, qtype uint16, done func([]netip.Addr, time.Duration, error)) {
+	c.queries.Add(1)
+	addrs, err := []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1})}, error(nil)
+	switch {
+	case qtype == TypeAAAA && c.aaaa:
+		addrs[0] = netip.MustParseAddr("2001:db8::1")
+	case qtype == TypeAAAA:
+		addrs, err = nil, nodata(time.Hour)
+	}
+	time.AfterFunc(time.Millisecond, func() { done(addrs, c.ttl, err) })
+}
+
+// workload is a steady load of requests to names.
+type workload struct {
+	names int
+	ttl   time.Duration
+	rate  int  // requests a second
+	zipf  bool // the name of rank k is requested in proportion to 1/k; else each in turn
+}
+
+func (l workload) String() string {
+	kind := "even"
+	if l.zipf {
+		kind = "zipf"
+	}
+	return fmt.Sprintf("names=%d/ttl=%v/rate=%d/%s", l.names, l.ttl, l.rate, kind)
+}
+
+// costs are what a workload leads to, a request.
+type costs struct{ queries, stale, waits float64 }
+
+// measure runs a workload in virtual time until it is steady, and counts then.
+func (l workload) measure(t *testing.T, cfg Config) (got costs) {
+	synctest.Test(t, func(t *testing.T) {
+		ex := &counting{ttl: l.ttl, aaaa: true}
+		c := New(ex, cfg)
+		defer c.Close()
+		c.Start()
+		list := names(l.names)
+		random := rand.New(rand.NewPCG(1, 2))
+		next, turn := func(i int) string { return list[i%len(list)] }, 0
+		if l.zipf {
+			// of an exponent of just over 1, as rand.Zipf has it
+			z := rand.NewZipf(random, 1.0001, 1, uint64(l.names-1))
+			next = func(int) string { return list[z.Uint64()] }
+		}
+		const step = 10 * time.Millisecond
+		var requests, stale, waits atomic.Int64
+		request := func(name string) {
+			a, err := c.Lookup(t.Context(), name)
+			if err != nil {
+				t.Error(err)
+			}
+			if a.State == Stale {
+				stale.Add(1)
+			}
+			if a.Waited > 0 {
+				waits.Add(1)
+			}
+			requests.Add(1)
+		}
+		due := 0.0
+		load := func(d time.Duration) {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(step) {
+				for due += float64(l.rate) * step.Seconds(); due >= 1; due-- {
+					name := next(turn)
+					turn++
+					if e := c.table.find(c.hash(name), name, uint16(len(name))); e != nil &&
+						c.cfg.Now() < max(e.expires, e.staleUntil(&c.cfg)) && c.cfg.Now() < e.expires+staleGrace {
+						request(name)
+					} else {
+						go request(name) // it may have to wait
+					}
+				}
+			}
+		}
+		gap := time.Duration(float64(l.names) / float64(l.rate) * float64(time.Second))
+		load(max(gap, l.ttl) + l.ttl + 2*staleGrace)
+		requests.Store(0)
+		stale.Store(0)
+		waits.Store(0)
+		before := ex.queries.Load()
+		span := 2 * gap // names may be asked for at each second use, all of them at the same
+		for span < max(2*l.ttl, 2*staleGrace) {
+			span += 2 * gap
+		}
+		load(span)
+		n := float64(requests.Load())
+		got = costs{float64(ex.queries.Load()-before) / n, float64(stale.Load()) / n, float64(waits.Load()) / n}
+	})
+	return got
+}
+
+// A request costs about one query at most, at any number of names, though a
+// lookup takes two; and those to names that are used within their TTL do not
+// wait.
+func TestQueriesARequest(t *testing.T) {
+	var loads []workload
+	for _, zipf := range []bool{false, true} {
+		if *allLoads {
+			for _, n := range []int{20, 500, 10_000, 100_000} {
+				for _, ttl := range []time.Duration{5 * time.Second, time.Minute, 5 * time.Minute} {
+					loads = append(loads, workload{n, ttl, 4000, zipf})
+				}
+			}
+			continue
+		}
+		// the same, with a hundredth of the names and of the requests
+		for _, n := range []int{5, 100, 1000} {
+			for _, ttl := range []time.Duration{5 * time.Second, time.Minute, 5 * time.Minute} {
+				loads = append(loads, workload{n, ttl, 40, zipf})
+			}
+		}
+	}
+	for _, l := range loads {
+		t.Run(l.String(), func(t *testing.T) {
+			// a name in use needs no more than its own uses pay for
+			got := l.measure(t, Config{Size: max(1000, l.names)})
+			t.Logf("%.2f queries a request, %.1f %% of requests are served stale, %.2f %% wait", got.queries, 100*got.stale, 100*got.waits)
+			if got.queries > 1.05+commonRate/float64(l.rate) {
+				t.Errorf("%.2f queries a request", got.queries)
+			}
+			if !l.zipf && got.waits > 0 {
+				t.Errorf("%.2f %% of the requests wait", 100*got.waits)
+			}
+			if got.waits > 0.1 {
+				t.Errorf("%.2f %% of the requests wait", 100*got.waits)
+			}
+		})
+	}
+}
+
+// empty makes nothing be left over for names that do not pay for themselves.
+func (a *account) empty(now time.Duration) {
+	a.left(now)
+	a.common = -a.maximum
+}
+
+// A name that is used within its TTL does not wait, nor does one that is used
+// within the minute after that, whatever others leave over; and each use costs
+// little more than the query that it pays for.
+func TestUsedWithinTTL(t *testing.T) {
+	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute, 5 * time.Minute} {
+		for _, part := range []float64{0.1, 0.3, 0.45, 0.6, 0.8, 0.95, 1} {
+			for _, over := range []time.Duration{-1, 0, staleGrace/2 - time.Second, staleGrace - lastCallFirst - time.Second} {
+				gap := time.Duration(part*float64(ttl)) + over
+				cfg := Config{Refresh: 24 * time.Hour}
+				if over < 0 {
+					// expired answers are not served
+					if gap > ttl-4*lastCallEarly {
+						continue
+					}
+					cfg.Stale, gap = -1, gap-over
+				}
+				t.Run(fmt.Sprintf("ttl=%v/gap=%v/stale=%v", ttl, gap, cfg.Stale), func(t *testing.T) {
+					run(t, cfg, func(w world) {
+						w.Start()
+						w.fake.set("x A", script{addrs: ips(a), ttl: ttl, delay: 5 * time.Millisecond})
+						w.fake.set("x AAAA", script{addrs: ips(c6), ttl: ttl, delay: 5 * time.Millisecond})
+						w.get("x")
+						w.fake.forget()
+						const uses = 16
+						for i := range uses {
+							w.sched.mu.Lock()
+							w.sched.account.empty(w.cfg.Now())
+							w.sched.mu.Unlock()
+							w.sleep(gap)
+							if answer, err := w.Lookup(w.Context(), "x"); answer.Waited > 0 || err != nil {
+								t.Fatalf("use %d: %v, %v", i, answer, err)
+							}
+						}
+						cost := float64(len(w.fake.asked)) / uses
+						if cost > 2 || ttl <= 5*time.Second && over == 0 && cost > 1.1 {
+							t.Errorf("%.2f queries a use", cost)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+// What is not used any more is refreshed once or twice after that, and what was
+// used once not at all, where nothing is left over for such names.
+func TestRefreshesOfUnusedNames(t *testing.T) {
+	run(t, Config{Size: 2000}, func(w world) {
+		w.Start()
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Second})
+		list := names(1200)
+		used, twice, once := list[:100], list[100:200], list[200:]
+		for _, name := range list {
+			w.get(name)
+		}
+		for range 50 {
+			for _, name := range twice {
+				w.get(name)
+			}
+			w.sleep(100 * time.Millisecond)
+		}
+		w.sched.mu.Lock()
+		w.sched.account.empty(w.cfg.Now())
+		w.sched.mu.Unlock()
+		w.fake.forget()
+		uses := 0
+		for range 120 {
+			for _, name := range used {
+				if answer, err := w.Lookup(w.Context(), name); answer.Waited > 0 || err != nil {
+					t.Fatalf("%s: %v, %v", name, answer, err)
+				}
+				uses++
+			}
+			w.sleep(5 * time.Second)
+		}
+		count := make(map[string]int)
+		for _, q := range w.fake.asked {
+			count[q.name]++
+		}
+		sum := func(names []string) (n int) {
+			for _, name := range names {
+				n += count[name]
+			}
+			return n
+		}
+		if n := sum(used); n < uses*9/10 || n > uses*11/10+commonRate*600 {
+			t.Errorf("names that were used %d times were asked for with %d queries", uses, n)
+		}
+		if n := sum(twice); n > 100*(4+2) {
+			t.Errorf("%d queries for names that are not used any more", n)
+		}
+		// what need not be paid for
+		if n := sum(once); n > commonRate*600+10 {
+			t.Errorf("%d queries for names that were used once", n)
+		}
+	})
+}
+
+// While few names are known, and requests are few, those that are seldom used do
+// not wait: what that takes need not be paid for.
+func TestFewNamesDoNotWait(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.Start()
+		w.fake.set("A", script{addrs: ips(a), ttl: 5 * time.Second, delay: time.Millisecond})
+		list := names(50)
+		for _, name := range list {
+			w.get(name)
+		}
+		w.sched.mu.Lock()
+		w.sched.account.common = 0
+		w.sched.mu.Unlock()
+		// until enough is left over
+		w.sleep(5 * time.Second)
+		for range 20 {
+			for _, name := range list {
+				w.get(name)
+			}
+			w.sleep(staleGrace)
+		}
+		waits := 0
+		for range 20 {
+			for _, name := range list {
+				if answer, err := w.Lookup(w.Context(), name); err != nil {
+					t.Error(err)
+				} else if answer.Waited > 0 {
+					waits++
+				}
+			}
+			w.sleep(3 * staleGrace)
+		}
+		if waits > 20*len(list)/20 {
+			t.Errorf("%d of %d waited", waits, 20*len(list))
+		}
+	})
+}
+
+// A name that is used too seldom to be refreshed is followed when it moves: its
+// second use after that, a lookup of two queries, finds where it went.
+func TestMovedNameIsFollowed(t *testing.T) {
+	for queries, most := range map[int]int{1: 2, 2: 1, 100: 0} {
+		run(t, Config{RefreshQueries: queries}, func(w world) {
+			w.Start()
+			w.fake.set("x A", script{addrs: ips(a), ttl: 5 * time.Second})
+			w.fake.set("x AAAA", script{addrs: ips(c6), ttl: 5 * time.Second})
+			w.get("x")
+			use := func() string {
+				w.sched.mu.Lock()
+				w.sched.account.empty(w.cfg.Now())
+				w.sched.mu.Unlock()
+				w.sleep(25 * time.Second)
+				return w.get("x")
+			}
+			for range 5 {
+				use()
+			}
+			for round := range 10 {
+				addr := fmt.Sprintf("192.0.2.%d", 100+round)
+				w.fake.set("x A", script{addrs: ips(addr), ttl: 5 * time.Second})
+				old := 0
+				for strings.Fields(use())[2] != addr {
+					old++
+				}
+				if old > most {
+					t.Errorf("%d queries a use: %d uses after it moved got the old address", queries, old)
+				}
+			}
+		})
+	}
+}
+
+// When an entry was last used is known for a year, and is right for what is used
+// now, however long the cache has lived.
+func TestLastUsed(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, now := range []time.Duration{0, day, 800 * day, 834 * day, 100_000 * day} {
+		for _, ago := range []time.Duration{0, time.Minute, 400 * day} {
+			if ago > now {
+				continue
+			}
+			var e entry
+			e.used.Store(usedAt(now-ago) | maxUses | maxReads)
+			if got := now - e.lastUsed(now); got < ago-usedUnit || got > ago+usedUnit {
+				t.Errorf("at %v: last used %v ago, want %v", now, got, ago)
+			}
+			e.touch(now)
+			if got := now - e.lastUsed(now); got < 0 || got > usedUnit || e.uses() != 15 || e.reads() != maxReads {
+				t.Errorf("at %v: last used %v ago, %d uses, %d reads", now, got, e.uses(), e.reads())
+			}
+		}
+	}
+}

@@ -1,0 +1,58 @@
+package dnscache
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Answers with more addresses or records than most names have are kept whole as
+// long as all of them together do not take too much memory. Else anyone who has a
+// domain could fill it, with names of which each has maxAddrs.
+const (
+	smallAddrs   = 64 // of a family
+	smallRecords = 32
+
+	recordWeight = 8 // addresses
+
+	// largePart is how many addresses beyond the small number there may be in all,
+	// for each name that the cache has room for.
+	largePart = 10
+)
+
+// weight returns how many addresses e has beyond the small number.
+func (e *entry) weight() (n int64) {
+	if e.service() {
+		return recordWeight * max(0, int64(e.count)-smallRecords)
+	}
+	if e.count <= smallAddrs {
+		return 0
+	}
+	for _, have := range e.more.have {
+		n += max(0, int64(have)-smallAddrs)
+	}
+	return n
+}
+
+// fit cuts an entry that takes the place of old to the small number, if there are
+// too many large ones.
+func (c *Cache) fit(e, old *entry) {
+	n := e.weight()
+	if n == 0 || c.large.Load()-old.weight()+n <= largePart*int64(c.cfg.Size) {
+		return
+	}
+	s := e.more
+	if e.service() {
+		s.have[0] = smallRecords
+		e.setServices(slices.Clone(e.services()[:smallRecords]))
+		return
+	}
+	var lists [2][]netip.Addr
+	for f := range lists {
+		list := e.addrsOf(family(f))
+		lists[f] = slices.Clone(list[:min(len(list), smallAddrs)])
+	}
+	for f, list := range lists {
+		s.have[f] = uint16(len(list))
+	}
+	e.setAddrs(offer(s.order, lists))
+}

@@ -437,13 +437,10 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 	// Caddy keeps only the first handler of a named route that consists of one route: so
 	// this is one handler, and a list of matchers that is empty, not nil, keeps Caddy
 	// from putting it into the route before it
-	both := caddyhttp.Subroute{Routes: caddyhttp.RouteList{{HandlersRaw: []json.RawMessage{
-		caddyconfig.JSONModuleObject(handler, "handler", "target", nil),
-		caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil),
-	}}}}
+	handler.ProxyRaw = caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil)
 	route := caddyhttp.Route{
 		MatcherSetsRaw: []caddy.ModuleMap{},
-		HandlersRaw:    []json.RawMessage{caddyconfig.JSONModuleObject(both, "handler", "subroute", nil)},
+		HandlersRaw:    []json.RawMessage{caddyconfig.JSONModuleObject(handler, "handler", "target", nil)},
 	}
 	if matcherSet != nil {
 		route.MatcherSetsRaw = append(route.MatcherSetsRaw, matcherSet)

@@ -2,6 +2,7 @@ package caddytarget
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -85,6 +86,13 @@ type Handler struct {
 	// The resolver. Default: that of the app.
 	Resolver *Resolver `json:"resolver,omitempty"`
 
+	// The handler that calls the target, such as `reverse_proxy` with this module's
+	// upstreams and transport, in place of the handlers that come next. The directive
+	// `target_proxy` has one. Default: none.
+	ProxyRaw json.RawMessage `json:"proxy,omitempty" caddy:"namespace=http.handlers inline_key=handler"`
+
+	proxy caddyhttp.MiddlewareHandler // nil: the handlers that come next
+
 	confineURL, confinePath confinement
 	values                  singleValues // of which a request has one each
 
@@ -120,8 +128,15 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.Timeout != "" && !strings.Contains(h.Timeout, "{") {
 		h.limit = health.Limit("timeout " + h.Timeout)
 	}
-	h.judge, err = app.judge(&h.Guard, ctx.Logger())
-	return err
+	if h.judge, err = app.judge(&h.Guard, ctx.Logger()); err != nil || h.ProxyRaw == nil {
+		return err
+	}
+	proxy, err := ctx.LoadModule(h, "ProxyRaw")
+	if err != nil {
+		return fmt.Errorf("loading proxy: %w", err)
+	}
+	h.proxy = proxy.(caddyhttp.MiddlewareHandler)
+	return nil
 }
 
 // headerOf returns the name of the header field that a template consists of.
@@ -390,12 +405,20 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 		u.apply(r.URL)
 		r.RequestURI = c.call.uri
 	}
-	err := next.ServeHTTP(w, r.WithContext(c))
+	err := h.callNext(w, r.WithContext(c), next)
 	c.call.over = true
 	if b := c.call.inPass().body; err != nil && (b == nil || !b.complete.Load()) {
 		h.answerAtOnce(w, r)
 	}
 	return err
+}
+
+// callNext hands a request with a target to what calls it.
+func (h *Handler) callNext(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if h.proxy != nil {
+		return h.proxy.ServeHTTP(w, r, next)
+	}
+	return next.ServeHTTP(w, r)
 }
 
 // answerAtOnce lets an error be answered over HTTP/1 before all of the request's body has

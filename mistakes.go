@@ -79,22 +79,27 @@ func (m *mistakes) routes(place string, list caddyhttp.RouteList, up *continuati
 // route looks at the handlers of the route at which a continuation begins.
 func (m *mistakes) route(place string, at *continuation) {
 	for i, handler := range at.routes[at.route].Handlers {
-		place := fmt.Sprintf("%s/handle/%d", place, i)
-		after := &continuation{at.routes, at.route, i, at.up}
-		switch h := handler.(type) {
-		case *Handler:
-			if lacksBraces(h.URL) {
-				m.log.Warn(warnNoBraces, zap.String("url", h.URL), zap.String("place", place))
-			}
-			if after.ignores() {
-				m.log.Warn(warnIgnored, zap.String("url", h.URL), zap.String("place", place))
-			}
-		case *caddyhttp.Subroute:
-			m.routes(place+"/routes", h.Routes, after)
-		case *reverseproxy.Handler:
-			for n := range h.HandleResponse {
-				m.routes(fmt.Sprintf("%s/handle_response/%d/routes", place, n), h.HandleResponse[n].Routes, nil)
-			}
+		m.handler(fmt.Sprintf("%s/handle/%d", place, i), handler, &continuation{at.routes, at.route, i, at.up})
+	}
+}
+
+// handler looks at a handler and at what belongs to it.
+func (m *mistakes) handler(place string, handler caddyhttp.MiddlewareHandler, after *continuation) {
+	switch h := handler.(type) {
+	case *Handler:
+		if lacksBraces(h.URL) {
+			m.log.Warn(warnNoBraces, zap.String("url", h.URL), zap.String("place", place))
+		}
+		if h.proxy != nil {
+			m.handler(place+"/proxy", h.proxy, after)
+		} else if after.ignores() {
+			m.log.Warn(warnIgnored, zap.String("url", h.URL), zap.String("place", place))
+		}
+	case *caddyhttp.Subroute:
+		m.routes(place+"/routes", h.Routes, after)
+	case *reverseproxy.Handler:
+		for n := range h.HandleResponse {
+			m.routes(fmt.Sprintf("%s/handle_response/%d/routes", place, n), h.HandleResponse[n].Routes, nil)
 		}
 	}
 }

@@ -100,6 +100,11 @@ var firstHops = map[string]string{
 	"metadata-allowed": "http://metadata.google.internal/hop",
 	"metadata-below":   "http://hop.google.internal/hop",
 
+	"bad-ports": "http://good.example:22/hop",
+
+	// those where the client brings a part of the URL, which no redirect does
+	"url-path": "", "url-query": "",
+
 	// those that have no target handler
 	"service": "", "service-any-port": "", "named": "", "named-port": "",
 }

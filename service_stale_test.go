@@ -35,7 +35,7 @@ func TestServiceStaleFails(t *testing.T) {
 		st := new(requestState)
 		for i, record := range sc.records {
 			c := &sc.calls[i].call
-			c.service, c.state, c.resolver = sc, st, r
+			c.service, c.state, c.resolver, c.pass = sc, st, r, &st.first
 			if err := c.setTarget(record); err != nil {
 				t.Fatal(err)
 			}

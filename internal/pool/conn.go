@@ -31,8 +31,9 @@ type conn struct {
 	destination *destination
 	keepAlive   time.Duration // how long the backend leaves it open while it is idle; 0: not known
 
-	// of a response's header that is being read
+	// of a response that is being read
 	header headerLimit
+	failed error // of the last read
 
 	streams streams     // that are read, over HTTP/2
 	added   atomic.Bool // it is one of its destination's
@@ -122,12 +123,20 @@ func (c *conn) closeConn() {
 	}
 }
 
-// Read reads for the parser of responses.
-func (c *conn) Read(p []byte) (int, error) {
-	if c.header.counting {
-		return c.header.read(c.Conn, p)
+// Read reads for the parser of responses. After an error it reads no more: bufio
+// passes over one in the middle of a line, and what came after a timeout would be
+// taken for the rest.
+func (c *conn) Read(p []byte) (n int, err error) {
+	switch {
+	case c.failed != nil:
+		return 0, c.failed
+	case c.header.counting:
+		n, err = c.header.read(c.Conn, p)
+	default:
+		n, err = c.Conn.Read(p)
 	}
-	return c.Conn.Read(p)
+	c.failed = err
+	return n, err
 }
 
 // usable reports whether an idle connection may be used for a request. The backend

@@ -728,6 +728,8 @@ func FuzzResponse(f *testing.F) {
 	f.Add([]byte("0"), []byte(nil), uint16(2|endLose<<flagEnd|flagEarly|flagExpect))
 	f.Add([]byte("HTTP/1.1 200 OK\r\nX-A : b\r\nContent-Length: 5\r\n\r\nhello"), []byte("\xff]\xb2\x7fr"), uint16(2|flagEarly|flagLarge))
 	f.Add([]byte("HTTP/1.1 200 OK\r\nX-A : b\r\nContent-Length: 5\r\n\r\nhello"), []byte("\xff]\xb2\x7fr"), uint16(2|5<<flagEnd|flagUnasked|flagLarge))
+	// a timeout after 4160 octets, in the middle of a line
+	f.Add([]byte("HTTP/1.1 200 OK\r\n"+strings.Repeat("X-A: b\r\n", 517)+"X-A: bb\r\n"), []byte{0xff}, uint16(0))
 	for _, program := range []string{"\x80\x84\x8d\x91", "\x80\x86\x8d\x94\x92\xaf", "\x97\x98\x80\x85\x8d", "\x81\x3200\x8d\x84\x8d\x91"} {
 		f.Add([]byte(program), []byte{0x80, 0x80}, uint16(flagExpand))
 	}

@@ -88,17 +88,29 @@ func newListeners(ctx caddy.Context, s *shared) *listeners {
 // in use. Whatever else this process listens on is not for sites.
 type siteSockets struct {
 	mu  sync.Mutex
-	ids map[uint64]struct{}
+	ids map[uint64]int // how many configurations have each: one that was handed over stays the same
 }
+
+// closeTime is how long after the end of a configuration its sockets may still be
+// open.
+const closeTime = 10 * time.Second
 
 func (s *siteSockets) add(ids []uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ids == nil {
-		s.ids = make(map[uint64]struct{})
+		s.ids = make(map[uint64]int)
 	}
 	for _, id := range ids {
-		s.ids[id] = struct{}{}
+		s.ids[id]++
+	}
+}
+
+// leave is called at the end of a configuration. Caddy may still be closing its
+// sockets.
+func (s *siteSockets) leave(ids []uint64) {
+	if len(ids) > 0 {
+		time.AfterFunc(closeTime, func() { s.remove(ids) })
 	}
 }
 
@@ -106,15 +118,16 @@ func (s *siteSockets) remove(ids []uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range ids {
-		delete(s.ids, id)
+		if s.ids[id]--; s.ids[id] == 0 {
+			delete(s.ids, id)
+		}
 	}
 }
 
 func (s *siteSockets) has(id uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, ok := s.ids[id]
-	return ok
+	return s.ids[id] > 0
 }
 
 // siteSocketsOf returns the sockets on which the sites of an HTTP app listen. The

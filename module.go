@@ -172,7 +172,7 @@ func (a *App) Stop() error { return nil }
 // Cleanup releases the resolvers.
 func (a *App) Cleanup() error {
 	if a.shared != nil {
-		a.shared.sites.remove(a.sockets)
+		a.shared.sites.leave(a.sockets)
 		releaseShared()
 		a.shared = nil
 	}

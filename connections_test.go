@@ -242,8 +242,8 @@ func TestConnectionLimit(t *testing.T) {
 	eventually(t, "four requests arrive", func() bool { return arrived.Load() == 4 })
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
 		res, err := w.try(method, "/", "http://one.greedy.example:"+b.port, nil)
-		if err != nil || res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(res.body, pool.ErrLimit.Error()) {
-			t.Errorf("%s: %s, %v", method, res, err)
+		if err != nil || res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(res.body, pool.ErrLimit.Error()) || res.Header.Get("Retry-After") != "1" {
+			t.Errorf("%s: %s, %v, want status 503 with Retry-After and %q", method, res, err, pool.ErrLimit)
 		}
 	}
 	w.mustGet("/", "http://other.example:"+b.port)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/pool"
 )
 
 // Handler takes the target of a request from a template, judges it, resolves
@@ -407,6 +408,9 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 	}
 	err := h.callNext(w, r.WithContext(c), next)
 	c.call.over = true
+	if errors.Is(err, pool.ErrLimit) {
+		retryLater(w)
+	}
 	if b := c.call.inPass().body; err != nil && (b == nil || !b.complete.Load()) {
 		h.answerAtOnce(w, r)
 	}
@@ -525,13 +529,17 @@ func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
 	return c.judge.addresses(c)
 }
 
+// retryLater says when a request that comes at a bad time may be made again (RFC 9110,
+// section 10.2.3).
+func retryLater(w http.ResponseWriter) { w.Header().Set("Retry-After", "1") }
+
 // refuse ends a request that cannot be sent on.
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *requestState, err error) error {
 	h.answerAtOnce(w, r)
 	st.err = err
 	status := statusOf(err)
 	if status == http.StatusServiceUnavailable {
-		w.Header().Set("Retry-After", "1")
+		retryLater(w)
 	}
 	h.judge.failed(st.call, status, err)
 	return caddyhttp.Error(status, err)

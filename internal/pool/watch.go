@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,8 +67,8 @@ func (p *Pool) watchAll() {
 	for i := range p.shards {
 		l := &p.shards[i].unwatched
 		l.mu.Lock()
-		for k := len(l.list) - 1; k >= 0; k-- {
-			if x := l.list[k]; round-x.watched.round > 1 {
+		for _, x := range slices.Backward(l.list) { // what takes the place of one was looked at
+			if round-x.watched.round > 1 {
 				l.remove(x)
 				due = append(due, x)
 			}

@@ -156,7 +156,7 @@ func (w *localWorld) status(t *testing.T, site, target string) int {
 	// just after a reload, the listener of the configuration before may take a connection
 	// and be closed
 	for try := 1; ; try++ {
-		status, err := w.try(t, site, target)
+		status, err := w.try(site, target)
 		switch {
 		case err == nil:
 			return status
@@ -166,11 +166,10 @@ func (w *localWorld) status(t *testing.T, site, target string) int {
 	}
 }
 
-func (w *localWorld) try(t *testing.T, site, target string) (int, error) {
-	t.Helper()
+func (w *localWorld) try(site, target string) (int, error) {
 	conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
 	if err != nil {
-		t.Fatal(err)
+		return 0, err
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(patience))

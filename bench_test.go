@@ -64,6 +64,11 @@ func (c *memoryConn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+func (*memoryConn) LocalAddr() net.Addr  { return memoryAddr }
+func (*memoryConn) RemoteAddr() net.Addr { return memoryAddr }
+
+var memoryAddr = &net.UnixAddr{Name: "memory", Net: "unix"}
+
 func (c *memoryConn) Close() error {
 	close(c.end)
 	return nil
@@ -105,6 +110,8 @@ func stubConnections(h caddyhttp.MiddlewareHandler) {
 				stubConnections(h)
 			}
 		}
+	case *Handler:
+		stubConnections(h.proxy)
 	case *reverseproxy.Handler:
 		switch t := h.Transport.(type) {
 		case *Transport:

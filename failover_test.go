@@ -39,17 +39,23 @@ func (w *world) hookDials(hook func(next dialler) dialler) {
 	}
 	found := false
 	var walk func(routes caddyhttp.RouteList)
+	var visit func(h caddyhttp.MiddlewareHandler)
+	visit = func(h caddyhttp.MiddlewareHandler) {
+		switch h := h.(type) {
+		case *caddyhttp.Subroute:
+			walk(h.Routes)
+		case *Handler:
+			visit(h.proxy)
+		case *reverseproxy.Handler:
+			t := h.Transport.(*Transport)
+			t.pool.Dial = hook(t.pool.Dial)
+			found = true
+		}
+	}
 	walk = func(routes caddyhttp.RouteList) {
 		for _, r := range routes {
 			for _, h := range r.Handlers {
-				switch h := h.(type) {
-				case *caddyhttp.Subroute:
-					walk(h.Routes)
-				case *reverseproxy.Handler:
-					t := h.Transport.(*Transport)
-					t.pool.Dial = hook(t.pool.Dial)
-					found = true
-				}
+				visit(h)
 			}
 		}
 	}

@@ -117,6 +117,7 @@ func (g *fuzzGateway) find(handlers []caddyhttp.MiddlewareHandler) {
 			}
 		case *Handler:
 			g.handler = h
+			g.find([]caddyhttp.MiddlewareHandler{h.proxy})
 		case *reverseproxy.Handler:
 			g.proxy = h
 		}

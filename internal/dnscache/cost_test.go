@@ -201,7 +201,9 @@ func TestUsedWithinTTL(t *testing.T) {
 								t.Fatalf("use %d: %v, %v", i, answer, err)
 							}
 						}
+						w.fake.mu.Lock()
 						cost := float64(len(w.fake.asked)) / uses
+						w.fake.mu.Unlock()
 						if cost > 2 || ttl <= 5*time.Second && over == 0 && cost > 1.1 {
 							t.Errorf("%.2f queries a use", cost)
 						}

@@ -52,7 +52,7 @@ func (l *Limits) enter(group string) bool {
 		}
 		pools := slices.Clone(l.pools)
 		l.mu.Unlock()
-		if !allowed || !slices.ContainsFunc(pools, func(p *Pool) bool { return p.closeIdle(p.open.Load()-1) > 0 }) {
+		if !allowed || !slices.ContainsFunc(pools, (*Pool).closeOldest) {
 			return false
 		}
 	}

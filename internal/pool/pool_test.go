@@ -434,6 +434,28 @@ func TestLimits(t *testing.T) {
 	wg.Wait()
 }
 
+// TestLimitsAtOnce: idle connections make room for as many as are opened at a time.
+func TestLimitsAtOnce(t *testing.T) {
+	b := newBackend(t, echo)
+	p := New(Config{}, health.New(), NewLimits(40, nil))
+	defer p.Close()
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			for n := range 200 {
+				if _, err := get(t, p, b.order(fmt.Sprintf("n%d-%d.test", i, n)), "/"); err != nil {
+					t.Errorf("with at most 16 of 40 connections in use: %v", err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := p.Open(); n > 40 {
+		t.Errorf("%d connections are open, want at most 40", n)
+	}
+}
+
 // TestStress: requests that end in all ways leave nothing behind, and each gets
 // its own response.
 func TestStress(t *testing.T) {

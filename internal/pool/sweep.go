@@ -180,7 +180,16 @@ func (p *Pool) closeSurplus() {
 func (p *Pool) closeIdle(limit int64) (closed int) {
 	p.surplus.Lock()
 	defer p.surplus.Unlock()
-	for p.open.Load() > limit {
+	for p.open.Load() > limit && p.closeOldest() {
+		closed++
+	}
+	return closed
+}
+
+// closeOldest closes the connection that has been idle longest. It reports whether
+// there was one.
+func (p *Pool) closeOldest() bool {
+	for {
 		var from *shard
 		first := uint64(math.MaxUint64)
 		for i := range p.shards {
@@ -192,7 +201,7 @@ func (p *Pool) closeIdle(limit int64) (closed int) {
 			s.mu.Unlock()
 		}
 		if from == nil {
-			break // all are in use
+			return false // all are in use
 		}
 		from.mu.Lock()
 		c := from.oldest
@@ -204,8 +213,7 @@ func (p *Pool) closeIdle(limit int64) (closed int) {
 		from.mu.Unlock()
 		if c != nil {
 			p.discard(c)
-			closed++
+			return true
 		}
 	}
-	return closed
 }

@@ -371,7 +371,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 				// request up; the moment more lets the context end first
 				control := http.NewResponseController(w)
 				if control.SetReadDeadline(time.Now().Add(timeout+50*time.Millisecond)) == nil {
-					defer func() { c.call.inPass().leaveBody(control) }()
+					defer func() { _ = control.SetReadDeadline(time.Time{}) }()
 				}
 			}
 		}
@@ -412,7 +412,7 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 		retryLater(w)
 	}
 	if b := c.call.inPass().body; err != nil && (b == nil || !b.complete.Load()) {
-		h.answerAtOnce(w, r)
+		h.answerAtOnce(w, r, &c.call)
 	}
 	return err
 }
@@ -430,8 +430,13 @@ func (h *Handler) callNext(w http.ResponseWriter, r *http.Request, next caddyhtt
 // read the rest first, for which a client may let it wait. (EnableFullDuplex would let it
 // answer, too; but then net/http does not serve the next request, as of Go 1.26: what it
 // starts at the end of the body reads from the connection, beside its own reading.)
-func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request) {
-	if h.Timeout != "" && r.ContentLength != 0 && r.ProtoMajor == 1 && !isRead(r.Body) {
+func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request, c *call) {
+	length, read := r.ContentLength, isRead(r.Body)
+	if c != nil && c.follower != nil && c.follower.all != nil {
+		all := c.follower.all
+		length, read = c.follower.length, all.complete.Load() || isRead(all.source)
+	}
+	if h.Timeout != "" && length != 0 && r.ProtoMajor == 1 && !read {
 		w.Header().Set("Connection", "close")
 	}
 }
@@ -535,7 +540,7 @@ func retryLater(w http.ResponseWriter) { w.Header().Set("Retry-After", "1") }
 
 // refuse ends a request that cannot be sent on.
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *requestState, err error) error {
-	h.answerAtOnce(w, r)
+	h.answerAtOnce(w, r, st.call)
 	st.err = err
 	status := statusOf(err)
 	if status == http.StatusServiceUnavailable {

@@ -21,6 +21,8 @@ type pass struct {
 
 	looped    bool         // the request has come through this server before
 	named     []*namedCall // of sources that have a name of their own
+	target    *call        // of a source that has none; nil: there is no such source
+	offered   bool         // addresses of target
 	deadlines [2]time.Time // when the time for a phase of dialling is over; zero: each dial has its own
 	body      *requestBody // of the request that is sent
 }
@@ -46,11 +48,13 @@ func (st *requestState) current() *pass {
 	return st.pass
 }
 
-// enter makes c a call of a pass. What was tried in another one does not count.
+// enter makes c the call of a pass to the request's target. What was tried in another
+// one does not count.
 func (c *call) enter(p *pass) {
 	if c.pass != p {
 		c.pass, c.tried = p, nil
 	}
+	p.target = c
 }
 
 // inPass returns the pass that c belongs to.
@@ -70,19 +74,6 @@ func (p *pass) bodyOf(req *http.Request, drop string) *requestBody {
 	return p.body
 }
 
-// leaveBody stops a read of the request's body that an attempt has left behind, and takes
-// the deadline for it back.
-func (p *pass) leaveBody(control *http.ResponseController) {
-	if b := p.body; b != nil && !b.mu.TryLock() {
-		_ = control.SetReadDeadline(time.Unix(1, 0))
-		b.mu.Lock()
-		b.mu.Unlock() //nolint:staticcheck // the reader has gone
-	} else if b != nil {
-		b.mu.Unlock()
-	}
-	_ = control.SetReadDeadline(time.Time{})
-}
-
 // sendable reports whether the request can be sent, or sent again, with all of its body:
 // either it is kept here, or reverse_proxy keeps it and has made another reader of it.
 func (p *pass) sendable() bool {
@@ -100,6 +91,9 @@ func (p *pass) calls(c *call) func(yield func(*call) bool) {
 				return
 			}
 		}
+		if p.target != nil && p.target != c && !yield(p.target) {
+			return
+		}
 		if c != nil {
 			yield(c)
 		}
@@ -113,7 +107,7 @@ func (p *pass) offersBeside(c *call) bool {
 			return true
 		}
 	}
-	return false
+	return p.target != nil && p.target != c && p.offered
 }
 
 // release gives up what was claimed and not begun.

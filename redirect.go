@@ -28,7 +28,8 @@ import (
 // Redirects makes the handler follow redirects (status 301, 302, 303, 307 and 308),
 // where by default the client gets them. The target of each is read, checked and
 // resolved as the request's is, and the handlers that come after this one run again
-// for it. The client gets the last response; nothing of those before it is sent on.
+// for it. The client gets the last response; nothing of those before it is sent on, nor are
+// interim responses, unless no more redirects are followed.
 //
 // Method and body are those of RFC 9110, section 15.4: 303 makes a GET of every
 // method but HEAD, 301 and 302 make one of a POST; otherwise both stay, and the
@@ -180,7 +181,9 @@ func redirectMethod(status int, method string) string {
 type follower struct {
 	*caddyhttp.ResponseWriterWrapper
 	config *Redirects
-	body   *requestBody // of the request; nil: none
+	all    *requestBody // of the client's request; nil: none
+	length int64        // of it, as the client says
+	body   *requestBody // all, unless a redirect has dropped it
 	count  int          // of redirects that were followed
 
 	next  *hop // that the last response is, if it is to be followed
@@ -202,19 +205,24 @@ func (h *Handler) canFollow(r *http.Request) bool {
 
 // follow calls the target of a request, and those of the redirects that it leads to.
 func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext, u targetURL, next caddyhttp.Handler) error {
-	f := &follower{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, config: h.FollowRedirects}
+	f := &follower{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, config: h.FollowRedirects, length: r.ContentLength}
 	if hasBody(r) {
-		f.body = &requestBody{source: r.Body, max: cmp.Or(f.config.MaxBody, maxKept)}
-		r.Body, _ = f.body.open(true)
+		f.all = &requestBody{source: r.Body, max: cmp.Or(f.config.MaxBody, maxKept)}
+		f.body = f.all
+		r.Body, _ = f.all.open(true)
 	}
+	client := r
 	// the handlers that come next change these, and begin anew for each redirect
 	header, response := r.Header.Clone(), w.Header().Clone()
 	groups, _ := r.Context().Value(routeGroups).(map[string]struct{})
 	satisfied := maps.Clone(groups)
 
 	for {
-		c.call.follower = f
+		c.call.follower, f.next = f, nil
 		err := h.forward(f, r, c, u, next)
+		if err != nil {
+			f.restoreBody(client)
+		}
 		if err != nil || !f.taken {
 			return err
 		}
@@ -225,7 +233,24 @@ func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext,
 		r = f.request(r, header.Clone())
 		u = f.next.target
 		if c, err = h.callHop(c, r, u); err != nil {
+			c.call.over = true
+			f.restoreBody(client)
 			return h.refuse(w, r, c.call.state, err)
+		}
+	}
+}
+
+// restoreBody makes the client's body readable from its beginning, for what comes after
+// an error.
+func (f *follower) restoreBody(r *http.Request) {
+	if f.all == nil {
+		return
+	}
+	r.Body = sentBody{}
+	if f.all.mu.TryLock() { // else an attempt waits for the client
+		f.all.mu.Unlock()
+		if body, err := f.all.open(true); err == nil {
+			r.Body = body
 		}
 	}
 }
@@ -274,6 +299,7 @@ func (h *Handler) callHop(from *callContext, r *http.Request, u targetURL) (*cal
 	// what is left of the timeout is not what the site gives an address
 	to.repeats = isRepeatable(r.Method)
 	to.client, to.strip, to.judge, to.resolver, to.state = last.client, last.strip, last.judge, last.resolver, st
+	to.follower = last.follower
 	st.call, st.err = to, nil
 	if err := h.judge.target(to); err != nil {
 		return c, err
@@ -456,6 +482,8 @@ func skipBody(res *http.Response) {
 func (f *follower) WriteHeader(status int) {
 	switch {
 	case f.taken:
+	case status < 200 && status != http.StatusSwitchingProtocols && f.count < f.config.Max:
+		// the response that follows may be a redirect
 	case f.next != nil && f.next.status == status:
 		f.taken = true
 	default:
@@ -510,6 +538,10 @@ func (h *Handler) read(text string, last, c *call) (targetURL, error) {
 // again makes the body of a request readable once more, for another handler than the
 // one that called c.
 func (c *call) again(r *http.Request) {
+	if c != nil && c.over && c.follower != nil && hasBody(r) {
+		c.follower.restoreBody(r)
+		return
+	}
 	if c == nil || c.pass == nil || c.pass.body == nil || !hasBody(r) {
 		return
 	}

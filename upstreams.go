@@ -202,6 +202,9 @@ func callOf(r *http.Request, upstream *reverseproxy.Upstream) (*call, *pass) {
 	}
 	c, ok := ctx.Value(callKey{}).(*call)
 	if ok {
+		if p != nil && p.request != nil && p.request.Context().Value(callKey{}) == c {
+			c.enter(p) // beside a source with a name
+		}
 		p = c.inPass()
 	}
 	return c, p
@@ -216,8 +219,11 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	if !ok {
 		return nil, errors.New("the request has no target: is there a target handler before reverse_proxy?")
 	}
-	c.enter(c.state.enter(r))
-	return u.offer(r.Context(), c), nil
+	p := c.state.enter(r)
+	c.enter(p)
+	offers := u.offer(r.Context(), c)
+	p.offered = len(offers) > 0
+	return offers, nil
 }
 
 // named resolves the name of the source, once in a pass.

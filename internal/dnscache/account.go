@@ -79,7 +79,9 @@ func (a *account) spend(n *node, now time.Duration) {
 	rest := a.paid(n, e) - e.more.queries(now)
 	n.saved = uint16(min(max(rest, 0), a.most))
 	a.common = max(min(left+float64(rest-int(n.saved)), a.maximum), -a.maximum)
-	n.goesOn(e)
+	if !e.more.failing() { // else decide has counted it
+		n.goesOn(e)
+	}
 }
 
 // goesOn counts a refresh of a name, and reports whether it is not one of too many

@@ -70,13 +70,13 @@ func (a *account) left(now time.Duration) float64 {
 
 // spend takes what a lookup of a name costs from what its uses have paid. One of a
 // name whose answer could not be replaced when it expired is free.
-func (a *account) spend(n *node, now time.Duration) {
+func (a *account) spend(n *node, now time.Duration, renewal bool) {
 	e := n.entry.Load()
 	if n.pinned.Load() || e.more.failing() && now >= e.expires {
 		return
 	}
 	left := a.left(now)
-	rest := a.paid(n, e) - e.more.queries(now)
+	rest := a.paid(n, e) - e.more.queries(now, renewal)
 	n.saved = uint16(min(max(rest, 0), a.most))
 	a.common = max(min(left+float64(rest-int(n.saved)), a.maximum), -a.maximum)
 	if !e.more.failing() { // else decide has counted it
@@ -126,7 +126,7 @@ func (s *scheduler) decide(n *node, now time.Duration, outage bool) decision {
 	case outage:
 		return refresh // it waits, and is paced then
 	}
-	a, cost := &s.account, e.more.queries(now)
+	a, cost := &s.account, e.more.queries(now, false)
 	paid := a.paid(n, e)
 	if e.more.failing() && now >= e.more.nextRetry() {
 		switch {
@@ -166,7 +166,7 @@ func (s *scheduler) maySkip(e *entry, now time.Duration) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.account.paid(n, e) >= e.more.queries(now) || s.account.left(now) >= s.account.maximum/2 || n.gone {
+	if s.account.paid(n, e) >= e.more.queries(now, false) || s.account.left(now) >= s.account.maximum/2 || n.gone {
 		return false
 	}
 	if n.links[refreshList].in == nil {

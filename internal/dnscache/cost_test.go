@@ -361,3 +361,20 @@ func TestLastUsed(t *testing.T) {
 		}
 	}
 }
+
+// TestQueriesOfLookup: what a lookup is taken to cost is how many families it asks for.
+func TestQueriesOfLookup(t *testing.T) {
+	const now = time.Minute
+	for name, s := range map[string]state{
+		"both hold":             {have: [2]uint16{1, 1}, ripe: [2]time.Duration{now + 1, now + 1}},
+		"one holds":             {have: [2]uint16{1, 1}, ripe: [2]time.Duration{now + 1, now}},
+		"one has none":          {have: [2]uint16{1, 0}, ripe: [2]time.Duration{now + 1, 0}},
+		"one holds, one failed": {have: [2]uint16{1, 0}, ripe: [2]time.Duration{now + 1, 0}, retry: [2]time.Duration{0, now + 1}},
+	} {
+		for _, renewal := range []bool{false, true} {
+			if got, want := s.queries(now, renewal), len(s.wanted(s.order, now, renewal)); got != want {
+				t.Errorf("%s, renewal %t: %d queries, want %d", name, renewal, got, want)
+			}
+		}
+	}
+}

@@ -181,7 +181,7 @@ func (s *scheduler) request(n *node, now time.Duration, renewal bool) *call {
 	if !n.gone && !s.waits(n) {
 		s.unschedule(n)
 		s.due[n.class()].push(n)
-		s.account.spend(n, now)
+		s.account.spend(n, now, renewal)
 	}
 	s.mu.Unlock()
 	s.dispatch(now)
@@ -274,7 +274,7 @@ func (s *scheduler) turn(now time.Duration, outage bool) {
 				if n.call.CompareAndSwap(nil, newCall(now)) {
 					s.ripe.push(n)
 					if !outage {
-						s.account.spend(n, now)
+						s.account.spend(n, now, false)
 					}
 				}
 			case postpone:

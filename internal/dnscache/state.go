@@ -246,11 +246,11 @@ func (s *state) wanted(order Family, now time.Duration, renewal bool) []family {
 	return wanted
 }
 
-// queries returns how many families the next lookup asks for.
-func (s *state) queries(now time.Duration) int {
+// queries returns how many families the next lookup asks for: see wanted.
+func (s *state) queries(now time.Duration, renewal bool) int {
 	all, holds := families(s.order), 0
 	for _, f := range all {
-		if s.have[f] > 0 && now < s.ripe[f] || now < s.retry[f] {
+		if s.have[f] > 0 && now < s.ripe[f] && !renewal || now < s.retry[f] {
 			holds++
 		}
 	}

@@ -3,6 +3,7 @@ package pool
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -242,7 +243,7 @@ func (r *rawConn) exchange(w *writer, p []byte) (int, error) {
 	case x.err != nil:
 		return 0, r.opError("read", x.err)
 	case err != nil:
-		return 0, r.opError("read", errors.Unwrap(err))
+		return 0, r.opError("read", cmp.Or(errors.Unwrap(err), err))
 	case x.written == len(request):
 		return x.n, nil
 	}

@@ -15,7 +15,8 @@
 // only meanwhile. The standard library writes, parses and frames. A connection of
 // HTTP/2 (http2.go) is an http2.ClientConn of golang.org/x/net. The sweeper
 // (sweep.go) closes what has been idle for too long or was closed by the backend,
-// and looks for backends that have gone silent.
+// and looks for backends that have gone silent. The watcher (watch.go) ends requests
+// over HTTP/1.1 whose contexts end.
 package pool
 
 import (

@@ -507,7 +507,7 @@ var proxyGroups = []attackGroup{
 	}},
 	{kind: "between the lookup and the connection", site: "pause", proxied: true, inOrder: true, attacks: []attack{
 		{
-			name: "the address that was judged", set: "toctou.example ttl=0 " + goodAddr + " then toctou.example ttl=0 127.0.0.1",
+			name: "the address that was checked", set: "toctou.example ttl=0 " + goodAddr + " then toctou.example ttl=0 127.0.0.1",
 			target: "http://toctou.example/", want: "200 93.184.215.14 toctou.example",
 		},
 		{name: "the next request", wait: 60 * time.Millisecond, target: "http://toctou.example/", want: "403 loopback"},

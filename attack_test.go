@@ -1519,7 +1519,7 @@ func (attackRecorder) CaddyModule() caddy.ModuleInfo {
 func (attackRecorder) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	c := r.Context().Value(callKey{}).(*call)
 	var addrs []string
-	for _, addr := range c.addrs {
+	for _, addr := range c.Addrs {
 		addrs = append(addrs, addr.String())
 	}
 	w.Header().Set("Content-Type", "application/json")

@@ -1,54 +1,120 @@
 package caddytarget
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"net/url"
-	"syscall"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"caddytarget/internal/failover"
 	"caddytarget/internal/pool"
 )
 
-// attempt is one attempt at a request.
+// attempt is one attempt at a request. RoundTrip calls its methods in the order in
+// which they stand here; what it sends is in outgoing.go.
 type attempt struct {
 	transport *Transport
-	call      *call // nil: no target
+	call      *call     // nil: no module of this package has seen the request
+	exchange  *exchange // nil: none, and there is no body
 	order     pool.Order
 	out       http.Request // what is sent
 	url       url.URL
-	pass      *pass        // nil: none
 	body      *requestBody // nil: none
 	trailers  trailers
-	begun     time.Time // set if the time until the response matters
-	trial     *claim    // on the address; nil: none
+	begun     time.Time       // set if the time until the response matters
+	trial     *failover.Claim // on the address; nil: none
 }
 
-// isRepeatable reports whether a request may be sent again whatever the backend
-// has done with it. That is for GET alone: what reverse_proxy repeats, too.
-func isRepeatable(method string) bool { return method == http.MethodGet }
+func newAttempt(t *Transport, req *http.Request, info reverseproxy.DialInfo) *attempt {
+	a := &attempt{transport: t}
+	a.call, a.exchange = callOf(req, info.Upstream)
+	return a
+}
+
+// refuse returns why a request is not sent at all.
+func (a *attempt) refuse(req *http.Request) error {
+	c := a.call
+	if err := req.Context().Err(); err != nil { // reverse_proxy tries again even then
+		if c != nil && c.state.err == nil {
+			c.state.err = fmt.Errorf("%s: %w", c.Host, err)
+		}
+		return err
+	}
+	if req.Method != http.MethodConnect { // a WebSocket over HTTP/2 is none any more
+		return nil
+	}
+	err := malformedError{errConnect}
+	if c != nil {
+		c.state.err = err
+		if c.policy != nil {
+			c.policy.failed(c, http.StatusBadRequest, err)
+		}
+	}
+	return caddyhttp.Error(http.StatusBadRequest, err)
+}
+
+// checkAddress checks the address of the order.
+func (a *attempt) checkAddress() error {
+	c := a.call
+	if c == nil || c.policy == nil {
+		return nil
+	}
+	if err := c.policy.checkUpstream(c, a.order.Key.Addr); err != nil {
+		c.state.err = err
+		return caddyhttp.Error(http.StatusForbidden, err)
+	}
+	return nil
+}
+
+// takeBody makes the body of a request one that can be sent more than once. It waits
+// for its first octets: a client that sends nothing must not hold a connection. One
+// that waits for the backend may.
+func (a *attempt) takeBody(req *http.Request) (err error) {
+	if !hasBody(req) {
+		a.out.Body = req.Body
+		return nil
+	}
+	drop := ""
+	if a.call != nil {
+		drop = a.call.strip
+	}
+	if a.exchange == nil {
+		a.exchange = stateFor(req.Context()).current()
+	}
+	a.body = a.exchange.bodyOf(req, drop)
+	if a.out.Body, err = a.openBody(req); err == nil {
+		a.out.GetBody = func() (io.ReadCloser, error) { return a.openBody(req) }
+		err = a.body.begin(mayBeSilent(req) || a.transport.ExpectContinueTimeout > 0 && expectsContinue(req))
+	}
+	if c := a.call; err != nil && c != nil {
+		c.state.err = fmt.Errorf("%s: reading the request's body: %w", c.Host, err)
+	}
+	return err
+}
 
 // openBody returns the body from its beginning.
 func (a *attempt) openBody(req *http.Request) (io.ReadCloser, error) {
 	// over HTTP/2 a backend may say that it has not acted upon what was sent
 	mayBeRefused := a.order.Key.Protocol == pool.HTTP2 || a.order.Key.Protocol == pool.TLS
 	mayBeSentOn := a.transport.handlers != nil // in a handle_response
-	return a.body.open(isRepeatable(req.Method) || mayBeRefused || mayBeSentOn)
+	return a.body.open(isRetryable(req.Method) || mayBeRefused || mayBeSentOn)
 }
 
-// address returns what the attempt dials.
-func (a *attempt) address() string {
-	if a.order.Key.Addr.IsValid() {
-		return a.order.Key.Addr.String()
+// begin starts the probes that the request has claimed, and the trial of the attempt's
+// address if it needs one.
+func (a *attempt) begin() {
+	if a.call != nil {
+		a.trial = a.exchange.plan.Begin(&a.call.Target, &a.order, a.transport.pool.Probe)
 	}
-	return a.order.Key.Dial
+	if a.transport.UnhealthyLatency > 0 || a.call != nil && a.call.Measured {
+		a.begun = time.Now()
+	}
 }
 
 // failed records an attempt that got no response, and returns the error for
@@ -56,7 +122,7 @@ func (a *attempt) address() string {
 func (a *attempt) failed(e *pool.Error) error {
 	c, ended := a.call, a.out.Context().Err()
 	if ruleOf(e) != "" || errors.Is(e, pool.ErrLimit) {
-		return a.refused(e)
+		return a.notDialled(e)
 	}
 	var err error = e
 	if !e.Dialling() {
@@ -71,213 +137,68 @@ func (a *attempt) failed(e *pool.Error) error {
 	if c == nil {
 		return err
 	}
-	c.tried = append(c.tried, a.try(e))
 	c.state.err = err
 	if ended != nil {
-		c.state.err = fmt.Errorf("%s at %s: %w", c.host, a.address(), ended)
+		c.state.err = fmt.Errorf("%s at %s: %w", c.Host, a.address(), ended)
 	}
-	a.report(e, ended)
+	f := failover.Failure{Addr: a.order.Key.Addr, Err: e, Begun: a.begun, Ended: ended}
+	f.Deadline, _ = a.out.Context().Deadline()
+	if a.body != nil {
+		f.Incomplete, f.Broken = !a.body.complete.Load(), a.body.broken.Load()
+	}
+	a.exchange.plan.Failed(&c.Target, &a.transport.via, f)
 	return err
 }
 
-// refused returns the error of an attempt for which no connection was to be opened.
-func (a *attempt) refused(e *pool.Error) error {
+// notDialled returns the error of an attempt for which no connection was to be opened.
+func (a *attempt) notDialled(e *pool.Error) error {
 	c, status, err := a.call, http.StatusForbidden, e.Err
 	if errors.Is(e, pool.ErrLimit) {
 		status, err = http.StatusServiceUnavailable, newDialError(a, e)
 	}
 	if c != nil {
-		c.tried = append(c.tried, try{addr: a.order.Key.Addr, final: true})
+		c.Skip(a.order.Key.Addr)
 		c.state.err = err
 	}
 	return caddyhttp.Error(status, err)
 }
 
-// report records in health what the error says of the address. A connection that
-// could not be opened has been recorded by the pool.
-func (a *attempt) report(e *pool.Error, ended error) {
-	c, tracker := a.call, a.transport.health
-	received := a.body == nil || a.body.complete.Load()
-	deadline, _ := a.out.Context().Deadline()
-	switch {
-	case e.Dialling() && errors.Is(ended, context.DeadlineExceeded) && c.timeout > 0:
-		tracker.RanOut(c.host, a.order.Key.Addr, c.timeout, a.begun, deadline)
-	case e.Dialling() || e.Phase == pool.Prepare:
-	case errors.Is(ended, context.Canceled), !received && (ended != nil || isTimeout(e)), a.body != nil && a.body.broken.Load():
-		// the client has left, or has not sent its body
-	case ended != nil:
-		switch {
-		case c.limit != "":
-			tracker.Exceeded(c.limit, c.host, a.order.Key.Addr)
-		case c.timeout > 0:
-			tracker.RanOut(c.host, a.order.Key.Addr, c.timeout, a.begun, deadline)
-		}
-	case isTimeout(e) && !errors.Is(e, pool.ErrSilent) && !errors.Is(e, syscall.ETIMEDOUT):
-		tracker.Exceeded(a.transport.limit, c.host, a.order.Key.Addr)
-	case e.Reused && !e.Refused && !isTimeout(e):
-		// the connection was old; a new one may work
-	default:
-		tracker.Failed(c.host, a.order.Key.Addr, true)
-	}
-}
-
-// worked records an attempt that got a response.
-func (a *attempt) worked(status int) {
-	c, tracker, addr := a.call, a.transport.health, a.order.Key.Addr
+// worked records an attempt that got a response. If that is a redirect, it may be
+// followed.
+func (a *attempt) worked(req *http.Request, res *http.Response) {
+	c, t := a.call, a.transport
 	if c == nil {
 		return
 	}
 	c.state.err = nil
-	if a.transport.isUnhealthy(status, a.begun) {
-		tracker.Worked("", addr)
-		tracker.Exceeded(a.transport.limit, c.host, addr)
-		return
-	}
-	if c.measured {
-		tracker.WorkedIn(time.Since(a.begun), c.timeout, c.host, addr, a.transport.limit)
+	if t.isUnhealthy(res.StatusCode, a.begun) {
+		c.Unhealthy(&t.via, a.order.Key.Addr)
 	} else {
-		tracker.Worked(c.host, addr, c.limit, a.transport.limit)
+		c.Worked(&t.via, a.order.Key.Addr, a.begun)
 	}
-	tracker.Reached(addr.Addr(), true)
-}
-
-// try is an attempt at an address.
-type try struct {
-	addr  netip.AddrPort
-	final bool          // there was no connection, or no response in time
-	cut   *pool.Pending // it was given up while it was dialled
-}
-
-// try returns what is to be remembered of an attempt that failed.
-func (a *attempt) try(e *pool.Error) try {
-	r := try{addr: a.order.Key.Addr, final: e.Dialling() || isTimeout(e), cut: e.Pending}
-	switch now := time.Now(); {
-	case r.cut != nil:
-		if end := &a.call.inPass().deadlines[r.cut.Phase]; end.IsZero() {
-			*end = now.Add(a.transport.fullTimeout(r.cut.Phase) - pool.FailoverTimeout(r.cut.Phase))
-		}
-	case e.Dialling() && isTimeout(e): // one address has had all of the time
-		a.call.inPass().deadlines = [2]time.Time{now, now}
+	if c.follower != nil {
+		c.follower.responded(c, req, res, t.handlers)
 	}
-	return r
 }
 
-// cuts returns the dials of attempts so far that were given up.
-func (c *call) cuts() (list []*pool.Pending) {
-	for other := range c.inPass().calls(c) {
-		for _, t := range other.tried {
-			if t.cut != nil {
-				list = append(list, t.cut)
-			}
-		}
+// isUnhealthy reports whether a response counts as a failure of the address.
+func (t *Transport) isUnhealthy(status int, begun time.Time) bool {
+	return t.UnhealthyLatency > 0 && time.Since(begun) >= time.Duration(t.UnhealthyLatency) ||
+		slices.ContainsFunc(t.UnhealthyStatus, func(s int) bool { return caddyhttp.StatusCodeMatches(status, s) })
+}
+
+// end gives up what was claimed and has not begun, or has ended without an outcome.
+func (a *attempt) end() {
+	a.trial.End()
+	if a.exchange != nil {
+		a.exchange.plan.Release()
 	}
-	return list
 }
 
-// wear is what an address has been through for a request.
-type wear int
-
-const (
-	untried wear = iota
-	ready        // it was given up, but has been connected to by now
-	worn         // its connection broke once, or is still to come: it may be tried once more
-	spent
-)
-
-// wearOf returns what an address has been through for c.
-func (c *call) wearOf(addr netip.AddrPort) wear {
-	n := untried
-	for _, t := range c.tried {
-		switch {
-		case t.addr != addr:
-		case n != untried:
-			return spent
-		case t.cut != nil:
-			switch t.cut.Progress() {
-			case pool.Succeeded:
-				n = ready
-			case pool.Underway:
-				if n = worn; time.Until(c.inPass().deadlines[t.cut.Phase]) < pool.FailoverTimeout(t.cut.Phase) {
-					return spent // there is no time left
-				}
-			default:
-				return spent
-			}
-		case t.final:
-			return spent
-		default:
-			n = worn
-		}
+// address returns what the attempt dials.
+func (a *attempt) address() string {
+	if a.order.Key.Addr.IsValid() {
+		return a.order.Key.Addr.String()
 	}
-	return n
-}
-
-// Permit implements pool.Owner. It may be called after the request.
-func (c *call) Permit(addr netip.AddrPort) error {
-	if c.judge == nil {
-		return nil
-	}
-	return c.judge.dial(c, addr)
-}
-
-// Confirm implements pool.Owner. It may be called after the request.
-func (c *call) Confirm(local, remote netip.AddrPort) error {
-	if c.judge == nil {
-		return nil
-	}
-	return c.judge.connected(c, local, remote)
-}
-
-// Guard implements pool.Owner.
-func (c *call) Guard() any { return c.judge }
-
-// Source implements pool.Owner.
-func (c *call) Source() any { return c.resolver }
-
-// Watch implements pool.Owner.
-func (c *call) Watch() func(addr netip.Addr) bool {
-	if c.resolver == nil {
-		return nil
-	}
-	return c.resolver.watch(c.host, c.service != nil)
-}
-
-// dialError is a failure before anything of the request was sent. For
-// reverse_proxy it is a reverseproxy.DialError, so that any request may be
-// tried elsewhere, and a net.Error, so that a timeout becomes status 504.
-type dialError struct {
-	target string // target and address
-	err    error
-}
-
-func newDialError(a *attempt, err error) error {
-	target := a.address()
-	if a.call != nil {
-		target = a.call.host + " at " + target
-	}
-	return &dialError{target, err}
-}
-
-func (e *dialError) Error() string { return e.target + ": " + e.err.Error() }
-
-func (e *dialError) Unwrap() error { return e.err }
-
-// As makes e a reverseproxy.DialError for errors.As.
-func (e *dialError) As(target any) bool {
-	t, ok := target.(*reverseproxy.DialError)
-	if ok {
-		*t = reverseproxy.NewDialError(e.err)
-	}
-	return ok
-}
-
-// Timeout implements net.Error.
-func (e *dialError) Timeout() bool { return isTimeout(e.err) }
-
-// Temporary implements net.Error.
-func (e *dialError) Temporary() bool { return false }
-
-func isTimeout(err error) bool {
-	var t interface{ Timeout() bool }
-	return errors.As(err, &t) && t.Timeout()
+	return a.order.Key.Dial
 }

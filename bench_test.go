@@ -23,6 +23,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"github.com/miekg/dns"
 
+	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
 )
 
@@ -265,15 +266,16 @@ func BenchmarkOverhead(b *testing.B) {
 }
 
 func BenchmarkSource(b *testing.B) {
-	u := &Upstreams{MaxUpstreams: defaultMaxUpstreams, MaxFails: 1, failDuration: defaultFailDuration, health: health.New()}
+	u := &Upstreams{MaxUpstreams: defaultMaxUpstreams}
+	u.source = failover.Source{Health: health.New(), Max: u.MaxUpstreams, MaxFails: 1, EjectFor: time.Duration(defaultFailDuration)}
 	for _, n := range []int{1, 4} {
 		b.Run(fmt.Sprintf("addresses/%d", n), func(b *testing.B) {
 			c := &callContext{Context: b.Context()}
-			c.call.port, c.call.state = 8000, new(requestState)
+			c.call.Port, c.call.state = 8000, new(requestState)
 			for i := range n {
-				c.call.addrs = append(c.call.addrs, netip.AddrFrom4([4]byte{127, 0, 1, byte(i)}))
+				c.call.Addrs = append(c.call.Addrs, netip.AddrFrom4([4]byte{127, 0, 1, byte(i)}))
 			}
-			c.call.preferred = n
+			c.call.Preferred = n
 			r := httptest.NewRequest(http.MethodGet, "/", http.NoBody).WithContext(c)
 			b.ReportAllocs()
 			for b.Loop() {
@@ -285,14 +287,14 @@ func BenchmarkSource(b *testing.B) {
 	}
 }
 
-// BenchmarkTarget measures what the handler does: parse, judge, resolve.
+// BenchmarkTarget measures what the handler does: parse, check, resolve.
 func BenchmarkTarget(b *testing.B) {
 	r, err := Resolver{Nameservers: []string{benchNameserver(b)}}.acquire()
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = r.release() })
-	judge := newTestJudge(b, Guard{AllowIPs: []string{"127.0.0.0/8"}})
+	policy := newTestPolicy(b, Guard{AllowIPs: []string{"127.0.0.0/8"}})
 	for _, n := range []int{1, 1000, 100_000} {
 		list := make([]string, n)
 		for i := range list {
@@ -303,8 +305,9 @@ func BenchmarkTarget(b *testing.B) {
 			if err != nil {
 				return err
 			}
-			c := call{scheme: u.scheme, host: u.host, port: u.port, resolver: r, judge: judge}
-			if err := judge.target(&c); err != nil {
+			c := call{resolver: r, policy: policy}
+			c.setURL(u)
+			if err := policy.checkTarget(&c); err != nil {
 				return err
 			}
 			return c.resolve(b.Context(), u.addr)

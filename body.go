@@ -1,8 +1,10 @@
 package caddytarget
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"sync"
@@ -63,8 +65,8 @@ func (b *requestBody) open(keeps bool) (io.ReadCloser, error) {
 	return r, nil
 }
 
-// begin waits for the first octets, unless the client may be silent, and until
-// nobody reads for an attempt before.
+// begin waits for the first octets, unless the client may be silent, and until no
+// attempt before this one reads.
 func (b *requestBody) begin(silent bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -105,7 +107,7 @@ type bodyReader struct {
 }
 
 // Read implements io.Reader. The body's lock is held while the client is waited
-// for: who reads the same body has to wait for the same.
+// for: another reader of the same body has to wait for the same.
 func (r *bodyReader) Read(p []byte) (int, error) {
 	b := r.body
 	b.mu.Lock()
@@ -146,6 +148,69 @@ func (r *bodyReader) Close() error {
 	}
 	return nil
 }
+
+// reopen returns a reader of all of the body for another handler of the same request, or
+// nil if r.Body is still that: nothing of it was read. returned says that the handlers
+// that sent it have returned; else reverse_proxy still has it, in handle_response.
+func (b *requestBody) reopen(r *http.Request, returned bool) io.ReadCloser {
+	if !returned {
+		if body, err := b.open(true); err == nil {
+			return body
+		}
+		return sentBody{}
+	}
+	if !b.mu.TryLock() { // an attempt waits for the client
+		return sentBody{}
+	}
+	defer b.mu.Unlock()
+	switch {
+	case b.read == 0 && b.err == nil:
+		return nil
+	case b.whole() && (b.complete.Load() || int64(b.read) == r.ContentLength):
+		return io.NopCloser(bytes.NewReader(b.kept))
+	}
+	return sentBody{}
+}
+
+// reopenBody makes the body of a request readable once more, for another handler than
+// the one that made c, which may be nil; returned as for requestBody.reopen.
+func (c *call) reopenBody(r *http.Request, returned bool) {
+	switch {
+	case c == nil || !hasBody(r):
+	case returned && c.follower != nil:
+		c.follower.restoreBody(r)
+	case c.exchange != nil && c.exchange.body != nil:
+		if body := c.exchange.body.reopen(r, returned); body != nil {
+			r.Body = body
+		}
+	}
+}
+
+// restoreBody makes the client's body readable from its beginning, for what comes after
+// an error.
+func (f *follower) restoreBody(r *http.Request) {
+	if f.all == nil {
+		return
+	}
+	r.Body = sentBody{}
+	if f.all.mu.TryLock() { // else an attempt waits for the client
+		f.all.mu.Unlock()
+		if body, err := f.all.open(true); err == nil {
+			r.Body = body
+		}
+	}
+}
+
+// sentBody is the body of a request that cannot be sent again.
+type sentBody struct{}
+
+// Read implements io.Reader.
+func (sentBody) Read([]byte) (int, error) { return 0, errBodySent }
+
+// Close implements io.Closer.
+func (sentBody) Close() error { return nil }
+
+var errBodySent = fmt.Errorf("it was sent to another target, and only up to %d octets of it are kept to be sent again", maxKept)
 
 // hasBody reports whether a request has a body.
 func hasBody(r *http.Request) bool { return r.Body != nil && r.Body != http.NoBody }

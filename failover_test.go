@@ -195,9 +195,9 @@ func TestRenewed(t *testing.T) {
 	}
 }
 
-// TestRenewedIsJudged: addresses that come when a target has died are judged as
+// TestRenewedIsChecked: addresses that come when a target has died are checked as
 // the first ones were.
-func TestRenewedIsJudged(t *testing.T) {
+func TestRenewedIsChecked(t *testing.T) {
 	w := newWorld(t)
 	inner := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
 	w.dns.has("name.example", "127.0.0.2")
@@ -469,8 +469,8 @@ func TestFamilyAnswers(t *testing.T) {
 		shared.health.Reached(netip.AddrFrom4([4]byte{byte(i + 1)}), false)
 	}
 	w.mustGet("/", "http://name.example:"+b.port)
-	if b.opened.Load() != 1 || shared.health.State(new(health.Policy), "", addrA) != health.Healthy {
-		t.Errorf("%d connections, IPv4 dead: %t", b.opened.Load(), shared.health.State(new(health.Policy), "", addrA) != health.Healthy)
+	if b.opened.Load() != 1 || shared.health.State(new(health.Policy), "", netip.MustParseAddrPort("192.0.2.1:443")) != health.Healthy {
+		t.Errorf("%d connections, IPv4 dead: %t", b.opened.Load(), shared.health.State(new(health.Policy), "", netip.MustParseAddrPort("192.0.2.1:443")) != health.Healthy)
 	}
 }
 

@@ -178,9 +178,9 @@ func (g *fuzzGateway) newWorld(t *testing.T) *fuzzWorld {
 	w := &fuzzWorld{fuzzGateway: g, t: t, addr: fuzzAddr}
 	w.resolver = &resolver{config: Resolver{Family: "ipv4", CacheSize: 16, MaxLookups: 16, Hosts: "off"}.defaults()}
 	w.resolver.cache = dnscache.New(w, w.resolver.cacheConfig(nil))
-	g.source.health = health.New()
-	g.transport.health = g.source.health
-	g.transport.pool.Pool = pool.New(g.transport.pool.config, g.source.health, pool.NewLimits(0, nil))
+	tracker := health.New()
+	g.source.source.Health, g.transport.via.Health = tracker, tracker
+	g.transport.pool.Pool = pool.New(g.transport.pool.config, tracker, pool.NewLimits(0, nil))
 	g.transport.pool.Dial = w.dial
 	return w
 }
@@ -473,8 +473,8 @@ func (w *fuzzWorld) proxied() caddyhttp.Handler {
 	})
 }
 
-// judged is what comes next where it only matters whether it does.
-var judged = caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
+// accepted is what comes next where it only matters whether it does.
+var accepted = caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 
 // handlerWith returns the handler with other rules.
 func (w *fuzzWorld) handlerWith(rules Guard) *Handler {
@@ -483,9 +483,9 @@ func (w *fuzzWorld) handlerWith(rules Guard) *Handler {
 	if err != nil {
 		w.t.Fatalf("no rule can be made of a host that was called: %v", err)
 	}
-	j := *w.handler.judge
-	j.rules = compiled
-	return &Handler{URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, judge: &j}
+	p := *w.handler.policy
+	p.rules = compiled
+	return &Handler{URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, policy: &p}
 }
 
 // finish ends the execution; what arrived must have been requests and no more.
@@ -672,8 +672,8 @@ func (w *fuzzWorld) checkOneHost(d *fuzzDial, s fuzzServed, end fuzzEnd, out fuz
 	}
 }
 
-// checkJudged checks that it is this host that is judged.
-func (w *fuzzWorld) checkJudged(target string, d *fuzzDial, end fuzzEnd) {
+// checkPolicy checks that it is this host that is checked.
+func (w *fuzzWorld) checkPolicy(target string, d *fuzzDial, end fuzzEnd) {
 	w.t.Helper()
 	addr := netip.MustParseAddrPort(d.address).Addr().String()
 	asked := len(w.asked)
@@ -685,7 +685,7 @@ func (w *fuzzWorld) checkJudged(target string, d *fuzzDial, end fuzzEnd) {
 		{Guard{Ports: []string{"1-" + end.port}, Allow: []string{"neighbour.test", end.host}}, http.StatusOK},
 		{Guard{DenyIPs: []string{addr}}, http.StatusForbidden},
 	} {
-		out := w.send(w.handlerWith(test.rules), target, nil, judged)
+		out := w.send(w.handlerWith(test.rules), target, nil, accepted)
 		if out.status != test.want || out.passed != (test.want == http.StatusOK) {
 			w.t.Errorf("Host %q, but with rules %+v the status is %d: %s", end.host, test.rules, out.status, out.err)
 		}
@@ -843,7 +843,7 @@ func (w *fuzzWorld) checkPool(h *Handler, d *fuzzDial, s fuzzServed, end fuzzEnd
 }
 
 // FuzzOneHost checks that of every string that may be a target either it is
-// refused, or the host that is judged, that is asked for, that has to prove its
+// refused, or the host that is checked, that is asked for, that has to prove its
 // name and that stands in the Host header is the same one.
 func FuzzOneHost(f *testing.F) {
 	for _, seed := range fuzzTargets {
@@ -873,7 +873,7 @@ func FuzzOneHost(f *testing.F) {
 		}
 		w.checkOneHost(d, s, end, out)
 		w.checkParsers(target, d, s, end)
-		w.checkJudged(target, d, end)
+		w.checkPolicy(target, d, end)
 		w.checkPool(h, d, s, end, out)
 	})
 }

@@ -10,11 +10,10 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
-	"caddytarget/internal/dnscache"
 	"caddytarget/internal/guard"
 )
 
-// Guard says which targets may be called. The address that is judged is the
+// Guard says which targets may be called. The address that is checked is the
 // address that is dialled. Addresses and ports on which this server itself
 // listens are refused unless `allow_ips` has the address; where it listens for
 // other things than sites, such as the admin API, in any case.
@@ -71,22 +70,22 @@ func (g *Guard) compile() (*guard.Rules, error) {
 	}.Compile()
 }
 
-// isSet tells whether something is configured.
+// isSet reports whether something is configured.
 func (g *Guard) isSet() bool {
 	return g.Mode != "" || len(g.Allow)+len(g.Deny)+len(g.AllowIPs)+len(g.DenyIPs)+len(g.Ports)+len(g.Schemes) > 0
 }
 
-// judge applies the rules of a site.
-type judge struct {
+// policy applies the rules of a site to its calls.
+type policy struct {
 	rules     *guard.Rules
-	report    bool
+	report    bool // the mode is report
 	listeners *listeners
 	refusals  *refusals
 	log       *zap.Logger
 }
 
-// judge returns the judge of a site with these rules.
-func (a *App) judge(g *Guard, log *zap.Logger) (*judge, error) {
+// policy returns the policy of a site with these rules.
+func (a *App) policy(g *Guard, log *zap.Logger) (*policy, error) {
 	rules, err := g.compile()
 	if err != nil {
 		return nil, err
@@ -94,151 +93,144 @@ func (a *App) judge(g *Guard, log *zap.Logger) (*judge, error) {
 	if g.Mode == report {
 		log.Warn("the guard only reports: targets may be called that its rules refuse, private and loopback addresses too")
 	}
-	return &judge{rules, g.Mode == report, a.listeners, a.refusals, log}, nil
+	return &policy{rules, g.Mode == report, a.listeners, a.shared.refusals, log}, nil
 }
 
-// target judges scheme, name and port of a call. A source with a name of its own
+// checkTarget checks scheme, name and port of a call. A source with a name of its own
 // has no scheme.
-func (j *judge) target(c *call) error {
+func (p *policy) checkTarget(c *call) error {
 	if c.scheme != "" {
-		if err := j.rules.CheckScheme(c.scheme); err != nil {
-			return j.refused(c, err)
+		if err := p.rules.CheckScheme(c.scheme); err != nil {
+			return p.refused(c, err)
 		}
 	}
-	if err := j.name(c); err != nil {
+	if err := p.checkName(c); err != nil {
 		return err
 	}
-	return j.port(c)
+	return p.checkPort(c)
 }
 
-func (j *judge) name(c *call) error {
-	if err := j.rules.CheckName(c.host); err != nil {
-		return j.refused(c, err)
+func (p *policy) checkName(c *call) error {
+	if err := p.rules.CheckName(c.Host); err != nil {
+		return p.refused(c, err)
 	}
 	return nil
 }
 
-// found judges the name that a call's was short for. What is allowed is said of
-// names as they stand in targets, what is denied holds for both.
-func (j *judge) found(c *call) error {
-	if c.answer.found == "" || c.answer.found == c.host {
+// checkFound checks the name that a call's was found to be short for. What is allowed
+// is said of names as they stand in targets, what is denied holds for both.
+func (p *policy) checkFound(c *call, name string) error {
+	if name == "" || name == c.Host {
 		return nil
 	}
-	r, ok := errors.AsType[*guard.Refusal](j.rules.CheckName(c.answer.found))
+	r, ok := errors.AsType[*guard.Refusal](p.rules.CheckName(name))
 	if !ok || r.Rule == guard.RuleAllow {
 		return nil
 	}
-	return j.refused(c, fmt.Errorf("%s: %w", c.host, r))
+	return p.refused(c, fmt.Errorf("%s: %w", c.Host, r))
 }
 
-func (j *judge) port(c *call) error {
-	if err := j.rules.CheckPort(c.port); err != nil {
-		return j.refused(c, err)
+func (p *policy) checkPort(c *call) error {
+	if err := p.rules.CheckPort(c.Port); err != nil {
+		return p.refused(c, err)
 	}
 	return nil
 }
 
-// addresses judges the addresses of a call. Those that may not be called are
-// left out; it is an error if none remains.
-func (j *judge) addresses(c *call) error {
-	for _, a := range c.addrs {
-		if !j.allows(netip.AddrPortFrom(a, c.port)) {
-			return j.leaveOut(c)
+// filter returns those of a call's addresses that may be called, and how many of them,
+// from the first, are preferred. It is an error if there is none.
+func (p *policy) filter(c *call, addrs []netip.Addr, preferred int) ([]netip.Addr, int, error) {
+	for _, a := range addrs {
+		if !p.allows(netip.AddrPortFrom(a, c.Port)) {
+			return p.filterSome(c, addrs, preferred)
 		}
 	}
-	return nil
+	return addrs, preferred, nil
 }
 
-func (j *judge) leaveOut(c *call) error {
-	var (
-		kept      []netip.Addr // not in place: c.addrs is shared
-		preferred int
-		refusals  []*guard.Refusal
-	)
-	for i, a := range c.addrs {
-		if r := j.check(netip.AddrPortFrom(a, c.port)); r != nil {
+func (p *policy) filterSome(c *call, addrs []netip.Addr, preferred int) (kept []netip.Addr, keptPreferred int, err error) {
+	var refusals []*guard.Refusal
+	for i, a := range addrs {
+		if r := p.check(netip.AddrPortFrom(a, c.Port)); r != nil {
 			refusals = append(refusals, r)
-			if !j.letsPass(r) {
+			if !p.onlyReports(r) {
 				continue
 			}
 		}
 		kept = append(kept, a)
-		if i < c.preferred {
-			preferred++
+		if i < preferred {
+			keptPreferred++
 		}
 	}
-	if len(refusals) == len(c.addrs) {
-		// told is why one that is kept would be refused, if there is one
-		told := max(0, slices.IndexFunc(refusals, func(r *guard.Refusal) bool { return j.letsPass(r) }))
-		if err := j.refused(c, fmt.Errorf("%s: %w", c.host, refusals[told])); err != nil {
-			c.addrs, c.preferred = nil, 0
-			return err
+	if len(refusals) == len(addrs) {
+		// the reason is that of an address that is kept, if there is one
+		reason := max(0, slices.IndexFunc(refusals, func(r *guard.Refusal) bool { return p.onlyReports(r) }))
+		if err := p.refused(c, fmt.Errorf("%s: %w", c.Host, refusals[reason])); err != nil {
+			return nil, 0, err
 		}
 	} else {
 		for _, r := range refusals {
-			j.leftOut(c, r)
+			p.leftOut(c, r)
 		}
 	}
-	if preferred == 0 {
-		preferred = len(kept)
+	if keptPreferred == 0 {
+		keptPreferred = len(kept)
 	}
-	c.addrs, c.preferred = kept, preferred
-	return nil
+	return kept, keptPreferred, nil
 }
 
-// upstream judges the address that a request is about to be sent to. That has
+// checkUpstream checks the address that a request is about to be sent to. That has
 // been done if it is one of the call's; but others may have been put in.
-func (j *judge) upstream(c *call, addr netip.AddrPort) error {
-	if addr.Port() == c.port && slices.Contains(c.addrs, addr.Addr()) {
+func (p *policy) checkUpstream(c *call, addr netip.AddrPort) error {
+	if addr.Port() == c.Port && slices.Contains(c.Addrs, addr.Addr()) {
 		return nil
 	}
-	r := j.check(addr)
+	r := p.check(addr)
 	if r == nil {
 		return nil
 	}
-	err := j.refused(c, fmt.Errorf("%s: %w", c.host, r))
+	err := p.refused(c, fmt.Errorf("%s: %w", c.Host, r))
 	if err != nil {
-		j.failed(c, http.StatusForbidden, err)
+		p.failed(c, http.StatusForbidden, err)
 	}
 	return err
 }
 
-// dial judges the address of a connection that is about to be opened. What is
-// only reported has been by now.
-func (j *judge) dial(c *call, addr netip.AddrPort) error {
-	if j.allows(addr) {
+// permit checks the address of a connection that is about to be opened. What is only
+// reported has been by now.
+func (p *policy) permit(c *call, addr netip.AddrPort) error {
+	if p.allows(addr) {
 		return nil
 	}
-	return j.connect(c, addr)
+	return p.checkConnection(c, addr)
 }
 
-// connected checks a connection that was just opened, before anything is sent: where
-// it has really ended is known only now.
-func (j *judge) connected(c *call, local, remote netip.AddrPort) error {
+// confirm checks a connection that was just opened, before anything is sent: where it
+// has really ended is known only now.
+func (p *policy) confirm(c *call, local, remote netip.AddrPort) error {
 	if a := remote.Addr().Unmap().WithZone(""); a == local.Addr().Unmap().WithZone("") {
-		j.listeners.learn(a, true)
+		p.listeners.learn(a, true)
 	}
-	return j.connect(c, remote)
+	return p.checkConnection(c, remote)
 }
 
-// connect finds out whether there may be a connection to an address.
-func (j *judge) connect(c *call, addr netip.AddrPort) error {
-	r := j.check(addr)
-	if r == nil || j.letsPass(r) {
+func (p *policy) checkConnection(c *call, addr netip.AddrPort) error {
+	r := p.check(addr)
+	if r == nil || p.onlyReports(r) {
 		return nil
 	}
-	err := fmt.Errorf("%s: %w", c.host, r)
-	j.failed(c, http.StatusForbidden, err)
+	err := fmt.Errorf("%s: %w", c.Host, r)
+	p.failed(c, http.StatusForbidden, err)
 	return err
 }
 
-// letsPass tells whether a refusal is only reported. What nobody could call is
-// refused in any case, and so is the admin API of this server, which is never
-// meant; and therefore an upstream that is no address but a name or a socket,
-// which may lead there.
-func (j *judge) letsPass(err error) bool {
+// onlyReports reports whether a refusal is only reported. A target that cannot be
+// called is refused in any case, and so is the admin API of this server, which is never
+// meant; and therefore an upstream that is no address but a name or a socket, which may
+// lead there.
+func (p *policy) onlyReports(err error) bool {
 	r, ok := errors.AsType[*guard.Refusal](err)
-	if !j.report || !ok {
+	if !p.report || !ok {
 		return false
 	}
 	switch r.Rule {
@@ -248,31 +240,30 @@ func (j *judge) letsPass(err error) bool {
 	return r.Kind != guard.KindScheme || defaultPort(r.Value) != 0
 }
 
-// allows tells whether an address may be called. It costs little where that has
+// allows reports whether an address may be called. It costs little where that has
 // been found out before.
-func (j *judge) allows(a netip.AddrPort) bool {
-	o, known := j.listeners.known(a)
-	return known && j.allowsOwner(o, a) && j.rules.AllowsAddr(a.Addr()) || j.check(a) == nil
+func (p *policy) allows(a netip.AddrPort) bool {
+	o, known := p.listeners.known(a)
+	return known && p.allowsOwner(o, a) && p.rules.AllowsAddr(a.Addr()) || p.check(a) == nil
 }
 
-// allowsOwner tells whether an address may be called as far as it matters who
-// listens there.
-func (j *judge) allowsOwner(o owner, a netip.AddrPort) bool {
-	return o == somebodyElse || o == ownSite && j.rules.Opens(a.Addr())
+// allowsOwner reports whether an address may be called by what listens there.
+func (p *policy) allowsOwner(o owner, a netip.AddrPort) bool {
+	return o == somebodyElse || o == ownSite && p.rules.Opens(a.Addr())
 }
 
 // check returns why an address may not be called, or nil.
-func (j *judge) check(a netip.AddrPort) *guard.Refusal {
-	o, embedded := j.listeners.find(a)
+func (p *policy) check(a netip.AddrPort) *guard.Refusal {
+	o, embedded := p.listeners.find(a)
 	r := &guard.Refusal{Kind: guard.KindAddress, Value: a.String(), Embedded: embedded}
 	if o == ownOther {
 		r.Rule = guard.RuleAdmin
 		return r
 	}
-	if err := j.rules.CheckAddr(a.Addr()); err != nil {
+	if err := p.rules.CheckAddr(a.Addr()); err != nil {
 		return err.(*guard.Refusal)
 	}
-	if j.allowsOwner(o, a) {
+	if p.allowsOwner(o, a) {
 		return nil
 	}
 	r.Rule = guard.RuleOwnListener
@@ -280,80 +271,37 @@ func (j *judge) check(a netip.AddrPort) *guard.Refusal {
 }
 
 // refused returns a refusal, or reports it instead.
-func (j *judge) refused(c *call, err error) error {
-	if !j.letsPass(err) {
+func (p *policy) refused(c *call, err error) error {
+	if !p.onlyReports(err) {
 		return err
 	}
-	j.refusals.requests.WithLabelValues(report, ruleOf(err)).Inc()
-	if ce := j.log.Check(zapcore.WarnLevel, "target would be refused"); ce != nil {
+	p.refusals.requests.WithLabelValues(report, ruleOf(err)).Inc()
+	if ce := p.log.Check(zapcore.WarnLevel, "target would be refused"); ce != nil {
 		ce.Write(fields(c, err)...)
 	}
 	return nil
 }
 
 // leftOut counts and logs an address that is left out, or would be.
-func (j *judge) leftOut(c *call, r *guard.Refusal) {
+func (p *policy) leftOut(c *call, r *guard.Refusal) {
 	mode, level, message := enforce, zapcore.DebugLevel, "address left out"
-	if j.letsPass(r) {
+	if p.onlyReports(r) {
 		mode, level, message = report, zapcore.WarnLevel, "address would be left out"
 	}
-	j.refusals.addresses.WithLabelValues(mode, r.Rule).Inc()
-	if ce := j.log.Check(level, message); ce != nil {
+	p.refusals.addresses.WithLabelValues(mode, r.Rule).Inc()
+	if ce := p.log.Check(level, message); ce != nil {
 		ce.Write(fields(c, r)...)
 	}
 }
 
 // failed counts and logs a request that was not sent on; c may be nil.
-func (j *judge) failed(c *call, status int, err error) {
+func (p *policy) failed(c *call, status int, err error) {
 	message := "target not resolved"
 	if rule := ruleOf(err); rule != "" {
 		message = "target refused"
-		j.refusals.requests.WithLabelValues(enforce, rule).Inc()
+		p.refusals.requests.WithLabelValues(enforce, rule).Inc()
 	}
-	if ce := j.log.Check(zapcore.DebugLevel, message); ce != nil {
+	if ce := p.log.Check(zapcore.DebugLevel, message); ce != nil {
 		ce.Write(append(fields(c, err), zap.Int("status", status))...)
 	}
-}
-
-// fields describes a request that failed, for the log. What it is about is told
-// without the path and the query, which may hold secrets.
-func fields(c *call, err error) []zap.Field {
-	list := []zap.Field{zap.Error(err)}
-	if rule := ruleOf(err); rule != "" {
-		list = append(list, zap.String("rule", rule))
-	}
-	if c != nil {
-		list = append(list, zap.String("scheme", c.scheme), zap.String("name", c.host), zap.Uint16("port", c.port))
-		if c.client.remote != "" {
-			list = append(list, zap.String("host", c.client.host), zap.String("remote", c.client.remote))
-		}
-	}
-	if r, ok := errors.AsType[*guard.Refusal](err); ok && r.Kind == guard.KindAddress {
-		list = append(list, zap.String("address", r.Value))
-	}
-	return list
-}
-
-// ruleOf returns the rule by which a request was refused: "" if it was not, but
-// failed.
-func ruleOf(err error) string {
-	if r, ok := errors.AsType[*guard.Refusal](err); ok {
-		return r.Rule
-	}
-	switch {
-	case errors.Is(err, errNoTarget):
-		return ruleNoTarget
-	case errors.Is(err, errLoop):
-		return ruleLoop
-	case errors.Is(err, errMaxRequests):
-		return ruleMaxRequests
-	case errors.Is(err, dnscache.ErrOverloaded):
-		return ruleMaxLookups
-	case errors.Is(err, dnscache.ErrTooManyNewNames):
-		return ruleNewNames
-	}
-	if _, ok := errors.AsType[malformedError](err); ok {
-		return ruleMalformed
-	}
-	return ""
 }

@@ -20,16 +20,16 @@ import (
 	"caddytarget/internal/guard"
 )
 
-// newTestJudge returns a judge of a server that has no site.
-func newTestJudge(t testing.TB, g Guard) *judge {
+// newTestPolicy returns the policy of a server that has no site.
+func newTestPolicy(t testing.TB, g Guard) *policy {
 	t.Helper()
 	s := newShared()
 	app := &App{listeners: newListeners(caddy.Context{}, s), shared: s}
-	j, err := app.judge(&g, zap.NewNop())
+	p, err := app.policy(&g, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return j
+	return p
 }
 
 // refusals returns the counters of refusals that are not 0, of a gateway that
@@ -405,16 +405,16 @@ func TestListeners(t *testing.T) {
 			case name == "default" && test.owner == ownSite:
 				rule = guard.RuleOwnListener
 			}
-			j := newTestJudge(t, config)
-			j.listeners = l
-			if err := j.check(a); (err == nil) != (rule == "") || err != nil && err.Rule != rule {
+			p := newTestPolicy(t, config)
+			p.listeners = l
+			if err := p.check(a); (err == nil) != (rule == "") || err != nil && err.Rule != rule {
 				t.Errorf("%s with %s: %v, want %s", a, name, err, rule)
 			}
-			if got := j.allows(a); got != (rule == "") {
+			if got := p.allows(a); got != (rule == "") {
 				t.Errorf("%s with %s: allowed %t", a, name, got)
 			}
-			j.report = true
-			if err := j.dial(new(call), a); (err == nil) != (test.owner != ownOther) {
+			p.report = true
+			if err := p.permit(new(call), a); (err == nil) != (test.owner != ownOther) {
 				t.Errorf("%s with %s, only reported: %v", a, name, err)
 			}
 		}
@@ -440,7 +440,7 @@ func TestReportedAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer admin.(net.Listener).Close()
-	j := newTestJudge(t, Guard{Mode: report})
+	p := newTestPolicy(t, Guard{Mode: report})
 	for _, test := range [][2]string{
 		{"127.0.0.1", ""},
 		{"127.0.0.1 10.0.0.1", "10.0.0.1"},
@@ -449,19 +449,20 @@ func TestReportedAddresses(t *testing.T) {
 		{"127.0.0.1 10.0.0.1 8.8.8.8", "10.0.0.1 8.8.8.8"},
 		{"10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
 	} {
-		c := &call{host: "a.example", port: uint16(port)}
+		c := new(call)
+		c.Host, c.Port = "a.example", uint16(port)
+		var addrs []netip.Addr
 		for text := range strings.FieldsSeq(test[0]) {
-			c.addrs = append(c.addrs, netip.MustParseAddr(text))
+			addrs = append(addrs, netip.MustParseAddr(text))
 		}
-		c.preferred = len(c.addrs)
-		err := j.addresses(c)
-		if got := strings.Trim(fmt.Sprint(c.addrs), "[]"); got != test[1] || (err == nil) != (got != "") || c.preferred != len(c.addrs) {
-			t.Errorf("%s: got %s of which %d are preferred, %v, want %s", test[0], got, c.preferred, err, test[1])
+		kept, preferred, err := p.filter(c, addrs, len(addrs))
+		if got := strings.Trim(fmt.Sprint(kept), "[]"); got != test[1] || (err == nil) != (got != "") || preferred != len(kept) {
+			t.Errorf("%s: got %s of which %d are preferred, %v, want %s", test[0], got, preferred, err, test[1])
 		}
 	}
 
-	// neither a name nor a socket has been judged
-	if err := j.dial(new(call), netip.AddrPort{}); ruleOf(err) != guard.RuleInvalid {
+	// neither a name nor a socket has been checked
+	if err := p.permit(new(call), netip.AddrPort{}); ruleOf(err) != guard.RuleInvalid {
 		t.Errorf("no address: %v", err)
 	}
 }
@@ -517,9 +518,9 @@ func TestOwnersAreBounded(t *testing.T) {
 	}
 }
 
-// BenchmarkJudge measures the guard for a request: scheme, name, port and one
+// BenchmarkPolicy measures the guard for a request: scheme, name, port and one
 // address, with a thousand rules of each kind.
-func BenchmarkJudge(b *testing.B) {
+func BenchmarkPolicy(b *testing.B) {
 	var thousand Guard
 	for i := range 1000 {
 		thousand.Allow = append(thousand.Allow, fmt.Sprintf("*.customer%d.example", i))
@@ -533,12 +534,14 @@ func BenchmarkJudge(b *testing.B) {
 	}{{"default", Guard{}}, {"3000 rules", thousand}} {
 		for _, addr := range []string{"8.8.8.8", "2606:4700::1111"} {
 			b.Run(test.name+"/"+addr, func(b *testing.B) {
-				j := newTestJudge(b, test.Guard)
-				c := &call{scheme: "https", host: "api.customer400.example", port: 443}
-				c.addrs = []netip.Addr{netip.MustParseAddr(addr)}
+				p := newTestPolicy(b, test.Guard)
+				c := &call{scheme: "https"}
+				c.Host, c.Port = "api.customer400.example", 443
+				addrs := []netip.Addr{netip.MustParseAddr(addr)}
 				b.ReportAllocs()
 				for b.Loop() {
-					if j.target(c) != nil || j.addresses(c) != nil {
+					_, _, err := p.filter(c, addrs, 1)
+					if p.checkTarget(c) != nil || err != nil {
 						b.Fatal("refused")
 					}
 				}

@@ -1,15 +1,11 @@
 package caddytarget
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -19,7 +15,7 @@ import (
 	"caddytarget/internal/pool"
 )
 
-// Handler takes the target of a request from a template, judges it, resolves
+// Handler takes the target of a request from a template, checks it, resolves
 // its name, and sets path and query to those of the target. A `reverse_proxy`
 // after it with `dynamic target` and `transport target` calls the target.
 //
@@ -99,7 +95,7 @@ type Handler struct {
 
 	strip    string       // the header field that is not sent on
 	limit    health.Limit // the timeout, if it is fixed
-	judge    *judge
+	policy   *policy
 	resolver *resolver
 	inFlight inFlight
 }
@@ -129,7 +125,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.Timeout != "" && !strings.Contains(h.Timeout, "{") {
 		h.limit = health.Limit("timeout " + h.Timeout)
 	}
-	if h.judge, err = app.judge(&h.Guard, ctx.Logger()); err != nil || h.ProxyRaw == nil {
+	if h.policy, err = app.policy(&h.Guard, ctx.Logger()); err != nil || h.ProxyRaw == nil {
 		return err
 	}
 	proxy, err := ctx.LoadModule(h, "ProxyRaw")
@@ -186,204 +182,47 @@ func (h *Handler) Validate() error {
 	return nil
 }
 
-// call is what is to be called, and how far that has come. What a dial looks at
-// is set once, before anybody else sees it; the rest belongs to the goroutine of
-// the request.
-type call struct {
-	scheme   string
-	host     string // the name: it is resolved, judged, verified and, with the port, sent
-	port     uint16
-	hostport string // the Host header
-	uri      string // path and query
-
-	answer
-
-	client client       // for the log
-	limit  health.Limit // of the handler; empty: none, or the client has chosen it
-
-	timeout  time.Duration // that the client has chosen; zero: none
-	measured bool          // the client may have chosen one: what the target usually takes matters
-
-	repeats  bool   // it may be sent again whatever the backend has done with it
-	strip    string // a header field of the request that is not sent on
-	judge    *judge // nil: not judged, the operator wrote the name
-	resolver *resolver
-	service  *serviceCall // that it belongs to, if to any
-	follower *follower    // of redirects; nil: they are the client's
-	foreign  bool         // a redirect led to another origin: it gets no credentials
-	over     bool         // the handlers that call it have returned
-
-	more  bool     // there is another address to try than the one that is chosen
-	probe []*claim // to be found out about in the background
-	trial *claim   // on the address that is offered, if it needs a trial
-	tried []try    // by the attempts so far
-	pass  *pass    // that the attempts belong to
-	state *requestState
-}
-
-// client is what the log tells of the client of a request.
-type client struct{ host, remote string }
-
-func clientOf(r *http.Request) client { return client{r.Host, r.RemoteAddr} }
-
-// callContext is the context of a request that has a target.
-type callContext struct {
-	context.Context
-	call call
-}
-
-type callKey struct{}
-
-// Value implements context.Context.
-func (c *callContext) Value(key any) any {
-	if _, ok := key.(callKey); ok {
-		return &c.call
-	}
-	return c.Context.Value(key)
-}
-
-// requestState is what the handler leaves for those after it that do not see
-// its context: it stands behind the placeholders. It stays in the request's
-// variables, since there may be several handlers on the way, or one that is
-// entered again by handle_errors.
-type requestState struct {
-	call *call // the last one that was parsed
-	err  error // why there is no going on
-
-	redirects   int   // how many were followed
-	notFollowed error // why one was not
-
-	pass  *pass // the last one
-	first pass
-}
-
-const stateVar = "caddytarget.state"
-
-// stateOf returns the state of a request; it is made when it is first asked for.
-func stateOf(ctx context.Context, repl *caddy.Replacer) *requestState {
-	if st, ok := caddyhttp.GetVar(ctx, stateVar).(*requestState); ok {
-		return st
-	}
-	st := new(requestState)
-	caddyhttp.SetVar(ctx, stateVar, st)
-	repl.Map(st.placeholder)
-	return st
-}
-
-// placeholder gives the values of the placeholders of Handler.
-func (st *requestState) placeholder(key string) (any, bool) {
-	name, ok := strings.CutPrefix(key, "http.target.")
-	if !ok {
-		return nil, false
-	}
-	if name == "error" {
-		if st.err == nil {
-			return "", true
-		}
-		return st.err.Error(), true
-	}
-	c := st.call
-	if c == nil {
-		c = new(call)
-	}
-	switch name {
-	case "redirects":
-		return st.redirects, true
-	case "not_followed":
-		if st.notFollowed == nil {
-			return "", true
-		}
-		return st.notFollowed.Error(), true
-	case "url":
-		if c.scheme == "" {
-			return "", true
-		}
-		return c.scheme + "://" + hostport(c.scheme, c.host, c.port) + c.uri, true
-	case "scheme":
-		return c.scheme, true
-	case "host":
-		return c.host, true
-	case "port":
-		if c.port == 0 {
-			return "", true
-		}
-		return c.port, true
-	case "hostport":
-		return c.hostport, true
-	case "addresses":
-		list := make([]string, len(c.addrs))
-		for i, a := range c.addrs {
-			list[i] = a.String()
-		}
-		return strings.Join(list, ","), true
-	case "lookup":
-		return c.lookup, true
-	case "lookup_ms":
-		return float64(c.waited.Microseconds()) / 1e3, true
-	}
-	return nil, false
-}
-
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	st := stateOf(r.Context(), repl)
-	last := st.call
-	st.call, st.err = nil, nil
-	st.redirects, st.notFollowed = 0, nil
-
-	if hasLoopID(r.Header) {
-		return h.refuse(w, r, st, errLoop)
-	}
-	if r.Method == http.MethodConnect && !isExtendedConnect(r) {
-		// a backend that is a proxy, too, would open a tunnel
-		return h.refuse(w, r, st, malformedError{errConnect})
-	}
-	if r.URL.Opaque != "" {
-		// as in "GET x:http://other.example/ HTTP/1.1": it would be sent as it
-		// is, in place of the target's host and path
-		return h.refuse(w, r, st, malformedError{errors.New("the request line has no path")})
-	}
-	c := &callContext{Context: r.Context()}
-	u, err := h.parse(r, repl, last, &c.call)
-	if err != nil {
-		return h.refuse(w, r, st, malformedError{err})
-	}
-	st.call, c.call.state = &c.call, st
-	if err := h.judge.target(&c.call); err != nil {
+	last, returned := st.begin()
+	if err := acceptable(r); err != nil {
 		return h.refuse(w, r, st, err)
 	}
-
-	if h.Timeout != "" {
-		timeout, err := parseTimeout(repl.ReplaceAll(h.Timeout, ""))
-		if err != nil {
-			return h.refuse(w, r, st, malformedError{err})
-		}
-		if timeout > 0 {
-			var cancel context.CancelFunc
-			c.Context, cancel = context.WithTimeout(c.Context, timeout)
-			defer cancel()
-			if h.limit == "" {
-				c.call.timeout = timeout
-			}
-			if r.ContentLength != 0 {
-				// a client that does not send its body must not hold the
-				// request up; the moment more lets the context end first
-				control := http.NewResponseController(w)
-				if control.SetReadDeadline(time.Now().Add(timeout+50*time.Millisecond)) == nil {
-					defer func() { _ = control.SetReadDeadline(time.Time{}) }()
-				}
-			}
-		}
+	c, u, err := h.newCall(r, repl, last, st)
+	if err != nil {
+		return h.refuse(w, r, st, err)
 	}
-	last.again(r)
-	if err := h.begin(r); err != nil {
-		return h.refuse(w, r, st, fmt.Errorf("%s: reading the request's body: %w", c.call.host, err))
+	stop, err := h.limitTime(w, r, repl, c)
+	if err != nil {
+		return h.refuse(w, r, st, err)
+	}
+	defer stop()
+	last.reopenBody(r, returned)
+	if err := h.awaitBody(r); err != nil {
+		return h.refuse(w, r, st, fmt.Errorf("%s: reading the request's body: %w", c.call.Host, err))
 	}
 	if h.canFollow(r) {
 		return h.follow(w, r, c, u, next)
 	}
 	return h.forward(w, r, c, u, next)
+}
+
+// acceptable returns why no target can have a request, or nil.
+func acceptable(r *http.Request) error {
+	switch {
+	case hasLoopID(r.Header):
+		return errLoop
+	case r.Method == http.MethodConnect && !isExtendedConnect(r):
+		// a backend that is a proxy, too, would open a tunnel
+		return malformedError{errConnect}
+	case r.URL.Opaque != "":
+		// as in "GET x:http://other.example/ HTTP/1.1": it would be sent as it
+		// is, in place of the target's host and path
+		return malformedError{errNoPath}
+	}
+	return nil
 }
 
 // forward resolves the target of a request and hands the request on to be sent
@@ -393,25 +232,23 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 	if h.MaxRequests > 0 {
 		done, ok := h.inFlight.enter(&c.call, h.MaxRequests)
 		if !ok {
-			return h.refuse(w, r, st, fmt.Errorf("%s: %w: %d", c.call.host, errMaxRequests, h.MaxRequests))
+			return h.refuse(w, r, st, fmt.Errorf("%s: %w: %d", c.call.Host, errMaxRequests, h.MaxRequests))
 		}
 		defer done()
 	}
-
 	if err := c.call.resolve(c.Context, u.addr); err != nil {
 		return h.refuse(w, r, st, err)
 	}
-
 	if u.hasPath {
 		u.apply(r.URL)
 		r.RequestURI = c.call.uri
 	}
 	err := h.callNext(w, r.WithContext(c), next)
-	c.call.over = true
+	st.returned = true
 	if errors.Is(err, pool.ErrLimit) {
 		retryLater(w)
 	}
-	if b := c.call.inPass().body; err != nil && (b == nil || !b.complete.Load()) {
+	if x := c.call.exchange; err != nil && (x == nil || x.body == nil || !x.body.complete.Load()) {
 		h.answerAtOnce(w, r, &c.call)
 	}
 	return err
@@ -441,67 +278,16 @@ func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request, c *call) 
 	}
 }
 
-// begin waits for the first octets of the request's body, so that a client that
+// awaitBody waits for the first octets of the request's body, so that a client that
 // sends nothing holds no place of MaxRequests.
-func (h *Handler) begin(r *http.Request) (err error) {
+func (h *Handler) awaitBody(r *http.Request) (err error) {
 	if h.MaxRequests > 0 && hasBody(r) && !mayBeSilent(r) {
 		r.Body, err = beginBody(r.Body)
 	}
 	return err
 }
 
-// parse makes the call of a request from the templates. What the handler before it
-// called is last, if there was one.
-func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (targetURL, error) {
-	if err := h.values.check(r); err != nil {
-		return targetURL{}, err
-	}
-	text, err := h.confineURL.expand(repl, h.URL)
-	if err != nil {
-		return targetURL{}, fmt.Errorf("target: %w", err)
-	}
-	u, err := h.read(text, last, c)
-	if err != nil {
-		return u, err
-	}
-	if h.Path != "" {
-		path, err := h.confinePath.expand(repl, h.Path)
-		if err == nil {
-			err = checkBytes(path)
-		}
-		if err != nil {
-			return u, fmt.Errorf("path: %w", err) // which may be a secret
-		}
-		if !strings.HasPrefix(path, "/") {
-			path = "/" + path
-		}
-		path, _, _ = strings.Cut(path, "#")
-		u.setPathAndQuery(path)
-	}
-	c.scheme, c.host, c.port, c.hostport = u.scheme, u.host, u.port, u.hostport
-	switch {
-	case u.hasPath && u.hasArgs:
-		c.uri = u.path + "?" + u.query
-	case u.hasPath:
-		c.uri = u.path
-	case strings.HasPrefix(r.RequestURI, "/"):
-		c.uri = encodeURI(r.RequestURI) // as it will be sent
-	default: // in absolute form, or none
-		c.uri = r.URL.RequestURI()
-	}
-	c.limit, c.repeats = h.limit, isRepeatable(r.Method)
-	c.measured = h.Timeout != "" && h.limit == ""
-	c.client, c.strip, c.judge, c.resolver = clientOf(r), h.strip, h.judge, h.resolver
-	if h.Host != "" {
-		c.hostport = repl.ReplaceAll(h.Host, "")
-		if c.hostport == "" || !isHostHeader(c.hostport) {
-			return u, fmt.Errorf("host %q is not a valid Host header", c.hostport)
-		}
-	}
-	return u, nil
-}
-
-// isHostHeader tells whether a Host header can be sent as it is. The zone of an
+// isHostHeader reports whether a Host header can be sent as it is. The zone of an
 // address cannot: over HTTP/1 net/http takes it out.
 func isHostHeader(s string) bool {
 	if strings.HasPrefix(s, "[") && strings.Contains(s, "%") {
@@ -509,34 +295,6 @@ func isHostHeader(s string) bool {
 	}
 	return httpguts.ValidHostHeader(s)
 }
-
-// resolve sets the addresses of c to those that may be called.
-func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
-	if literal.IsValid() {
-		c.answer = answer{addrs: []netip.Addr{literal.Unmap()}, preferred: 1, lookup: "literal"}
-	} else {
-		var err error
-		if c.service != nil { // the targets of its records are complete names
-			c.answer, err = c.resolver.lookupComplete(ctx, c.host)
-		} else {
-			c.answer, err = c.resolver.lookup(ctx, c.host)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if c.judge == nil {
-		return nil
-	}
-	if err := c.judge.found(c); err != nil {
-		return err
-	}
-	return c.judge.addresses(c)
-}
-
-// retryLater says when a request that comes at a bad time may be made again (RFC 9110,
-// section 10.2.3).
-func retryLater(w http.ResponseWriter) { w.Header().Set("Retry-After", "1") }
 
 // refuse ends a request that cannot be sent on.
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *requestState, err error) error {
@@ -546,61 +304,15 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *requestStat
 	if status == http.StatusServiceUnavailable {
 		retryLater(w)
 	}
-	h.judge.failed(st.call, status, err)
+	h.policy.failed(st.call, status, err)
 	return caddyhttp.Error(status, err)
 }
 
-var (
-	errLoop        = errors.New("the request has already come through this server")
-	errMaxRequests = errors.New("too many requests in flight")
-	errConnect     = errors.New("CONNECT asks for a tunnel, and a target is none")
-)
+// retryLater says when a request that comes at a bad time may be made again (RFC 9110,
+// section 10.2.3).
+func retryLater(w http.ResponseWriter) { w.Header().Set("Retry-After", "1") }
 
-// malformedError is an error in what the request says.
-type malformedError struct{ error }
-
-func (e malformedError) Unwrap() error { return e.error }
-
-// statusClientGone is what Caddy reports of a request whose client has left.
-const statusClientGone = 499
-
-// statusOf returns the status of a request that cannot be sent on.
-func statusOf(err error) int {
-	switch ruleOf(err) {
-	case "":
-	case ruleNoTarget, ruleMalformed:
-		return http.StatusBadRequest
-	case ruleLoop:
-		return http.StatusLoopDetected
-	case ruleMaxRequests, ruleMaxLookups, ruleNewNames:
-		return http.StatusServiceUnavailable
-	default:
-		return http.StatusForbidden
-	}
-	switch {
-	case isTimeout(err):
-		return http.StatusGatewayTimeout
-	case errors.Is(err, context.Canceled):
-		return statusClientGone
-	}
-	return http.StatusBadGateway
-}
-
-func parseTimeout(s string) (time.Duration, error) {
-	if s == "" {
-		return 0, nil
-	}
-	d, err := caddy.ParseDuration(s)
-	if err != nil {
-		return 0, fmt.Errorf("timeout: %w", err)
-	}
-	if d <= 0 {
-		return 0, fmt.Errorf("timeout %s is not positive", s)
-	}
-	return d, nil
-}
-
-// isExtendedConnect tells whether a request opens a WebSocket over HTTP/2 or
+// isExtendedConnect reports whether a request opens a WebSocket over HTTP/2 or
 // HTTP/3 (RFC 8441, RFC 9220), which reverse_proxy turns into one of HTTP/1.1.
 func isExtendedConnect(r *http.Request) bool {
 	switch r.ProtoMajor {
@@ -612,7 +324,7 @@ func isExtendedConnect(r *http.Request) bool {
 	return false
 }
 
-// hasLoopID tells whether a request has come through this process before.
+// hasLoopID reports whether a request has come through this process before.
 func hasLoopID(header http.Header) bool {
 	for _, value := range header[loopHeader] {
 		if strings.Contains(value, loopID) {
@@ -620,38 +332,6 @@ func hasLoopID(header http.Header) bool {
 		}
 	}
 	return false
-}
-
-// inFlight counts the requests in flight to each target.
-type inFlight struct {
-	mu     sync.Mutex
-	counts map[inFlightKey]int
-}
-
-type inFlightKey struct {
-	scheme, host string
-	port         uint16
-}
-
-// enter counts a request, unless there are limit already.
-func (f *inFlight) enter(c *call, limit int) (done func(), ok bool) {
-	key := inFlightKey{c.scheme, c.host, c.port}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.counts == nil {
-		f.counts = make(map[inFlightKey]int)
-	}
-	if f.counts[key] >= limit {
-		return nil, false
-	}
-	f.counts[key]++
-	return func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		if f.counts[key]--; f.counts[key] == 0 {
-			delete(f.counts, key)
-		}
-	}, true
 }
 
 // Interface guards

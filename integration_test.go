@@ -757,7 +757,7 @@ func TestDynamicTarget(t *testing.T) {
 			status: 200, host: "client.example", proto: "HTTP/1.1",
 		},
 		{
-			name: "literal name is not judged", proxy: "dynamic target 127.0.0.2 PORT\ntransport target",
+			name: "literal name is not checked", proxy: "dynamic target 127.0.0.2 PORT\ntransport target",
 			status: 200, host: "client.example", proto: "HTTP/1.1",
 		},
 		{

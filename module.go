@@ -45,7 +45,7 @@ type App struct {
 	transports []*poolSettings // those of its transports
 	listeners  *listeners
 	sockets    []uint64 // on which its sites listen
-	*shared
+	shared     *shared
 }
 
 // shared is what all configurations of the process have in common.
@@ -105,7 +105,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.watchSites(ctx); err != nil {
 		return err
 	}
-	if err := a.refusals.register(ctx.GetMetricsRegistry()); err != nil {
+	if err := a.shared.refusals.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
 	var err error

@@ -1,7 +1,6 @@
 package caddytarget
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -232,26 +231,13 @@ func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext,
 		restore(groups, satisfied)
 		r = f.request(r, header.Clone())
 		u = f.next.target
-		if c, err = h.callHop(c, r, u); err != nil {
-			c.call.over = true
+		from := c.call.Host
+		if c, err = h.newHop(c, r, u); err != nil {
+			c.call.state.returned = true
 			f.restoreBody(client)
 			return h.refuse(w, r, c.call.state, err)
 		}
-	}
-}
-
-// restoreBody makes the client's body readable from its beginning, for what comes after
-// an error.
-func (f *follower) restoreBody(r *http.Request) {
-	if f.all == nil {
-		return
-	}
-	r.Body = sentBody{}
-	if f.all.mu.TryLock() { // else an attempt waits for the client
-		f.all.mu.Unlock()
-		if body, err := f.all.open(true); err == nil {
-			r.Body = body
-		}
+		h.followed(r, &c.call, from)
 	}
 }
 
@@ -285,45 +271,22 @@ func (f *follower) request(r *http.Request, header http.Header) *http.Request {
 // bodyFields are fields that go with the body, beside Content-….
 var bodyFields = []string{"Digest", "Expect", "Last-Modified", "Repr-Digest"}
 
-// callHop makes the call of the target of a redirect, and checks it.
-func (h *Handler) callHop(from *callContext, r *http.Request, u targetURL) (*callContext, error) {
-	st, last := from.call.state, &from.call
-	c := &callContext{Context: from.Context}
-	to := &c.call
-	to.setURL(u)
-	if to.foreign = last.foreign || !sameOrigin(last, u); to.foreign {
+// followed notes that a redirect, which a target has sent, leads to c.
+func (h *Handler) followed(r *http.Request, c *call, from string) {
+	if c.foreign {
 		r.Trailer = nil
-	} else {
-		to.hostport = last.hostport // that of the option host, maybe
 	}
-	// what is left of the timeout is not what the site gives an address
-	to.repeats = isRepeatable(r.Method)
-	to.client, to.strip, to.judge, to.resolver, to.state = last.client, last.strip, last.judge, last.resolver, st
-	to.follower = last.follower
-	st.call, st.err = to, nil
-	if err := h.judge.target(to); err != nil {
-		return c, err
-	}
-	st.redirects++
-	if ce := h.judge.log.Check(zapcore.DebugLevel, "redirect followed"); ce != nil {
-		ce.Write(zap.Int("redirects", st.redirects), zap.String("from", last.host), zap.String("scheme", to.scheme),
-			zap.String("name", to.host), zap.Uint16("port", to.port), zap.String("method", r.Method))
-	}
-	return c, nil
-}
-
-// setURL makes c the call of a target that has a path.
-func (c *call) setURL(u targetURL) {
-	c.scheme, c.host, c.port, c.hostport, c.uri = u.scheme, u.host, u.port, u.hostport, u.path
-	if u.hasArgs {
-		c.uri += "?" + u.query
+	c.state.redirects++
+	if ce := h.policy.log.Check(zapcore.DebugLevel, "redirect followed"); ce != nil {
+		ce.Write(zap.Int("redirects", c.state.redirects), zap.String("from", from), zap.String("scheme", c.scheme),
+			zap.String("name", c.Host), zap.Uint16("port", c.Port), zap.String("method", r.Method))
 	}
 }
 
 // sameOrigin reports whether scheme, host and port of a target are those of c. h2c is
 // a way to speak http.
 func sameOrigin(c *call, u targetURL) bool {
-	return (c.scheme == "https") == (u.scheme == "https") && c.host == u.host && c.port == u.port
+	return (c.scheme == "https") == (u.scheme == "https") && c.Host == u.host && c.Port == u.port
 }
 
 // responded looks at a response to c. If it is a redirect that is followed, f will
@@ -336,7 +299,7 @@ func (f *follower) responded(c *call, req *http.Request, res *http.Response, han
 	next, err := f.hop(c, req, res, handlers)
 	if err != nil {
 		c.state.notFollowed = err
-		if ce := c.judge.log.Check(zapcore.DebugLevel, "redirect not followed"); ce != nil {
+		if ce := c.policy.log.Check(zapcore.DebugLevel, "redirect not followed"); ce != nil {
 			ce.Write(append(fields(c, err), zap.Int("status", res.StatusCode), zap.Int("redirects", f.count))...)
 		}
 		return
@@ -385,7 +348,7 @@ func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers 
 // locate returns the target that the Location field of a response to c names, which
 // was sent with a request URI (RFC 9110, section 10.2.2; RFC 3986, section 5.2).
 func (c *call) locate(uri, location string) (u targetURL, err error) {
-	scheme, authority := c.scheme, hostport(c.scheme, c.host, c.port)
+	scheme, authority := c.scheme, hostport(c.scheme, c.Host, c.Port)
 	ref, _, _ := strings.Cut(location, "#")
 	if before, after, ok := strings.Cut(ref, ":"); ok && !strings.ContainsAny(before, "/?") {
 		if !strings.HasPrefix(after, "//") {
@@ -534,50 +497,6 @@ func (h *Handler) read(text string, last, c *call) (targetURL, error) {
 	}
 	return u, err
 }
-
-// again makes the body of a request readable once more, for another handler than the
-// one that called c.
-func (c *call) again(r *http.Request) {
-	if c != nil && c.over && c.follower != nil && hasBody(r) {
-		c.follower.restoreBody(r)
-		return
-	}
-	if c == nil || c.pass == nil || c.pass.body == nil || !hasBody(r) {
-		return
-	}
-	b := c.pass.body
-	if !c.over { // in handle_response: reverse_proxy has the body still
-		if body, err := b.open(true); err == nil {
-			r.Body = body
-		} else {
-			r.Body = sentBody{}
-		}
-		return
-	}
-	if !b.mu.TryLock() { // an attempt waits for the client
-		r.Body = sentBody{}
-		return
-	}
-	defer b.mu.Unlock()
-	switch {
-	case b.read == 0 && b.err == nil:
-	case b.whole() && (b.complete.Load() || int64(b.read) == r.ContentLength):
-		r.Body = io.NopCloser(bytes.NewReader(b.kept))
-	default:
-		r.Body = sentBody{}
-	}
-}
-
-// sentBody is the body of a request that cannot be sent again.
-type sentBody struct{}
-
-// Read implements io.Reader.
-func (sentBody) Read([]byte) (int, error) { return 0, errBodySent }
-
-// Close implements io.Closer.
-func (sentBody) Close() error { return nil }
-
-var errBodySent = fmt.Errorf("it was sent to another target, and only up to %d octets of it are kept to be sent again", maxKept)
 
 // dropCredentials takes out of a header what is not for another origin than that of
 // the request's target.

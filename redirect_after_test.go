@@ -133,29 +133,3 @@ func TestErrorsAfterStall(t *testing.T) {
 		}
 	}
 }
-
-// TestPassHasTarget: the target's call is one of the calls of a pass, beside those of
-// sources with names.
-func TestPassHasTarget(t *testing.T) {
-	target := new(call)
-	n := &namedCall{call: call{host: "named.example"}}
-	p := &pass{named: []*namedCall{n}}
-	target.enter(p)
-	count := func(c *call) (n int) {
-		for range p.calls(c) {
-			n++
-		}
-		return n
-	}
-	for _, c := range []*call{nil, target, &n.call} {
-		if got := count(c); got != 2 {
-			t.Errorf("%d calls, want 2", got)
-		}
-	}
-	if p.offersBeside(&n.call) {
-		t.Error("the target's source offers something, want nothing before it was asked")
-	}
-	if p.offered = true; !p.offersBeside(&n.call) || p.offersBeside(target) {
-		t.Error("the target's source offers something beside that with a name, and nothing beside itself")
-	}
-}

@@ -914,7 +914,8 @@ func TestLocate(t *testing.T) {
 
 // TestLocateRefuses: what is not read of a Location.
 func TestLocateRefuses(t *testing.T) {
-	c := &call{scheme: "https", host: "a.test", port: 443, uri: "/a/b"}
+	c := &call{scheme: "https", uri: "/a/b"}
+	c.Host, c.Port = "a.test", 443
 	for location, want := range map[string]string{
 		"https://a.test:x/":                           "port",
 		"https://a.test:0/":                           "port",

@@ -1,7 +1,6 @@
 package caddytarget
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -702,7 +701,6 @@ func (t tries) MarshalLogArray(to zapcore.ArrayEncoder) error {
 type answer struct {
 	addrs     []netip.Addr // shared: not to be written to
 	preferred int          // so many of addrs, from the first, are preferred
-	all       []netip.Addr // what the cache has, before any of it was left out
 	lookup    string       // where it came from: the placeholder {http.target.lookup}
 	waited    time.Duration
 	found     string // what the name was short for, if it was searched for
@@ -739,15 +737,14 @@ func (r *resolver) lookupComplete(ctx context.Context, name string) (answer, err
 		defer func() { _ = again.release() }()
 		return again.lookupComplete(ctx, name)
 	}
-	return answer{addrs: a.Addrs, preferred: a.Preferred, all: a.Addrs, lookup: lookupNames[a.State], waited: a.Waited}, err
+	return answer{addrs: a.Addrs, preferred: a.Preferred, lookup: lookupNames[a.State], waited: a.Waited}, err
 }
 
-// renew returns the addresses of a call's name as they are now: they are asked for
-// again unless that was done just now, or others are known.
-func (r *resolver) renew(ctx context.Context, c *call) (answer, error) {
-	name := cmp.Or(c.found, c.host)
-	a, err := r.zoneOf(name).cache.Renew(ctx, name, c.all)
-	return answer{addrs: a.Addrs, preferred: a.Preferred, all: a.Addrs, found: c.found}, err
+// renew returns the addresses of a name as they are now: they are asked for again
+// unless that was done just now, or others are known than before.
+func (r *resolver) renew(ctx context.Context, name string, before []netip.Addr) (answer, error) {
+	a, err := r.zoneOf(name).cache.Renew(ctx, name, before)
+	return answer{addrs: a.Addrs, preferred: a.Preferred}, err
 }
 
 // again acquires another resolver of the same configuration, for a request that

@@ -163,7 +163,8 @@ func TestRenewSearched(t *testing.T) {
 	s := newDNSServer(t)
 	s.has("web.b.test", "192.0.2.1")
 	r, _ := searching(t, Resolver{Nameservers: []string{s.addr}, StaleWait: caddy.Duration(patience)}, "search a.test b.test\n")
-	c := &call{host: "web", port: 80, resolver: r}
+	c := &call{resolver: r}
+	c.Host, c.Port = "web", 80
 	if err := c.resolve(t.Context(), netip.Addr{}); err != nil {
 		t.Fatal(err)
 	}
@@ -172,8 +173,8 @@ func TestRenewSearched(t *testing.T) {
 	}
 	s.has("web.b.test", "192.0.2.2")
 	eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
-	if !slices.Equal(c.addrs, parseAddrs("192.0.2.2")) || c.found != "web.b.test" {
-		t.Errorf("%v of %s", c.addrs, c.found)
+	if !slices.Equal(c.Addrs, parseAddrs("192.0.2.2")) || c.answer.found != "web.b.test" {
+		t.Errorf("%v of %s", c.Addrs, c.answer.found)
 	}
 }
 

@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -16,7 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"caddytarget/internal/dnscache"
-	"caddytarget/internal/health"
+	"caddytarget/internal/failover"
 )
 
 const (
@@ -27,138 +25,113 @@ const (
 	// serviceGrace is how long a request waits for the addresses of more
 	// targets once it has those of one; they are for other requests then.
 	serviceGrace = 50 * time.Millisecond
-
-	// weightUnit is what a weight of 1 counts beside one of 0, which RFC 2782
-	// gives "a very small chance".
-	weightUnit = 256
 )
 
-// serviceCall is the call of a service: a call for each of its records.
-type serviceCall struct {
+// service resolves the records of a service for one request: a call for each.
+type service struct {
 	name     string
-	records  []net.SRV   // by priority
-	calls    []namedCall // of records
-	resolved int         // how many of calls, always whole priorities
-	end      time.Time   // after it, what is not known is not waited for
-	renewed  bool        // the addresses were asked for again
-	drawn    bool        // the first record of a priority was chosen by the weights
-	err      error       // why there is no address, as far as it is known
+	calls    []call
+	records  *failover.Service
+	exchange *exchange
+	end      time.Time // after it, what is not known is not waited for
+	err      error     // why there is no address, if it is known
 }
 
-// failed records why there is no address of a record. A refusal is told before
-// anything else.
-func (s *serviceCall) failed(err error) {
-	if s.err == nil || ruleOf(s.err) == "" && ruleOf(err) != "" {
-		s.err = err
-	}
-}
-
-// isService tells whether the name is that of a service (RFC 2782).
+// isService reports whether the name is that of a service (RFC 2782).
 func (u *Upstreams) isService() bool { return strings.HasPrefix(u.Name, "_") }
 
-// service returns the call of the source's service, a new one at first.
-func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestState) (*serviceCall, error) {
-	p := st.pass
-	if i := slices.IndexFunc(p.named, func(n *namedCall) bool { return n.source == u }); i >= 0 {
-		return p.named[i].call.service, nil
-	}
+// newService looks up the records of the source's service.
+func (u *Upstreams) newService(r *http.Request, repl *caddy.Replacer, x *exchange, st *requestState) (*service, error) {
 	name, _, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
 	if err != nil {
 		return nil, malformedError{err}
 	}
 	if u.dynamic {
-		if err := u.judge.name(&call{host: name, client: clientOf(r)}); err != nil {
+		c := &call{client: clientOf(r)}
+		c.Host = name
+		if err := u.policy.checkName(c); err != nil {
 			return nil, err
 		}
 	}
-	records, err := u.resolver.lookupService(r.Context(), name)
+	found, err := u.resolver.lookupService(r.Context(), name)
 	if err != nil {
 		return nil, err
 	}
-	records, drawn := u.someRecords(records)
-	s := &serviceCall{name: name, records: records, drawn: drawn, end: time.Now().Add(time.Duration(u.resolver.config.Deadline))}
-	s.calls = make([]namedCall, len(s.records))
-	for i, record := range s.records {
-		n := &s.calls[i]
-		n.source = u
-		n.call.service, n.call.state, n.call.pass, n.call.resolver = s, st, p, u.resolver
-		n.call.hostport = r.Host // as long as there is no TLS, the client's
-		n.call.repeats = isRepeatable(r.Method)
-		if u.dynamic {
-			n.call.judge, n.call.client = u.judge, clientOf(r)
-		}
-		if err := n.call.setTarget(record); err != nil {
+	sample, drawn := u.source.Sample(found)
+	s := &service{name: name, calls: make([]call, len(sample)), exchange: x, end: time.Now().Add(time.Duration(u.resolver.config.Deadline))}
+	records := make([]failover.Record, len(sample))
+	for i, record := range sample {
+		c := &s.calls[i]
+		if err := u.newRecord(c, r, record, x, st); err != nil {
 			s.failed(err)
 		}
+		records[i] = failover.Record{Target: &c.Target, Priority: record.Priority, Weight: record.Weight}
 	}
-	p.named = append(p.named, &namedCall{source: u, call: call{service: s}})
+	s.records = failover.NewService(records, drawn, s)
 	return s, nil
 }
 
-// setTarget makes c the call of a record. Without a host, it is that of none.
-func (c *call) setTarget(record net.SRV) error {
-	host, literal, err := normalizeHost(record.Target)
+// failed records why there is no address of a record. A refusal counts more than
+// anything else.
+func (s *service) failed(err error) {
+	if s.err == nil || ruleOf(s.err) == "" && ruleOf(err) != "" {
+		s.err = err
+	}
+}
+
+// offerService returns upstreams for the addresses of the service that should be tried
+// now.
+func (n *named) offerService(ctx context.Context) ([]*reverseproxy.Upstream, error) {
+	s, x := n.service, n.service.exchange
+	n.offers = n.offers[:0]
+	addrs, parts, found := s.records.Next(ctx, &n.source.source, &x.plan, x.resendable())
+	if !found {
+		return nil, s.unavailable()
+	}
+	upstreams := upstreamsFor(addrs)
+	for _, p := range parts {
+		n.offers = append(n.offers, offer{&s.calls[p.Record], upstreams[p.From:p.To]})
+	}
+	return upstreams, nil
+}
+
+// unavailable returns why no record has an address.
+func (s *service) unavailable() error {
 	switch {
-	case err != nil:
-		return err
-	case record.Port == 0:
-		return fmt.Errorf("%s: port 0 cannot be called", host)
+	case s.err == nil:
+		return fmt.Errorf("%s: the service is not offered", s.name)
+	case errors.Is(s.err, context.DeadlineExceeded):
+		return fmt.Errorf("%s: no address of a host of the service came in time", s.name)
 	}
-	c.host, c.port = host, record.Port
-	if c.judge != nil {
-		if err := c.judge.port(c); err != nil {
-			c.host = ""
-			return err
-		}
-	}
-	if !literal.IsValid() {
-		return nil
-	}
-	err = c.resolve(context.Background(), literal)
-	if err != nil {
-		c.host = ""
-	}
-	return err
+	return fmt.Errorf("%s: %w", s.name, s.err)
 }
 
 // errNotYet is the end of atOnce.
 var errNotYet = errors.New("not known yet")
 
 // atOnce is the context of a lookup that does not wait: if the answer is not
-// known, it is asked for, for whoever comes back.
+// known, the lookup goes on, for later requests.
 var atOnce = func() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(errNotYet)
 	return ctx
 }()
 
-// endOf returns where the priority ends that begins at a record.
-func (s *serviceCall) endOf(from int) int {
-	to := from
-	for to < len(s.records) && s.records[to].Priority == s.records[from].Priority {
-		to++
-	}
-	return to
-}
-
-// resolveNext resolves the targets of the next priority.
-func (s *serviceCall) resolveNext(ctx context.Context) {
-	from := s.resolved
-	s.resolved = s.endOf(from)
+// Resolve implements failover.Names.
+func (s *service) Resolve(ctx context.Context, from, to int, last bool) {
 	end := s.end
-	if next := time.Now().Add(priorityWait); s.resolved < len(s.records) && next.Before(end) {
+	if next := time.Now().Add(priorityWait); !last && next.Before(end) {
 		end = next
 	}
 	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
-	group := s.calls[from:s.resolved]
 
-	some := false
+	known := false
 	var unknown, stale []*call
-	for i := range group {
-		c := &group[i].call
-		if c.host == "" || len(c.addrs) > 0 {
-			some = some || c.host != ""
+	for i := from; i < to; i++ {
+		c := &s.calls[i]
+		if c.Host == "" || len(c.Addrs) > 0 {
+			known = known || c.Host != ""
 			continue
 		}
 		switch err := c.resolve(atOnce, netip.Addr{}); {
@@ -166,10 +139,10 @@ func (s *serviceCall) resolveNext(ctx context.Context) {
 			unknown = append(unknown, c)
 		case err != nil:
 			s.failed(err)
-		case c.lookup == "stale":
+		case c.answer.lookup == "stale":
 			stale = append(stale, c) // what is known may be over by the time that they have waited
 		default:
-			some = true
+			known = true
 		}
 	}
 	for _, c := range stale { // they may have to wait, all for the same time
@@ -177,34 +150,29 @@ func (s *serviceCall) resolveNext(ctx context.Context) {
 			s.failed(err)
 			continue
 		}
-		some = true
+		known = true
 	}
 	if len(unknown) > 0 {
-		s.await(ctx, unknown, some)
-	}
-	for i := range group {
-		if n := &group[i]; len(n.call.addrs) > 0 {
-			n.call.pass.named = append(n.call.pass.named, n)
-		}
+		s.await(ctx, unknown, known)
 	}
 }
 
 // await resolves targets that were not known: as many as come in time, if there
 // are others, or the first of them and those that follow soon.
-func (s *serviceCall) await(ctx context.Context, calls []*call, others bool) {
+func (s *service) await(ctx context.Context, calls []*call, others bool) {
 	type result struct {
-		i   int
-		a   answer
-		err error
+		call *call
+		a    addresses
+		err  error
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	results := make(chan result, len(calls))
-	for i, c := range calls {
-		c := *c
+	for _, c := range calls {
+		copied := *c // this may outlive the request
 		go func() {
-			err := c.resolve(ctx, netip.Addr{})
-			results <- result{i, c.answer, err}
+			a, err := copied.find(ctx, netip.Addr{})
+			results <- result{c, a, err}
 		}()
 	}
 	var grace <-chan time.Time
@@ -219,188 +187,20 @@ func (s *serviceCall) await(ctx context.Context, calls []*call, others bool) {
 				s.failed(r.err)
 				continue
 			}
-			calls[r.i].answer = r.a
+			r.call.set(r.a)
 			if grace == nil && !others {
 				others, grace = true, time.After(serviceGrace)
 			}
 		case <-grace:
-			cancel() // the lookups go on, without us
+			cancel() // the lookups go on, without this request
 			grace = nil
 		}
 	}
 }
 
-// standing is how well a call can be made now.
-type standing int
-
-const (
-	fit    standing = iota // it has an address that works, or may by now
-	unfit                  // it has no address left that works
-	used                   // all its addresses were tried
-	absent                 // it has none
-)
-
-// standing returns how well c can be made now.
-func (u *Upstreams) standing(c *call) standing {
-	best, p := absent, u.policy(c)
-	for _, a := range c.addrs {
-		switch v, n := u.usable(c, &p, a); {
-		case n == worn || n == spent:
-			best = min(best, used)
-		case v == health.Ejected:
-			best = min(best, unfit)
-		default:
-			return fit
-		}
-	}
-	return best
-}
-
-// offerService returns upstreams for the addresses of a service that should be
-// tried now: of the first priority that has one that works; else of the first
-// of those that are left, for some address has to be tried.
-func (u *Upstreams) offerService(ctx context.Context, s *serviceCall) ([]*reverseproxy.Upstream, error) {
-	for i := range s.calls {
-		s.calls[i].offers = nil
-	}
-	var candidates []candidate
-	best := absent
-	for from := 0; from < len(s.records) && best > fit; {
-		if from == s.resolved {
-			s.resolveNext(ctx)
-		}
-		to := s.endOf(from)
-		for i := from; i < to; i++ {
-			n := &s.calls[i]
-			switch st := u.standing(&n.call); {
-			case st == absent || st > best:
-			case st == best && candidates[0].priority == s.records[i].Priority:
-				candidates = append(candidates, candidate{n, s.records[i].Priority, s.records[i].Weight})
-			case st < best:
-				best = st
-				candidates = append(candidates[:0], candidate{n, s.records[i].Priority, s.records[i].Weight})
-			}
-		}
-		from = to
-	}
-	if best > fit && len(candidates) > 0 && s.renew(ctx) {
-		return u.offerService(ctx, s)
-	}
-	if len(candidates) == 0 {
-		switch {
-		case s.err == nil:
-			return nil, fmt.Errorf("%s: the service is not offered", s.name)
-		case errors.Is(s.err, context.DeadlineExceeded):
-			return nil, fmt.Errorf("%s: no address of a host of the service came in time", s.name)
-		}
-		return nil, fmt.Errorf("%s: %w", s.name, s.err)
-	}
-	random := rand.Uint64N
-	if s.drawn {
-		random = func(uint64) uint64 { return 0 } // the first one
-	}
-	drawn := draw(candidates, random)
-	return u.offerRecords(ctx, drawn, len(drawn) < len(candidates) || s.resolved < len(s.records)), nil
-}
-
-// renew asks for the addresses of all hosts again, once, and tells whether there
-// are others now.
-func (s *serviceCall) renew(ctx context.Context) (changed bool) {
-	if s.renewed {
-		return false
-	}
-	s.renewed = true
-	for i := range s.calls[:s.resolved] {
-		if c := &s.calls[i].call; len(c.addrs) > 0 {
-			changed = c.renew(ctx) || changed
-		}
-	}
-	return changed
-}
-
-// candidate is a record whose addresses may be offered.
-type candidate struct {
-	call             *namedCall
-	priority, weight uint16
-}
-
-// draw returns the candidates to offer: all of them if their weights are equal;
-// else one, at random in proportion to the weights, so that they hold whatever
-// chooses among what is offered.
-func draw(candidates []candidate, random func(n uint64) uint64) []candidate {
-	equal := true
-	sum := uint64(0)
-	for _, c := range candidates {
-		equal = equal && c.weight == candidates[0].weight
-		sum += c.share()
-	}
-	if equal {
-		return candidates
-	}
-	at := random(sum)
-	for i, c := range candidates {
-		if at < c.share() {
-			return candidates[i : i+1]
-		}
-		at -= c.share()
-	}
-	return candidates[:1] // never: at is less than sum
-}
-
-func (c candidate) share() uint64 { return max(1, weightUnit*uint64(c.weight)) }
-
-// offerRecords returns upstreams for the addresses of some records; more says
-// whether there are others.
-func (u *Upstreams) offerRecords(ctx context.Context, candidates []candidate, more bool) []*reverseproxy.Upstream {
-	total := 0
-	for _, c := range candidates {
-		total += len(c.call.call.addrs)
-	}
-	if total > u.MaxUpstreams && !u.sticky {
-		// not always the same ones: the others would never be called
-		at := rand.IntN(len(candidates))
-		candidates = slices.Concat(candidates[at:], candidates[:at])
-	}
-	var buf [defaultMaxUpstreams]netip.AddrPort
-	addrs := buf[:0]
-	type part struct {
-		of       *namedCall
-		from, to int
-	}
-	var partsBuf [defaultMaxUpstreams]part
-	parts := partsBuf[:0]
-	for _, c := range candidates {
-		if len(addrs) == u.MaxUpstreams {
-			break
-		}
-		chosen := u.choose(ctx, &c.call.call)
-		if chosen.trial { // this request tries it
-			addrs, parts = addrs[:0], parts[:0]
-		}
-		c.call.call.more = chosen.more
-		from := len(addrs)
-		for k := range chosen.len(u.MaxUpstreams - from) {
-			addrs = append(addrs, netip.AddrPortFrom(chosen.at(k), c.call.call.port))
-		}
-		parts = append(parts, part{c.call, from, len(addrs)})
-		if chosen.trial {
-			break
-		}
-	}
-	upstreams := upstreamsFor(addrs)
-	for _, p := range parts {
-		p.of.offers = upstreams[p.from:p.to]
-		p.of.call.more = p.of.call.more || more || len(addrs) > 1
-	}
-	return upstreams
-}
-
-// attempts returns how many addresses were tried for the request.
-func (c *call) attempts() (n int) {
-	for other := range c.inPass().calls(c) {
-		n += len(other.tried)
-	}
-	return n
+// Renew implements failover.Names.
+func (s *service) Renew(ctx context.Context, record int) (changed bool) {
+	return s.calls[record].renew(ctx)
 }
 
 // lookupService returns the SRV records of a name in normal form, which belong

@@ -3,6 +3,8 @@ package caddytarget
 import (
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -29,20 +31,17 @@ func TestServiceStaleFails(t *testing.T) {
 		s.set("new.example", dnsName{addrs: []string{"192.0.2.2"}, ttl: 60, hold: hold})
 		clock.skip(5 * time.Minute) // so that it is waited for
 
-		sc := &serviceCall{name: "_http._tcp.example", end: time.Now().Add(patience)}
-		sc.records = []net.SRV{{Target: "old.example", Port: 80, Priority: 1}, {Target: "new.example", Port: 80, Priority: 1}}
-		sc.calls = make([]namedCall, len(sc.records))
-		st := new(requestState)
-		for i, record := range sc.records {
-			c := &sc.calls[i].call
-			c.service, c.state, c.resolver, c.pass = sc, st, r, &st.first
-			if err := c.setTarget(record); err != nil {
+		sc := &service{name: "_http._tcp.example", calls: make([]call, 2), end: time.Now().Add(patience)}
+		u := &Upstreams{resolver: r}
+		for i, host := range []string{"old.example", "new.example"} {
+			record := net.SRV{Target: host, Port: 80, Priority: 1}
+			if err := u.newRecord(&sc.calls[i], httptest.NewRequest(http.MethodGet, "/", nil), record, nil, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
 		time.AfterFunc(4*serviceGrace, func() { close(hold) })
-		sc.resolveNext(t.Context())
-		if got := fmt.Sprint(sc.calls[0].call.addrs, sc.calls[1].call.addrs); got != "[] [192.0.2.2]" {
+		sc.Resolve(t.Context(), 0, 2, true)
+		if got := fmt.Sprint(sc.calls[0].Addrs, sc.calls[1].Addrs); got != "[] [192.0.2.2]" {
 			t.Errorf("%s: addresses %s, %v", name, got, sc.err)
 		}
 	}

@@ -4,89 +4,38 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
-
-	"caddytarget/internal/health"
 )
 
-// TestDraw: what is drawn is in proportion to the weights.
-func TestDraw(t *testing.T) {
-	const draws = 200_000
-	random := rand.New(rand.NewPCG(1, 2))
+// TestNewRecord has the records that cannot be called.
+func TestNewRecord(t *testing.T) {
+	policy := newTestPolicy(t, Guard{Ports: []string{"80"}, AllowIPs: []string{"10.0.0.1"}})
 	for _, test := range []struct {
-		weights []uint16
-		shares  []float64 // nil: all are offered
-	}{
-		{weights: []uint16{0}},
-		{weights: []uint16{7}},
-		{weights: []uint16{0, 0, 0}},
-		{weights: []uint16{5, 5}},
-		{weights: []uint16{1, 2}, shares: []float64{1. / 3, 2. / 3}},
-		{weights: []uint16{60, 20, 20}, shares: []float64{.6, .2, .2}},
-		{weights: []uint16{65535, 65535, 1}, shares: []float64{65535. / 131071, 65535. / 131071, 1. / 131071}},
-		{weights: []uint16{0, 1}, shares: []float64{1. / 257, 256. / 257}},
-		{weights: []uint16{0, 100, 0}, shares: []float64{1. / 25602, 25600. / 25602, 1. / 25602}},
-	} {
-		var candidates []candidate
-		for _, w := range test.weights {
-			candidates = append(candidates, candidate{call: new(namedCall), weight: w})
-		}
-		if test.shares == nil {
-			if got := draw(candidates, random.Uint64N); !slices.Equal(got, candidates) {
-				t.Errorf("weights %d: %v", test.weights, got)
-			}
-			continue
-		}
-		counts := make([]int, len(candidates))
-		for range draws {
-			got := draw(candidates, random.Uint64N)
-			if len(got) != 1 {
-				t.Fatalf("weights %d: %v", test.weights, got)
-			}
-			counts[slices.Index(candidates, got[0])]++
-		}
-		for i, p := range test.shares {
-			mean, sigma := draws*p, math.Sqrt(draws*p*(1-p))
-			if math.Abs(float64(counts[i])-mean) > 3*sigma {
-				t.Errorf("weights %d: the one of %d was drawn %d times, want %.0f ± %.0f", test.weights, test.weights[i], counts[i], mean, 3*sigma)
-			}
-		}
-	}
-}
-
-// TestSetTarget has the records that cannot be called.
-func TestSetTarget(t *testing.T) {
-	judge := newTestJudge(t, Guard{Ports: []string{"80"}, AllowIPs: []string{"10.0.0.1"}})
-	for _, test := range []struct {
-		record net.SRV
-		judged bool
-		host   string
-		reason string
+		record  net.SRV
+		checked bool
+		host    string
+		reason  string
 	}{
 		{record: net.SRV{Target: "A.example", Port: 1}, host: "a.example"},
-		{record: net.SRV{Target: "a.example", Port: 80}, judged: true, host: "a.example"},
-		{record: net.SRV{Target: "10.0.0.1", Port: 80}, judged: true, host: "10.0.0.1"},
-		{record: net.SRV{Target: "10.0.0.2", Port: 80}, judged: true, reason: "10.0.0.2 is refused"},
-		{record: net.SRV{Target: "a.example", Port: 81}, judged: true, reason: "port 81 is refused"},
+		{record: net.SRV{Target: "a.example", Port: 80}, checked: true, host: "a.example"},
+		{record: net.SRV{Target: "10.0.0.1", Port: 80}, checked: true, host: "10.0.0.1"},
+		{record: net.SRV{Target: "10.0.0.2", Port: 80}, checked: true, reason: "10.0.0.2 is refused"},
+		{record: net.SRV{Target: "a.example", Port: 81}, checked: true, reason: "port 81 is refused"},
 		{record: net.SRV{Target: "a.example", Port: 0}, reason: "port 0"},
 		{record: net.SRV{Target: "a..example", Port: 1}, reason: "empty label"},
 		{record: net.SRV{Target: "", Port: 1}, reason: "no host"},
 	} {
-		c := new(call)
-		if test.judged {
-			c.judge = judge
-		}
-		err := c.setTarget(test.record)
-		if c.host != test.host || (err != nil) != (test.reason != "") || err != nil && !strings.Contains(err.Error(), test.reason) {
-			t.Errorf("%v: host %q, %v", test.record, c.host, err)
+		c, u := new(call), &Upstreams{dynamic: test.checked, policy: policy}
+		err := u.newRecord(c, httptest.NewRequest(http.MethodGet, "/", nil), test.record, nil, nil)
+		if c.Host != test.host || (err != nil) != (test.reason != "") || err != nil && !strings.Contains(err.Error(), test.reason) {
+			t.Errorf("%v: host %q, %v, want %q", test.record, c.Host, err, test.host)
 		}
 	}
 }
@@ -392,9 +341,10 @@ func TestServiceResolver(t *testing.T) {
 	if main.askedInAll() > 0 {
 		t.Error("the wrong nameserver was asked")
 	}
-	c := &call{host: "a.example", resolver: r, service: new(serviceCall)}
-	if err := c.resolve(t.Context(), netip.Addr{}); err != nil || fmt.Sprint(c.addrs) != "[192.0.2.1]" {
-		t.Errorf("%v, %v", c.addrs, err)
+	c := &call{resolver: r, complete: true}
+	c.Host = "a.example"
+	if err := c.resolve(t.Context(), netip.Addr{}); err != nil || fmt.Sprint(c.Addrs) != "[192.0.2.1]" {
+		t.Errorf("%v, %v, want 192.0.2.1", c.Addrs, err)
 	}
 	for _, name := range []string{"_http._tcp.localhost", "_http._tcp.a.onion", "_http._tcp.invalid"} {
 		before := main.askedInAll()
@@ -405,79 +355,5 @@ func TestServiceResolver(t *testing.T) {
 	_, err = r.lookupService(t.Context(), "_none._tcp.example")
 	if err == nil || statusOf(err) != http.StatusBadGateway || errors.Is(err, errNotYet) {
 		t.Error(err)
-	}
-}
-
-// TestOfferService has the addresses that are offered after some have failed or
-// were tried.
-func TestOfferService(t *testing.T) {
-	type record struct {
-		addr             string
-		priority, weight uint16
-	}
-	two := []record{{"192.0.2.1", 1, 0}, {"192.0.2.2", 1, 0}, {"192.0.2.3", 2, 0}}
-	heavy := []record{{"192.0.2.1", 1, 9}, {"192.0.2.2", 1, 1}, {"192.0.2.3", 2, 0}}
-	for _, test := range []struct {
-		name          string
-		records       []record
-		failed, tried []string
-		later         time.Duration
-		want          string
-	}{
-		{name: "all work", records: two, want: "[192.0.2.1:80 192.0.2.2:80]"},
-		{name: "one failed", records: two, failed: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
-		{name: "a priority failed", records: two, failed: []string{"192.0.2.1", "192.0.2.2"}, want: "[192.0.2.3:80]"},
-		{name: "all failed", records: two, failed: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, want: "[192.0.2.1:80 192.0.2.2:80]"},
-		{name: "one is on trial", records: two, failed: []string{"192.0.2.2"}, later: time.Minute, want: "[192.0.2.2:80]"},
-		{name: "a better one is on trial", records: two[1:], failed: []string{"192.0.2.2"}, later: time.Minute, want: "[192.0.2.2:80]"},
-		{name: "a worse one is on trial", records: two, failed: []string{"192.0.2.3"}, later: time.Minute, want: "[192.0.2.1:80 192.0.2.2:80]"},
-		{name: "one was tried", records: two, tried: []string{"192.0.2.2"}, want: "[192.0.2.1:80]"},
-		{name: "a priority was tried", records: two, tried: []string{"192.0.2.1", "192.0.2.2"}, want: "[192.0.2.3:80]"},
-		{name: "tried or failed", records: two, tried: []string{"192.0.2.1", "192.0.2.3"}, failed: []string{"192.0.2.2"}, want: "[192.0.2.2:80]"},
-		{name: "all were tried", records: two, tried: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, want: "[]"},
-		{name: "the heavy one failed", records: heavy, failed: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
-		{name: "the heavy one was tried", records: heavy, tried: []string{"192.0.2.1"}, want: "[192.0.2.2:80]"},
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			h := health.New()
-			u := &Upstreams{MaxUpstreams: 4, MaxFails: 1, failDuration: 10 * time.Second, health: h}
-			s := &serviceCall{resolved: len(test.records)}
-			s.calls = make([]namedCall, len(test.records))
-			common := new(pass)
-			for i, r := range test.records {
-				s.records = append(s.records, net.SRV{Priority: r.priority, Weight: r.weight})
-				c := &s.calls[i].call
-				c.service, c.host, c.port, c.pass = s, r.addr, 80, common
-				common.named = append(common.named, &s.calls[i])
-				c.addrs, c.preferred = []netip.Addr{netip.MustParseAddr(r.addr)}, 1
-				addr := netip.AddrPortFrom(c.addrs[0], 80)
-				if slices.Contains(test.failed, r.addr) {
-					h.Failed("", addr, false)
-				}
-				if slices.Contains(test.tried, r.addr) {
-					c.tried = append(c.tried, try{addr: addr, final: true})
-				}
-			}
-			time.Sleep(test.later)
-			upstreams, err := u.offerService(t.Context(), s)
-			var got []string
-			for _, upstream := range upstreams {
-				got = append(got, upstream.Dial)
-				i := slices.IndexFunc(s.calls, func(n namedCall) bool { return slices.Contains(n.offers, upstream) })
-				if i < 0 || !strings.HasPrefix(upstream.Dial, s.calls[i].call.host) {
-					t.Errorf("%s: the upstream %s is that of record %d", test.name, upstream.Dial, i)
-				}
-			}
-			if err != nil || fmt.Sprint(got) != test.want {
-				t.Errorf("%s: %s, %v, want %s", test.name, got, err, test.want)
-			}
-			n := 0
-			for i := range s.calls {
-				n += len(s.calls[i].call.tried)
-			}
-			if got := s.calls[0].call.attempts(); got != n {
-				t.Errorf("%s: %d attempts, want %d", test.name, got, n)
-			}
-		})
 	}
 }

@@ -6,11 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -18,8 +16,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-	"golang.org/x/net/http/httpguts"
 
+	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
 )
@@ -65,18 +63,14 @@ type Transport struct {
 	// could reach the clients of others. Use it where all backends are trusted.
 	ShareConnections bool `json:"share_connections,omitempty"`
 
-	pool   *sharedPool
-	limit  health.Limit // under which failures count that this configuration makes ones
-	health *health.Tracker
-	shared *shared
-
+	pool     *sharedPool
+	via      failover.Transport
+	shared   *shared
 	released bool
 
-	hostByOps bool // the Host header is set by operations, before those of the user
-	retries   int  // how often a request that fails is tried again
-
-	headerOps *headers.HeaderOps          // those of the user; nil: none
-	handlers  []caddyhttp.ResponseHandler // of reverse_proxy
+	hostViaHeaderOps bool                        // the Host header is set by header operations, before those of the user
+	headerOps        *headers.HeaderOps          // those of the user; nil: none
+	handlers         []caddyhttp.ResponseHandler // of reverse_proxy
 }
 
 // CaddyModule returns the Caddy module information.
@@ -96,15 +90,16 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	t.shared, t.health = app.shared, app.health
-	t.lookAtProxy(ctx)
-	if t.limit, err = t.limitsOwn(); err != nil {
+	t.shared, t.via.Health = app.shared, app.shared.health
+	t.readProxyConfig(proxyOf(ctx))
+	if t.via.Limit, err = t.limit(); err != nil {
 		return err
 	}
 	config, err := t.poolConfig(ctx)
 	if err != nil {
 		return err
 	}
+	t.via.Timeouts = [2]time.Duration{pool.Connect: config.DialTimeout, pool.Handshake: config.HandshakeTimeout}
 	t.pool, err = app.acquirePool(t, config)
 	return err
 }
@@ -135,8 +130,8 @@ func (t *Transport) poolConfig(ctx caddy.Context) (config pool.Config, err error
 		return config, err
 	}
 	config.SessionCache = cmp.Or(t.TLSSessionCache, 4096)
-	config.DialTimeout = t.fullTimeout(pool.Connect)
-	config.HandshakeTimeout = t.fullTimeout(pool.Handshake)
+	config.DialTimeout = time.Duration(cmp.Or(t.DialTimeout, caddy.Duration(3*time.Second)))
+	config.HandshakeTimeout = time.Duration(cmp.Or(tlsConfig.HandshakeTimeout, caddy.Duration(5*time.Second)))
 	config.ReadTimeout, config.WriteTimeout = time.Duration(t.ReadTimeout), time.Duration(t.WriteTimeout)
 	config.ResponseHeaderTimeout = time.Duration(t.ResponseHeaderTimeout)
 	config.ExpectContinueTimeout = time.Duration(t.ExpectContinueTimeout)
@@ -149,17 +144,6 @@ func (t *Transport) poolConfig(ctx caddy.Context) (config pool.Config, err error
 	config.MaxIdle = cmp.Or(keepAlive.MaxIdleConns, defaultMaxConns())
 	config.IdleTimeout = time.Duration(cmp.Or(keepAlive.IdleConnTimeout, caddy.Duration(150*time.Second)))
 	return config, nil
-}
-
-// fullTimeout returns how long a phase of dialling may take at all.
-func (t *Transport) fullTimeout(ph pool.Phase) time.Duration {
-	if ph == pool.Handshake {
-		if t.TLS != nil && t.TLS.HandshakeTimeout != 0 {
-			return time.Duration(t.TLS.HandshakeTimeout)
-		}
-		return 5 * time.Second
-	}
-	return time.Duration(cmp.Or(t.DialTimeout, caddy.Duration(3*time.Second)))
 }
 
 // tlsVersions returns the versions of HTTP that are spoken over TLS.
@@ -211,9 +195,9 @@ func (t *Transport) proxyProtocol() (byte, error) {
 	return 0, fmt.Errorf("unexpected proxy_protocol version %q: expecting v1 or v2", t.ProxyProtocol)
 }
 
-// limitsOwn names the limits of this configuration that make failures of what
-// others may take for a success, or wait for; "" if there are none.
-func (t *Transport) limitsOwn() (health.Limit, error) {
+// limit names the limits of this configuration that make failures of what others may
+// take for a success, or wait for; "" if there are none.
+func (t *Transport) limit() (health.Limit, error) {
 	limits := struct {
 		Header, Read, Write, Latency caddy.Duration
 		Status                       []int
@@ -228,15 +212,15 @@ func (t *Transport) limitsOwn() (health.Limit, error) {
 // defaultMaxConns returns how many connections may be open before idle ones are
 // closed: half of the descriptors that this process may have.
 func defaultMaxConns() int {
-	const least, most = 64, 1 << 16
-	return min(max(cmp.Or(pool.DescriptorLimit(), 2048)/2, least), most)
+	const minConns, maxConns = 64, 1 << 16
+	return min(max(cmp.Or(pool.DescriptorLimit(), 2048)/2, minConns), maxConns)
 }
 
 // refused returns what of the HTTP transport has no place here.
 func (t *Transport) refused() error {
 	switch {
 	case len(t.NetworkProxyRaw) > 0 || t.ForwardProxyURL != "":
-		return errors.New("a proxy for the transport is not supported: it would connect to addresses that nobody judged")
+		return errors.New("a proxy for the transport is not supported: it would connect to addresses that were not checked")
 	case t.Resolver != nil:
 		return errors.New("resolvers (in JSON, resolver) is not supported: names are resolved by the target's resolver")
 	case t.FallbackDelay != 0:
@@ -283,34 +267,28 @@ const hostTemplate = "{http.target.hostport}"
 // of the HTTP transport, which would set it to an address. That is left to
 // RoundTrip, where it costs nothing, if no other module changes it.
 func (t *Transport) RequestHeaderOps() *headers.HeaderOps {
-	if !t.hostByOps {
+	if !t.hostViaHeaderOps {
 		return nil
 	}
 	return &headers.HeaderOps{Set: http.Header{"Host": []string{hostTemplate}}}
 }
 
-// touchesHost reports whether header operations may change the Host header.
-func touchesHost(ops *headers.HeaderOps) bool {
-	return touches(ops, "Host")
-}
-
-// lookAtProxy takes from the reverse_proxy that the transport belongs to what
+// readProxyConfig takes from the reverse_proxy that the transport belongs to what
 // it has to know of it.
-func (t *Transport) lookAtProxy(ctx caddy.Context) {
-	proxy := proxyOf(ctx)
+func (t *Transport) readProxyConfig(proxy *reverseproxy.Handler) {
 	if proxy == nil {
-		t.hostByOps = true
+		t.hostViaHeaderOps = true
 		return
 	}
 	t.handlers = proxy.HandleResponse
 	if proxy.Headers != nil && proxy.Headers.Request != nil {
 		t.headerOps = proxy.Headers.Request
-		t.hostByOps = touchesHost(t.headerOps)
+		t.hostViaHeaderOps = touches(t.headerOps, "Host")
 	}
 	if lb := proxy.LoadBalancing; lb != nil {
-		t.retries = lb.Retries
+		t.via.Retries = lb.Retries
 		if lb.Retries == 0 && lb.TryDuration > 0 {
-			t.retries = math.MaxInt
+			t.via.Retries = math.MaxInt
 		}
 	}
 }
@@ -326,300 +304,32 @@ func proxyOf(ctx caddy.Context) *reverseproxy.Handler {
 	return nil
 }
 
-// proxyProtocolVar is where reverse_proxy leaves what the embedded transport
-// needs to know for the PROXY protocol.
-const proxyProtocolVar = "reverse_proxy.proxy_protocol_info"
-
-// dropH2CUpgrade takes out a request to go on in HTTP/2 on this connection (RFC
-// 7540, section 3.2; RFC 9113 has it no more). A backend that agreed would take
-// whatever the client sends from then on, unchecked.
-func dropH2CUpgrade(header http.Header) {
-	if httpguts.HeaderValuesContainsToken(header["Upgrade"], "h2c") {
-		delete(header, "Upgrade")
-		delete(header, "Connection")
-	}
-	strip(header, "Http2-Settings")
-}
-
-// strip takes out a field. If it is not there nothing is written: others may be
-// reading.
-func strip(header http.Header, field string) {
-	if _, ok := header[field]; ok { //nolint:staticcheck // delete counts as a write in any case
-		delete(header, field)
-	}
-}
-
-// RoundTrip implements http.RoundTripper.
+// RoundTrip implements http.RoundTripper: one attempt at a request.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	info, ok := reverseproxy.GetDialInfo(req.Context())
 	if !ok {
 		return nil, errors.New("transport target: called by something other than reverse_proxy")
 	}
-	a := &attempt{transport: t}
-	a.call, a.pass = callOf(req, info.Upstream)
+	a := newAttempt(t, req, info)
 	defer a.end()
 	if err := a.refuse(req); err != nil {
 		return nil, err
 	}
-	a.choose(req, info)
-	if c := a.call; c != nil && c.judge != nil {
-		if err := c.judge.upstream(c, a.order.Key.Addr); err != nil {
-			c.state.err = err
-			return nil, caddyhttp.Error(http.StatusForbidden, err)
-		}
+	a.setOrder(req, info)
+	if err := a.checkAddress(); err != nil {
+		return nil, err
 	}
-	body, err := a.takeBody(req)
-	if err != nil {
+	if err := a.takeBody(req); err != nil {
 		return nil, err
 	}
 	a.prepare(req, info)
-	a.out.Body = body
 	a.begin()
-	if t.UnhealthyLatency > 0 || a.call != nil && a.call.measured {
-		a.begun = time.Now()
-	}
 	res, err := t.pool.RoundTrip(&a.out, &a.order)
 	if err != nil {
 		return nil, a.failed(err.(*pool.Error))
 	}
-	a.worked(res.StatusCode)
-	if c := a.call; c != nil && c.follower != nil {
-		c.follower.responded(c, req, res, t.handlers)
-	}
+	a.worked(req, res)
 	return res, nil
-}
-
-// refuse returns why a request is not sent at all.
-func (a *attempt) refuse(req *http.Request) error {
-	c := a.call
-	if err := req.Context().Err(); err != nil { // reverse_proxy tries again even then
-		if c != nil && c.state.err == nil {
-			c.state.err = fmt.Errorf("%s: %w", c.host, err)
-		}
-		return err
-	}
-	if req.Method != http.MethodConnect { // a WebSocket over HTTP/2 is none any more
-		return nil
-	}
-	err := malformedError{errConnect}
-	if c != nil {
-		c.state.err = err
-		if c.judge != nil {
-			c.judge.failed(c, http.StatusBadRequest, err)
-		}
-	}
-	return caddyhttp.Error(http.StatusBadRequest, err)
-}
-
-// choose sets what the attempt wants of the pool.
-func (a *attempt) choose(req *http.Request, info reverseproxy.DialInfo) {
-	t, c, o := a.transport, a.call, &a.order
-	o.Last = true
-	if c != nil {
-		o.Target, o.Owner = c.host, c
-		o.Deadlines, o.Pending = a.pass.deadlines, c.cuts()
-		o.Last = !c.more && !a.pass.offersBeside(c) || c.attempts() >= t.retries
-	}
-	key := &o.Key
-	if addr, err := netip.ParseAddrPort(info.Address); err == nil && info.Network == "tcp" {
-		key.Addr = addr
-	} else {
-		key.Dial = info.Network + " " + info.Address
-	}
-	key.Host = o.Target
-	switch t.schemeOf(c) {
-	case "https":
-		key.Protocol = pool.TLS
-		if isUpgrade(req.Header) {
-			key.Protocol = pool.TLSHTTP1
-		}
-		key.ServerName = t.serverName(req, c, info)
-	case "h2c":
-		if !isUpgrade(req.Header) { // which HTTP/2 does not have
-			key.Protocol = pool.HTTP2
-		}
-	}
-	if t.ShareConnections && key.ServerName == "" {
-		key.Host = ""
-	}
-	if t.ProxyProtocol != "" {
-		if client, ok := caddyhttp.GetVar(req.Context(), proxyProtocolVar).(reverseproxy.ProxyProtocolInfo); ok {
-			key.Client = client.AddrPort
-		}
-	}
-}
-
-// prepare makes what is sent of the request, but for its body.
-func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
-	// header and trailer are reverse_proxy's copies, made for this request; an
-	// attempt before this one may still be reading them, but then has changed
-	// them already
-	dropH2CUpgrade(req.Header)
-	if a.call != nil {
-		strip(req.Header, a.call.strip)
-		strip(req.Trailer, a.call.strip) // and again when its values are known
-		if a.call.foreign {
-			a.call.dropCredentials(req.Header)
-		}
-	}
-	a.dropTrailers(req)
-	getBody := a.out.GetBody
-	a.out, a.url = *req, *req.URL
-	a.out.GetBody = getBody
-	scheme := "http"
-	if a.order.Key.ServerName != "" {
-		scheme = "https"
-	}
-	a.url.Scheme, a.url.Host, a.url.Opaque = scheme, info.Address, ""
-	a.out.URL = &a.url
-	if t := a.transport; !t.hostByOps || a.out.Host == hostTemplate || a.out.Host == "" {
-		a.out.Host = hostOf(req, a.call, info, scheme)
-	}
-	if !slices.Contains(req.Header[loopHeader], loopID) {
-		req.Header[loopHeader] = append(req.Header[loopHeader], loopID)
-	}
-}
-
-// takeBody returns the body of a request, which can be sent more than once. It
-// waits for its first octets: a client that sends nothing must not hold a
-// connection. One that waits for the backend may.
-func (a *attempt) takeBody(req *http.Request) (io.ReadCloser, error) {
-	if !hasBody(req) {
-		return req.Body, nil
-	}
-	drop := ""
-	if a.call != nil {
-		drop = a.call.strip
-	}
-	if a.pass == nil {
-		a.pass = stateFor(req.Context()).current()
-	}
-	a.body = a.pass.bodyOf(req, drop)
-	body, err := a.openBody(req)
-	if err != nil {
-		return nil, a.bodyFailed(err)
-	}
-	a.out.GetBody = func() (io.ReadCloser, error) { return a.openBody(req) }
-	if err := a.body.begin(mayBeSilent(req) || a.transport.ExpectContinueTimeout > 0 && expectsContinue(req)); err != nil {
-		return nil, a.bodyFailed(err)
-	}
-	return body, nil
-}
-
-// bodyFailed returns the error of an attempt for want of the request's body.
-func (a *attempt) bodyFailed(err error) error {
-	if c := a.call; c != nil {
-		c.state.err = fmt.Errorf("%s: reading the request's body: %w", c.host, err)
-	}
-	return err
-}
-
-// begin opens connections to addresses that failed a while ago, as they would be opened
-// for the attempt, to see whether they work again; and begins the trial of the
-// attempt's address if it needs one.
-func (a *attempt) begin() {
-	if a.pass == nil {
-		return
-	}
-	for c := range a.pass.calls(a.call) {
-		if a.call != nil && len(c.probe) > 0 {
-			a.probe(c)
-		}
-		if l := c.trial; l != nil && c == a.call && l.addr == a.order.Key.Addr.Addr() && l.begin() {
-			a.trial = l
-		}
-	}
-}
-
-// probe is begin for a call that might have been that of the attempt.
-func (a *attempt) probe(c *call) {
-	for _, l := range c.probe {
-		if !l.begin() {
-			continue
-		}
-		o := &pool.Order{Key: a.order.Key, Target: c.host, Owner: c, Last: true}
-		o.Key.Addr = netip.AddrPortFrom(l.addr, c.port)
-		if o.Key.Host == a.call.host {
-			o.Key.Host = c.host
-		}
-		if o.Key.ServerName == a.call.host {
-			o.Key.ServerName = c.host
-		}
-		if !a.transport.pool.Probe(o) {
-			l.trial.Release()
-		}
-	}
-}
-
-// end gives up what was claimed and has not begun, or has ended without an outcome.
-func (a *attempt) end() {
-	if a.trial != nil {
-		a.trial.trial.Release()
-	}
-	if a.pass != nil {
-		a.pass.release(a.call)
-	}
-}
-
-// isUnhealthy reports whether a response counts as a failure of the address.
-func (t *Transport) isUnhealthy(status int, begun time.Time) bool {
-	return t.UnhealthyLatency > 0 && time.Since(begun) >= time.Duration(t.UnhealthyLatency) ||
-		slices.ContainsFunc(t.UnhealthyStatus, func(s int) bool { return caddyhttp.StatusCodeMatches(status, s) })
-}
-
-// schemeOf returns the scheme for a call.
-func (t *Transport) schemeOf(c *call) string {
-	scheme := "http"
-	switch {
-	case c != nil && c.scheme != "":
-		scheme = c.scheme
-	case t.TLS != nil:
-		scheme = "https"
-	}
-	if scheme == "http" && slices.Contains(t.Versions, "h2c") {
-		return "h2c"
-	}
-	return scheme
-}
-
-// serverName returns the name that the backend has to prove.
-func (t *Transport) serverName(req *http.Request, c *call, info reverseproxy.DialInfo) string {
-	switch {
-	case t.TLS != nil && t.TLS.ServerName != "":
-		if repl, ok := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-			return repl.ReplaceAll(t.TLS.ServerName, "")
-		}
-		return t.TLS.ServerName
-	case c != nil:
-		return c.host
-	}
-	return info.Host
-}
-
-// hostOf returns the Host header: that of the target, or, where no target
-// handler has seen the request, what the HTTP transport would send, but the
-// name instead of one of its addresses.
-func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme string) string {
-	switch {
-	case c != nil && c.scheme != "":
-		return c.hostport
-	case scheme == "https" && c != nil:
-		return hostport(scheme, c.host, c.port)
-	case scheme == "https":
-		return info.Address
-	case req.Host != hostTemplate && req.Host != "":
-		return req.Host
-	case c != nil:
-		return c.hostport
-	}
-	if orig, ok := req.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
-		return orig.Host
-	}
-	return info.Address
-}
-
-func isUpgrade(header http.Header) bool {
-	return header["Upgrade"] != nil && httpguts.HeaderValuesContainsToken(header["Connection"], "Upgrade")
 }
 
 // Interface guards
@@ -632,5 +342,4 @@ var (
 	_ reverseproxy.HealthCheckSchemeOverriderTransport = (*Transport)(nil)
 	_ reverseproxy.ProxyProtocolTransport              = (*Transport)(nil)
 	_ reverseproxy.RequestHeaderOpsTransport           = (*Transport)(nil)
-	_ net.Error                                        = (*dialError)(nil)
 )

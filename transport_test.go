@@ -528,7 +528,8 @@ func TestInformational(t *testing.T) {
 
 // TestDialError: what reverse_proxy asks of an error.
 func TestDialError(t *testing.T) {
-	a := &attempt{call: &call{host: "a.example"}}
+	a := &attempt{call: new(call)}
+	a.call.Host = "a.example"
 	a.order.Key.Addr = netip.MustParseAddrPort("192.0.2.1:80")
 	for _, test := range []struct {
 		name    string
@@ -558,10 +559,10 @@ func TestDialError(t *testing.T) {
 	}
 }
 
-// TestDialIsJudged checks the last line of defence: whatever address an attempt
+// TestDialIsChecked checks the last line of defence: whatever address an attempt
 // comes with, one that may not be called is not dialled.
-func TestDialIsJudged(t *testing.T) {
-	judge := newTestJudge(t, Guard{})
+func TestDialIsChecked(t *testing.T) {
+	policy := newTestPolicy(t, Guard{})
 	for _, address := range []string{"127.0.0.1:80", "169.254.169.254:80", "[::ffff:10.0.0.1]:80", "[fd00::1]:443"} {
 		p := pool.New(pool.Config{}, health.New(), pool.NewLimits(0, nil))
 		p.Dial = func(context.Context, string, string) (net.Conn, error) {
@@ -572,7 +573,8 @@ func TestDialIsJudged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := &attempt{transport: new(Transport), call: &call{host: "a.example", judge: judge, state: new(requestState)}, out: *req}
+		a := &attempt{transport: new(Transport), call: &call{policy: policy, state: new(requestState)}, out: *req}
+		a.call.Host = "a.example"
 		a.order.Key.Addr, a.order.Key.Protocol, a.order.Owner = netip.MustParseAddrPort(address), pool.TLS, a.call
 		_, err = p.RoundTrip(req, &a.order)
 		p.Close()

@@ -7,17 +7,15 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 
-	"caddytarget/internal/health"
+	"caddytarget/internal/failover"
 )
 
 // Upstreams offers the addresses of a request's target, which the handler
@@ -71,18 +69,14 @@ type Upstreams struct {
 	// For how long an address is left out; 0: never. Default: `10s`.
 	FailDuration *caddy.Duration `json:"fail_duration,omitempty"`
 
-	failDuration time.Duration
-	sticky       bool // each request is offered the same addresses
-	patient      bool // reverse_proxy tries for some time
-	fallback     bool // reverse_proxy has static upstreams, too
-	dynamic      bool // the name has placeholders
-	alone        bool // reverse_proxy has another transport
-	judge        *judge
-	resolver     *resolver
-	health       *health.Tracker
-	limit        health.Limit // of the transport
-	log          *zap.Logger
-	lastLog      atomic.Int64 // when a failed lookup was last logged, in Unix seconds
+	source   failover.Source
+	fallback bool // reverse_proxy has static upstreams, too
+	dynamic  bool // the name has placeholders
+	foreign  bool // reverse_proxy has another transport
+	policy   *policy
+	resolver *resolver
+	log      *zap.Logger
+	lastLog  atomic.Int64 // when a failed lookup was last logged, in Unix seconds
 }
 
 // CaddyModule returns the Caddy module information.
@@ -98,46 +92,63 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	u.log = ctx.Logger()
 	setDefault(&u.MaxUpstreams, defaultMaxUpstreams)
 	setDefault(&u.MaxFails, 1)
-	u.failDuration = defaultFailDuration
-	if u.FailDuration != nil {
-		u.failDuration = time.Duration(*u.FailDuration)
+	if u.FailDuration == nil {
+		u.FailDuration = new(defaultFailDuration)
 	}
 	app, err := appOf(ctx)
 	if err != nil {
 		return err
 	}
-	u.health = app.health
 	if u.resolver, err = app.acquire(u.Resolver); err != nil {
 		return err
 	}
-	proxy, ours := proxyOf(ctx), true
-	if proxy != nil {
-		var t *Transport
-		if t, ours = proxy.Transport.(*Transport); ours {
-			u.limit = t.limit
-		}
-		u.sticky = sticks(proxy)
-		u.patient = proxy.LoadBalancing != nil && proxy.LoadBalancing.TryDuration > 0
-		u.fallback = len(proxy.Upstreams) > 0
+	u.source = failover.Source{
+		Health: app.shared.health, MaxFails: u.MaxFails, EjectFor: time.Duration(*u.FailDuration), Max: u.MaxUpstreams,
 	}
-	if !ours {
-		u.failDuration = min(u.failDuration, 0) // another transport does not report what works again
+	u.readProxyConfig(proxyOf(ctx))
+	if u.dynamic = strings.Contains(u.Name, "{"); u.Name != "" && !u.isService() {
+		setDefault(&u.Port, "80")
 	}
-	if u.Name != "" {
-		if !u.isService() {
-			setDefault(&u.Port, "80")
-		}
-		u.dynamic = strings.Contains(u.Name, "{")
-	} else {
-		u.alone = !ours
-	}
-	u.judge, err = app.judge(&u.Guard, u.log)
+	u.policy, err = app.policy(&u.Guard, u.log)
 	return err
+}
+
+// readProxyConfig takes from the reverse_proxy that the source belongs to what it has to
+// know of it.
+func (u *Upstreams) readProxyConfig(proxy *reverseproxy.Handler) {
+	if proxy == nil {
+		return
+	}
+	u.source.Sticky = isSticky(proxy)
+	u.source.RetriesByTime = proxy.LoadBalancing != nil && proxy.LoadBalancing.TryDuration > 0
+	u.fallback = len(proxy.Upstreams) > 0
+	t, ok := proxy.Transport.(*Transport)
+	if u.foreign = !ok; u.foreign {
+		u.source.EjectFor = 0 // another transport does not report what works again
+		return
+	}
+	u.source.Limit = t.via.Limit
+}
+
+// isSticky reports whether the load balancing policy of a reverse_proxy chooses by
+// what stays the same, so that it has to be offered the same upstreams for each
+// request. One that is not known here may.
+func isSticky(proxy *reverseproxy.Handler) bool {
+	if proxy.LoadBalancing == nil {
+		return false
+	}
+	switch proxy.LoadBalancing.SelectionPolicy.(type) {
+	case nil, // the default, random
+		*reverseproxy.RandomSelection, *reverseproxy.RandomChoiceSelection,
+		*reverseproxy.LeastConnSelection, *reverseproxy.RoundRobinSelection:
+		return false
+	}
+	return true
 }
 
 const (
 	defaultMaxUpstreams = 4
-	defaultFailDuration = 10 * time.Second
+	defaultFailDuration = caddy.Duration(10 * time.Second)
 )
 
 // Validate checks the configuration.
@@ -155,15 +166,15 @@ func (u *Upstreams) Validate() error {
 	case u.dynamic && !guarded:
 		return fmt.Errorf("the name %s has placeholders: say what may be called by guard, allow, deny, allow_ips, deny_ips or ports", u.Name)
 	case u.Name != "" && !u.dynamic && guarded:
-		return fmt.Errorf("the name %s has no placeholders and is not judged: guard, allow, deny, allow_ips, deny_ips and ports have no meaning", u.Name)
+		return fmt.Errorf("the name %s has no placeholders and is not checked: guard, allow, deny, allow_ips, deny_ips and ports have no meaning", u.Name)
 	case u.MaxUpstreams < 0:
 		return fmt.Errorf("max_upstreams %d is negative", u.MaxUpstreams)
 	case u.MaxFails < 0:
 		return fmt.Errorf("max_fails %d is negative", u.MaxFails)
-	case u.failDuration < 0:
-		return fmt.Errorf("fail_duration %s is negative", u.failDuration)
+	case u.FailDuration != nil && *u.FailDuration < 0:
+		return fmt.Errorf("fail_duration %s is negative", time.Duration(*u.FailDuration))
 	}
-	if u.alone {
+	if u.foreign && u.Name == "" {
 		return errors.New("needs transport target in the same reverse_proxy: another one would not follow the scheme and the name of the target")
 	}
 	if u.Name != "" && !u.dynamic {
@@ -179,111 +190,62 @@ func (u *Upstreams) Validate() error {
 	return nil
 }
 
-// namedCall is the call of a source with a name, or of one record of a service,
-// for the transport, which finds it by the upstream that was selected.
-type namedCall struct {
-	source *Upstreams
-	call   call
-	offers []*reverseproxy.Upstream
-}
-
-// callOf returns what is called by way of an upstream, and the pass that this belongs
-// to: nil if neither a handler nor a source of this module knows of it.
-func callOf(r *http.Request, upstream *reverseproxy.Upstream) (*call, *pass) {
-	ctx := r.Context()
-	var p *pass
-	if st, ok := caddyhttp.GetVar(ctx, stateVar).(*requestState); ok && st.pass != nil {
-		p = st.pass
-		for _, n := range p.named {
-			if slices.Contains(n.offers, upstream) {
-				return &n.call, p
-			}
-		}
-	}
-	c, ok := ctx.Value(callKey{}).(*call)
-	if ok {
-		if p != nil && p.request != nil && p.request.Context().Value(callKey{}) == c {
-			c.enter(p) // beside a source with a name
-		}
-		p = c.inPass()
-	}
-	return c, p
-}
-
 // GetUpstreams implements reverseproxy.UpstreamSource.
 func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	if u.Name != "" {
-		return u.named(r)
+		return u.namedUpstreams(r)
 	}
 	c, ok := r.Context().Value(callKey{}).(*call)
 	if !ok {
 		return nil, errors.New("the request has no target: is there a target handler before reverse_proxy?")
 	}
-	p := c.state.enter(r)
-	c.enter(p)
-	offers := u.offer(r.Context(), c)
-	p.offered = len(offers) > 0
-	return offers, nil
+	c.enter(c.state.enter(r))
+	return u.offer(r.Context(), c), nil
 }
 
-// named resolves the name of the source, once in a pass.
-func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
+// namedUpstreams resolves the name of the source, once in an exchange.
+func (u *Upstreams) namedUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	st := stateOf(r.Context(), repl)
-	again := st.pass != nil && st.pass.request == r
-	p := st.enter(r)
+	again := st.exchange != nil && st.exchange.request == r
+	x := st.enter(r)
 	if u.dynamic && !again && hasLoopID(r.Header) {
-		p.looped = true
+		x.looped = true
 	}
-	if u.dynamic && p.looped {
+	if u.dynamic && x.looped {
 		return u.failed(st, nil, errLoop)
 	}
-	if u.isService() {
-		s, err := u.service(r, repl, st)
-		if err != nil {
-			return u.failed(st, nil, err)
+	n := x.of(u)
+	if n == nil {
+		n = &named{source: u}
+		if c, err := u.resolveName(r, repl, n, x, st); err != nil {
+			return u.failed(st, c, err)
 		}
-		upstreams, err := u.offerService(r.Context(), s)
+		x.named = append(x.named, n)
+	}
+	if n.service != nil {
+		upstreams, err := n.offerService(r.Context())
 		if err != nil {
 			return u.failed(st, nil, err)
 		}
 		return upstreams, nil
 	}
-	i := slices.IndexFunc(p.named, func(n *namedCall) bool { return n.source == u })
-	if i < 0 {
-		n := &namedCall{source: u}
-		n.call.state, n.call.pass = st, p
-		if err := u.resolveName(r, repl, &n.call); err != nil {
-			return u.failed(st, &n.call, err)
-		}
-		i = len(p.named)
-		p.named = append(p.named, n)
-	}
-	n := p.named[i]
-	n.offers = u.offer(r.Context(), &n.call)
-	return n.offers, nil
+	upstreams := u.offer(r.Context(), n.call)
+	n.offers = []offer{{n.call, upstreams}}
+	return upstreams, nil
 }
 
-// resolveName sets the call that u makes for a request.
-func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, c *call) error {
-	host, literal, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
-	if err != nil {
-		return malformedError{err}
+// resolveName sets what the source calls for a request. On an error it returns the call
+// that failed, if there is one.
+func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, n *named, x *exchange, st *requestState) (c *call, err error) {
+	if u.isService() {
+		n.service, err = u.newService(r, repl, x, st)
+		return nil, err
 	}
-	port, err := parsePort(repl.ReplaceAll(u.Port, ""))
-	if err != nil {
-		return malformedError{err}
+	if n.call, err = u.newNamed(r, repl, x, st); err == nil {
+		n.call.enter(x)
 	}
-	c.host, c.port, c.resolver = host, port, u.resolver
-	c.hostport = r.Host // as long as there is no TLS, the client's
-	c.repeats = isRepeatable(r.Method)
-	if u.dynamic {
-		c.judge, c.client = u.judge, clientOf(r)
-		if err := c.judge.target(c); err != nil {
-			return err
-		}
-	}
-	return c.resolve(r.Context(), literal)
+	return n.call, err
 }
 
 // failed offers nothing, since there was an error. One that is not the request's
@@ -292,7 +254,7 @@ func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, c *call) 
 func (u *Upstreams) failed(st *requestState, c *call, err error) ([]*reverseproxy.Upstream, error) {
 	st.err = err
 	status := statusOf(err)
-	u.judge.failed(c, status, err)
+	u.policy.failed(c, status, err)
 	if status < http.StatusInternalServerError {
 		return nil, nil
 	}
@@ -332,17 +294,13 @@ func slab(n int) ([]reverseproxy.Upstream, []*reverseproxy.Upstream) {
 
 // offer returns upstreams for the addresses of c that should be tried now.
 func (u *Upstreams) offer(ctx context.Context, c *call) []*reverseproxy.Upstream {
-	chosen := u.choose(ctx, c)
-	if !chosen.working && c.renew(ctx) {
-		chosen = u.choose(ctx, c)
+	x := c.exchange
+	o := u.source.Next(ctx, &x.plan, &c.Target, x.resendable())
+	if !o.Healthy && c.renew(ctx) {
+		o = u.source.Next(ctx, &x.plan, &c.Target, x.resendable())
 	}
-	c.more = chosen.more
 	var buf [defaultMaxUpstreams]netip.AddrPort
-	addrs := buf[:0]
-	for k := range chosen.len(u.MaxUpstreams) {
-		addrs = append(addrs, netip.AddrPortFrom(chosen.at(k), c.port))
-	}
-	return upstreamsFor(addrs)
+	return upstreamsFor(o.Append(buf[:0], c.Port, u.MaxUpstreams))
 }
 
 // upstreamsFor returns upstreams for some addresses.
@@ -364,137 +322,6 @@ func upstreamsFor(addrs []netip.AddrPort) []*reverseproxy.Upstream {
 		start = end
 	}
 	return pointers
-}
-
-// policy returns what failures of addresses mean to c.
-func (u *Upstreams) policy(c *call) health.Policy {
-	return health.Policy{MaxFails: u.MaxFails, EjectFor: u.failDuration, Retryable: c.repeats, Limits: [2]health.Limit{c.limit, u.limit}, Timeout: c.timeout}
-}
-
-// usable returns the state of an address of c for u. One that was tried for this
-// request is ejected.
-func (u *Upstreams) usable(c *call, p *health.Policy, a netip.Addr) (health.State, wear) {
-	addr := netip.AddrPortFrom(a, c.port)
-	switch n := c.wearOf(addr); {
-	case n == ready:
-		return health.Healthy, n
-	case n != untried:
-		return health.Ejected, n
-	case u.failDuration == 0:
-		return health.Healthy, n
-	}
-	return u.health.State(p, c.host, addr), untried
-}
-
-// choice is what a source offers of a call's addresses.
-type choice struct {
-	addrs   []netip.Addr
-	first   int  // with which of them it begins: see at
-	trial   bool // it is one that failed a while ago
-	working bool // they are not known to fail
-	more    bool // if the one that is chosen of them fails, there is another one
-}
-
-// choose returns the addresses to try now: those that work and were not tried,
-// the preferred ones if there are any; else those that do not work, for some
-// address has to be tried; else those that may be tried once more. An address
-// whose time is over is probed in the background, if there are others; if it
-// takes a request to find out, it is returned alone, on trial. When nothing is
-// left, or the request's body cannot be sent again, there is an end; unless
-// reverse_proxy is to try for some time: then all begins again.
-func (u *Upstreams) choose(ctx context.Context, c *call) choice {
-	c.release()
-	p, first := u.policy(c), u.firstOf(c)
-	healthy := 0
-	for healthy < min(c.preferred, u.MaxUpstreams) {
-		if v, _ := u.usable(c, &p, c.addrs[c.place(first, healthy)]); v != health.Healthy {
-			break
-		}
-		healthy++
-	}
-	if healthy == min(c.preferred, u.MaxUpstreams) {
-		return choice{addrs: c.addrs[:c.preferred], first: first, working: true, more: len(c.addrs) > 1}
-	}
-	if !c.inPass().sendable() {
-		return choice{}
-	}
-
-	var working, probe, trial, failing, again []netip.Addr
-	preferred, rest := 0, false
-	for k := range c.addrs {
-		i := c.place(first, k)
-		a := c.addrs[i]
-		// the preferred ones are enough, or more than are offered work
-		if rest = i >= c.preferred && preferred > 0 || len(working) > u.MaxUpstreams; rest {
-			break
-		}
-		switch v, n := u.usable(c, &p, a); {
-		case n == worn:
-			again = append(again, a)
-		case n == spent:
-		case v == health.NeedsTrial:
-			trial = append(trial, a)
-		case v == health.NeedsProbe:
-			probe = append(probe, a)
-		case v == health.Ejected:
-			failing = append(failing, a)
-		default:
-			working = append(working, a)
-			if i < c.preferred {
-				preferred++
-			}
-		}
-	}
-	for _, a := range trial {
-		if l := u.claim(ctx, c, &p, a, health.NeedsTrial); l != nil {
-			c.trial = l
-			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.addrs) > 1}
-		}
-	}
-	for _, a := range probe {
-		switch l := u.claim(ctx, c, &p, a, health.NeedsProbe); {
-		case l == nil:
-			failing = append(failing, a)
-		case len(working) == 0:
-			c.trial = l
-			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.addrs) > 1}
-		default:
-			c.probe = append(c.probe, l)
-		}
-	}
-	switch {
-	case preferred > 0:
-		return choice{addrs: working[:preferred], working: true, more: len(working) > 1 || rest}
-	case len(working) > 0:
-		return choice{addrs: working, working: true, more: len(working) > 1}
-	case len(failing) > 0:
-		return choice{addrs: failing, more: len(failing) > 1}
-	case len(again) > 0:
-		return choice{addrs: again}
-	case u.patient:
-		c.tried, c.inPass().deadlines = c.tried[:0], [2]time.Time{}
-		return choice{addrs: c.addrs, more: len(c.addrs) > 1}
-	}
-	return choice{}
-}
-
-// renew asks for the addresses of c again, for none of those that were known is
-// healthy. It reports whether there are others now.
-func (c *call) renew(ctx context.Context) bool {
-	if c.lookup == "literal" || c.lookup == "hosts" || c.resolver == nil {
-		return false
-	}
-	renewed := *c
-	var err error
-	if renewed.answer, err = c.resolver.renew(ctx, c); err != nil || slices.Equal(renewed.all, c.all) {
-		return false
-	}
-	if c.judge != nil && c.judge.addresses(&renewed) != nil {
-		return false
-	}
-	renewed.lookup, renewed.waited = c.lookup, c.waited
-	c.answer = renewed.answer
-	return true
 }
 
 // Interface guards

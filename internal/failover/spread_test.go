@@ -1,14 +1,12 @@
-package caddytarget
+package failover
 
 import (
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 
 	"caddytarget/internal/health"
@@ -37,23 +35,22 @@ func TestSpread(t *testing.T) {
 					var offered [2][]string // by instance
 					for instance := range offered {
 						h := health.New()
-						u := &Upstreams{MaxUpstreams: most, MaxFails: 1, failDuration: defaultFailDuration, health: h}
+						s := newSource(h, most)
 						for _, a := range addrs[:dead] {
 							h.Failed("", netip.AddrPortFrom(a, 80), false)
 						}
 						const each = 64
 						count := make(map[string]int)
 						for range each * (n - dead) {
-							c := &call{host: "a.example", port: 80, repeats: true}
-							c.addrs, c.preferred = addrs, n
-							upstreams := u.offer(t.Context(), c)
-							if len(upstreams) != min(most, n-dead) {
-								t.Fatalf("%d upstreams", len(upstreams))
+							target := &Target{Host: "a.example", Port: 80, Retryable: true, Addrs: addrs, Preferred: n}
+							offer := next(t.Context(), s, planFor(target), target)
+							if len(offer) != min(most, n-dead) {
+								t.Fatalf("%d addresses, want %d", len(offer), min(most, n-dead))
 							}
-							chosen := upstreams[rand.N(len(upstreams))].Dial // as the default policy does
+							chosen := offer[rand.N(len(offer))].String() // as the default policy does
 							count[chosen]++
 							if len(offered[instance]) < 100 {
-								offered[instance] = append(offered[instance], upstreams[0].Dial)
+								offered[instance] = append(offered[instance], offer[0].String())
 							}
 						}
 						for i, a := range addrs {
@@ -82,8 +79,7 @@ func TestSpread(t *testing.T) {
 func TestPlace(t *testing.T) {
 	for _, n := range []int{1, 2, 5, 100} {
 		for preferred := 1; preferred <= n; preferred++ {
-			c := new(call)
-			c.addrs, c.preferred = manyAddrs(n), preferred
+			c := &Target{Addrs: manyAddrs(n), Preferred: preferred}
 			for first := range n {
 				seen := make(map[int]bool)
 				for k := range n {
@@ -103,31 +99,31 @@ func TestSpreadFailover(t *testing.T) {
 	const n = 100
 	addrs := manyAddrs(n)
 	h := health.New()
-	u := &Upstreams{MaxUpstreams: 4, MaxFails: 1, failDuration: defaultFailDuration, health: h}
+	s := newSource(h, 4)
 	for range 200 {
-		c := &call{host: "a.example", port: 80, repeats: true}
-		c.addrs, c.preferred = addrs, n
-		for len(c.tried) < n {
-			upstreams := u.offer(t.Context(), c)
-			if len(upstreams) != min(4, n-len(c.tried)) {
-				t.Fatalf("%d upstreams after %d tries", len(upstreams), len(c.tried))
+		c := &Target{Host: "a.example", Port: 80, Retryable: true, Addrs: addrs, Preferred: n}
+		plan := planFor(c)
+		for len(c.tries) < n {
+			offer := next(t.Context(), s, plan, c)
+			if len(offer) != min(4, n-len(c.tries)) {
+				t.Fatalf("%d addresses after %d tries, want %d", len(offer), len(c.tries), min(4, n-len(c.tries)))
 			}
-			for _, o := range upstreams {
-				if slices.ContainsFunc(c.tried, func(tr try) bool { return tr.addr.String() == o.Dial }) {
-					t.Fatalf("%s is offered again", o.Dial)
+			for _, a := range offer {
+				if slices.ContainsFunc(c.tries, func(tr try) bool { return tr.addr == a }) {
+					t.Fatalf("%s is offered again", a)
 				}
 			}
-			if more := len(c.tried) < n-1; c.more != more {
-				t.Fatalf("more is %t after %d tries", c.more, len(c.tried))
+			if more := len(c.tries) < n-1; c.more != more {
+				t.Fatalf("more is %t after %d tries", c.more, len(c.tries))
 			}
-			c.tried = append(c.tried, try{addr: netip.MustParseAddrPort(upstreams[0].Dial), final: true})
+			c.Skip(offer[0])
 		}
 	}
 }
 
 // Of the records of a large service each request has to do with some, drawn in
 // proportion to their weights.
-func TestSomeRecords(t *testing.T) {
+func TestSample(t *testing.T) {
 	records := func(priority uint16, weights ...uint16) (list []net.SRV) {
 		for i, weight := range weights {
 			list = append(list, net.SRV{Target: fmt.Sprintf("t%d.example", i), Port: 80, Priority: priority, Weight: weight})
@@ -141,13 +137,13 @@ func TestSomeRecords(t *testing.T) {
 		weights[i] = 1
 	}
 	weights[0], weights[1] = 100, 99 // 100, 99 and 198 of 397
-	u := &Upstreams{MaxUpstreams: 4}
+	s := &Source{Max: 4}
 	const draws = 4000
 	t.Run("weights", func(t *testing.T) {
 		first := make(map[string]int)
 		for range draws {
-			got, drawn := u.someRecords(records(1, weights...))
-			if len(got) != minServiceRecords || !drawn {
+			got, drawn := s.Sample(records(1, weights...))
+			if len(got) != minSample || !drawn {
 				t.Fatalf("%d records, drawn: %t", len(got), drawn)
 			}
 			names := make(map[string]bool)
@@ -168,8 +164,8 @@ func TestSomeRecords(t *testing.T) {
 	t.Run("equal", func(t *testing.T) {
 		count := make(map[string]int)
 		for range draws {
-			got, drawn := u.someRecords(records(1, equal...))
-			if len(got) != minServiceRecords || drawn {
+			got, drawn := s.Sample(records(1, equal...))
+			if len(got) != minSample || drawn {
 				t.Fatalf("%d records, drawn: %t", len(got), drawn)
 			}
 			for _, r := range got {
@@ -177,7 +173,7 @@ func TestSomeRecords(t *testing.T) {
 			}
 		}
 		for i := range equal {
-			name, want := fmt.Sprintf("t%d.example", i), float64(draws*minServiceRecords)/200
+			name, want := fmt.Sprintf("t%d.example", i), float64(draws*minSample)/200
 			if got := float64(count[name]); math.Abs(got-want) > 6*math.Sqrt(want) {
 				t.Errorf("%s is in %.0f draws, want %.0f", name, got, want)
 			}
@@ -186,16 +182,16 @@ func TestSomeRecords(t *testing.T) {
 	t.Run("sticky", func(t *testing.T) {
 		all := records(1, equal...)
 		for _, most := range []int{4, 50} {
-			u := &Upstreams{MaxUpstreams: most, sticky: true}
-			got, _ := u.someRecords(all)
-			if want := all[:max(minServiceRecords, most)]; !slices.Equal(got, want) {
+			s := &Source{Max: most, Sticky: true}
+			got, _ := s.Sample(all)
+			if want := all[:max(minSample, most)]; !slices.Equal(got, want) {
 				t.Errorf("max_upstreams %d: %d records", most, len(got))
 			}
 		}
 	})
 	t.Run("priorities", func(t *testing.T) {
 		all := slices.Concat(records(1, 1, 3), records(2, weights...), records(3, equal...), records(4, weights...), records(5, weights...))
-		got, drawn := u.someRecords(all)
+		got, drawn := s.Sample(all)
 		var n [6]int
 		for _, r := range got {
 			n[r.Priority]++
@@ -206,7 +202,7 @@ func TestSomeRecords(t *testing.T) {
 	})
 	t.Run("few", func(t *testing.T) {
 		all := records(1, weights[:32]...)
-		if got, drawn := u.someRecords(all); !slices.Equal(got, all) || drawn {
+		if got, drawn := s.Sample(all); !slices.Equal(got, all) || drawn {
 			t.Errorf("%d of 32 records, drawn: %t", len(got), drawn)
 		}
 	})
@@ -216,85 +212,8 @@ func TestSomeRecords(t *testing.T) {
 		for i := range heavy[1:] {
 			heavy[1+i] = 0
 		}
-		if got, _ := u.someRecords(records(1, heavy...)); len(got) != minServiceRecords || got[0].Target != "t0.example" {
+		if got, _ := s.Sample(records(1, heavy...)); len(got) != minSample || got[0].Target != "t0.example" {
 			t.Errorf("%d records", len(got))
 		}
 	})
-}
-
-// A name with 200 addresses behind a whole gateway: all of them are used, unless
-// the policy sticks to what stays the same; then they are as many as max_upstreams
-// says, and the same after a restart.
-func TestManyAddresses(t *testing.T) {
-	w := newWorld(t)
-	const n = 200
-	var addrs []string
-	for i := range n {
-		addrs = append(addrs, fmt.Sprintf("127.0.3.%d", i+1))
-	}
-	b := newBackend(t, backendConfig{addrs: addrs})
-	w.dns.has("many.example", addrs...)
-	var srv []string
-	for i := range n {
-		name := fmt.Sprintf("t%d.example", i)
-		w.dns.has(name, addrs[i])
-		srv = append(srv, fmt.Sprintf("0 0 %s %s.", b.port, name))
-	}
-	w.dns.set("_http._tcp.many.example", dnsName{srv: srv, ttl: 60})
-	used := func(site string, requests int, change func(i int) func(*http.Request)) (seen map[string]int) {
-		w.run(site)
-		seen = make(map[string]int)
-		for i := range requests {
-			var changes []func(*http.Request)
-			if change != nil {
-				changes = append(changes, change(i))
-			}
-			seen[w.mustGet("/", "http://many.example:"+b.port, changes...).seen.Address]++
-		}
-		return seen
-	}
-	service := func(options string) string {
-		return "reverse_proxy {\ndynamic target _http._tcp.many.example {\n" + options + "\n}\ntransport target\nlb_retries 2\n"
-	}
-	key := func(i int) func(*http.Request) { return header("X-Key", fmt.Sprint(i)) }
-
-	// 800 draws of one of 200 are never of less than 180 different ones
-	for name, site := range map[string]string{
-		"default":         w.proxy(),
-		"least_conn":      w.proxy("lb_policy least_conn"),
-		"round_robin":     w.proxy("lb_policy round_robin"),
-		"max_upstreams":   w.proxy(fmt.Sprintf("max_upstreams %d", n)),
-		"service":         service("") + "}",
-		"another 200":     w.proxy("lb_policy header X-Key", fmt.Sprintf("max_upstreams %d", n)),
-		"another service": service(fmt.Sprintf("max_upstreams %d", n)) + "lb_policy header X-Key\n}",
-	} {
-		t.Run(name, func(t *testing.T) {
-			if seen := used(site, 800, key); len(seen) < 180 {
-				t.Errorf("%d of %d addresses are used", len(seen), n)
-			}
-		})
-	}
-	for _, policy := range []string{"ip_hash", "client_ip_hash", "uri_hash", "first", "header X-Key", "cookie lb secret"} {
-		for name, site := range map[string]string{
-			"target":  w.proxy("lb_policy "+policy, "max_upstreams 6"),
-			"service": service("max_upstreams 6") + "lb_policy " + policy + "\n}",
-		} {
-			t.Run(policy+" "+name, func(t *testing.T) {
-				vary, want := key, 6
-				if !strings.HasPrefix(policy, "header") && !strings.HasPrefix(policy, "cookie") {
-					want = 1 // all requests are alike
-				}
-				seen := used(site, 60, vary)
-				again := used(site+"\n", 60, vary)
-				for address := range again {
-					if seen[address] == 0 {
-						t.Errorf("%s is new", address)
-					}
-				}
-				if len(seen) > want || len(seen) < min(want, 4) {
-					t.Errorf("%d addresses are used, want %d", len(seen), want)
-				}
-			})
-		}
-	}
 }

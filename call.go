@@ -1,0 +1,342 @@
+package caddytarget
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"caddytarget/internal/failover"
+)
+
+// call describes what a request calls: the request's target, the name of a source, or
+// one record of a service. Only the functions of this file and those that make one
+// (newNamed, newRecord) write it.
+type call struct {
+	failover.Target // name, port and addresses, and what was tried of them
+
+	scheme   string // empty: that of the transport
+	hostport string // the Host header
+	uri      string // path and query
+	answer   answer // of the resolver, before the policy left anything out
+
+	client   client
+	policy   *policy // nil: the operator wrote the name
+	resolver *resolver
+	complete bool   // the name is not searched for
+	strip    string // a header field of the request that is not sent on
+
+	follower *follower // of redirects; nil: they are the client's
+	foreign  bool      // a redirect led to another origin: it gets no credentials
+
+	exchange *exchange // that the attempts belong to
+	state    *requestState
+}
+
+// client is what the log tells of the client of a request.
+type client struct{ host, remote string }
+
+func clientOf(r *http.Request) client { return client{r.Host, r.RemoteAddr} }
+
+// callContext is the context of a request that has a target.
+type callContext struct {
+	context.Context
+	call call
+}
+
+type callKey struct{}
+
+// Value implements context.Context.
+func (c *callContext) Value(key any) any {
+	if _, ok := key.(callKey); ok {
+		return &c.call
+	}
+	return c.Context.Value(key)
+}
+
+// newCall makes the call of a request from the templates. What was called last, if
+// there was anything, is where a Location leads from.
+func (h *Handler) newCall(r *http.Request, repl *caddy.Replacer, last *call, st *requestState) (*callContext, targetURL, error) {
+	ctx := &callContext{Context: r.Context()}
+	c := &ctx.call
+	u, err := h.parse(r, repl, last, c)
+	if err != nil {
+		return nil, u, malformedError{err}
+	}
+	c.Limit, c.Retryable = h.limit, isRetryable(r.Method)
+	c.Measured = h.Timeout != "" && h.limit == ""
+	c.client, c.strip, c.policy, c.resolver = clientOf(r), h.strip, h.policy, h.resolver
+	st.call, c.state = c, st
+	return ctx, u, h.policy.checkTarget(c)
+}
+
+// parse reads the templates of a request.
+func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (targetURL, error) {
+	if err := h.values.check(r); err != nil {
+		return targetURL{}, err
+	}
+	text, err := h.confineURL.expand(repl, h.URL)
+	if err != nil {
+		return targetURL{}, fmt.Errorf("target: %w", err)
+	}
+	u, err := h.read(text, last, c)
+	if err != nil {
+		return u, err
+	}
+	if h.Path != "" {
+		path, err := h.confinePath.expand(repl, h.Path)
+		if err == nil {
+			err = checkBytes(path)
+		}
+		if err != nil {
+			return u, fmt.Errorf("path: %w", err) // which may be a secret
+		}
+		if !strings.HasPrefix(path, "/") {
+			path = "/" + path
+		}
+		path, _, _ = strings.Cut(path, "#")
+		u.setPathAndQuery(path)
+	}
+	c.setURL(u)
+	switch {
+	case u.hasPath:
+	case strings.HasPrefix(r.RequestURI, "/"):
+		c.uri = encodeURI(r.RequestURI) // as it will be sent
+	default: // in absolute form, or none
+		c.uri = r.URL.RequestURI()
+	}
+	if h.Host != "" {
+		c.hostport = repl.ReplaceAll(h.Host, "")
+		if c.hostport == "" || !isHostHeader(c.hostport) {
+			return u, fmt.Errorf("host %q is not a valid Host header", c.hostport)
+		}
+	}
+	return u, nil
+}
+
+// newHop makes the call of the target of a redirect, and checks it.
+func (h *Handler) newHop(from *callContext, r *http.Request, u targetURL) (*callContext, error) {
+	last, ctx := &from.call, &callContext{Context: from.Context}
+	c, st := &ctx.call, last.state
+	c.setURL(u)
+	if c.foreign = last.foreign || !sameOrigin(last, u); !c.foreign {
+		c.hostport = last.hostport // that of the option host, maybe
+	}
+	// what is left of the timeout is not what the site gives an address
+	c.Retryable = isRetryable(r.Method)
+	c.client, c.strip, c.policy, c.resolver = last.client, last.strip, last.policy, last.resolver
+	c.state, c.follower = st, last.follower
+	st.call, st.err = c, nil
+	return ctx, h.policy.checkTarget(c)
+}
+
+// setURL makes c the call of a target. Without a path, it has no path and query yet.
+func (c *call) setURL(u targetURL) {
+	c.scheme, c.Host, c.Port, c.hostport, c.uri = u.scheme, u.host, u.port, u.hostport, u.path
+	if u.hasArgs {
+		c.uri += "?" + u.query
+	}
+}
+
+// addresses is what was found out of the addresses of a call.
+type addresses struct {
+	answer    answer
+	addrs     []netip.Addr // that may be called
+	preferred int          // so many of addrs, from the first, are preferred
+}
+
+// set makes the addresses those of the call.
+func (c *call) set(a addresses) { c.answer, c.Addrs, c.Preferred = a.answer, a.addrs, a.preferred }
+
+// resolve sets the addresses of c to those that may be called.
+func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
+	a, err := c.find(ctx, literal)
+	c.set(a)
+	return err
+}
+
+// find returns the addresses of c that may be called. literal is c's name if that is
+// an address.
+func (c *call) find(ctx context.Context, literal netip.Addr) (a addresses, err error) {
+	switch {
+	case literal.IsValid():
+		a.answer = answer{addrs: []netip.Addr{literal.Unmap()}, preferred: 1, lookup: "literal"}
+	case c.complete:
+		a.answer, err = c.resolver.lookupComplete(ctx, c.Host)
+	default:
+		a.answer, err = c.resolver.lookup(ctx, c.Host)
+	}
+	if err != nil {
+		return a, err
+	}
+	if c.policy != nil {
+		if err := c.policy.checkFound(c, a.answer.found); err != nil {
+			return a, err
+		}
+		a.addrs, a.preferred, err = c.policy.filter(c, a.answer.addrs, a.answer.preferred)
+		return a, err
+	}
+	a.addrs, a.preferred = a.answer.addrs, a.answer.preferred
+	return a, nil
+}
+
+// renew asks for the addresses of c again, for none of those that were known is
+// healthy. It reports whether there are others now.
+func (c *call) renew(ctx context.Context) bool {
+	if c.answer.lookup == "literal" || c.answer.lookup == "hosts" || c.resolver == nil {
+		return false
+	}
+	name := cmp.Or(c.answer.found, c.Host)
+	renewed, err := c.resolver.renew(ctx, name, c.answer.addrs)
+	if err != nil || slices.Equal(renewed.addrs, c.answer.addrs) {
+		return false
+	}
+	a := addresses{c.answer, renewed.addrs, renewed.preferred}
+	a.answer.addrs, a.answer.preferred = renewed.addrs, renewed.preferred
+	if c.policy != nil {
+		if a.addrs, a.preferred, err = c.policy.filter(c, renewed.addrs, renewed.preferred); err != nil {
+			return false
+		}
+	}
+	c.set(a)
+	return true
+}
+
+// newNamed makes the call of a source that has a name.
+func (u *Upstreams) newNamed(r *http.Request, repl *caddy.Replacer, x *exchange, st *requestState) (*call, error) {
+	c := &call{exchange: x, state: st, resolver: u.resolver}
+	host, literal, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
+	if err != nil {
+		return c, malformedError{err}
+	}
+	port, err := parsePort(repl.ReplaceAll(u.Port, ""))
+	if err != nil {
+		return c, malformedError{err}
+	}
+	c.Host, c.Port, c.Retryable = host, port, isRetryable(r.Method)
+	c.hostport = r.Host // as long as there is no TLS, the client's
+	if u.dynamic {
+		c.policy, c.client = u.policy, clientOf(r)
+		if err := c.policy.checkTarget(c); err != nil {
+			return c, err
+		}
+	}
+	return c, c.resolve(r.Context(), literal)
+}
+
+// newRecord makes c the call of a record of a service. On an error it has no name.
+func (u *Upstreams) newRecord(c *call, r *http.Request, record net.SRV, x *exchange, st *requestState) error {
+	*c = call{exchange: x, state: st, resolver: u.resolver, complete: true}
+	c.Owner, c.Retryable = c, isRetryable(r.Method)
+	c.hostport = r.Host // as long as there is no TLS, the client's
+	if u.dynamic {
+		c.policy, c.client = u.policy, clientOf(r)
+	}
+	host, literal, err := normalizeHost(record.Target)
+	switch {
+	case err != nil:
+		return err
+	case record.Port == 0:
+		return fmt.Errorf("%s: port 0 cannot be called", host)
+	}
+	c.Host, c.Port = host, record.Port
+	if c.policy != nil {
+		err = c.policy.checkPort(c)
+	}
+	if err == nil && literal.IsValid() {
+		err = c.resolve(r.Context(), literal)
+	}
+	if err != nil {
+		c.Host = ""
+	}
+	return err
+}
+
+// isRetryable reports whether a request may be sent again whatever the backend has done
+// with it. That is for GET alone: what reverse_proxy repeats, too.
+func isRetryable(method string) bool { return method == http.MethodGet }
+
+// limitTime gives a request with a target the time that the handler's timeout says.
+// stop has to be called at its end.
+func (h *Handler) limitTime(w http.ResponseWriter, r *http.Request, repl *caddy.Replacer, c *callContext) (stop func(), err error) {
+	stop = func() {}
+	if h.Timeout == "" {
+		return stop, nil
+	}
+	timeout, err := parseTimeout(repl.ReplaceAll(h.Timeout, ""))
+	if err != nil {
+		return stop, malformedError{err}
+	}
+	if timeout == 0 {
+		return stop, nil
+	}
+	if h.limit == "" {
+		c.call.Timeout = timeout
+	}
+	var cancel context.CancelFunc
+	c.Context, cancel = context.WithTimeout(c.Context, timeout)
+	if r.ContentLength == 0 {
+		return cancel, nil
+	}
+	// a client that does not send its body must not hold the request up; the moment
+	// more lets the context end first
+	control := http.NewResponseController(w)
+	if control.SetReadDeadline(time.Now().Add(timeout+50*time.Millisecond)) != nil {
+		return cancel, nil
+	}
+	return func() {
+		_ = control.SetReadDeadline(time.Time{})
+		cancel()
+	}, nil
+}
+
+func parseTimeout(s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	d, err := caddy.ParseDuration(s)
+	if err != nil {
+		return 0, fmt.Errorf("timeout: %w", err)
+	}
+	if d <= 0 {
+		return 0, fmt.Errorf("timeout %s is not positive", s)
+	}
+	return d, nil
+}
+
+// Permit implements pool.Owner. It may be called after the request.
+func (c *call) Permit(addr netip.AddrPort) error {
+	if c.policy == nil {
+		return nil
+	}
+	return c.policy.permit(c, addr)
+}
+
+// Confirm implements pool.Owner. It may be called after the request.
+func (c *call) Confirm(local, remote netip.AddrPort) error {
+	if c.policy == nil {
+		return nil
+	}
+	return c.policy.confirm(c, local, remote)
+}
+
+// Guard implements pool.Owner.
+func (c *call) Guard() any { return c.policy }
+
+// Source implements pool.Owner.
+func (c *call) Source() any { return c.resolver }
+
+// Watch implements pool.Owner.
+func (c *call) Watch() func(addr netip.Addr) bool {
+	if c.resolver == nil {
+		return nil
+	}
+	return c.resolver.watch(c.Host, c.complete)
+}

@@ -1,0 +1,80 @@
+package failover
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"caddytarget/internal/pool"
+)
+
+// Failure is how an attempt failed.
+type Failure struct {
+	Addr netip.AddrPort // not valid: something else was dialled
+	Err  *pool.Error
+
+	Begun    time.Time // when the attempt began; set if Target.Measured
+	Deadline time.Time // of the request; zero: none
+	Ended    error     // of the request's context; nil: it goes on
+
+	// How far the client got with the request's body.
+	Incomplete bool // there is more to come
+	Broken     bool // reading it failed
+}
+
+// Failed records that an attempt at t failed, in the plan and in health. A connection
+// that could not be opened has been recorded there by the pool.
+func (p *Plan) Failed(t *Target, via *Transport, f Failure) {
+	p.remember(t, f.Addr, via, f.Err)
+	switch e := f.Err; {
+	case e.Dialling():
+		if errors.Is(f.Ended, context.DeadlineExceeded) && t.Timeout > 0 {
+			via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline)
+		}
+	case e.Phase == pool.Prepare || f.byClient():
+		// that says nothing about the address
+	case f.Ended != nil && t.Limit != "":
+		via.Health.Exceeded(t.Limit, t.Host, f.Addr)
+	case f.Ended != nil && t.Timeout > 0:
+		via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline)
+	case f.Ended != nil:
+	case e.Timeout() && !errors.Is(e, pool.ErrSilent) && !errors.Is(e, syscall.ETIMEDOUT):
+		via.Health.Exceeded(via.Limit, t.Host, f.Addr)
+	case e.Reused && !e.Refused && !e.Timeout():
+		// the connection was old; a new one may work
+	default:
+		via.Health.Failed(t.Host, f.Addr, true)
+	}
+}
+
+// byClient reports whether the client is the cause: it has left, or it has not sent
+// its body in time.
+func (f *Failure) byClient() bool {
+	return errors.Is(f.Ended, context.Canceled) || f.Broken || f.Incomplete && (f.Ended != nil || f.Err.Timeout())
+}
+
+// Skip records that no connection to an address of t was to be opened. It is not tried
+// again.
+func (t *Target) Skip(addr netip.AddrPort) {
+	t.tries = append(t.tries, try{addr: addr, final: true})
+}
+
+// Worked records in health that an address of t has sent a response: since Begun, if
+// that was set.
+func (t *Target) Worked(via *Transport, addr netip.AddrPort, begun time.Time) {
+	if t.Measured {
+		via.Health.WorkedIn(time.Since(begun), t.Timeout, t.Host, addr, via.Limit)
+	} else {
+		via.Health.Worked(t.Host, addr, t.Limit, via.Limit)
+	}
+	via.Health.Reached(addr.Addr(), true)
+}
+
+// Unhealthy records in health that an address of t has sent a response that counts as a
+// failure by the settings of the transport.
+func (t *Target) Unhealthy(via *Transport, addr netip.AddrPort) {
+	via.Health.Worked("", addr)
+	via.Health.Exceeded(via.Limit, t.Host, addr)
+}

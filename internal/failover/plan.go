@@ -1,0 +1,133 @@
+// Package failover decides which of a target's addresses a request tries next.
+//
+// A [Plan] is the memory of one request: the targets that it may be sent to, what was
+// tried of each, the time that is left for dialling, and the dials that it has given
+// up and that go on. Most requests have one [Target]; one to a service has a [Service]
+// with a target for each record. A [Source] holds the settings by which addresses are
+// chosen, a [Transport] those by which they are dialled. What outlives the request,
+// the failures of addresses, is in package health.
+//
+// Each attempt takes four steps:
+//
+//  1. [Source.Next] or [Service.Next] offers addresses: healthy ones that were not
+//     tried yet; if there are none, whatever may help. The load balancing policy of
+//     the caller selects one.
+//  2. [Plan.Order] tells the pool how long to dial it: shortly while there is another
+//     address, for the rest of the time where it is the last one.
+//  3. [Plan.Begin] takes the claim on the address, if it is on trial, and starts the
+//     probes of others in the background.
+//  4. [Target.Failed], [Target.Skip] or [Target.Worked] records how it ended, in the plan and in
+//     package health.
+//
+// Say a name has four addresses: R refuses connections, S is silent, B breaks them
+// after the request, H is healthy. A GET meets R: the address is ejected for all
+// targets, since no connection could be opened. It meets S: after 300 ms the request
+// gives the dial up, which goes on in the background, and S is left out until that has
+// ended. It meets B: the request was sent, but a GET may be sent again, and B is
+// ejected for this target. It meets H, and has its response. The next request is
+// offered H alone. Once the time of an ejection is over, a request to H begins a probe
+// of R and S, which only opens a connection; B is on trial instead: one GET is sent
+// there, since only a request shows whether it answers. Should H fail before that, R,
+// S and B are offered in spite of their ejection, for some address has to be tried.
+package failover
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"caddytarget/internal/health"
+	"caddytarget/internal/pool"
+)
+
+// Plan is what a request remembers of its attempts. The zero value is ready to use. It
+// belongs to the goroutine of the request.
+type Plan struct {
+	targets   []*Target
+	room      [1]*Target   // for the usual targets
+	deadlines [2]time.Time // when the time for a phase of dialling is over; zero: each dial has its own
+}
+
+// Target is a name whose addresses a request may be sent to, or one address.
+type Target struct {
+	Host      string
+	Port      uint16
+	Addrs     []netip.Addr // shared: not written to
+	Preferred int          // so many of Addrs, from the first, are preferred
+	Owner     pool.Owner
+
+	Retryable bool          // the request may be sent again whatever the backend has done with it
+	Limit     health.Limit  // under which the request's failures count; empty: none
+	Timeout   time.Duration // that the client has chosen; zero: none
+	Measured  bool          // how long responses usually take matters
+
+	service *Service // that it belongs to; nil: none
+	tries   []try
+	probes  []*Claim // on addresses that are to be probed in the background
+	trial   *Claim   // on the address that is offered, if it needs a trial
+	offered int      // how many addresses are
+	more    bool     // there is another address to try than the one that is selected
+}
+
+// Transport is the settings of what sends requests.
+type Transport struct {
+	Health   *health.Tracker
+	Limit    health.Limit     // under which failures count that only these settings make ones
+	Timeouts [2]time.Duration // of each phase of dialling, at most
+	Retries  int              // how often a request that fails is tried again
+}
+
+// Add makes a target one of the plan's. What was tried of it in another plan does not
+// count. A target that was added before stays as it is.
+func (p *Plan) Add(t *Target) {
+	if slices.Contains(p.targets, t) {
+		return
+	}
+	if p.targets == nil {
+		p.targets = p.room[:0]
+	}
+	t.tries = nil
+	p.targets = append(p.targets, t)
+}
+
+// Order sets what the pool has to know for an attempt at an address of t, beside the
+// key of the connection.
+func (p *Plan) Order(t *Target, via *Transport, o *pool.Order) {
+	o.Target, o.Owner = t.Host, t.Owner
+	o.Deadlines, o.Pending = p.deadlines, p.pending()
+	o.Last = !t.more && !p.offersBeside(t) || p.Tries() >= via.Retries
+}
+
+// Tries returns how many attempts have failed.
+func (p *Plan) Tries() (n int) {
+	for _, t := range p.targets {
+		n += len(t.tries)
+	}
+	return n
+}
+
+// pending returns the dials that were given up.
+func (p *Plan) pending() (list []*pool.Pending) {
+	for _, t := range p.targets {
+		for _, try := range t.tries {
+			if try.pending != nil {
+				list = append(list, try.pending)
+			}
+		}
+	}
+	return list
+}
+
+// offersBeside reports whether addresses are offered that are neither those of t nor
+// of the same service.
+func (p *Plan) offersBeside(t *Target) bool {
+	for _, other := range p.targets {
+		if other.offered > 0 && other != t && (t.service == nil || other.service != t.service) {
+			return true
+		}
+	}
+	return false
+}
+
+// addr returns an address of t with its port.
+func (t *Target) addr(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, t.Port) }

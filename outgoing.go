@@ -1,0 +1,158 @@
+package caddytarget
+
+import (
+	"net/http"
+	"net/netip"
+	"slices"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"golang.org/x/net/http/httpguts"
+
+	"caddytarget/internal/pool"
+)
+
+// proxyProtocolVar is where reverse_proxy leaves what the embedded transport
+// needs to know for the PROXY protocol.
+const proxyProtocolVar = "reverse_proxy.proxy_protocol_info"
+
+// setOrder sets what the attempt wants of the pool.
+func (a *attempt) setOrder(req *http.Request, info reverseproxy.DialInfo) {
+	t, c, o := a.transport, a.call, &a.order
+	if o.Last = true; c != nil {
+		a.exchange.plan.Order(&c.Target, &t.via, o)
+	}
+	key := &o.Key
+	if addr, err := netip.ParseAddrPort(info.Address); err == nil && info.Network == "tcp" {
+		key.Addr = addr
+	} else {
+		key.Dial = info.Network + " " + info.Address
+	}
+	key.Host = o.Target
+	switch t.schemeOf(c) {
+	case "https":
+		key.Protocol = pool.TLS
+		if isUpgrade(req.Header) {
+			key.Protocol = pool.TLSHTTP1
+		}
+		key.ServerName = t.serverName(req, c, info)
+	case "h2c":
+		if !isUpgrade(req.Header) { // which HTTP/2 does not have
+			key.Protocol = pool.HTTP2
+		}
+	}
+	if t.ShareConnections && key.ServerName == "" {
+		key.Host = ""
+	}
+	if t.ProxyProtocol != "" {
+		if client, ok := caddyhttp.GetVar(req.Context(), proxyProtocolVar).(reverseproxy.ProxyProtocolInfo); ok {
+			key.Client = client.AddrPort
+		}
+	}
+}
+
+// prepare makes what is sent of the request, but for its body.
+func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
+	// header and trailer are reverse_proxy's copies, made for this request; an
+	// attempt before this one may still be reading them, but then has changed
+	// them already
+	dropH2CUpgrade(req.Header)
+	if a.call != nil {
+		strip(req.Header, a.call.strip)
+		strip(req.Trailer, a.call.strip) // and again when its values are known
+		if a.call.foreign {
+			a.call.dropCredentials(req.Header)
+		}
+	}
+	a.dropTrailers(req)
+	body, getBody := a.out.Body, a.out.GetBody
+	a.out, a.url = *req, *req.URL
+	a.out.Body, a.out.GetBody = body, getBody
+	scheme := "http"
+	if a.order.Key.ServerName != "" {
+		scheme = "https"
+	}
+	a.url.Scheme, a.url.Host, a.url.Opaque = scheme, info.Address, ""
+	a.out.URL = &a.url
+	if t := a.transport; !t.hostViaHeaderOps || a.out.Host == hostTemplate || a.out.Host == "" {
+		a.out.Host = hostOf(req, a.call, info, scheme)
+	}
+	if !slices.Contains(req.Header[loopHeader], loopID) {
+		req.Header[loopHeader] = append(req.Header[loopHeader], loopID)
+	}
+}
+
+// schemeOf returns the scheme for a call.
+func (t *Transport) schemeOf(c *call) string {
+	scheme := "http"
+	switch {
+	case c != nil && c.scheme != "":
+		scheme = c.scheme
+	case t.TLS != nil:
+		scheme = "https"
+	}
+	if scheme == "http" && slices.Contains(t.Versions, "h2c") {
+		return "h2c"
+	}
+	return scheme
+}
+
+// serverName returns the name that the backend has to prove.
+func (t *Transport) serverName(req *http.Request, c *call, info reverseproxy.DialInfo) string {
+	switch {
+	case t.TLS != nil && t.TLS.ServerName != "":
+		if repl, ok := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+			return repl.ReplaceAll(t.TLS.ServerName, "")
+		}
+		return t.TLS.ServerName
+	case c != nil:
+		return c.Host
+	}
+	return info.Host
+}
+
+// hostOf returns the Host header: that of the target, or, where no target
+// handler has seen the request, what the HTTP transport would send, but the
+// name instead of one of its addresses.
+func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme string) string {
+	switch {
+	case c != nil && c.scheme != "":
+		return c.hostport
+	case scheme == "https" && c != nil:
+		return hostport(scheme, c.Host, c.Port)
+	case scheme == "https":
+		return info.Address
+	case req.Host != hostTemplate && req.Host != "":
+		return req.Host
+	case c != nil:
+		return c.hostport
+	}
+	if orig, ok := req.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		return orig.Host
+	}
+	return info.Address
+}
+
+func isUpgrade(header http.Header) bool {
+	return header["Upgrade"] != nil && httpguts.HeaderValuesContainsToken(header["Connection"], "Upgrade")
+}
+
+// dropH2CUpgrade takes out a request to go on in HTTP/2 on this connection (RFC
+// 7540, section 3.2; RFC 9113 has it no more). A backend that agreed would take
+// whatever the client sends from then on, unchecked.
+func dropH2CUpgrade(header http.Header) {
+	if httpguts.HeaderValuesContainsToken(header["Upgrade"], "h2c") {
+		delete(header, "Upgrade")
+		delete(header, "Connection")
+	}
+	strip(header, "Http2-Settings")
+}
+
+// strip takes out a field. If it is not there nothing is written: others may be
+// reading.
+func strip(header http.Header, field string) {
+	if _, ok := header[field]; ok { //nolint:staticcheck // delete counts as a write in any case
+		delete(header, field)
+	}
+}

@@ -14,6 +14,7 @@ import (
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/replay"
 )
 
 // attempt is one attempt at a request. RoundTrip calls its methods in the order in
@@ -25,7 +26,7 @@ type attempt struct {
 	order     pool.Order
 	out       http.Request // what is sent
 	url       url.URL
-	body      *requestBody // nil: none
+	body      *replay.Body // nil: none
 	trailers  trailers
 	begun     time.Time       // set if the time until the response matters
 	trial     *failover.Claim // on the address; nil: none
@@ -80,17 +81,13 @@ func (a *attempt) takeBody(req *http.Request) (err error) {
 		a.out.Body = req.Body
 		return nil
 	}
-	drop := ""
-	if a.call != nil {
-		drop = a.call.strip
-	}
 	if a.exchange == nil {
 		a.exchange = stateFor(req.Context()).current()
 	}
-	a.body = a.exchange.bodyOf(req, drop)
+	a.body = a.exchange.bodyOf(req)
 	if a.out.Body, err = a.openBody(req); err == nil {
 		a.out.GetBody = func() (io.ReadCloser, error) { return a.openBody(req) }
-		err = a.body.begin(mayBeSilent(req) || a.transport.ExpectContinueTimeout > 0 && expectsContinue(req))
+		err = a.body.AwaitFirst(mayBeSilent(req) || a.transport.ExpectContinueTimeout > 0 && expectsContinue(req))
 	}
 	if c := a.call; err != nil && c != nil {
 		c.state.err = fmt.Errorf("%s: reading the request's body: %w", c.Host, err)
@@ -103,7 +100,7 @@ func (a *attempt) openBody(req *http.Request) (io.ReadCloser, error) {
 	// over HTTP/2 a backend may say that it has not acted upon what was sent
 	mayBeRefused := a.order.Key.Protocol == pool.HTTP2 || a.order.Key.Protocol == pool.TLS
 	mayBeSentOn := a.transport.handlers != nil // in a handle_response
-	return a.body.open(isRetryable(req.Method) || mayBeRefused || mayBeSentOn)
+	return a.body.Open(isRetryable(req.Method) || mayBeRefused || mayBeSentOn)
 }
 
 // begin starts the probes that the request has claimed, and the trial of the attempt's
@@ -128,12 +125,10 @@ func (a *attempt) failed(e *pool.Error) error {
 	if !e.Dialling() {
 		err = e.Err
 	}
-	if e.Dialling() || e.Phase != pool.Prepare && e.Sent == pool.Nothing && ended == nil && a.body.whole() {
+	if e.Dialling() || e.Phase != pool.Prepare && e.Sent == pool.Nothing && ended == nil && a.body.Replayable() {
 		err = newDialError(a, err)
 	}
-	if !a.body.whole() {
-		a.body.failure = err
-	}
+	a.body.Fail(err)
 	if c == nil {
 		return err
 	}
@@ -143,9 +138,7 @@ func (a *attempt) failed(e *pool.Error) error {
 	}
 	f := failover.Failure{Addr: a.order.Key.Addr, Err: e, Begun: a.begun, Ended: ended}
 	f.Deadline, _ = a.out.Context().Deadline()
-	if a.body != nil {
-		f.Incomplete, f.Broken = !a.body.complete.Load(), a.body.broken.Load()
-	}
+	f.Incomplete, f.Broken = !a.body.Complete(), a.body.Broken()
 	a.exchange.plan.Failed(&c.Target, &a.transport.via, f)
 	return err
 }

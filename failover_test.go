@@ -24,6 +24,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/replay"
 )
 
 // dialler opens connections for a transport.
@@ -884,7 +885,7 @@ func TestLostBody(t *testing.T) {
 	})})
 	w.dns.has("two.example", addrs...)
 	w.run(w.proxy("response_header_timeout 200ms"))
-	res, err := w.try(http.MethodGet, "/", "http://two.example:"+b.port, strings.NewReader(strings.Repeat("x", 2*maxKept)))
+	res, err := w.try(http.MethodGet, "/", "http://two.example:"+b.port, strings.NewReader(strings.Repeat("x", 2*replay.MaxKept)))
 	if err != nil || res.StatusCode != http.StatusGatewayTimeout {
 		t.Error(res, err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/replay"
 )
 
 // Handler takes the target of a request from a template, checks it, resolves
@@ -248,7 +249,7 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 	if errors.Is(err, pool.ErrLimit) {
 		retryLater(w)
 	}
-	if x := c.call.exchange; err != nil && (x == nil || x.body == nil || !x.body.complete.Load()) {
+	if x := c.call.exchange; err != nil && (x == nil || x.body == nil || !x.body.Complete()) {
 		h.answerAtOnce(w, r, &c.call)
 	}
 	return err
@@ -268,10 +269,10 @@ func (h *Handler) callNext(w http.ResponseWriter, r *http.Request, next caddyhtt
 // answer, too; but then net/http does not serve the next request, as of Go 1.26: what it
 // starts at the end of the body reads from the connection, beside its own reading.)
 func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request, c *call) {
-	length, read := r.ContentLength, isRead(r.Body)
+	length, read := r.ContentLength, replay.IsRead(r.Body)
 	if c != nil && c.follower != nil && c.follower.all != nil {
 		all := c.follower.all
-		length, read = c.follower.length, all.complete.Load() || isRead(all.source)
+		length, read = c.follower.length, all.Complete() || replay.IsRead(all.Source())
 	}
 	if h.Timeout != "" && length != 0 && r.ProtoMajor == 1 && !read {
 		w.Header().Set("Connection", "close")
@@ -282,7 +283,7 @@ func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request, c *call) 
 // sends nothing holds no place of MaxRequests.
 func (h *Handler) awaitBody(r *http.Request) (err error) {
 	if h.MaxRequests > 0 && hasBody(r) && !mayBeSilent(r) {
-		r.Body, err = beginBody(r.Body)
+		r.Body, err = replay.Await(r.Body)
 	}
 	return err
 }

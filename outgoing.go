@@ -60,7 +60,6 @@ func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
 	dropH2CUpgrade(req.Header)
 	if a.call != nil {
 		strip(req.Header, a.call.strip)
-		strip(req.Trailer, a.call.strip) // and again when its values are known
 		if a.call.foreign {
 			a.call.dropCredentials(req.Header)
 		}

@@ -1,7 +1,6 @@
 package caddytarget
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +21,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"caddytarget/internal/guard"
+	"caddytarget/internal/replay"
 )
 
 // Redirects makes the handler follow redirects (status 301, 302, 303, 307 and 308),
@@ -180,9 +180,9 @@ func redirectMethod(status int, method string) string {
 type follower struct {
 	*caddyhttp.ResponseWriterWrapper
 	config *Redirects
-	all    *requestBody // of the client's request; nil: none
+	all    *replay.Body // of the client's request; nil: none
 	length int64        // of it, as the client says
-	body   *requestBody // all, unless a redirect has dropped it
+	body   *replay.Body // all, unless a redirect has dropped it
 	count  int          // of redirects that were followed
 
 	next  *hop // that the last response is, if it is to be followed
@@ -206,9 +206,9 @@ func (h *Handler) canFollow(r *http.Request) bool {
 func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext, u targetURL, next caddyhttp.Handler) error {
 	f := &follower{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, config: h.FollowRedirects, length: r.ContentLength}
 	if hasBody(r) {
-		f.all = &requestBody{source: r.Body, max: cmp.Or(f.config.MaxBody, maxKept)}
+		f.all = replay.New(r.Body, f.config.MaxBody)
 		f.body = f.all
-		r.Body, _ = f.all.open(true)
+		r.Body, _ = f.all.Open(true)
 	}
 	client := r
 	// the handlers that come next change these, and begin anew for each redirect
@@ -338,8 +338,8 @@ func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers 
 	if method := redirectMethod(res.StatusCode, req.Method); method != req.Method {
 		next.method = method
 	} else if f.body != nil {
-		if next.body, err = f.body.open(true); err != nil {
-			return nil, fmt.Errorf("the request's body has more than the %d octets of max_body", f.body.max)
+		if next.body, err = f.body.Open(true); err != nil {
+			return nil, fmt.Errorf("the request's body has more than the %d octets of max_body", f.body.Max())
 		}
 	}
 	return next, nil

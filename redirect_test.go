@@ -1,9 +1,7 @@
 package caddytarget
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -992,40 +990,4 @@ func FuzzLocate(f *testing.F) {
 			t.Fatalf("%q from %s: %s, and net/url reads %q (%v)", location, base.uri, got.host, other.Host, err)
 		}
 	})
-}
-
-// TestRequestBodyGivenUp: what a reader reads that another one has replaced is not
-// lost.
-func TestRequestBodyGivenUp(t *testing.T) {
-	reader, writer := io.Pipe()
-	b := &requestBody{source: reader, max: 10}
-	first, err := b.open(true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	begun := make(chan struct{})
-	go func() {
-		close(begun)
-		_, _ = first.Read(make([]byte, 100))
-	}()
-	<-begun
-	eventually(t, "the first reader", func() bool {
-		if b.mu.TryLock() {
-			b.mu.Unlock()
-			return false
-		}
-		return true
-	})
-	second, err := b.open(true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_, _ = writer.Write(bytes.Repeat([]byte("x"), 50))
-		_ = writer.CloseWithError(errors.New("the end"))
-	}()
-	got, err := io.ReadAll(second)
-	if len(got) != 50 || err == nil || err.Error() != "the end" {
-		t.Errorf("%d octets, %v", len(got), err)
-	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/replay"
 )
 
 // Sources with a name of their own, beside each other and beside static upstreams.
@@ -164,7 +165,7 @@ func TestBodyOfAllUpstreams(t *testing.T) {
 		{"service, request_buffers", "", "dynamic target _http._tcp.example {\nfail_duration 0\n}\nrequest_buffers 1MB"},
 		{"multi with another source", "", "dynamic multi {\na 127.0.0.2 BAD {\nversions ipv4\n}\ntarget good.example GOOD\n}"},
 	} {
-		for _, size := range []int{1, 50_000, 2 * maxKept} {
+		for _, size := range []int{1, 50_000, 2 * replay.MaxKept} {
 			t.Run(fmt.Sprint(test.name, " ", size), func(t *testing.T) {
 				policy := "lb_policy first\nlb_retries 3"
 				if !strings.HasPrefix(test.name, "service") {
@@ -182,8 +183,8 @@ func TestBodyOfAllUpstreams(t *testing.T) {
 					switch {
 					case err != nil:
 						t.Error(err)
-					case size > maxKept && bad && !strings.HasSuffix(test.name, "request_buffers"):
-						if res.StatusCode != http.StatusBadGateway || strings.Contains(res.body, errBodyLost.Error()) {
+					case size > replay.MaxKept && bad && !strings.HasSuffix(test.name, "request_buffers"):
+						if res.StatusCode != http.StatusBadGateway || strings.Contains(res.body, "the body has been sent and is not kept") {
 							t.Errorf("status %d: %s, want the error of the first attempt", res.StatusCode, res.body)
 						}
 					case res.StatusCode != 200 || res.seen.Body != body:

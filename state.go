@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"caddytarget/internal/failover"
+	"caddytarget/internal/replay"
 )
 
 // requestState is what the modules of this package know of a request. It stands
@@ -133,7 +134,7 @@ type exchange struct {
 
 	named []*named // of sources that have a name of their own
 	plan  failover.Plan
-	body  *requestBody // of the request that is sent
+	body  *replay.Body // of the request that is sent
 }
 
 // named is what a source with a name of its own calls.
@@ -213,10 +214,10 @@ func (x *exchange) of(u *Upstreams) *named {
 }
 
 // bodyOf returns the body of a request that is to be sent, the same one in all
-// attempts; header fields named drop are not sent on.
-func (x *exchange) bodyOf(req *http.Request, drop string) *requestBody {
-	if x.body == nil || x.body.source != req.Body {
-		x.body = &requestBody{source: req.Body, trailer: req.Trailer, strip: drop}
+// attempts.
+func (x *exchange) bodyOf(req *http.Request) *replay.Body {
+	if x.body == nil || x.body.Source() != req.Body {
+		x.body = replay.New(req.Body, 0)
 	}
 	return x.body
 }
@@ -225,5 +226,5 @@ func (x *exchange) bodyOf(req *http.Request, drop string) *requestBody {
 // body: either it is kept here, or reverse_proxy keeps it and has made another reader
 // of it.
 func (x *exchange) resendable() bool {
-	return x.body.whole() || x.request != nil && x.request.Body != x.body.source
+	return x.body.Replayable() || x.request != nil && x.request.Body != x.body.Source()
 }

@@ -16,6 +16,7 @@ import (
 type trailers struct {
 	fields http.Header
 	ops    *headers.HeaderOps // of the configuration
+	strip  string             // a header field that is not sent on; empty: none
 }
 
 // dropTrailers takes out what is not sent on of a request's trailers, now and when
@@ -24,21 +25,21 @@ func (a *attempt) dropTrailers(req *http.Request) {
 	if req.Trailer == nil {
 		return
 	}
-	a.trailers = trailers{req.Trailer, a.transport.headerOps}
+	a.trailers = trailers{fields: req.Trailer, ops: a.transport.headerOps}
+	if a.call != nil {
+		a.trailers.strip = a.call.strip
+	}
 	a.trailers.drop()
 	if a.body != nil {
-		a.body.trailers.Store(&a.trailers)
+		a.body.AtEnd(a.trailers.drop)
 	}
 }
 
 // drop takes out what is not sent on. If there is nothing to take out, nothing is
 // written: others may be reading.
 func (t *trailers) drop() {
-	if t == nil {
-		return
-	}
 	for name := range t.fields {
-		if isForHeader(name) || t.ops != nil && touches(t.ops, name) {
+		if name == t.strip || isForHeader(name) || t.ops != nil && touches(t.ops, name) {
 			delete(t.fields, name)
 		}
 	}

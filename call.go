@@ -133,7 +133,7 @@ func (h *Handler) newHop(from *callContext, r *http.Request, u targetURL) (*call
 	c.Retryable = isRetryable(r.Method)
 	c.client, c.strip, c.policy, c.resolver = last.client, last.strip, last.policy, last.resolver
 	c.state, c.follower = st, last.follower
-	st.call, st.err = c, nil
+	st.call, st.returned, st.err = c, false, nil
 	return ctx, h.policy.checkTarget(c)
 }
 

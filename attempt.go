@@ -239,7 +239,7 @@ func (c *call) Watch() func(addr netip.Addr) bool {
 	if c.resolver == nil {
 		return nil
 	}
-	return c.resolver.watch(c.host, c.service != nil)
+	return c.resolver.Watch(c.host, c.service != nil)
 }
 
 // dialError is a failure before anything of the request was sent. For

@@ -271,9 +271,9 @@ func BenchmarkSource(b *testing.B) {
 			c := &callContext{Context: b.Context()}
 			c.call.port, c.call.state = 8000, new(requestState)
 			for i := range n {
-				c.call.addrs = append(c.call.addrs, netip.AddrFrom4([4]byte{127, 0, 1, byte(i)}))
+				c.call.Addrs = append(c.call.Addrs, netip.AddrFrom4([4]byte{127, 0, 1, byte(i)}))
 			}
-			c.call.preferred = n
+			c.call.Preferred = n
 			r := httptest.NewRequest(http.MethodGet, "/", http.NoBody).WithContext(c)
 			b.ReportAllocs()
 			for b.Loop() {
@@ -287,7 +287,7 @@ func BenchmarkSource(b *testing.B) {
 
 // BenchmarkTarget measures what the handler does: parse, judge, resolve.
 func BenchmarkTarget(b *testing.B) {
-	r, err := Resolver{Nameservers: []string{benchNameserver(b)}}.acquire()
+	r, err := acquireResolver((&Resolver{Nameservers: []string{benchNameserver(b)}}).config())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -303,7 +303,7 @@ func BenchmarkTarget(b *testing.B) {
 			if err != nil {
 				return err
 			}
-			c := call{scheme: u.scheme, host: u.host, port: u.port, resolver: r, judge: judge}
+			c := call{scheme: u.scheme, host: u.host, port: u.port, resolver: r.Resolver, judge: judge}
 			if err := judge.target(&c); err != nil {
 				return err
 			}

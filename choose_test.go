@@ -89,7 +89,7 @@ func TestChoose(t *testing.T) {
 				test.do(h, time.Sleep)
 				u := &Upstreams{MaxUpstreams: defaultMaxUpstreams, MaxFails: 1, failDuration: defaultFailDuration, health: h}
 				c := &call{host: "a.example", port: 443, tried: test.tried, repeats: true}
-				c.addrs, c.preferred = []netip.Addr{addrA.Addr(), addrB.Addr(), addr6.Addr()}, test.preferred
+				c.Addrs, c.Preferred = []netip.Addr{addrA.Addr(), addrB.Addr(), addr6.Addr()}, test.preferred
 				var got []netip.AddrPort
 				for _, up := range u.offer(t.Context(), c) {
 					got = append(got, netip.MustParseAddrPort(up.Dial))

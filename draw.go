@@ -38,19 +38,19 @@ func sticks(proxy *reverseproxy.Handler) bool {
 // offered. Where there are more than it is offered this is drawn, so that all of
 // them are used.
 func (u *Upstreams) firstOf(c *call) int {
-	if u.sticky || len(c.addrs) <= u.MaxUpstreams {
+	if u.sticky || len(c.Addrs) <= u.MaxUpstreams {
 		return 0
 	}
-	return rand.IntN(len(c.addrs))
+	return rand.IntN(len(c.Addrs))
 }
 
 // place returns the place in the addresses of c of the k-th in the order that begins
 // with first: the preferred ones, then the others.
 func (c *call) place(first, k int) int {
-	if k < c.preferred {
-		return (first + k) % c.preferred
+	if k < c.Preferred {
+		return (first + k) % c.Preferred
 	}
-	return c.preferred + (first+k)%(len(c.addrs)-c.preferred)
+	return c.Preferred + (first+k)%(len(c.Addrs)-c.Preferred)
 }
 
 // len returns how many addresses there are to offer, at most most of them.

@@ -45,7 +45,7 @@ func TestSpread(t *testing.T) {
 						count := make(map[string]int)
 						for range each * (n - dead) {
 							c := &call{host: "a.example", port: 80, repeats: true}
-							c.addrs, c.preferred = addrs, n
+							c.Addrs, c.Preferred = addrs, n
 							upstreams := u.offer(t.Context(), c)
 							if len(upstreams) != min(most, n-dead) {
 								t.Fatalf("%d upstreams", len(upstreams))
@@ -83,7 +83,7 @@ func TestPlace(t *testing.T) {
 	for _, n := range []int{1, 2, 5, 100} {
 		for preferred := 1; preferred <= n; preferred++ {
 			c := new(call)
-			c.addrs, c.preferred = manyAddrs(n), preferred
+			c.Addrs, c.Preferred = manyAddrs(n), preferred
 			for first := range n {
 				seen := make(map[int]bool)
 				for k := range n {
@@ -106,7 +106,7 @@ func TestSpreadFailover(t *testing.T) {
 	u := &Upstreams{MaxUpstreams: 4, MaxFails: 1, failDuration: defaultFailDuration, health: h}
 	for range 200 {
 		c := &call{host: "a.example", port: 80, repeats: true}
-		c.addrs, c.preferred = addrs, n
+		c.Addrs, c.Preferred = addrs, n
 		for len(c.tried) < n {
 			upstreams := u.offer(t.Context(), c)
 			if len(upstreams) != min(4, n-len(c.tried)) {

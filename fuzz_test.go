@@ -29,9 +29,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"caddytarget/internal/health"
-	"caddytarget/internal/pool"
-
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -41,6 +38,9 @@ import (
 	"golang.org/x/net/idna"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/health"
+	"caddytarget/internal/pool"
+	"caddytarget/internal/resolver"
 )
 
 // The fuzz tests here send a request all the way that requests go: handler,
@@ -142,7 +142,7 @@ func (g *fuzzGateway) certFor(name string) (*tls.Certificate, error) {
 type fuzzWorld struct {
 	*fuzzGateway
 	t        *testing.T
-	resolver *resolver
+	resolver *resolver.Resolver
 	addr     netip.Addr // of all names
 
 	mu    sync.Mutex
@@ -176,8 +176,13 @@ var fuzzAddr = netip.MustParseAddr("93.184.215.14")
 
 func (g *fuzzGateway) newWorld(t *testing.T) *fuzzWorld {
 	w := &fuzzWorld{fuzzGateway: g, t: t, addr: fuzzAddr}
-	w.resolver = &resolver{config: Resolver{Family: "ipv4", CacheSize: 16, MaxLookups: 16, Hosts: "off"}.defaults()}
-	w.resolver.cache = dnscache.New(w, w.resolver.cacheConfig(nil))
+	config, err := resolver.Config{
+		Nameservers: []string{"192.0.2.53"}, Exchanger: w, Family: "ipv4", CacheSize: 16, MaxLookups: 16, Hosts: "off",
+	}.Compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.resolver = resolver.New(config)
 	g.source.health = health.New()
 	g.transport.health = g.source.health
 	g.transport.pool.Pool = pool.New(g.transport.pool.config, g.source.health, pool.NewLimits(0, nil))
@@ -199,7 +204,7 @@ func (w *fuzzWorld) close() {
 		_ = d.ends[0].Close()
 	}
 	w.wg.Wait()
-	w.resolver.cache.Close()
+	w.resolver.Close()
 	for deadline := time.Now().Add(patience); w.transport.pool.Open() > 0; time.Sleep(50 * time.Microsecond) {
 		if time.Now().After(deadline) {
 			w.t.Fatal("connections are left")

@@ -121,10 +121,10 @@ func (j *judge) name(c *call) error {
 // found judges the name that a call's was short for. What is allowed is said of
 // names as they stand in targets, what is denied holds for both.
 func (j *judge) found(c *call) error {
-	if c.answer.found == "" || c.answer.found == c.host {
+	if c.Found == "" || c.Found == c.host {
 		return nil
 	}
-	r, ok := errors.AsType[*guard.Refusal](j.rules.CheckName(c.answer.found))
+	r, ok := errors.AsType[*guard.Refusal](j.rules.CheckName(c.Found))
 	if !ok || r.Rule == guard.RuleAllow {
 		return nil
 	}
@@ -141,7 +141,7 @@ func (j *judge) port(c *call) error {
 // addresses judges the addresses of a call. Those that may not be called are
 // left out; it is an error if none remains.
 func (j *judge) addresses(c *call) error {
-	for _, a := range c.addrs {
+	for _, a := range c.Addrs {
 		if !j.allows(netip.AddrPortFrom(a, c.port)) {
 			return j.leaveOut(c)
 		}
@@ -151,11 +151,11 @@ func (j *judge) addresses(c *call) error {
 
 func (j *judge) leaveOut(c *call) error {
 	var (
-		kept      []netip.Addr // not in place: c.addrs is shared
+		kept      []netip.Addr // not in place: c.Addrs is shared
 		preferred int
 		refusals  []*guard.Refusal
 	)
-	for i, a := range c.addrs {
+	for i, a := range c.Addrs {
 		if r := j.check(netip.AddrPortFrom(a, c.port)); r != nil {
 			refusals = append(refusals, r)
 			if !j.letsPass(r) {
@@ -163,15 +163,15 @@ func (j *judge) leaveOut(c *call) error {
 			}
 		}
 		kept = append(kept, a)
-		if i < c.preferred {
+		if i < c.Preferred {
 			preferred++
 		}
 	}
-	if len(refusals) == len(c.addrs) {
+	if len(refusals) == len(c.Addrs) {
 		// told is why one that is kept would be refused, if there is one
 		told := max(0, slices.IndexFunc(refusals, func(r *guard.Refusal) bool { return j.letsPass(r) }))
 		if err := j.refused(c, fmt.Errorf("%s: %w", c.host, refusals[told])); err != nil {
-			c.addrs, c.preferred = nil, 0
+			c.Addrs, c.Preferred = nil, 0
 			return err
 		}
 	} else {
@@ -182,14 +182,14 @@ func (j *judge) leaveOut(c *call) error {
 	if preferred == 0 {
 		preferred = len(kept)
 	}
-	c.addrs, c.preferred = kept, preferred
+	c.Addrs, c.Preferred = kept, preferred
 	return nil
 }
 
 // upstream judges the address that a request is about to be sent to. That has
 // been done if it is one of the call's; but others may have been put in.
 func (j *judge) upstream(c *call, addr netip.AddrPort) error {
-	if addr.Port() == c.port && slices.Contains(c.addrs, addr.Addr()) {
+	if addr.Port() == c.port && slices.Contains(c.Addrs, addr.Addr()) {
 		return nil
 	}
 	r := j.check(addr)

@@ -451,12 +451,12 @@ func TestReportedAddresses(t *testing.T) {
 	} {
 		c := &call{host: "a.example", port: uint16(port)}
 		for text := range strings.FieldsSeq(test[0]) {
-			c.addrs = append(c.addrs, netip.MustParseAddr(text))
+			c.Addrs = append(c.Addrs, netip.MustParseAddr(text))
 		}
-		c.preferred = len(c.addrs)
+		c.Preferred = len(c.Addrs)
 		err := j.addresses(c)
-		if got := strings.Trim(fmt.Sprint(c.addrs), "[]"); got != test[1] || (err == nil) != (got != "") || c.preferred != len(c.addrs) {
-			t.Errorf("%s: got %s of which %d are preferred, %v, want %s", test[0], got, c.preferred, err, test[1])
+		if got := strings.Trim(fmt.Sprint(c.Addrs), "[]"); got != test[1] || (err == nil) != (got != "") || c.Preferred != len(c.Addrs) {
+			t.Errorf("%s: got %s of which %d are preferred, %v, want %s", test[0], got, c.Preferred, err, test[1])
 		}
 	}
 
@@ -535,7 +535,7 @@ func BenchmarkJudge(b *testing.B) {
 			b.Run(test.name+"/"+addr, func(b *testing.B) {
 				j := newTestJudge(b, test.Guard)
 				c := &call{scheme: "https", host: "api.customer400.example", port: 443}
-				c.addrs = []netip.Addr{netip.MustParseAddr(addr)}
+				c.Addrs = []netip.Addr{netip.MustParseAddr(addr)}
 				b.ReportAllocs()
 				for b.Loop() {
 					if j.target(c) != nil || j.addresses(c) != nil {

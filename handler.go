@@ -17,6 +17,7 @@ import (
 
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/resolver"
 )
 
 // Handler takes the target of a request from a template, judges it, resolves
@@ -100,7 +101,7 @@ type Handler struct {
 	strip    string       // the header field that is not sent on
 	limit    health.Limit // the timeout, if it is fixed
 	judge    *judge
-	resolver *resolver
+	resolver *resolver.Resolver
 	inFlight inFlight
 }
 
@@ -196,7 +197,7 @@ type call struct {
 	hostport string // the Host header
 	uri      string // path and query
 
-	answer
+	resolver.Answer
 
 	client client       // for the log
 	limit  health.Limit // of the handler; empty: none, or the client has chosen it
@@ -207,7 +208,7 @@ type call struct {
 	repeats  bool   // it may be sent again whatever the backend has done with it
 	strip    string // a header field of the request that is not sent on
 	judge    *judge // nil: not judged, the operator wrote the name
-	resolver *resolver
+	resolver *resolver.Resolver
 	service  *serviceCall // that it belongs to, if to any
 	follower *follower    // of redirects; nil: they are the client's
 	foreign  bool         // a redirect led to another origin: it gets no credentials
@@ -311,15 +312,15 @@ func (st *requestState) placeholder(key string) (any, bool) {
 	case "hostport":
 		return c.hostport, true
 	case "addresses":
-		list := make([]string, len(c.addrs))
-		for i, a := range c.addrs {
+		list := make([]string, len(c.Addrs))
+		for i, a := range c.Addrs {
 			list[i] = a.String()
 		}
 		return strings.Join(list, ","), true
 	case "lookup":
-		return c.lookup, true
+		return c.From, true
 	case "lookup_ms":
-		return float64(c.waited.Microseconds()) / 1e3, true
+		return float64(c.Waited.Microseconds()) / 1e3, true
 	}
 	return nil, false
 }
@@ -513,13 +514,13 @@ func isHostHeader(s string) bool {
 // resolve sets the addresses of c to those that may be called.
 func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
 	if literal.IsValid() {
-		c.answer = answer{addrs: []netip.Addr{literal.Unmap()}, preferred: 1, lookup: "literal"}
+		c.Answer = resolver.Answer{Addrs: []netip.Addr{literal.Unmap()}, Preferred: 1, From: resolver.Literal}
 	} else {
 		var err error
 		if c.service != nil { // the targets of its records are complete names
-			c.answer, err = c.resolver.lookupComplete(ctx, c.host)
+			c.Answer, err = c.resolver.LookupComplete(ctx, c.host)
 		} else {
-			c.answer, err = c.resolver.lookup(ctx, c.host)
+			c.Answer, err = c.resolver.Lookup(ctx, c.host)
 		}
 		if err != nil {
 			return err

@@ -14,8 +14,8 @@ func BenchmarkManyAddresses(b *testing.B) {
 	for _, n := range []int{4, 10, 64, 200, 1000} {
 		b.Run(fmt.Sprintf("addresses=%d", n), func(b *testing.B) {
 			c := &call{host: "a.example", port: 80, repeats: true}
-			c.addrs = manyAddrs(n)
-			c.preferred = n
+			c.Addrs = manyAddrs(n)
+			c.Preferred = n
 			b.ReportAllocs()
 			for b.Loop() {
 				if list := u.offer(b.Context(), c); len(list) != defaultMaxUpstreams {

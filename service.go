@@ -15,8 +15,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"caddytarget/internal/dnscache"
 	"caddytarget/internal/health"
+	"caddytarget/internal/resolver"
 )
 
 const (
@@ -71,12 +71,12 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 			return nil, err
 		}
 	}
-	records, err := u.resolver.lookupService(r.Context(), name)
+	records, err := u.resolver.LookupService(r.Context(), name)
 	if err != nil {
 		return nil, err
 	}
 	records, drawn := u.someRecords(records)
-	s := &serviceCall{name: name, records: records, drawn: drawn, end: time.Now().Add(time.Duration(u.resolver.config.Deadline))}
+	s := &serviceCall{name: name, records: records, drawn: drawn, end: time.Now().Add(u.resolver.Deadline())}
 	s.calls = make([]namedCall, len(s.records))
 	for i, record := range s.records {
 		n := &s.calls[i]
@@ -157,7 +157,7 @@ func (s *serviceCall) resolveNext(ctx context.Context) {
 	var unknown, stale []*call
 	for i := range group {
 		c := &group[i].call
-		if c.host == "" || len(c.addrs) > 0 {
+		if c.host == "" || len(c.Addrs) > 0 {
 			some = some || c.host != ""
 			continue
 		}
@@ -166,7 +166,7 @@ func (s *serviceCall) resolveNext(ctx context.Context) {
 			unknown = append(unknown, c)
 		case err != nil:
 			s.failed(err)
-		case c.lookup == "stale":
+		case c.From == resolver.Stale:
 			stale = append(stale, c) // what is known may be over by the time that they have waited
 		default:
 			some = true
@@ -183,7 +183,7 @@ func (s *serviceCall) resolveNext(ctx context.Context) {
 		s.await(ctx, unknown, some)
 	}
 	for i := range group {
-		if n := &group[i]; len(n.call.addrs) > 0 {
+		if n := &group[i]; len(n.call.Addrs) > 0 {
 			n.call.pass.named = append(n.call.pass.named, n)
 		}
 	}
@@ -194,7 +194,7 @@ func (s *serviceCall) resolveNext(ctx context.Context) {
 func (s *serviceCall) await(ctx context.Context, calls []*call, others bool) {
 	type result struct {
 		i   int
-		a   answer
+		a   resolver.Answer
 		err error
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -204,7 +204,7 @@ func (s *serviceCall) await(ctx context.Context, calls []*call, others bool) {
 		c := *c
 		go func() {
 			err := c.resolve(ctx, netip.Addr{})
-			results <- result{i, c.answer, err}
+			results <- result{i, c.Answer, err}
 		}()
 	}
 	var grace <-chan time.Time
@@ -219,7 +219,7 @@ func (s *serviceCall) await(ctx context.Context, calls []*call, others bool) {
 				s.failed(r.err)
 				continue
 			}
-			calls[r.i].answer = r.a
+			calls[r.i].Answer = r.a
 			if grace == nil && !others {
 				others, grace = true, time.After(serviceGrace)
 			}
@@ -243,7 +243,7 @@ const (
 // standing returns how well c can be made now.
 func (u *Upstreams) standing(c *call) standing {
 	best, p := absent, u.policy(c)
-	for _, a := range c.addrs {
+	for _, a := range c.Addrs {
 		switch v, n := u.usable(c, &p, a); {
 		case n == worn || n == spent:
 			best = min(best, used)
@@ -311,7 +311,7 @@ func (s *serviceCall) renew(ctx context.Context) (changed bool) {
 	}
 	s.renewed = true
 	for i := range s.calls[:s.resolved] {
-		if c := &s.calls[i].call; len(c.addrs) > 0 {
+		if c := &s.calls[i].call; len(c.Addrs) > 0 {
 			changed = c.renew(ctx) || changed
 		}
 	}
@@ -354,7 +354,7 @@ func (c candidate) share() uint64 { return max(1, weightUnit*uint64(c.weight)) }
 func (u *Upstreams) offerRecords(ctx context.Context, candidates []candidate, more bool) []*reverseproxy.Upstream {
 	total := 0
 	for _, c := range candidates {
-		total += len(c.call.call.addrs)
+		total += len(c.call.call.Addrs)
 	}
 	if total > u.MaxUpstreams && !u.sticky {
 		// not always the same ones: the others would never be called
@@ -401,22 +401,4 @@ func (c *call) attempts() (n int) {
 		n += len(other.tried)
 	}
 	return n
-}
-
-// lookupService returns the SRV records of a name in normal form, which belong
-// to the cache.
-func (r *resolver) lookupService(ctx context.Context, name string) ([]net.SRV, error) {
-	if isLocalhost(name) || neverAsked(name) {
-		return nil, errNeverAsked(name)
-	}
-	a, err := r.zoneOf(name).cache.LookupSRV(ctx, name)
-	if errors.Is(err, dnscache.ErrClosed) {
-		again, err := r.again()
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _ = again.release() }()
-		return again.lookupService(ctx, name)
-	}
-	return a.Records, err
 }

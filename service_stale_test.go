@@ -3,10 +3,13 @@ package caddytarget
 import (
 	"fmt"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"caddytarget/internal/resolver"
 )
 
 // TestServiceStaleFails: where the second lookup of a stale target of a service
@@ -17,17 +20,20 @@ func TestServiceStaleFails(t *testing.T) {
 	for name, gone := range map[string]dnsName{"NXDOMAIN": {rcode: 3}, "no data": {}} {
 		s := newDNSServer(t)
 		s.set("old.example", dnsName{addrs: []string{"192.0.2.1"}, ttl: 1})
-		r := acquire(t, Resolver{
+		var skipped atomic.Int64
+		start := time.Now()
+		r := newResolver(t, Resolver{
 			Nameservers: []string{s.addr}, StaleWait: caddy.Duration(patience), Deadline: caddy.Duration(patience), Timeout: caddy.Duration(patience), Tries: 1,
+		}, func(c *resolver.Config) {
+			c.Now = func() time.Duration { return time.Since(start) + time.Duration(skipped.Load()) }
 		})
-		clock := newSkippingClock(r)
 		if got := mustLookup(t, r, "old.example"); got != "miss [192.0.2.1]" {
 			t.Fatal(got)
 		}
 		s.set("old.example", gone)
 		hold := make(chan struct{})
 		s.set("new.example", dnsName{addrs: []string{"192.0.2.2"}, ttl: 60, hold: hold})
-		clock.skip(5 * time.Minute) // so that it is waited for
+		skipped.Store(int64(5 * time.Minute)) // so that it is waited for
 
 		sc := &serviceCall{name: "_http._tcp.example", end: time.Now().Add(patience)}
 		sc.records = []net.SRV{{Target: "old.example", Port: 80, Priority: 1}, {Target: "new.example", Port: 80, Priority: 1}}
@@ -42,7 +48,7 @@ func TestServiceStaleFails(t *testing.T) {
 		}
 		time.AfterFunc(4*serviceGrace, func() { close(hold) })
 		sc.resolveNext(t.Context())
-		if got := fmt.Sprint(sc.calls[0].call.addrs, sc.calls[1].call.addrs); got != "[] [192.0.2.2]" {
+		if got := fmt.Sprint(sc.calls[0].call.Addrs, sc.calls[1].call.Addrs); got != "[] [192.0.2.2]" {
 			t.Errorf("%s: addresses %s, %v", name, got, sc.err)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/resolver"
 )
 
 // TestDraw: what is drawn is in proportion to the weights.
@@ -382,10 +383,10 @@ func TestServiceResolver(t *testing.T) {
 	zone.set("_http._tcp.web.zone", dnsName{srv: []string{"1 2 3 a.example."}, ttl: 60})
 	main.has("a.example", "192.0.2.1")
 	main.has("a.example.b.test", "192.0.2.2")
-	r, _ := searching(t, Resolver{
-		Nameservers: []string{main.addr}, Zones: map[string][]string{"zone": {zone.addr}},
-	}, "search b.test\noptions ndots:5\n")
-	records, err := r.lookupService(t.Context(), "_http._tcp.web.zone")
+	r := newResolver(t, Resolver{
+		Nameservers: []string{main.addr}, Zones: map[string][]string{"zone": {zone.addr}}, Search: true,
+	}, func(c *resolver.Config) { c.ResolvConf = writeFile(t, "search b.test\noptions ndots:5\n") })
+	records, err := r.LookupService(t.Context(), "_http._tcp.web.zone")
 	if err != nil || fmt.Sprint(records) != "[{a.example 3 1 2}]" {
 		t.Errorf("%v, %v", records, err)
 	}
@@ -393,16 +394,16 @@ func TestServiceResolver(t *testing.T) {
 		t.Error("the wrong nameserver was asked")
 	}
 	c := &call{host: "a.example", resolver: r, service: new(serviceCall)}
-	if err := c.resolve(t.Context(), netip.Addr{}); err != nil || fmt.Sprint(c.addrs) != "[192.0.2.1]" {
-		t.Errorf("%v, %v", c.addrs, err)
+	if err := c.resolve(t.Context(), netip.Addr{}); err != nil || fmt.Sprint(c.Addrs) != "[192.0.2.1]" {
+		t.Errorf("%v, %v", c.Addrs, err)
 	}
 	for _, name := range []string{"_http._tcp.localhost", "_http._tcp.a.onion", "_http._tcp.invalid"} {
 		before := main.askedInAll()
-		if _, err := r.lookupService(t.Context(), name); err == nil || !strings.Contains(err.Error(), "RFC 6761") || main.askedInAll() != before {
+		if _, err := r.LookupService(t.Context(), name); err == nil || !strings.Contains(err.Error(), "RFC 6761") || main.askedInAll() != before {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	_, err = r.lookupService(t.Context(), "_none._tcp.example")
+	_, err = r.LookupService(t.Context(), "_none._tcp.example")
 	if err == nil || statusOf(err) != http.StatusBadGateway || errors.Is(err, errNotYet) {
 		t.Error(err)
 	}
@@ -449,8 +450,8 @@ func TestOfferService(t *testing.T) {
 				c := &s.calls[i].call
 				c.service, c.host, c.port, c.pass = s, r.addr, 80, common
 				common.named = append(common.named, &s.calls[i])
-				c.addrs, c.preferred = []netip.Addr{netip.MustParseAddr(r.addr)}, 1
-				addr := netip.AddrPortFrom(c.addrs[0], 80)
+				c.Addrs, c.Preferred = []netip.Addr{netip.MustParseAddr(r.addr)}, 1
+				addr := netip.AddrPortFrom(c.Addrs[0], 80)
 				if slices.Contains(test.failed, r.addr) {
 					h.Failed("", addr, false)
 				}

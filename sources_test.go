@@ -348,7 +348,7 @@ func TestClaims(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				c := &call{host: target, port: 443, repeats: true}
-				c.addrs, c.preferred = []netip.Addr{addrA.Addr(), addrB.Addr()}, 2
+				c.Addrs, c.Preferred = []netip.Addr{addrA.Addr(), addrB.Addr()}, 2
 				u.offer(ctx, c)
 				if got := h.State(policy, target, addrA); got != health.Ejected {
 					t.Fatalf("state %d: it was not claimed", got)

@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/resolver"
 )
 
 // Upstreams offers the addresses of a request's target, which the handler
@@ -78,7 +80,7 @@ type Upstreams struct {
 	dynamic      bool // the name has placeholders
 	alone        bool // reverse_proxy has another transport
 	judge        *judge
-	resolver     *resolver
+	resolver     *resolver.Resolver
 	health       *health.Tracker
 	limit        health.Limit // of the transport
 	log          *zap.Logger
@@ -96,8 +98,8 @@ func (*Upstreams) CaddyModule() caddy.ModuleInfo {
 // Provision sets up the source.
 func (u *Upstreams) Provision(ctx caddy.Context) error {
 	u.log = ctx.Logger()
-	setDefault(&u.MaxUpstreams, defaultMaxUpstreams)
-	setDefault(&u.MaxFails, 1)
+	u.MaxUpstreams = cmp.Or(u.MaxUpstreams, defaultMaxUpstreams)
+	u.MaxFails = cmp.Or(u.MaxFails, 1)
 	u.failDuration = defaultFailDuration
 	if u.FailDuration != nil {
 		u.failDuration = time.Duration(*u.FailDuration)
@@ -125,7 +127,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	}
 	if u.Name != "" {
 		if !u.isService() {
-			setDefault(&u.Port, "80")
+			u.Port = cmp.Or(u.Port, "80")
 		}
 		u.dynamic = strings.Contains(u.Name, "{")
 	} else {
@@ -406,14 +408,14 @@ func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 	c.release()
 	p, first := u.policy(c), u.firstOf(c)
 	healthy := 0
-	for healthy < min(c.preferred, u.MaxUpstreams) {
-		if v, _ := u.usable(c, &p, c.addrs[c.place(first, healthy)]); v != health.Healthy {
+	for healthy < min(c.Preferred, u.MaxUpstreams) {
+		if v, _ := u.usable(c, &p, c.Addrs[c.place(first, healthy)]); v != health.Healthy {
 			break
 		}
 		healthy++
 	}
-	if healthy == min(c.preferred, u.MaxUpstreams) {
-		return choice{addrs: c.addrs[:c.preferred], first: first, working: true, more: len(c.addrs) > 1}
+	if healthy == min(c.Preferred, u.MaxUpstreams) {
+		return choice{addrs: c.Addrs[:c.Preferred], first: first, working: true, more: len(c.Addrs) > 1}
 	}
 	if !c.inPass().sendable() {
 		return choice{}
@@ -421,11 +423,11 @@ func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 
 	var working, probe, trial, failing, again []netip.Addr
 	preferred, rest := 0, false
-	for k := range c.addrs {
+	for k := range c.Addrs {
 		i := c.place(first, k)
-		a := c.addrs[i]
+		a := c.Addrs[i]
 		// the preferred ones are enough, or more than are offered work
-		if rest = i >= c.preferred && preferred > 0 || len(working) > u.MaxUpstreams; rest {
+		if rest = i >= c.Preferred && preferred > 0 || len(working) > u.MaxUpstreams; rest {
 			break
 		}
 		switch v, n := u.usable(c, &p, a); {
@@ -440,7 +442,7 @@ func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 			failing = append(failing, a)
 		default:
 			working = append(working, a)
-			if i < c.preferred {
+			if i < c.Preferred {
 				preferred++
 			}
 		}
@@ -448,7 +450,7 @@ func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 	for _, a := range trial {
 		if l := u.claim(ctx, c, &p, a, health.NeedsTrial); l != nil {
 			c.trial = l
-			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.addrs) > 1}
+			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.Addrs) > 1}
 		}
 	}
 	for _, a := range probe {
@@ -457,7 +459,7 @@ func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 			failing = append(failing, a)
 		case len(working) == 0:
 			c.trial = l
-			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.addrs) > 1}
+			return choice{addrs: []netip.Addr{a}, trial: true, working: true, more: len(c.Addrs) > 1}
 		default:
 			c.probe = append(c.probe, l)
 		}
@@ -473,7 +475,7 @@ func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 		return choice{addrs: again}
 	case u.patient:
 		c.tried, c.inPass().deadlines = c.tried[:0], [2]time.Time{}
-		return choice{addrs: c.addrs, more: len(c.addrs) > 1}
+		return choice{addrs: c.Addrs, more: len(c.Addrs) > 1}
 	}
 	return choice{}
 }
@@ -481,19 +483,18 @@ func (u *Upstreams) choose(ctx context.Context, c *call) choice {
 // renew asks for the addresses of c again, for none of those that were known is
 // healthy. It reports whether there are others now.
 func (c *call) renew(ctx context.Context) bool {
-	if c.lookup == "literal" || c.lookup == "hosts" || c.resolver == nil {
+	if c.resolver == nil {
 		return false
 	}
 	renewed := *c
 	var err error
-	if renewed.answer, err = c.resolver.renew(ctx, c); err != nil || slices.Equal(renewed.all, c.all) {
+	if renewed.Answer, err = c.resolver.Renew(ctx, c.host, c.Answer); err != nil || slices.Equal(renewed.All, c.All) {
 		return false
 	}
 	if c.judge != nil && c.judge.addresses(&renewed) != nil {
 		return false
 	}
-	renewed.lookup, renewed.waited = c.lookup, c.waited
-	c.answer = renewed.answer
+	c.Answer = renewed.Answer
 	return true
 }
 

@@ -10,15 +10,16 @@ import (
 	"golang.org/x/net/idna"
 )
 
-const (
-	maxName  = 253 // octets of a name in text, without the trailing dot
-	maxLabel = 63
-)
+// MaxName is how many octets a name may have as text, without the trailing dot
+// (RFC 1035, section 2.3.4).
+const MaxName = 253
+
+const maxLabel = 63
 
 var (
 	errEmptyName  = errors.New("the name is empty")
 	errEmptyLabel = errors.New("the name has an empty label")
-	errLongName   = fmt.Errorf("the name is longer than %d octets", maxName)
+	errLongName   = fmt.Errorf("the name is longer than %d octets", MaxName)
 	errLongLabel  = fmt.Errorf("a label is longer than %d octets", maxLabel)
 	errCharacter  = errors.New("the name has a character that host names do not have")
 	errNumber     = errors.New("the name ends in a number but is not an IPv4 address in dotted decimal form")
@@ -113,7 +114,7 @@ func isPlain(host string) bool {
 // least, but for the few that are ignored or composed; so four times the limits
 // in octets leave out no name that could be valid in practice.
 func checkUnicode(host string) error {
-	if len(host) > utf8.UTFMax*maxName {
+	if len(host) > utf8.UTFMax*MaxName {
 		return errLongName
 	}
 	if !utf8.ValidString(host) {
@@ -135,7 +136,7 @@ func isDot(c rune) bool {
 // checkLabels checks the form of a normalised name and returns where its last
 // label begins.
 func checkLabels(name string) (last int, err error) {
-	if len(name) > maxName {
+	if len(name) > MaxName {
 		return 0, errLongName
 	}
 	for i := range len(name) {

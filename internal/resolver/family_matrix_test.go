@@ -1,4 +1,4 @@
-package caddytarget
+package resolver
 
 import (
 	"context"
@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/miekg/dns"
 
 	"caddytarget/internal/dnscache"
@@ -97,19 +96,15 @@ func matrixRows(a, aaaa, want string) (rows []matrixRow) {
 func testMatrixColumn(t *testing.T, before string, rows []matrixRow) {
 	const ttl = 100 * time.Second
 	s := newFamilyServer(t, uint32(ttl.Seconds()))
-	config := Resolver{
+	config := Config{
 		Nameservers: []string{s.addr}, Hosts: "off", Family: "prefer_ipv4", Tries: 1,
-		Timeout: caddy.Duration(3 * time.Second), Deadline: caddy.Duration(patience), RefreshAlways: true,
+		Timeout: 3 * time.Second, Deadline: patience, RefreshAlways: true,
 	}
-	r, err := config.acquire()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = r.release() })
+	r := newResolver(t, config)
 	// the time stands still, but for what the test adds
 	var now atomic.Int64
 	ex := &countedExchanger{Client: r.client, ended: make(map[string]int)}
-	cacheConfig := r.cacheConfig(nil)
+	cacheConfig := r.cacheConfig(&r.zone, nil)
 	cacheConfig.Now = func() time.Duration { return time.Duration(now.Load()) }
 	r.zone.cache.Close()
 	r.zone.cache = dnscache.New(ex, cacheConfig)
@@ -118,7 +113,7 @@ func testMatrixColumn(t *testing.T, before string, rows []matrixRow) {
 	lookUp := func(check func(row matrixRow, got string)) {
 		var wg sync.WaitGroup
 		for _, row := range rows {
-			wg.Go(func() { check(row, matrixOutcome(r.lookup(t.Context(), row.name))) })
+			wg.Go(func() { check(row, matrixOutcome(r.Lookup(t.Context(), row.name))) })
 		}
 		wg.Wait()
 	}
@@ -156,7 +151,7 @@ func testMatrixColumn(t *testing.T, before string, rows []matrixRow) {
 		questions += 2
 		if before == had {
 			now.Add(int64(ttl * 95 / 100))
-			r.start() // they are refreshed
+			r.Start() // they are refreshed
 		} else {
 			now.Add(int64(ttl + time.Second))
 			lookUp(func(row matrixRow, got string) { // they are asked for meanwhile
@@ -195,7 +190,7 @@ func testMatrixColumn(t *testing.T, before string, rows []matrixRow) {
 		fresh = true
 		for _, row := range rows {
 			if row.want == "fails" || strings.HasSuffix(row.want, "~") {
-				got := matrixOutcome(r.lookup(t.Context(), row.name))
+				got := matrixOutcome(r.Lookup(t.Context(), row.name))
 				fresh = fresh && got == "46"
 			}
 		}
@@ -204,19 +199,19 @@ func testMatrixColumn(t *testing.T, before string, rows []matrixRow) {
 }
 
 // matrixOutcome is what the matrix has for an answer.
-func matrixOutcome(a answer, err error) string {
+func matrixOutcome(a Answer, err error) string {
 	switch {
 	case err == nil:
-	case isNegative(err):
+	case dnscache.IsNegative(err):
 		return "none"
 	default:
 		return "fails"
 	}
 	text := ""
-	for _, addr := range a.addrs {
+	for _, addr := range a.Addrs {
 		text += map[bool]string{true: "4", false: "6"}[addr.Is4()]
 	}
-	if a.lookup == "stale" {
+	if a.From == "stale" {
 		text += "~"
 	}
 	return text

@@ -1,15 +1,15 @@
-package caddytarget
+package resolver
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"caddytarget/internal/dnscache"
 )
@@ -22,7 +22,7 @@ func TestSearchPastFailures(t *testing.T) {
 		s := newDNSServer(t)
 		s.set("api.partner.example.corp.example", fails)
 		s.has("api.partner.example", "192.0.2.1")
-		r, _ := searching(t, Resolver{Nameservers: []string{s.addr}, Tries: 1, Timeout: caddy.Duration(100 * time.Millisecond)},
+		r, _ := searching(t, Config{Nameservers: []string{s.addr}, Tries: 1, Timeout: 100 * time.Millisecond},
 			"search a.test b.test c.test corp.example\noptions ndots:5\n")
 		for _, how := range []string{"miss", "hit"} {
 			if got := mustLookup(t, r, "api.partner.example"); got != how+" [192.0.2.1]" && got != "stale [192.0.2.1]" {
@@ -38,8 +38,8 @@ func TestSearchStaysWhereItWas(t *testing.T) {
 	checkLeaks(t)
 	for _, fails := range []dnsName{{rcode: 2}, {rcode: 5}, {silent: true}, {broken: true}} {
 		s := newDNSServer(t)
-		r, _ := searching(t, Resolver{
-			Nameservers: []string{s.addr}, Tries: 1, Timeout: caddy.Duration(100 * time.Millisecond), Stale: caddy.Duration(time.Hour),
+		r, _ := searching(t, Config{
+			Nameservers: []string{s.addr}, Tries: 1, Timeout: 100 * time.Millisecond, Stale: time.Hour,
 		}, "search a.test b.test\n")
 		clock := newSkippingClock(r)
 		s.set("web.a.test", dnsName{addrs: []string{"192.0.2.1"}, ttl: 1})
@@ -75,10 +75,10 @@ func TestSearchSilentDomain(t *testing.T) {
 	s := newDNSServer(t)
 	s.set("web.example.a.test", dnsName{silent: true})
 	s.has("web.example", "192.0.2.1")
-	r, _ := searching(t, Resolver{Nameservers: []string{s.addr}, Deadline: caddy.Duration(2 * time.Second), Tries: 1},
+	r, _ := searching(t, Config{Nameservers: []string{s.addr}, Deadline: 2 * time.Second, Tries: 1},
 		"search a.test\noptions ndots:5\n")
-	a, err := r.lookup(t.Context(), "web.example")
-	if err != nil || a.found != "web.example" || a.waited < time.Second-10*time.Millisecond {
+	a, err := r.Lookup(t.Context(), "web.example")
+	if err != nil || a.Found != "web.example" || a.Waited < time.Second-10*time.Millisecond {
 		t.Errorf("%+v, %v", a, err)
 	}
 }
@@ -90,8 +90,8 @@ func TestSearchDeadDomain(t *testing.T) {
 	s := newDNSServer(t)
 	s.set("web.example.a.test", dnsName{rcode: 2})
 	s.set("web.example", dnsName{addrs: []string{"192.0.2.1"}, ttl: 3600})
-	wait := caddy.Duration(patience)
-	r, _ := searching(t, Resolver{Nameservers: []string{s.addr}, Deadline: wait, Timeout: wait, StaleWait: wait, Tries: 1},
+	wait := patience
+	r, _ := searching(t, Config{Nameservers: []string{s.addr}, Deadline: wait, Timeout: wait, StaleWait: wait, Tries: 1},
 		"search a.test\noptions ndots:5\n")
 	clock := newSkippingClock(r)
 	if got := mustLookup(t, r, "web.example"); got != "miss [192.0.2.1]" {
@@ -102,8 +102,8 @@ func TestSearchDeadDomain(t *testing.T) {
 	}
 	s.set("web.example.a.test", dnsName{silent: true})
 	clock.skip(5 * time.Second)
-	a, err := r.lookup(t.Context(), "web.example")
-	if err != nil || a.lookup != "stale" || a.waited > patience/4 { // its part is a half
+	a, err := r.Lookup(t.Context(), "web.example")
+	if err != nil || a.From != "stale" || a.Waited > patience/4 { // its part is a half
 		t.Errorf("%+v, %v", a, err)
 	}
 	eventually(t, "it is asked for again", func() bool { return s.asked("web.example.a.test") == 2 })
@@ -119,61 +119,39 @@ func TestSearchWaitsAtTheEnd(t *testing.T) {
 	s := newDNSServer(t)
 	hold := make(chan struct{})
 	s.set("web.a.test", dnsName{addrs: []string{"192.0.2.1"}, ttl: 60, hold: hold})
-	r, _ := searching(t, Resolver{
-		Nameservers: []string{s.addr}, Deadline: caddy.Duration(patience), Timeout: caddy.Duration(patience), Tries: 1,
+	r, _ := searching(t, Config{
+		Nameservers: []string{s.addr}, Deadline: patience, Timeout: patience, Tries: 1,
 	}, "search a.test b.test\n")
 	list := r.search.Load()
 	// its part of the time is over at once
-	sr := &search{Context: t.Context(), request: t.Context(), r: r, list: list, name: "web", left: 1 << 30}
+	sr := &search{Context: t.Context(), request: t.Context(), r: r, list: list, name: "web", remaining: 1 << 30}
 	if _, err := sr.find("web.a.test"); err == nil || !strings.Contains(err.Error(), "searching for web: web.a.test: no answer in time") {
 		t.Error(err)
 	}
 	close(hold)
-	sr.left = 1
-	if a, err := sr.find("web.a.test"); err != nil || a.found != "web.a.test" {
+	sr.remaining = 1
+	if a, err := sr.find("web.a.test"); err != nil || a.Found != "web.a.test" {
 		t.Errorf("%+v, %v", a, err)
 	}
 }
 
 // TestSearchFailuresAreLogged, once for each domain.
 func TestSearchFailuresAreLogged(t *testing.T) {
-	w := newWorld(t)
-	lines := w.logTo("INFO", "target.resolver", "a search domain fails: names are looked for in the next one")
-	w.run(w.proxy())
+	core, logs := observer.New(zap.InfoLevel)
+	log := zap.New(core)
 	s := newDNSServer(t)
-	r, _ := searching(t, Resolver{Nameservers: []string{s.addr}, Tries: 1}, "search a.test b.test\n")
+	r, _ := searching(t, Config{Nameservers: []string{s.addr}, Tries: 1, Logger: func() *zap.Logger { return log }}, "search a.test b.test\n")
 	for i := range 5 {
 		name := fmt.Sprintf("n%d", i)
 		s.set(name+".a.test", dnsName{rcode: 2})
 		s.has(name+".b.test", "192.0.2.1")
 		if got := mustLookup(t, r, name); got != "miss [192.0.2.1]" {
-			t.Error(got)
+			t.Errorf("got %s, want miss [192.0.2.1]", got)
 		}
 	}
-	eventually(t, "a failure is logged", func() bool { return len(lines()) > 0 })
-	if got := lines(); len(got) != 1 || got[0]["domain"] != "a.test" || !strings.Contains(fmt.Sprint(got[0]["error"]), "SERVFAIL") {
+	got := logs.FilterMessage("a search domain fails: names are looked for in the next one").All()
+	if len(got) != 1 || got[0].ContextMap()["domain"] != "a.test" || !strings.Contains(fmt.Sprint(got[0].ContextMap()["error"]), "SERVFAIL") {
 		t.Errorf("logged: %v", got)
-	}
-}
-
-// TestRenewSearched: the first renewal of a name that was searched for asks, and says
-// that there are other addresses only if there are.
-func TestRenewSearched(t *testing.T) {
-	checkLeaks(t)
-	s := newDNSServer(t)
-	s.has("web.b.test", "192.0.2.1")
-	r, _ := searching(t, Resolver{Nameservers: []string{s.addr}, StaleWait: caddy.Duration(patience)}, "search a.test b.test\n")
-	c := &call{host: "web", port: 80, resolver: r}
-	if err := c.resolve(t.Context(), netip.Addr{}); err != nil {
-		t.Fatal(err)
-	}
-	if c.renew(t.Context()) || s.asked("web.b.test") != 2 {
-		t.Errorf("the same addresses, and %d queries", s.asked("web.b.test"))
-	}
-	s.has("web.b.test", "192.0.2.2")
-	eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
-	if !slices.Equal(c.addrs, parseAddrs("192.0.2.2")) || c.found != "web.b.test" {
-		t.Errorf("%v of %s", c.addrs, c.found)
 	}
 }
 
@@ -183,7 +161,7 @@ type skippingClock struct {
 	skipped atomic.Int64
 }
 
-func newSkippingClock(r *resolver) *skippingClock {
+func newSkippingClock(r *Resolver) *skippingClock {
 	c := &skippingClock{start: time.Now()}
 	replaceCache(r, func(config *dnscache.Config) {
 		config.Now = func() time.Duration { return time.Since(c.start) + time.Duration(c.skipped.Load()) }
@@ -194,8 +172,8 @@ func newSkippingClock(r *resolver) *skippingClock {
 func (c *skippingClock) skip(d time.Duration) { c.skipped.Add(int64(d)) }
 
 // replaceCache gives a resolver that was not started another cache.
-func replaceCache(r *resolver, change func(*dnscache.Config)) {
-	config := r.cacheConfig(nil)
+func replaceCache(r *Resolver, change func(*dnscache.Config)) {
+	config := r.cacheConfig(&r.zone, nil)
 	change(&config)
 	r.zone.cache.Close()
 	r.zone.cache = dnscache.New(r.client, config)

@@ -1,17 +1,15 @@
-package caddytarget
+package resolver
 
 import (
+	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/caddyserver/caddy/v2"
 )
 
 // TestParseSearch has what is read from resolv.conf, as glibc reads it.
@@ -77,26 +75,35 @@ func TestCandidates(t *testing.T) {
 
 // searching returns a resolver whose resolv.conf has this text, and what
 // changes it.
-func searching(t *testing.T, config Resolver, text string) (r *resolver, change func(string)) {
+func searching(t *testing.T, config Config, text string) (r *Resolver, change func(string)) {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "resolv.conf")
 	config.Search = true
-	r = acquire(t, config)
-	r.resolvConf = file
+	return withResolvConf(t, config, text)
+}
+
+// withResolvConf returns a resolver whose resolv.conf has this text, and what
+// changes it.
+func withResolvConf(t *testing.T, config Config, text string) (r *Resolver, change func(string)) {
+	t.Helper()
+	config.ResolvConf = filepath.Join(t.TempDir(), "resolv.conf")
 	at := time.Now()
-	change = func(text string) {
+	write := func(text string) {
 		t.Helper()
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(config.ResolvConf, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		at = at.Add(time.Second)
-		if err := os.Chtimes(file, at, at); err != nil {
+		if err := os.Chtimes(config.ResolvConf, at, at); err != nil {
 			t.Fatal(err)
 		}
+	}
+	write(text)
+	r = newResolver(t, config)
+	return r, func(text string) {
+		t.Helper()
+		write(text)
 		r.checkFiles()
 	}
-	change(text)
-	return r, change
 }
 
 // TestSearch has the names that are tried, and where that ends.
@@ -104,7 +111,7 @@ func TestSearch(t *testing.T) {
 	checkLeaks(t)
 	for _, test := range []struct {
 		name   string
-		config Resolver
+		config Config
 		set    func(s *dnsServer)
 		text   string // search a.test b.test; options ndots:2
 		lookup string
@@ -184,7 +191,7 @@ func TestSearch(t *testing.T) {
 			name: "onion", lookup: "a.onion", set: func(*dnsServer) {}, want: "a.onion does not exist in the DNS (RFC 6761, RFC 7686)", asked: "[]",
 		},
 		{
-			name: "hosts file", lookup: "web", config: Resolver{Hosts: "HOSTS"}, set: func(s *dnsServer) { s.has("web.a.test", "192.0.2.1") },
+			name: "hosts file", lookup: "web", config: Config{Hosts: "HOSTS"}, set: func(s *dnsServer) { s.has("web.a.test", "192.0.2.1") },
 			want: "hosts [192.0.2.9]", asked: "[]",
 		},
 	} {
@@ -192,7 +199,7 @@ func TestSearch(t *testing.T) {
 			s := newDNSServer(t)
 			test.set(s)
 			test.config.Nameservers = []string{s.addr}
-			test.config.Timeout = caddy.Duration(100 * time.Millisecond)
+			test.config.Timeout = 100 * time.Millisecond
 			test.config.Tries = 1
 			if test.config.Hosts == "HOSTS" {
 				test.config.Hosts = filepath.Join(t.TempDir(), "hosts")
@@ -241,15 +248,15 @@ func TestSearchDeadline(t *testing.T) {
 	for _, name := range []string{"web.a.test", "web.b.test", "web", "web.example"} {
 		s.set(name, dnsName{silent: true})
 	}
-	r, _ := searching(t, Resolver{Nameservers: []string{s.addr}, Deadline: caddy.Duration(time.Second)}, "search a.test b.test\n")
+	r, _ := searching(t, Config{Nameservers: []string{s.addr}, Deadline: time.Second}, "search a.test b.test\n")
 	for _, test := range []struct{ lookup, asked, not string }{
 		{"web", "web.a.test web.b.test web", ""},
 		{"web.example", "web.example", "web.example.a.test web.example.b.test"},
 	} {
-		a, err := r.lookup(t.Context(), test.lookup)
+		a, err := r.Lookup(t.Context(), test.lookup)
 		// what passes between the lookups is not counted
-		if err == nil || statusOf(err) != http.StatusGatewayTimeout || a.waited < time.Second-10*time.Millisecond {
-			t.Errorf("%s: %v, %v after %s", test.lookup, a.addrs, err, a.waited)
+		if err == nil || !isTimeout(err) || a.Waited < time.Second-10*time.Millisecond {
+			t.Errorf("%s: %v, %v after %s", test.lookup, a.Addrs, err, a.Waited)
 		}
 		for name := range strings.FieldsSeq(test.asked) {
 			if s.asked(name) == 0 {
@@ -264,12 +271,18 @@ func TestSearchDeadline(t *testing.T) {
 	}
 }
 
+// isTimeout reports whether an error makes status 504.
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
 // TestSearchZones: what a name is short for may be in a zone.
 func TestSearchZones(t *testing.T) {
 	checkLeaks(t)
 	main, zone := newDNSServer(t), newDNSServer(t)
 	zone.has("web.a.test", "192.0.2.2")
-	r, _ := searching(t, Resolver{
+	r, _ := searching(t, Config{
 		Nameservers: []string{main.addr}, Zones: map[string][]string{"a.test": {zone.addr}},
 	}, "search b.test a.test\n")
 	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
@@ -286,9 +299,9 @@ func TestSearchRemembers(t *testing.T) {
 	checkLeaks(t)
 	s := newDNSServer(t)
 	s.set("web.b.test", dnsName{addrs: []string{"192.0.2.2"}, ttl: 60})
-	config := Resolver{
+	config := Config{
 		Nameservers: []string{s.addr}, Tries: 1,
-		MinTTL: 1, NegativeTTL: caddy.Duration(20 * time.Millisecond),
+		MinTTL: 1, NegativeTTL: 20 * time.Millisecond,
 	}
 	r, change := searching(t, config, "search a.test b.test\n")
 	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
@@ -331,7 +344,7 @@ func TestSearchReadAgain(t *testing.T) {
 	s := newDNSServer(t)
 	s.has("web.a.test", "192.0.2.1")
 	s.has("web.b.test", "192.0.2.2")
-	r, change := searching(t, Resolver{Nameservers: []string{s.addr}}, "search a.test\nnameserver 192.0.2.53\n")
+	r, change := searching(t, Config{Nameservers: []string{s.addr}}, "search a.test\nnameserver 192.0.2.53\n")
 	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.1]" {
 		t.Error(got)
 	}
@@ -343,10 +356,10 @@ func TestSearchReadAgain(t *testing.T) {
 		t.Errorf("nameservers %s", got)
 	}
 	// it cannot be read
-	if err := os.Remove(r.resolvConf); err != nil {
+	if err := os.Remove(r.config.ResolvConf); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(r.resolvConf, 0o700); err != nil {
+	if err := os.Mkdir(r.config.ResolvConf, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	r.checkFiles()
@@ -358,7 +371,7 @@ func TestSearchReadAgain(t *testing.T) {
 	for i := range 40 {
 		fmt.Fprintf(&long, " d%d.test", i)
 	}
-	if err := os.Remove(r.resolvConf); err != nil {
+	if err := os.Remove(r.config.ResolvConf); err != nil {
 		t.Fatal(err)
 	}
 	change("search" + long.String() + "\n")

@@ -8,18 +8,19 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/net/idna"
+
+	"caddytarget/internal/dnsname"
 )
 
-// MaxName is how many octets a name may have as text, without the trailing dot
-// (RFC 1035, section 2.3.4).
-const MaxName = 253
-
-const maxLabel = 63
+const (
+	maxName  = dnsname.MaxLen
+	maxLabel = dnsname.MaxLabel
+)
 
 var (
 	errEmptyName  = errors.New("the name is empty")
 	errEmptyLabel = errors.New("the name has an empty label")
-	errLongName   = fmt.Errorf("the name is longer than %d octets", MaxName)
+	errLongName   = fmt.Errorf("the name is longer than %d octets", maxName)
 	errLongLabel  = fmt.Errorf("a label is longer than %d octets", maxLabel)
 	errCharacter  = errors.New("the name has a character that host names do not have")
 	errNumber     = errors.New("the name ends in a number but is not an IPv4 address in dotted decimal form")
@@ -114,7 +115,7 @@ func isPlain(host string) bool {
 // least, but for the few that are ignored or composed; so four times the limits
 // in octets leave out no name that could be valid in practice.
 func checkUnicode(host string) error {
-	if len(host) > utf8.UTFMax*MaxName {
+	if len(host) > utf8.UTFMax*maxName {
 		return errLongName
 	}
 	if !utf8.ValidString(host) {
@@ -136,7 +137,7 @@ func isDot(c rune) bool {
 // checkLabels checks the form of a normalised name and returns where its last
 // label begins.
 func checkLabels(name string) (last int, err error) {
-	if len(name) > MaxName {
+	if len(name) > maxName {
 		return 0, errLongName
 	}
 	for i := range len(name) {

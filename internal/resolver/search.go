@@ -15,7 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"caddytarget/internal/dnscache"
-	"caddytarget/internal/guard"
+	"caddytarget/internal/dnsname"
 )
 
 const (
@@ -79,7 +79,7 @@ func (s *searchList) candidates(name string) iter.Seq[string] {
 			return
 		}
 		for _, domain := range s.domains {
-			if len(name)+1+len(domain) <= guard.MaxName && !yield(name+"."+domain) {
+			if len(name)+1+len(domain) <= dnsname.MaxLen && !yield(name+"."+domain) {
 				return
 			}
 		}

@@ -144,7 +144,7 @@ func optionErrorf(options []string, format string, args ...any) error {
 	return &OptionError{options, fmt.Errorf(format, args...)}
 }
 
-// Validate reports what is wrong with c, without reading any file. An error in
+// Validate returns what is wrong with c, without reading any file. An error in
 // how options go together is an [OptionError].
 func (c Config) Validate() error {
 	_, err := c.parse()
@@ -241,7 +241,7 @@ func (c *Config) checkRefresh() error {
 
 func (c *Config) checkFamily() error { return CheckFamily(c.Family) }
 
-// CheckFamily reports whether there is such a [Config.Family].
+// CheckFamily returns an error unless there is such a [Config.Family].
 func CheckFamily(name string) error {
 	if _, ok := families[name]; !ok && name != autoFamily {
 		return fmt.Errorf("unknown family %q: expecting auto, ipv4, ipv6, prefer_ipv4 or prefer_ipv6", name)
@@ -277,7 +277,7 @@ func (c *Config) checkNumbers() error {
 
 func (c *Config) checkPreload() error { return CheckPreload(c.Preload) }
 
-// CheckPreload reports whether names can be those of [Config.Preload].
+// CheckPreload returns an error unless names can be those of [Config.Preload].
 func CheckPreload(names []string) error {
 	for _, name := range names {
 		if strings.HasPrefix(name, "_") {
@@ -290,7 +290,7 @@ func CheckPreload(names []string) error {
 	return nil
 }
 
-// CheckNameservers reports whether a list can be [Config.Nameservers].
+// CheckNameservers returns an error unless a list can be [Config.Nameservers].
 func CheckNameservers(list []string) error {
 	_, err := parseNameservers(list)
 	return err
@@ -311,7 +311,7 @@ func parseNameservers(list []string) ([]dnsclient.Nameserver, error) {
 	return servers, nil
 }
 
-// CheckZones reports whether zones can be [Config.Zones].
+// CheckZones returns an error unless zones can be [Config.Zones].
 func CheckZones(zones map[string][]string) error {
 	_, err := parseZones(zones)
 	return err
@@ -372,8 +372,8 @@ func hasCertificate(ns dnsclient.Nameserver) bool {
 	return ns.Network == "tls" || ns.Network == "https"
 }
 
-// readRoots reads the certificate authorities. The digest is another one when the
-// contents of their files are.
+// readRoots reads the certificate authorities. The digest changes with the contents of
+// their files.
 func (c *Compiled) readRoots() (digest string, err error) {
 	if len(c.config.TLSTrustedCACerts) == 0 {
 		return "", nil

@@ -57,9 +57,6 @@ type dnsName struct {
 	srv    []string // priority, weight, port, target
 	alias  string   // the reply has this alias, and nothing about where it leads
 	broken bool     // the reply ends too early
-
-	records []string // more records of the reply, as in a zone file
-	then    *dnsName // what is said of the name after this reply
 }
 
 // dnsServer is a nameserver. Names that it does not know do not exist.
@@ -150,9 +147,6 @@ func (s *dnsServer) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	s.mu.Lock()
 	n, known := s.names[name]
 	silent := s.silent || n.silent
-	if n.then != nil {
-		s.names[name] = *n.then
-	}
 	s.total++
 	if q.Qtype == dns.TypeA {
 		s.queries[name]++
@@ -199,13 +193,6 @@ func (s *dnsServer) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 			}
 			reply.Answer = append(reply.Answer, rr)
 		}
-	}
-	for _, text := range n.records {
-		rr, err := dns.NewRR(text)
-		if err != nil {
-			panic(err)
-		}
-		reply.Answer = append(reply.Answer, rr)
 	}
 	if _, ok := w.RemoteAddr().(*net.UDPAddr); ok {
 		size := dns.MinMsgSize

@@ -124,13 +124,10 @@ func TestUseVC(t *testing.T) {
 	s := newTCPServer(t)
 	s.has("a.example", "192.0.2.1")
 	r, _ := ofSystem(t, Config{Deadline: patience}, s, "options use-vc\n")
-	if got := mustLookup(t, r, "a.example"); got != "miss [192.0.2.1]" {
-		t.Error(got)
-	}
+	wantLookup(t, r, "a.example", "miss [192.0.2.1]")
 }
 
-// newTCPServer returns a nameserver that gets no UDP: what comes that way is not
-// answered.
+// newTCPServer returns a nameserver that does not reply over UDP.
 func newTCPServer(t *testing.T) *dnsServer {
 	t.Helper()
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
@@ -159,8 +156,8 @@ func newTCPServer(t *testing.T) *dnsServer {
 	return s
 }
 
-// TestSystemOptions: the options of resolv.conf reach those who ask, and so do
-// changes; those of a resolver with nameservers of its own stay as they are.
+// TestSystemOptions: the options of resolv.conf take effect, and so do changes;
+// those of a resolver with nameservers of its own stay as they are.
 func TestSystemOptions(t *testing.T) {
 	s := newDNSServer(t)
 	s.has("a.example", "192.0.2.1", "2001:db8::1")
@@ -168,15 +165,15 @@ func TestSystemOptions(t *testing.T) {
 	r, change := ofSystem(t, Config{Family: "auto"}, s, "options no-aaaa single-request\n")
 	config := r.cacheConfig(&r.zone, nil)
 	if config.Family() != dnscache.IPv4 || !config.Sequential() {
-		t.Errorf("family %d, sequential %t", config.Family(), config.Sequential())
+		t.Errorf("got family %d, sequential %t, want %d, true", config.Family(), config.Sequential(), dnscache.IPv4)
 	}
 	if got := mustLookup(t, r, "a.example"); got != "miss [192.0.2.1]" || s.asked("AAAA a.example") != 0 {
-		t.Errorf("%s, %d queries for AAAA", got, s.asked("AAAA a.example"))
+		t.Errorf("got %s and %d queries for AAAA, want miss [192.0.2.1] and none", got, s.asked("AAAA a.example"))
 	}
 	r.ipv6Route.present, r.ipv6Route.until = true, time.Now().Add(time.Hour)
 	change("")
 	if config.Family() != dnscache.Interleaved || config.Sequential() {
-		t.Errorf("without options: family %d, sequential %t", config.Family(), config.Sequential())
+		t.Errorf("without options: got family %d, sequential %t, want %d, false", config.Family(), config.Sequential(), dnscache.Interleaved)
 	}
 	eventually(t, "AAAA is asked for", func() bool {
 		mustLookup(t, r, "b.example")
@@ -187,13 +184,13 @@ func TestSystemOptions(t *testing.T) {
 	r, _ = ofSystem(t, Config{Family: "prefer_ipv6"}, s, "options no-aaaa\n")
 	config = r.cacheConfig(&r.zone, nil)
 	if config.Family() != dnscache.PreferIPv6 {
-		t.Errorf("family %d", config.Family())
+		t.Errorf("got family %d, want %d", config.Family(), dnscache.PreferIPv6)
 	}
 
 	// and nothing of this holds for other nameservers
 	r, _ = ofSystem(t, Config{Family: "auto", Nameservers: []string{s.addr}, Search: true}, s, "options no-aaaa use-vc\nsearch a.test\n")
 	if got := fmt.Sprint(r.client.Nameservers()); r.system.Load() != nil || got != "["+s.addr+"]" || r.search.Load() == nil {
-		t.Errorf("nameservers %s, %v", got, r.system.Load())
+		t.Errorf("got nameservers %s, options %v, search list %v, want [%s], none and one", got, r.system.Load(), r.search.Load(), s.addr)
 	}
 }
 
@@ -222,13 +219,14 @@ func TestEnvironment(t *testing.T) {
 	s := newDNSServer(t)
 	r, _ := ofSystem(t, Config{Search: true}, s, "search a.test\noptions ndots:2 rotate")
 	list := r.search.Load()
-	if got := fmt.Sprint(r.client.Nameservers(), list.domains, list.ndots, r.system.Load().rotate); got != "[tcp://"+s.addr+"] [b.test c.test] 3 true" {
-		t.Error(got)
+	want := "[tcp://" + s.addr + "] [b.test c.test] 3 true"
+	if got := fmt.Sprint(r.client.Nameservers(), list.domains, list.ndots, r.system.Load().rotate); got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 	t.Setenv("LOCALDOMAIN", "")
 	r, _ = ofSystem(t, Config{Search: true}, s, "search a.test\n")
 	if list := r.search.Load(); list != nil {
-		t.Errorf("search domains %v", list.domains)
+		t.Errorf("got the search domains %v, want none", list.domains)
 	}
 }
 
@@ -253,7 +251,7 @@ func TestNoTLDQuery(t *testing.T) {
 	s.has("web", "192.0.2.1")
 	r, _ := ofSystem(t, Config{Search: true}, s, "search a.test\noptions no-tld-query\n")
 	if got := mustLookup(t, r, "web"); !strings.Contains(got, "NXDOMAIN") || s.asked("web") != 0 {
-		t.Errorf("%s, %d queries", got, s.asked("web"))
+		t.Errorf("got %s and %d queries, want NXDOMAIN and none", got, s.asked("web"))
 	}
 }
 
@@ -270,7 +268,7 @@ func TestNoResolvConf(t *testing.T) {
 	}
 	r.checkFiles()
 	if got := fmt.Sprint(r.client.Nameservers()); got != "["+s.addr+"]" {
-		t.Errorf("unreadable: nameservers %s", got)
+		t.Errorf("unreadable: got nameservers %s, want [%s]", got, s.addr)
 	}
 	if err := os.Remove(r.config.ResolvConf); err != nil {
 		t.Fatal(err)
@@ -282,6 +280,6 @@ func TestNoResolvConf(t *testing.T) {
 		{Network: "udp", AddrPort: netip.AddrPortFrom(loopback[1], port)},
 	}
 	if got := r.client.Nameservers(); fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("no file: nameservers %v", got)
+		t.Errorf("no file: got nameservers %v, want %v", got, want)
 	}
 }

@@ -45,9 +45,8 @@ type Resolver struct {
 	watching  sync.WaitGroup
 }
 
-// New returns a resolver, which reads its files and asks nobody yet. Lookups may
-// begin at once; names are preloaded and refreshed, and files read again, once Start
-// was called.
+// New returns a resolver. It reads the hosts file and resolv.conf, and sends nothing.
+// Lookups may begin at once; Start begins what is done in the background.
 func New(c *Compiled) *Resolver {
 	r := &Resolver{
 		config:    c.config,
@@ -139,7 +138,7 @@ func (r *Resolver) Close() {
 	for z := range r.all {
 		z.cache.Close()
 	}
-	// now that no alias leads from one zone to another any more
+	// after all caches, since an alias may lead to the client of another zone
 	for z := range r.all {
 		z.client.Close()
 	}
@@ -252,7 +251,6 @@ func (r *Resolver) Watch(name string, complete bool) func(netip.Addr) bool {
 		peek = r.peekComplete
 	}
 	return func(addr netip.Addr) bool {
-		// nothing is known of a name that is an address
 		addrs, known := peek(name)
 		return known && len(addrs) > 0 && addr.IsValid() && !slices.Contains(addrs, addr)
 	}

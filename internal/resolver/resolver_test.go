@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math"
 	"net/http/httptest"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"caddytarget/internal/dnscache"
 )
 
 // TestFilesAreReadAgain checks that a changed hosts file and resolv.conf take
@@ -110,6 +113,14 @@ func mustLookup(t testing.TB, r *Resolver, name string) string {
 	return fmt.Sprint(a.From, " ", a.Addrs)
 }
 
+// wantLookup checks the addresses of a name and where they came from.
+func wantLookup(t testing.TB, r *Resolver, name, want string) {
+	t.Helper()
+	if got := mustLookup(t, r, name); got != want {
+		t.Errorf("%s: got %s, want %s", name, got, want)
+	}
+}
+
 // TestZones has the nameservers that are asked for a name.
 func TestZones(t *testing.T) {
 	checkLeaks(t)
@@ -152,7 +163,7 @@ func TestZones(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got, addr)
 		}
 		if addrs, ok := r.peek(name); !ok || fmt.Sprint(addrs) != "["+addr+"]" {
-			t.Errorf("%s: known is %v", name, addrs)
+			t.Errorf("%s: got %v, %t, want [%s] to be known", name, addrs, ok, addr)
 		}
 	}
 	for addr, s := range servers {
@@ -162,14 +173,14 @@ func TestZones(t *testing.T) {
 				continue
 			}
 			if want := want == addr; (n > 0) != want {
-				t.Errorf("%s was asked %d times for %s", addr, n, name)
+				t.Errorf("%s was asked %d times for %s, which is in the zone of %s", addr, n, name, names[name])
 			}
 		}
 	}
 
 	none := newResolver(t, Config{Nameservers: []string{servers["192.0.2.1"].addr}})
 	if n := testing.AllocsPerRun(100, func() { none.zoneOf("a.b.dc1.consul"); r.zoneOf("a.b.dc1.consul") }); n > 0 {
-		t.Errorf("%v allocations", n)
+		t.Errorf("got %v allocations, want none", n)
 	}
 }
 
@@ -212,7 +223,7 @@ func TestZoneAlone(t *testing.T) {
 	cancel()
 	wg.Wait()
 	if r.client.Outage() != nil {
-		t.Error("the outage of the zone is everybody's")
+		t.Error("the outage of the zone is one of all names, too")
 	}
 }
 
@@ -265,7 +276,7 @@ func TestRoots(t *testing.T) {
 	}
 }
 
-// TestPreload: names are known before anybody asks, each from its zone.
+// TestPreload: names are known before they are looked up, each from its zone.
 func TestPreload(t *testing.T) {
 	checkLeaks(t)
 	hosts := filepath.Join(t.TempDir(), "hosts")
@@ -283,7 +294,7 @@ func TestPreload(t *testing.T) {
 		Hosts:       hosts,
 	})
 	if n := main.askedInAll() + zone.askedInAll(); n > 0 {
-		t.Errorf("%d queries before the start", n)
+		t.Errorf("got %d queries before the start, want none", n)
 	}
 	r.Start()
 	eventually(t, "the names are known", func() bool {
@@ -299,7 +310,7 @@ func TestPreload(t *testing.T) {
 		}
 	}
 	if n := main.askedInAll() + zone.askedInAll(); n != 2 {
-		t.Errorf("%d queries", n)
+		t.Errorf("got %d queries, want none", n)
 	}
 }
 
@@ -315,7 +326,7 @@ func TestRefresh(t *testing.T) {
 		{Config{RefreshAlways: true}, math.MaxInt64},
 	} {
 		if got := newResolver(t, test.config).cacheConfig(nil, nil).Refresh; got != test.want {
-			t.Errorf("%+v: %s", test.config, got)
+			t.Errorf("%+v: got %s, want %s", test.config, got, test.want)
 		}
 	}
 }
@@ -327,9 +338,55 @@ func TestAliasToOnion(t *testing.T) {
 	s.set("a.example", dnsName{alias: "secret.onion"})
 	r := newResolver(t, Config{Nameservers: []string{s.addr}})
 	if _, err := r.Lookup(t.Context(), "a.example"); err == nil || !strings.Contains(err.Error(), "secret.onion., which is never asked for") {
-		t.Error(err)
+		t.Errorf("got %v, want that secret.onion. is never asked for", err)
 	}
 	if n := s.asked("secret.onion"); n > 0 {
-		t.Errorf("%d queries", n)
+		t.Errorf("got %d queries, want none", n)
 	}
+}
+
+// TestReopen: lookups of a closed resolver are those of another one, if there is one.
+func TestReopen(t *testing.T) {
+	checkLeaks(t)
+	s := newDNSServer(t)
+	s.has("known.example", "192.0.2.1")
+	s.has("new.example", "192.0.2.2")
+	s.set("_http._tcp.example", dnsName{srv: []string{"1 2 3 new.example."}, ttl: 60})
+	config := Config{Nameservers: []string{s.addr}}
+	opened, released := 0, 0
+	reopening := config
+	reopening.Reopen = func() (*Resolver, func(), error) {
+		opened++
+		return newResolver(t, config), func() { released++ }, nil
+	}
+	r, alone := closedResolver(t, reopening), closedResolver(t, config)
+
+	for name, want := range map[string]string{"known.example": "hit [192.0.2.1]", "new.example": "miss [192.0.2.2]"} {
+		if got := mustLookup(t, r, name); got != want {
+			t.Errorf("%s: got %s, want %s", name, got, want)
+		}
+	}
+	if records, err := r.LookupService(t.Context(), "_http._tcp.example"); err != nil || fmt.Sprint(records) != "[{new.example 3 1 2}]" {
+		t.Errorf("service: got %v, %v, want its record", records, err)
+	}
+	if opened != 2 || released != 2 {
+		t.Errorf("opened %d and released %d times, want 2 and 2", opened, released)
+	}
+	if _, err := alone.Lookup(t.Context(), "new.example"); !errors.Is(err, dnscache.ErrClosed) {
+		t.Errorf("without another one: got %v, want %v", err, dnscache.ErrClosed)
+	}
+}
+
+// closedResolver returns a resolver that knows known.example and is closed.
+func closedResolver(t *testing.T, config Config) *Resolver {
+	t.Helper()
+	config.Hosts, config.Family = "off", "ipv4"
+	c, err := config.Compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := New(c)
+	wantLookup(t, r, "known.example", "miss [192.0.2.1]")
+	r.Close()
+	return r
 }

@@ -10,8 +10,6 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
-
-	"caddytarget/internal/dnscache"
 )
 
 // TestSearchPastFailures: external names resolve though a search domain, as a pod of
@@ -26,7 +24,7 @@ func TestSearchPastFailures(t *testing.T) {
 			"search a.test b.test c.test corp.example\noptions ndots:5\n")
 		for _, how := range []string{"miss", "hit"} {
 			if got := mustLookup(t, r, "api.partner.example"); got != how+" [192.0.2.1]" && got != "stale [192.0.2.1]" {
-				t.Errorf("%+v: %s", fails, got)
+				t.Errorf("%+v: got %s, want %s [192.0.2.1] or stale [192.0.2.1]", fails, got, how)
 			}
 		}
 	}
@@ -38,19 +36,17 @@ func TestSearchStaysWhereItWas(t *testing.T) {
 	checkLeaks(t)
 	for _, fails := range []dnsName{{rcode: 2}, {rcode: 5}, {silent: true}, {broken: true}} {
 		s := newDNSServer(t)
+		clock := newSkippingClock()
 		r, _ := searching(t, Config{
-			Nameservers: []string{s.addr}, Tries: 1, Timeout: 100 * time.Millisecond, Stale: time.Hour,
+			Nameservers: []string{s.addr}, Tries: 1, Timeout: 100 * time.Millisecond, Stale: time.Hour, Now: clock.now,
 		}, "search a.test b.test\n")
-		clock := newSkippingClock(r)
 		s.set("web.a.test", dnsName{addrs: []string{"192.0.2.1"}, ttl: 1})
 		s.has("web.b.test", "192.0.2.66")
-		if got := mustLookup(t, r, "web"); got != "miss [192.0.2.1]" {
-			t.Fatal(got)
-		}
+		wantLookup(t, r, "web", "miss [192.0.2.1]")
 		s.set("web.a.test", fails)
 		clock.skip(2 * time.Second)
 		if got := mustLookup(t, r, "web"); got != "stale [192.0.2.1]" {
-			t.Errorf("%+v: %s", fails, got)
+			t.Errorf("%+v: got %s, want the address of web.a.test, stale", fails, got)
 		}
 
 		// nor where its addresses may not serve any more
@@ -58,7 +54,7 @@ func TestSearchStaysWhereItWas(t *testing.T) {
 		s.set("other.a.test", fails)
 		s.has("other.b.test", "192.0.2.66")
 		if got := mustLookup(t, r, "other"); !strings.Contains(got, "looking up other.a.test (A): ") {
-			t.Errorf("%+v: other is %s", fails, got)
+			t.Errorf("%+v: other: got %s, want the failure of other.a.test", fails, got)
 		}
 
 		// but once it does not exist any more it is looked for
@@ -79,7 +75,7 @@ func TestSearchSilentDomain(t *testing.T) {
 		"search a.test\noptions ndots:5\n")
 	a, err := r.Lookup(t.Context(), "web.example")
 	if err != nil || a.Found != "web.example" || a.Waited < time.Second-10*time.Millisecond {
-		t.Errorf("%+v, %v", a, err)
+		t.Errorf("got %+v, %v, want that of web.example after 1s", a, err)
 	}
 }
 
@@ -90,25 +86,24 @@ func TestSearchDeadDomain(t *testing.T) {
 	s := newDNSServer(t)
 	s.set("web.example.a.test", dnsName{rcode: 2})
 	s.set("web.example", dnsName{addrs: []string{"192.0.2.1"}, ttl: 3600})
-	wait := patience
-	r, _ := searching(t, Config{Nameservers: []string{s.addr}, Deadline: wait, Timeout: wait, StaleWait: wait, Tries: 1},
+	clock := newSkippingClock()
+	r, _ := searching(t, Config{
+		Nameservers: []string{s.addr}, Deadline: patience, Timeout: patience, StaleWait: patience, Tries: 1, Now: clock.now,
+	},
 		"search a.test\noptions ndots:5\n")
-	clock := newSkippingClock(r)
-	if got := mustLookup(t, r, "web.example"); got != "miss [192.0.2.1]" {
-		t.Error(got)
-	}
+	wantLookup(t, r, "web.example", "miss [192.0.2.1]")
 	if !r.cache.Failing("web.example.a.test") || r.cache.Failing("web.example") {
-		t.Error("it is not known which of the names fails")
+		t.Error("want web.example.a.test, and not web.example, to be known to fail")
 	}
 	s.set("web.example.a.test", dnsName{silent: true})
 	clock.skip(5 * time.Second)
 	a, err := r.Lookup(t.Context(), "web.example")
 	if err != nil || a.From != "stale" || a.Waited > patience/4 { // its part is a half
-		t.Errorf("%+v, %v", a, err)
+		t.Errorf("got %+v, %v, want a stale answer after 15s at most", a, err)
 	}
 	eventually(t, "it is asked for again", func() bool { return s.asked("web.example.a.test") == 2 })
 	if addrs, ok := r.peek("web.example"); !ok || !slices.Equal(addrs, parseAddrs("192.0.2.1")) {
-		t.Errorf("known: %v, %t", addrs, ok)
+		t.Errorf("known: got %v, %t, want [192.0.2.1]", addrs, ok)
 	}
 }
 
@@ -126,12 +121,12 @@ func TestSearchWaitsAtTheEnd(t *testing.T) {
 	// its part of the time is over at once
 	sr := &search{Context: t.Context(), request: t.Context(), r: r, list: list, name: "web", remaining: 1 << 30}
 	if _, err := sr.find("web.a.test"); err == nil || !strings.Contains(err.Error(), "searching for web: web.a.test: no answer in time") {
-		t.Error(err)
+		t.Errorf("got %v, want that no answer came in time", err)
 	}
 	close(hold)
 	sr.remaining = 1
 	if a, err := sr.find("web.a.test"); err != nil || a.Found != "web.a.test" {
-		t.Errorf("%+v, %v", a, err)
+		t.Errorf("got %+v, %v, want that of web.a.test", a, err)
 	}
 }
 
@@ -145,36 +140,24 @@ func TestSearchFailuresAreLogged(t *testing.T) {
 		name := fmt.Sprintf("n%d", i)
 		s.set(name+".a.test", dnsName{rcode: 2})
 		s.has(name+".b.test", "192.0.2.1")
-		if got := mustLookup(t, r, name); got != "miss [192.0.2.1]" {
-			t.Errorf("got %s, want miss [192.0.2.1]", got)
-		}
+		wantLookup(t, r, name, "miss [192.0.2.1]")
 	}
 	got := logs.FilterMessage("a search domain fails: names are looked for in the next one").All()
 	if len(got) != 1 || got[0].ContextMap()["domain"] != "a.test" || !strings.Contains(fmt.Sprint(got[0].ContextMap()["error"]), "SERVFAIL") {
-		t.Errorf("logged: %v", got)
+		t.Errorf("got %v logged, want one warning, of a.test and SERVFAIL", got)
 	}
 }
 
-// skippingClock is the clock of a resolver's cache, which can be put forward.
+// skippingClock is the clock of a cache, which can be put forward.
 type skippingClock struct {
 	start   time.Time
 	skipped atomic.Int64
 }
 
-func newSkippingClock(r *Resolver) *skippingClock {
-	c := &skippingClock{start: time.Now()}
-	replaceCache(r, func(config *dnscache.Config) {
-		config.Now = func() time.Duration { return time.Since(c.start) + time.Duration(c.skipped.Load()) }
-	})
-	return c
+func newSkippingClock() *skippingClock { return &skippingClock{start: time.Now()} }
+
+func (c *skippingClock) now() time.Duration {
+	return time.Since(c.start) + time.Duration(c.skipped.Load())
 }
 
 func (c *skippingClock) skip(d time.Duration) { c.skipped.Add(int64(d)) }
-
-// replaceCache gives a resolver that was not started another cache.
-func replaceCache(r *Resolver, change func(*dnscache.Config)) {
-	config := r.cacheConfig(&r.zone, nil)
-	change(&config)
-	r.zone.cache.Close()
-	r.zone.cache = dnscache.New(r.client, config)
-}

@@ -106,95 +106,10 @@ func withResolvConf(t *testing.T, config Config, text string) (r *Resolver, chan
 	}
 }
 
-// TestSearch has the names that are tried, and where that ends.
+// TestSearch has all of searchTests.
 func TestSearch(t *testing.T) {
 	checkLeaks(t)
-	for _, test := range []struct {
-		name   string
-		config Config
-		set    func(s *dnsServer)
-		text   string // search a.test b.test; options ndots:2
-		lookup string
-		want   string
-		asked  string
-	}{
-		{
-			name: "the first domain", lookup: "web", set: func(s *dnsServer) { s.has("web.a.test", "192.0.2.1"); s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.1]", asked: "[web.a.test]",
-		},
-		{
-			name: "NXDOMAIN goes on", lookup: "web", set: func(s *dnsServer) { s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
-		},
-		{
-			name: "no data goes on", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{}); s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
-		},
-		{
-			name: "as it is, last", lookup: "web.dc", set: func(s *dnsServer) { s.has("web.dc", "192.0.2.3") },
-			want: "miss [192.0.2.3]", asked: "[web.dc.a.test web.dc.b.test web.dc]",
-		},
-		{
-			name: "as it is, first", lookup: "web.dc.example", set: func(s *dnsServer) { s.has("web.dc.example", "192.0.2.3"); s.has("web.dc.example.a.test", "192.0.2.1") },
-			want: "miss [192.0.2.3]", asked: "[web.dc.example]",
-		},
-		{
-			name: "as it is, first, then domains", lookup: "web.dc.example", set: func(s *dnsServer) { s.has("web.dc.example.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.dc.example web.dc.example.a.test web.dc.example.b.test]",
-		},
-		{
-			name: "nothing", lookup: "web", set: func(*dnsServer) {},
-			want:  "looking up web (A): SERVER replied NXDOMAIN (nor is there web with one of the search domains a.test, b.test)",
-			asked: "[web.a.test web.b.test web]",
-		},
-		{
-			name: "nothing, as it is first", lookup: "web.dc.example", set: func(*dnsServer) {},
-			want:  "looking up web.dc.example (A): SERVER replied NXDOMAIN (nor is there web.dc.example with one of the search domains a.test, b.test)",
-			asked: "[web.dc.example web.dc.example.a.test web.dc.example.b.test]",
-		},
-		{
-			name: "SERVFAIL goes on", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{rcode: 2}); s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
-		},
-		{
-			name: "REFUSED goes on", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{rcode: 5}); s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
-		},
-		{
-			name: "a timeout goes on", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{silent: true}); s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
-		},
-		{
-			name: "a failure as it is goes on", lookup: "web.dc.example", set: func(s *dnsServer) {
-				s.set("web.dc.example", dnsName{rcode: 2})
-				s.has("web.dc.example.b.test", "192.0.2.2")
-			},
-			want: "miss [192.0.2.2]", asked: "[web.dc.example web.dc.example.a.test web.dc.example.b.test]",
-		},
-		{
-			name: "a failure is no answer", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{rcode: 2}) },
-			want: "looking up web.a.test (A): SERVER replied SERVFAIL", asked: "[web.a.test web.b.test web]",
-		},
-		{
-			name: "the failure of the name as it is says most", lookup: "web",
-			set:  func(s *dnsServer) { s.set("web.a.test", dnsName{rcode: 2}); s.set("web", dnsName{rcode: 5}) },
-			want: "looking up web (A): SERVER replied REFUSED", asked: "[web.a.test web.b.test web]",
-		},
-		{
-			name: "no list", lookup: "web", text: "options ndots:2\n", set: func(s *dnsServer) { s.has("web", "192.0.2.1") },
-			want: "miss [192.0.2.1]", asked: "[web]",
-		},
-		{
-			name: "localhost", lookup: "localhost", set: func(*dnsServer) {}, want: "hosts [127.0.0.1]", asked: "[]",
-		},
-		{
-			name: "onion", lookup: "a.onion", set: func(*dnsServer) {}, want: "a.onion does not exist in the DNS (RFC 6761, RFC 7686)", asked: "[]",
-		},
-		{
-			name: "hosts file", lookup: "web", config: Config{Hosts: "HOSTS"}, set: func(s *dnsServer) { s.has("web.a.test", "192.0.2.1") },
-			want: "hosts [192.0.2.9]", asked: "[]",
-		},
-	} {
+	for _, test := range searchTests {
 		t.Run(test.name, func(t *testing.T) {
 			s := newDNSServer(t)
 			test.set(s)
@@ -219,22 +134,22 @@ func TestSearch(t *testing.T) {
 			s.mu.Unlock()
 			for name := range strings.FieldsSeq(strings.Trim(test.asked, "[]")) {
 				if asked[name] != 1 {
-					t.Errorf("%d queries for %s", asked[name], name)
+					t.Errorf("got %d queries for %s, want 1", asked[name], name)
 				}
 				delete(asked, name)
 			}
 			if len(asked) > 0 {
-				t.Errorf("queries for others: %v", asked)
+				t.Errorf("got queries for other names, too: %v", asked)
 			}
 			// what is known is known by the same name
 			addrs, known := r.peek(test.lookup)
 			again := strings.Replace(mustLookup(t, r, test.lookup), "miss", "hit", 1)
 			if _, list, ok := strings.Cut(test.want, "["); ok && !strings.Contains(list, "domains") {
 				if want := "[" + list; !known || fmt.Sprint(addrs) != want || !strings.HasSuffix(again, want) || strings.HasPrefix(again, "miss") {
-					t.Errorf("known: %v, %v; again: %s", addrs, known, again)
+					t.Errorf("known: got %v, %v; again: %s; want %s", addrs, known, again, want)
 				}
 			} else if len(addrs) > 0 {
-				t.Errorf("known: %v", addrs)
+				t.Errorf("known: got %v, want none", addrs)
 			}
 		})
 	}
@@ -256,7 +171,7 @@ func TestSearchDeadline(t *testing.T) {
 		a, err := r.Lookup(t.Context(), test.lookup)
 		// what passes between the lookups is not counted
 		if err == nil || !isTimeout(err) || a.Waited < time.Second-10*time.Millisecond {
-			t.Errorf("%s: %v, %v after %s", test.lookup, a.Addrs, err, a.Waited)
+			t.Errorf("%s: got %v, %v after %s, want a timeout after 1s", test.lookup, a.Addrs, err, a.Waited)
 		}
 		for name := range strings.FieldsSeq(test.asked) {
 			if s.asked(name) == 0 {
@@ -285,11 +200,9 @@ func TestSearchZones(t *testing.T) {
 	r, _ := searching(t, Config{
 		Nameservers: []string{main.addr}, Zones: map[string][]string{"a.test": {zone.addr}},
 	}, "search b.test a.test\n")
-	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
-		t.Error(got)
-	}
+	wantLookup(t, r, "web", "miss [192.0.2.2]")
 	if main.asked("web.b.test") != 1 || main.asked("web.a.test") != 0 {
-		t.Error(main.queries)
+		t.Errorf("got %v, want one query for web.b.test and none for web.a.test", main.queries)
 	}
 }
 
@@ -304,35 +217,31 @@ func TestSearchRemembers(t *testing.T) {
 		MinTTL: 1, NegativeTTL: 20 * time.Millisecond,
 	}
 	r, change := searching(t, config, "search a.test b.test\n")
-	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
-		t.Fatal(got)
-	}
+	wantLookup(t, r, "web", "miss [192.0.2.2]")
 	s.set("web.a.test", dnsName{rcode: 2})
 	eventually(t, "the first domain is asked again", func() bool {
 		got := mustLookup(t, r, "web")
 		if !strings.HasSuffix(got, " [192.0.2.2]") {
-			t.Fatal(got)
+			t.Fatalf("got %s, want [192.0.2.2]", got)
 		}
 		return strings.HasPrefix(got, "stale")
 	})
 	change("# written again\nsearch a.test b.test\noptions ndots:1\n")
 	if got := mustLookup(t, r, "web"); got != "stale [192.0.2.2]" {
-		t.Errorf("with the same list: %s", got)
+		t.Errorf("with the same list: got %s, want stale [192.0.2.2]", got)
 	}
 	change("search a.test b.test\noptions ndots:2\n")
 	if got := mustLookup(t, r, "web"); strings.HasPrefix(got, "stale") || !strings.HasSuffix(got, " [192.0.2.2]") {
-		t.Errorf("with another list it is found anew: %s", got)
+		t.Errorf("with another list: got %s, want [192.0.2.2], found anew", got)
 	}
 	config.Stale = -1
 	r, _ = searching(t, config, "search a.test b.test\n")
 	s.set("web.a.test", dnsName{rcode: 3})
-	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
-		t.Fatal(got)
-	}
+	wantLookup(t, r, "web", "miss [192.0.2.2]")
 	s.set("web.a.test", dnsName{rcode: 2})
 	for range 50 {
 		if got := mustLookup(t, r, "web"); strings.HasPrefix(got, "stale") {
-			t.Errorf("served stale: %s", got)
+			t.Errorf("got %s, want nothing stale", got)
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -345,15 +254,11 @@ func TestSearchReadAgain(t *testing.T) {
 	s.has("web.a.test", "192.0.2.1")
 	s.has("web.b.test", "192.0.2.2")
 	r, change := searching(t, Config{Nameservers: []string{s.addr}}, "search a.test\nnameserver 192.0.2.53\n")
-	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.1]" {
-		t.Error(got)
-	}
+	wantLookup(t, r, "web", "miss [192.0.2.1]")
 	change("search b.test\nnameserver 192.0.2.53\n")
-	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
-		t.Error(got)
-	}
+	wantLookup(t, r, "web", "miss [192.0.2.2]")
 	if got := fmt.Sprint(r.client.Nameservers()); got != "["+s.addr+"]" {
-		t.Errorf("nameservers %s", got)
+		t.Errorf("got nameservers %s, want [%s]", got, s.addr)
 	}
 	// it cannot be read
 	if err := os.Remove(r.config.ResolvConf); err != nil {
@@ -363,9 +268,7 @@ func TestSearchReadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.checkFiles()
-	if got := mustLookup(t, r, "web"); got != "hit [192.0.2.2]" {
-		t.Error(got)
-	}
+	wantLookup(t, r, "web", "hit [192.0.2.2]")
 
 	long := strings.Builder{}
 	for i := range 40 {
@@ -376,7 +279,7 @@ func TestSearchReadAgain(t *testing.T) {
 	}
 	change("search" + long.String() + "\n")
 	if n := len(r.search.Load().domains); n != maxSearch {
-		t.Errorf("%d domains", n)
+		t.Errorf("got %d domains, want %d", n, maxSearch)
 	}
 }
 
@@ -387,6 +290,6 @@ func TestSearchRemembersLittle(t *testing.T) {
 		s.remember(fmt.Sprint(i), "x")
 	}
 	if n := len(s.found); n > maxFound {
-		t.Errorf("%d names", n)
+		t.Errorf("got %d names, want %d at most", n, maxFound)
 	}
 }

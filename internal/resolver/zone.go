@@ -21,7 +21,7 @@ type zones struct {
 	maxLabels int // of a suffix
 }
 
-// makeZones returns zones that ask nobody yet.
+// makeZones returns zones whose clients and caches are still to be made.
 func makeZones(suffixes map[string][]dnsclient.Nameserver) zones {
 	z := zones{bySuffix: make(map[string]*zone, len(suffixes))}
 	for suffix := range suffixes {

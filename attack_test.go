@@ -25,6 +25,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"caddytarget/internal/resolver"
 )
 
 // The attacks: targets and DNS answers that try to make the gateway call what
@@ -1185,15 +1187,22 @@ func newArena(t testing.TB, sites []attackSite, groups []attackGroup) *arena {
 		"<HOSTS>", filepath.Join(dir, "hosts"), "<CA>", a.ca.file, "<SOCKET>", filepath.Join(dir, "socket"))
 
 	// the sites with search find a resolver that reads another resolv.conf
-	r, err := Resolver{
-		Nameservers: []string{a.dns.addr}, Hosts: filepath.Join(dir, "hosts"), Family: "ipv4", Search: true,
-	}.acquire()
+	site := Resolver{Nameservers: []string{a.dns.addr}, Hosts: filepath.Join(dir, "hosts"), Family: "ipv4", Search: true}
+	config := site.config()
+	asked, err := config.Compile()
 	if err != nil {
 		t.Fatal(err)
 	}
+	config.ResolvConf = filepath.Join(dir, "resolv.conf")
+	other, err := config.Compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &sharedResolver{resolver.New(other), asked.Key()}
+	if _, found, err := resolvers.LoadOrNew(r.key, func() (caddy.Destructor, error) { return r, nil }); err != nil || found {
+		t.Fatalf("the resolver of the sites is there: %t, %v", found, err)
+	}
 	t.Cleanup(func() { _ = r.release() })
-	r.resolvConf = filepath.Join(dir, "resolv.conf")
-	r.readResolvConf()
 	return a
 }
 

@@ -289,7 +289,7 @@ func BenchmarkSource(b *testing.B) {
 
 // BenchmarkTarget measures what the handler does: parse, check, resolve.
 func BenchmarkTarget(b *testing.B) {
-	r, err := Resolver{Nameservers: []string{benchNameserver(b)}}.acquire()
+	r, err := acquireResolver((&Resolver{Nameservers: []string{benchNameserver(b)}}).config())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -305,7 +305,7 @@ func BenchmarkTarget(b *testing.B) {
 			if err != nil {
 				return err
 			}
-			c := call{resolver: r, policy: policy}
+			c := call{resolver: r.Resolver, policy: policy}
 			c.setURL(u)
 			if err := policy.checkTarget(&c); err != nil {
 				return err

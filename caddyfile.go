@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -16,6 +17,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+
+	"caddytarget/internal/resolver"
 )
 
 func init() {
@@ -99,12 +102,11 @@ func (r *Resolver) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err != nil {
 		return err
 	}
-	complete := r.defaults()
 	// what is left to find is that two of them contradict each other
-	err = complete.validate()
+	err = r.config().Validate()
 	at := d
-	if c, ok := errors.AsType[*conflict](err); ok {
-		at = seen.last(d, c.options...)
+	if e, ok := errors.AsType[*resolver.OptionError](err); ok {
+		at = seen.last(d, e.Options...)
 	}
 	return wrap(at, err)
 }
@@ -135,7 +137,7 @@ func (r *Resolver) options() options {
 	}
 }
 
-// parseZone parses one of the zones. The same one twice is found by parseZones,
+// parseZone parses one of the zones. The same one twice is found by CheckZones,
 // unless it is written in the same way.
 func (r *Resolver) parseZone(d *caddyfile.Dispenser) error {
 	args := d.RemainingArgs()
@@ -149,14 +151,14 @@ func (r *Resolver) parseZone(d *caddyfile.Dispenser) error {
 		r.Zones = make(map[string][]string)
 	}
 	r.Zones[args[0]] = args[1:]
-	_, err := r.parseZones()
-	return wrap(d, err)
+	return wrap(d, resolver.CheckZones(r.Zones))
 }
 
-func (r *Resolver) checkNameservers() error {
-	_, err := parseNameservers(r.Nameservers)
-	return err
-}
+func (r *Resolver) checkNameservers() error { return resolver.CheckNameservers(r.Nameservers) }
+
+func (r *Resolver) checkFamily() error { return resolver.CheckFamily(r.Family) }
+
+func (r *Resolver) checkPreload() error { return resolver.CheckPreload(r.Preload) }
 
 func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	handler := new(Handler)
@@ -416,8 +418,7 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 
 	proxy.DynamicUpstreamsRaw = caddyconfig.JSONModuleObject(source, "source", "target", nil)
 	proxy.TransportRaw = caddyconfig.JSONModuleObject(transport, "protocol", "target", nil)
-	upstreams := source.MaxUpstreams
-	setDefault(&upstreams, defaultMaxUpstreams)
+	upstreams := cmp.Or(source.MaxUpstreams, defaultMaxUpstreams)
 	if !seen.has("lb_retries") && !seen.has("lb_try_duration") {
 		if proxy.LoadBalancing == nil {
 			proxy.LoadBalancing = new(reverseproxy.LoadBalancing)

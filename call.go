@@ -1,7 +1,6 @@
 package caddytarget
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -14,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"caddytarget/internal/failover"
+	"caddytarget/internal/resolver"
 )
 
 // call describes what a request calls: the request's target, the name of a source, or
@@ -22,14 +22,14 @@ import (
 type call struct {
 	failover.Target // name, port and addresses, and what was tried of them
 
-	scheme   string // empty: that of the transport
-	hostport string // the Host header
-	uri      string // path and query
-	answer   answer // of the resolver, before the policy left anything out
+	scheme   string          // empty: that of the transport
+	hostport string          // the Host header
+	uri      string          // path and query
+	answer   resolver.Answer // before the policy left anything out
 
 	client   client
 	policy   *policy // nil: the operator wrote the name
-	resolver *resolver
+	resolver *resolver.Resolver
 	complete bool   // the name is not searched for
 	strip    string // a header field of the request that is not sent on
 
@@ -147,7 +147,7 @@ func (c *call) setURL(u targetURL) {
 
 // addresses is what was found out of the addresses of a call.
 type addresses struct {
-	answer    answer
+	answer    resolver.Answer
 	addrs     []netip.Addr // that may be called
 	preferred int          // so many of addrs, from the first, are preferred
 }
@@ -167,41 +167,39 @@ func (c *call) resolve(ctx context.Context, literal netip.Addr) error {
 func (c *call) find(ctx context.Context, literal netip.Addr) (a addresses, err error) {
 	switch {
 	case literal.IsValid():
-		a.answer = answer{addrs: []netip.Addr{literal.Unmap()}, preferred: 1, lookup: "literal"}
+		a.answer = resolver.Answer{Addrs: []netip.Addr{literal.Unmap()}, Preferred: 1, From: resolver.Literal}
 	case c.complete:
-		a.answer, err = c.resolver.lookupComplete(ctx, c.Host)
+		a.answer, err = c.resolver.LookupComplete(ctx, c.Host)
 	default:
-		a.answer, err = c.resolver.lookup(ctx, c.Host)
+		a.answer, err = c.resolver.Lookup(ctx, c.Host)
 	}
 	if err != nil {
 		return a, err
 	}
 	if c.policy != nil {
-		if err := c.policy.checkFound(c, a.answer.found); err != nil {
+		if err := c.policy.checkFound(c, a.answer.Found); err != nil {
 			return a, err
 		}
-		a.addrs, a.preferred, err = c.policy.filter(c, a.answer.addrs, a.answer.preferred)
+		a.addrs, a.preferred, err = c.policy.filter(c, a.answer.Addrs, a.answer.Preferred)
 		return a, err
 	}
-	a.addrs, a.preferred = a.answer.addrs, a.answer.preferred
+	a.addrs, a.preferred = a.answer.Addrs, a.answer.Preferred
 	return a, nil
 }
 
 // renew asks for the addresses of c again, for none of those that were known is
 // healthy. It reports whether there are others now.
 func (c *call) renew(ctx context.Context) bool {
-	if c.answer.lookup == "literal" || c.answer.lookup == "hosts" || c.resolver == nil {
+	if c.resolver == nil {
 		return false
 	}
-	name := cmp.Or(c.answer.found, c.Host)
-	renewed, err := c.resolver.renew(ctx, name, c.answer.addrs)
-	if err != nil || slices.Equal(renewed.addrs, c.answer.addrs) {
+	renewed, err := c.resolver.Renew(ctx, c.Host, c.answer)
+	if err != nil || slices.Equal(renewed.Addrs, c.answer.Addrs) {
 		return false
 	}
-	a := addresses{c.answer, renewed.addrs, renewed.preferred}
-	a.answer.addrs, a.answer.preferred = renewed.addrs, renewed.preferred
+	a := addresses{renewed, renewed.Addrs, renewed.Preferred}
 	if c.policy != nil {
-		if a.addrs, a.preferred, err = c.policy.filter(c, renewed.addrs, renewed.preferred); err != nil {
+		if a.addrs, a.preferred, err = c.policy.filter(c, renewed.Addrs, renewed.Preferred); err != nil {
 			return false
 		}
 	}
@@ -338,5 +336,5 @@ func (c *call) Watch() func(addr netip.Addr) bool {
 	if c.resolver == nil {
 		return nil
 	}
-	return c.resolver.watch(c.Host, c.complete)
+	return c.resolver.Watch(c.Host, c.complete)
 }

@@ -31,6 +31,7 @@ import (
 
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/resolver"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -142,7 +143,7 @@ func (g *fuzzGateway) certFor(name string) (*tls.Certificate, error) {
 type fuzzWorld struct {
 	*fuzzGateway
 	t        *testing.T
-	resolver *resolver
+	resolver *resolver.Resolver
 	addr     netip.Addr // of all names
 
 	mu    sync.Mutex
@@ -176,8 +177,13 @@ var fuzzAddr = netip.MustParseAddr("93.184.215.14")
 
 func (g *fuzzGateway) newWorld(t *testing.T) *fuzzWorld {
 	w := &fuzzWorld{fuzzGateway: g, t: t, addr: fuzzAddr}
-	w.resolver = &resolver{config: Resolver{Family: "ipv4", CacheSize: 16, MaxLookups: 16, Hosts: "off"}.defaults()}
-	w.resolver.cache = dnscache.New(w, w.resolver.cacheConfig(nil))
+	config, err := resolver.Config{
+		Nameservers: []string{"192.0.2.53"}, Exchanger: w, Family: "ipv4", CacheSize: 16, MaxLookups: 16, Hosts: "off",
+	}.Compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.resolver = resolver.New(config)
 	tracker := health.New()
 	g.source.source.Health, g.transport.via.Health = tracker, tracker
 	g.transport.pool.Pool = pool.New(g.transport.pool.config, tracker, pool.NewLimits(0, nil))
@@ -199,7 +205,7 @@ func (w *fuzzWorld) close() {
 		_ = d.ends[0].Close()
 	}
 	w.wg.Wait()
-	w.resolver.cache.Close()
+	w.resolver.Close()
 	for deadline := time.Now().Add(patience); w.transport.pool.Open() > 0; time.Sleep(50 * time.Microsecond) {
 		if time.Now().After(deadline) {
 			w.t.Fatal("connections are left")

@@ -14,6 +14,7 @@ import (
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/replay"
+	"caddytarget/internal/resolver"
 )
 
 // Handler takes the target of a request from a template, checks it, resolves
@@ -97,7 +98,7 @@ type Handler struct {
 	strip    string       // the header field that is not sent on
 	limit    health.Limit // the timeout, if it is fixed
 	policy   *policy
-	resolver *resolver
+	resolver *resolver.Resolver
 	inFlight inFlight
 }
 

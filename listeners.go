@@ -355,7 +355,7 @@ func (l *listeners) find(a netip.AddrPort) (o owner, embedded netip.Addr) {
 // sites, that counts.
 func (l *listeners) owner(a netip.AddrPort) (o owner) {
 	if a.Addr().IsUnspecified() { // where a connection ends on the loopback interface
-		for _, loopback := range localhost {
+		for _, loopback := range [...]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 			o = max(o, l.owner(netip.AddrPortFrom(loopback, a.Port())))
 		}
 		return o

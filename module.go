@@ -25,6 +25,7 @@ import (
 	"caddytarget/internal/health"
 	"caddytarget/internal/localnet"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/resolver"
 )
 
 func init() {
@@ -40,9 +41,9 @@ type App struct {
 	// The resolver of all sites that do not configure their own.
 	Resolver *Resolver `json:"resolver,omitempty"`
 
-	resolver   *resolver
-	acquired   []*resolver     // by this app and by the modules of its configuration
-	transports []*poolSettings // those of its transports
+	resolver   *resolver.Resolver
+	acquired   []*sharedResolver // by this app and by the modules of its configuration
+	transports []*poolSettings   // those of its transports
 	listeners  *listeners
 	sockets    []uint64 // on which its sites listen
 	shared     *shared
@@ -145,22 +146,22 @@ func (f eventFunc) Handle(context.Context, caddy.Event) error {
 
 // acquire returns the resolver of a module's configuration, or the default one
 // if it has none. The app starts it, and releases it in the end.
-func (a *App) acquire(config *Resolver) (*resolver, error) {
+func (a *App) acquire(config *Resolver) (*resolver.Resolver, error) {
 	if config == nil {
 		return a.resolver, nil
 	}
-	r, err := config.acquire()
+	r, err := acquireResolver(config.config())
 	if err != nil {
 		return nil, err
 	}
 	a.acquired = append(a.acquired, r)
-	return r, nil
+	return r.Resolver, nil
 }
 
 // Start starts the resolvers that were acquired.
 func (a *App) Start() error {
 	for _, r := range a.acquired {
-		r.start()
+		r.Start()
 	}
 	return nil
 }

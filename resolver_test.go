@@ -1,107 +1,24 @@
 package caddytarget
 
 import (
-	"context"
 	"fmt"
-	"math"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"caddytarget/internal/resolver"
 )
 
-// TestFilesAreReadAgain checks that a changed hosts file and resolv.conf take
-// effect, and that an unreadable one changes nothing.
-func TestFilesAreReadAgain(t *testing.T) {
-	dir := t.TempDir()
-	hosts, conf := filepath.Join(dir, "hosts"), filepath.Join(dir, "resolv.conf")
-	stamp := time.Now()
-	write := func(path, text string) {
-		t.Helper()
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		stamp = stamp.Add(time.Second) // file systems differ in how fine their times are
-		if err := os.Chtimes(path, stamp, stamp); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(hosts, "192.0.2.1 a.test # one\n\nnonsense\n192.0.2.9\n")
-	write(conf, "nameserver 192.0.2.53\n")
-	r, err := Resolver{Hosts: hosts}.acquire()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = r.release() }()
-	r.resolvConf = conf
-
-	check := func(addrs, servers string) {
-		t.Helper()
-		r.checkFiles()
-		list, _ := r.local("a.test")
-		if got := fmt.Sprint(list); got != addrs {
-			t.Errorf("addresses %s, want %s", got, addrs)
-		}
-		if got := fmt.Sprint(r.client.Nameservers()); got != servers {
-			t.Errorf("nameservers %s, want %s", got, servers)
-		}
-	}
-	check("[192.0.2.1]", "[192.0.2.53:53]")
-	write(hosts, "192.0.2.2 A.test. b.test\n::ffff:192.0.2.3 a.test\n2001:db8::1 a.test\n")
-	write(conf, "nameserver 192.0.2.54\n")
-	check("[192.0.2.2 192.0.2.3 2001:db8::1]", "[192.0.2.54:53]")
-
-	// a folder can be looked at but not read
-	for _, path := range []string{hosts, conf} {
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Mkdir(path, 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	check("[192.0.2.2 192.0.2.3 2001:db8::1]", "[192.0.2.54:53]")
-}
-
-// TestLocal checks the names that are never asked for.
-func TestLocal(t *testing.T) {
-	for family, want := range map[string]string{
-		"auto": "[127.0.0.1 ::1]", "ipv4": "[127.0.0.1]", "ipv6": "[::1]", "prefer_ipv6": "[127.0.0.1 ::1]",
-	} {
-		r, err := Resolver{Family: family, Hosts: "off", Nameservers: []string{"192.0.2.53"}}.acquire()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range []string{"localhost", "a.b.localhost"} {
-			if a, err := r.lookup(t.Context(), name); err != nil || fmt.Sprint(a.addrs) != want || a.lookup != "hosts" {
-				t.Errorf("%s: %s: %v, %v", family, name, a, err)
-			}
-		}
-		for _, name := range []string{"a.onion", "invalid", "a.invalid"} {
-			if a, err := r.lookup(t.Context(), name); err == nil {
-				t.Errorf("%s: %v", name, a)
-			}
-		}
-		if err := r.release(); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-// acquire returns a resolver that does not outlive the test.
-func acquire(t testing.TB, config Resolver) *resolver {
+// acquire returns the shared resolver of a configuration, until the test ends.
+func acquire(t testing.TB, config Resolver) *resolver.Resolver {
 	t.Helper()
-	if config.Hosts == "" {
-		config.Hosts = "off"
-	}
-	if config.Family == "" {
-		config.Family = "ipv4"
-	}
-	r, err := config.acquire()
+	r, err := acquireResolver(testConfig(config))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,123 +27,52 @@ func acquire(t testing.TB, config Resolver) *resolver {
 			t.Error(err)
 		}
 	})
+	return r.Resolver
+}
+
+// newResolver returns a resolver of a configuration that was changed, until the test
+// ends.
+func newResolver(t testing.TB, config Resolver, change func(*resolver.Config)) *resolver.Resolver {
+	t.Helper()
+	c := testConfig(config)
+	change(&c)
+	compiled, err := c.Compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := resolver.New(compiled)
+	t.Cleanup(r.Close)
 	return r
 }
 
-// mustLookup returns the addresses of a name and where they came from.
-func mustLookup(t testing.TB, r *resolver, name string) string {
+func testConfig(config Resolver) resolver.Config {
+	if config.Hosts == "" {
+		config.Hosts = "off"
+	}
+	if config.Family == "" {
+		config.Family = "ipv4"
+	}
+	return config.config()
+}
+
+// writeFile returns the path of a file with this text.
+func writeFile(t testing.TB, text string) string {
 	t.Helper()
-	a, err := r.lookup(t.Context(), name)
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// mustLookup returns the addresses of a name and where they came from.
+func mustLookup(t testing.TB, r *resolver.Resolver, name string) string {
+	t.Helper()
+	a, err := r.Lookup(t.Context(), name)
 	if err != nil {
 		return err.Error()
 	}
-	return fmt.Sprint(a.lookup, " ", a.addrs)
-}
-
-// TestZones has the nameservers that are asked for a name.
-func TestZones(t *testing.T) {
-	checkLeaks(t)
-	servers := map[string]*dnsServer{"192.0.2.1": newDNSServer(t), "192.0.2.2": newDNSServer(t), "192.0.2.3": newDNSServer(t)}
-	names := map[string]string{
-		"consul":             "192.0.2.2",
-		"a.consul":           "192.0.2.2",
-		"b.a.consul":         "192.0.2.2",
-		"xdc1.consul":        "192.0.2.2",
-		"dc1.consul":         "192.0.2.3",
-		"a.b.dc1.consul":     "192.0.2.3",
-		"notconsul":          "192.0.2.1",
-		"consul.example":     "192.0.2.1",
-		"example":            "192.0.2.1",
-		"a.xn--bcher-kva.de": "192.0.2.3",
-		"de":                 "192.0.2.1",
-	}
-	for addr, s := range servers {
-		for name := range names {
-			s.has(name, addr)
-		}
-	}
-	servers["192.0.2.1"].set("to-zone.example", dnsName{alias: "a.dc1.consul", ttl: 60})
-	servers["192.0.2.3"].has("a.dc1.consul", "192.0.2.3")
-	servers["192.0.2.2"].set("from-zone.consul", dnsName{alias: "aliased.example", ttl: 60})
-	servers["192.0.2.1"].has("aliased.example", "192.0.2.1")
-	names["to-zone.example"], names["from-zone.consul"] = "192.0.2.3", "192.0.2.1"
-
-	r := acquire(t, Resolver{
-		Nameservers: []string{servers["192.0.2.1"].addr},
-		Zones: map[string][]string{
-			"Consul.":    {servers["192.0.2.2"].addr},
-			"dc1.consul": {servers["192.0.2.3"].addr},
-			"bücher.de":  {servers["192.0.2.3"].addr},
-		},
-	})
-	r.start()
-	for name, addr := range names {
-		if got := mustLookup(t, r, name); got != "miss ["+addr+"]" {
-			t.Errorf("%s: %s, want %s", name, got, addr)
-		}
-		if addrs, ok := r.peek(name); !ok || fmt.Sprint(addrs) != "["+addr+"]" {
-			t.Errorf("%s: known is %v", name, addrs)
-		}
-	}
-	for addr, s := range servers {
-		for name, want := range names {
-			n := s.asked(name)
-			if strings.Contains(name, "-zone.") {
-				continue
-			}
-			if want := want == addr; (n > 0) != want {
-				t.Errorf("%s was asked %d times for %s", addr, n, name)
-			}
-		}
-	}
-
-	none := acquire(t, Resolver{Nameservers: []string{servers["192.0.2.1"].addr}})
-	if n := testing.AllocsPerRun(100, func() { none.zoneOf("a.b.dc1.consul"); r.zoneOf("a.b.dc1.consul") }); n > 0 {
-		t.Errorf("%v allocations", n)
-	}
-}
-
-// TestZoneAlone: what happens in one zone disturbs no other.
-func TestZoneAlone(t *testing.T) {
-	checkLeaks(t)
-	main, dead := newDNSServer(t), newDNSServer(t)
-	main.has("a.example", "192.0.2.1")
-	dead.setSilent(true)
-	r := acquire(t, Resolver{
-		Nameservers: []string{main.addr},
-		Zones:       map[string][]string{"dead": {dead.addr}},
-		Timeout:     caddy.Duration(50 * time.Millisecond),
-		Deadline:    caddy.Duration(200 * time.Millisecond),
-		MinTTL:      1,
-		MaxLookups:  1,
-	})
-	r.start()
-	eventually(t, "the zone is known to be down", func() bool {
-		_, err := r.lookup(t.Context(), fmt.Sprintf("n%d.dead", dead.askedInAll()))
-		return err != nil && strings.Contains(err.Error(), "all nameservers are down ("+dead.addr+": no reply)")
-	})
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	for i := range 5 {
-		wg.Go(func() {
-			for n := 0; ctx.Err() == nil; n++ {
-				_, _ = r.lookup(ctx, fmt.Sprintf("n%d.x%d.dead", n, i))
-				time.Sleep(time.Millisecond)
-			}
-		})
-	}
-	for i := range 20 {
-		name := fmt.Sprintf("a%d.example", i)
-		main.has(name, "192.0.2.1")
-		if got := mustLookup(t, r, name); got != "miss [192.0.2.1]" {
-			t.Errorf("%s: %s", name, got)
-		}
-	}
-	cancel()
-	wg.Wait()
-	if r.client.Outage() != nil {
-		t.Error("the outage of the zone is everybody's")
-	}
+	return fmt.Sprint(a.From, " ", a.Addrs)
 }
 
 // TestEqualResolvers: configurations that mean the same share a resolver.
@@ -280,78 +126,29 @@ func TestRotatedRoots(t *testing.T) {
 	if acquire(t, config) == before {
 		t.Error("other contents make the same resolver")
 	}
-	pool, _, err := config.roots()
-	if err != nil || !pool.Equal(second.pool()) {
-		t.Errorf("the authorities are not those of the file: %v", err)
-	}
 }
 
-// TestPreload: names are known before anybody asks, each from its zone.
-func TestPreload(t *testing.T) {
+// TestRenewSearched: the first renewal of a name that was searched for asks, and says
+// that there are other addresses only if there are.
+func TestRenewSearched(t *testing.T) {
 	checkLeaks(t)
-	hosts := filepath.Join(t.TempDir(), "hosts")
-	if err := os.WriteFile(hosts, []byte("192.0.2.9 hosts.example\n"), 0o600); err != nil {
+	s := newDNSServer(t)
+	s.has("web.b.test", "192.0.2.1")
+	r := newResolver(t, Resolver{Nameservers: []string{s.addr}, StaleWait: caddy.Duration(patience), Search: true}, func(c *resolver.Config) {
+		c.ResolvConf = writeFile(t, "search a.test b.test\n")
+	})
+	c := &call{resolver: r}
+	c.Host, c.Port = "web", 80
+	if err := c.resolve(t.Context(), netip.Addr{}); err != nil {
 		t.Fatal(err)
 	}
-	main, zone := newDNSServer(t), newDNSServer(t)
-	main.has("a.example", "192.0.2.1")
-	main.has("hosts.example", "192.0.2.1")
-	zone.has("a.zone", "192.0.2.2")
-	r := acquire(t, Resolver{
-		Nameservers: []string{main.addr},
-		Zones:       map[string][]string{"zone": {zone.addr}},
-		Preload:     []string{"A.example.", "a.zone", "hosts.example"},
-		Hosts:       hosts,
-	})
-	if n := main.askedInAll() + zone.askedInAll(); n > 0 {
-		t.Errorf("%d queries before the start", n)
+	if c.renew(t.Context()) || s.asked("web.b.test") != 2 {
+		t.Errorf("the same addresses, and %d queries", s.asked("web.b.test"))
 	}
-	r.start()
-	eventually(t, "the names are known", func() bool {
-		_, a := r.peek("a.example")
-		_, b := r.peek("a.zone")
-		return a && b
-	})
-	for name, want := range map[string]string{
-		"a.example": "hit [192.0.2.1]", "a.zone": "hit [192.0.2.2]", "hosts.example": "hosts [192.0.2.9]",
-	} {
-		if got := mustLookup(t, r, name); got != want {
-			t.Errorf("%s: %s, want %s", name, got, want)
-		}
-	}
-	if n := main.askedInAll() + zone.askedInAll(); n != 2 {
-		t.Errorf("%d queries", n)
-	}
-}
-
-// TestRefresh has what the options say to the cache.
-func TestRefresh(t *testing.T) {
-	for _, test := range []struct {
-		config Resolver
-		want   time.Duration
-	}{
-		{Resolver{}, 5 * time.Minute},
-		{Resolver{Refresh: caddy.Duration(time.Hour)}, time.Hour},
-		{Resolver{Refresh: -1}, -1},
-		{Resolver{RefreshAlways: true}, math.MaxInt64},
-	} {
-		if got := acquire(t, test.config).cacheConfig(nil).Refresh; got != test.want {
-			t.Errorf("%+v: %s", test.config, got)
-		}
-	}
-}
-
-// TestAliasToOnion: what has no place in the DNS is not asked for by way of an
-// alias either.
-func TestAliasToOnion(t *testing.T) {
-	s := newDNSServer(t)
-	s.set("a.example", dnsName{alias: "secret.onion"})
-	r := acquire(t, Resolver{Nameservers: []string{s.addr}})
-	if _, err := r.lookup(t.Context(), "a.example"); err == nil || !strings.Contains(err.Error(), "secret.onion., which is never asked for") {
-		t.Error(err)
-	}
-	if n := s.asked("secret.onion"); n > 0 {
-		t.Errorf("%d queries", n)
+	s.has("web.b.test", "192.0.2.2")
+	eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
+	if !slices.Equal(c.Addrs, []netip.Addr{netip.MustParseAddr("192.0.2.2")}) || c.answer.Found != "web.b.test" {
+		t.Errorf("%v of %s", c.Addrs, c.answer.Found)
 	}
 }
 

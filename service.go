@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -13,8 +12,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"caddytarget/internal/dnscache"
 	"caddytarget/internal/failover"
+	"caddytarget/internal/resolver"
 )
 
 const (
@@ -53,12 +52,12 @@ func (u *Upstreams) newService(r *http.Request, repl *caddy.Replacer, x *exchang
 			return nil, err
 		}
 	}
-	found, err := u.resolver.lookupService(r.Context(), name)
+	found, err := u.resolver.LookupService(r.Context(), name)
 	if err != nil {
 		return nil, err
 	}
 	sample, drawn := u.source.Sample(found)
-	s := &service{name: name, calls: make([]call, len(sample)), exchange: x, end: time.Now().Add(time.Duration(u.resolver.config.Deadline))}
+	s := &service{name: name, calls: make([]call, len(sample)), exchange: x, end: time.Now().Add(u.resolver.Deadline())}
 	records := make([]failover.Record, len(sample))
 	for i, record := range sample {
 		c := &s.calls[i]
@@ -139,7 +138,7 @@ func (s *service) Resolve(ctx context.Context, from, to int, last bool) {
 			unknown = append(unknown, c)
 		case err != nil:
 			s.failed(err)
-		case c.answer.lookup == "stale":
+		case c.answer.From == resolver.Stale:
 			stale = append(stale, c) // what is known may be over by the time that they have waited
 		default:
 			known = true
@@ -201,22 +200,4 @@ func (s *service) await(ctx context.Context, calls []*call, others bool) {
 // Renew implements failover.Names.
 func (s *service) Renew(ctx context.Context, record int) (changed bool) {
 	return s.calls[record].renew(ctx)
-}
-
-// lookupService returns the SRV records of a name in normal form, which belong
-// to the cache.
-func (r *resolver) lookupService(ctx context.Context, name string) ([]net.SRV, error) {
-	if isLocalhost(name) || neverAsked(name) {
-		return nil, errNeverAsked(name)
-	}
-	a, err := r.zoneOf(name).cache.LookupSRV(ctx, name)
-	if errors.Is(err, dnscache.ErrClosed) {
-		again, err := r.again()
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _ = again.release() }()
-		return again.lookupService(ctx, name)
-	}
-	return a.Records, err
 }

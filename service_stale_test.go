@@ -5,8 +5,11 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"caddytarget/internal/resolver"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -19,17 +22,20 @@ func TestServiceStaleFails(t *testing.T) {
 	for name, gone := range map[string]dnsName{"NXDOMAIN": {rcode: 3}, "no data": {}} {
 		s := newDNSServer(t)
 		s.set("old.example", dnsName{addrs: []string{"192.0.2.1"}, ttl: 1})
-		r := acquire(t, Resolver{
+		var skipped atomic.Int64
+		start := time.Now()
+		r := newResolver(t, Resolver{
 			Nameservers: []string{s.addr}, StaleWait: caddy.Duration(patience), Deadline: caddy.Duration(patience), Timeout: caddy.Duration(patience), Tries: 1,
+		}, func(c *resolver.Config) {
+			c.Now = func() time.Duration { return time.Since(start) + time.Duration(skipped.Load()) }
 		})
-		clock := newSkippingClock(r)
 		if got := mustLookup(t, r, "old.example"); got != "miss [192.0.2.1]" {
 			t.Fatal(got)
 		}
 		s.set("old.example", gone)
 		hold := make(chan struct{})
 		s.set("new.example", dnsName{addrs: []string{"192.0.2.2"}, ttl: 60, hold: hold})
-		clock.skip(5 * time.Minute) // so that it is waited for
+		skipped.Store(int64(5 * time.Minute)) // so that it is waited for
 
 		sc := &service{name: "_http._tcp.example", calls: make([]call, 2), end: time.Now().Add(patience)}
 		u := &Upstreams{resolver: r}

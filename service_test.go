@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"caddytarget/internal/resolver"
 )
 
 // TestNewRecord has the records that cannot be called.
@@ -331,10 +333,10 @@ func TestServiceResolver(t *testing.T) {
 	zone.set("_http._tcp.web.zone", dnsName{srv: []string{"1 2 3 a.example."}, ttl: 60})
 	main.has("a.example", "192.0.2.1")
 	main.has("a.example.b.test", "192.0.2.2")
-	r, _ := searching(t, Resolver{
-		Nameservers: []string{main.addr}, Zones: map[string][]string{"zone": {zone.addr}},
-	}, "search b.test\noptions ndots:5\n")
-	records, err := r.lookupService(t.Context(), "_http._tcp.web.zone")
+	r := newResolver(t, Resolver{
+		Nameservers: []string{main.addr}, Zones: map[string][]string{"zone": {zone.addr}}, Search: true,
+	}, func(c *resolver.Config) { c.ResolvConf = writeFile(t, "search b.test\noptions ndots:5\n") })
+	records, err := r.LookupService(t.Context(), "_http._tcp.web.zone")
 	if err != nil || fmt.Sprint(records) != "[{a.example 3 1 2}]" {
 		t.Errorf("%v, %v", records, err)
 	}
@@ -348,11 +350,11 @@ func TestServiceResolver(t *testing.T) {
 	}
 	for _, name := range []string{"_http._tcp.localhost", "_http._tcp.a.onion", "_http._tcp.invalid"} {
 		before := main.askedInAll()
-		if _, err := r.lookupService(t.Context(), name); err == nil || !strings.Contains(err.Error(), "RFC 6761") || main.askedInAll() != before {
+		if _, err := r.LookupService(t.Context(), name); err == nil || !strings.Contains(err.Error(), "RFC 6761") || main.askedInAll() != before {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	_, err = r.lookupService(t.Context(), "_none._tcp.example")
+	_, err = r.LookupService(t.Context(), "_none._tcp.example")
 	if err == nil || statusOf(err) != http.StatusBadGateway || errors.Is(err, errNotYet) {
 		t.Error(err)
 	}

@@ -117,9 +117,9 @@ func (c *call) placeholder(name string) (any, bool) {
 		}
 		return strings.Join(list, ","), true
 	case "lookup":
-		return c.answer.lookup, true
+		return c.answer.From, true
 	case "lookup_ms":
-		return float64(c.answer.waited.Microseconds()) / 1e3, true
+		return float64(c.answer.Waited.Microseconds()) / 1e3, true
 	}
 	return nil, false
 }

@@ -157,9 +157,8 @@ func (t *Transport) tlsVersions() []string {
 
 // dialer returns what opens TCP connections.
 func (t *Transport) dialer(probes caddy.Duration) (d net.Dialer, err error) {
-	setDefault(&probes, caddy.Duration(30*time.Second))
-	d.KeepAlive = time.Duration(probes)
-	d.KeepAliveConfig = net.KeepAliveConfig{Enable: probes > 0, Interval: time.Duration(probes)}
+	d.KeepAlive = cmp.Or(time.Duration(probes), 30*time.Second)
+	d.KeepAliveConfig = net.KeepAliveConfig{Enable: d.KeepAlive > 0, Interval: d.KeepAlive}
 	if t.LocalAddress == "" {
 		return d, nil
 	}

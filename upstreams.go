@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"caddytarget/internal/failover"
+	"caddytarget/internal/resolver"
 )
 
 // Upstreams offers the addresses of a request's target, which the handler
@@ -74,7 +76,7 @@ type Upstreams struct {
 	dynamic  bool // the name has placeholders
 	foreign  bool // reverse_proxy has another transport
 	policy   *policy
-	resolver *resolver
+	resolver *resolver.Resolver
 	log      *zap.Logger
 	lastLog  atomic.Int64 // when a failed lookup was last logged, in Unix seconds
 }
@@ -90,8 +92,7 @@ func (*Upstreams) CaddyModule() caddy.ModuleInfo {
 // Provision sets up the source.
 func (u *Upstreams) Provision(ctx caddy.Context) error {
 	u.log = ctx.Logger()
-	setDefault(&u.MaxUpstreams, defaultMaxUpstreams)
-	setDefault(&u.MaxFails, 1)
+	u.MaxUpstreams, u.MaxFails = cmp.Or(u.MaxUpstreams, defaultMaxUpstreams), cmp.Or(u.MaxFails, 1)
 	if u.FailDuration == nil {
 		u.FailDuration = new(defaultFailDuration)
 	}
@@ -107,7 +108,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	}
 	u.readProxyConfig(proxyOf(ctx))
 	if u.dynamic = strings.Contains(u.Name, "{"); u.Name != "" && !u.isService() {
-		setDefault(&u.Port, "80")
+		u.Port = cmp.Or(u.Port, "80")
 	}
 	u.policy, err = app.policy(&u.Guard, u.log)
 	return err

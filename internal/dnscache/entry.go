@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 	"unsafe"
+
+	"caddytarget/internal/dnsname"
 )
 
 // entry is what is known of a name, as readers see it: all that a hit needs is
@@ -30,9 +32,7 @@ const (
 	// that a host of the same name is another entry.
 	isService = 1 << 15
 
-	// maxName is the longest name there is, with some to spare (RFC 1035,
-	// section 2.3.4).
-	maxName = 254
+	maxName = dnsname.MaxLen
 
 	// usedUnit is the resolution of entry.used: about a second, and a shift.
 	usedUnit time.Duration = 1 << 30

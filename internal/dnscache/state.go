@@ -399,14 +399,8 @@ func backoff(fails uint8, jitter float64) time.Duration {
 func negativeTTL(cfg *Config, err error) (time.Duration, bool) {
 	ttl := time.Duration(-1)
 	if err != nil {
-		var e interface {
-			Negative() (ttl time.Duration, ok bool)
-		}
-		if !errors.As(err, &e) {
-			return 0, false
-		}
 		var ok bool
-		if ttl, ok = e.Negative(); !ok {
+		if ttl, ok = negative(err); !ok {
 			return 0, false
 		}
 	}
@@ -414,6 +408,23 @@ func negativeTTL(cfg *Config, err error) (time.Duration, bool) {
 		ttl = noSOATTL
 	}
 	return min(max(ttl, cfg.MinTTL), cfg.NegativeTTL), true
+}
+
+// IsNegative reports whether an error of a lookup is an answer: that there is no such
+// name, or no record of the type (RFC 2308).
+func IsNegative(err error) bool {
+	_, ok := negative(err)
+	return ok
+}
+
+func negative(err error) (ttl time.Duration, ok bool) {
+	var e interface {
+		Negative() (ttl time.Duration, ok bool)
+	}
+	if !errors.As(err, &e) {
+		return 0, false
+	}
+	return e.Negative()
 }
 
 func isNotFound(err error) bool {

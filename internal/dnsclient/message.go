@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"caddytarget/internal/dnsname"
 )
 
 // This file is all that knows the wire format (RFC 1035, section 4). Of the
@@ -20,7 +22,7 @@ import (
 
 const (
 	headerLen = 12
-	maxName   = 255 // octets of a name on the wire
+	maxName   = dnsname.MaxWire
 
 	// udpSize is the largest datagram that servers are asked to send, the size
 	// that passes everywhere without fragments (DNS flag day 2020).

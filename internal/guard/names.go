@@ -8,11 +8,13 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/net/idna"
+
+	"caddytarget/internal/dnsname"
 )
 
 const (
-	maxName  = 253 // octets of a name in text, without the trailing dot
-	maxLabel = 63
+	maxName  = dnsname.MaxLen
+	maxLabel = dnsname.MaxLabel
 )
 
 var (

@@ -1,17 +1,15 @@
-package caddytarget
+package resolver
 
 import (
+	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/caddyserver/caddy/v2"
 )
 
 // TestParseSearch has what is read from resolv.conf, as glibc reads it.
@@ -77,122 +75,46 @@ func TestCandidates(t *testing.T) {
 
 // searching returns a resolver whose resolv.conf has this text, and what
 // changes it.
-func searching(t *testing.T, config Resolver, text string) (r *resolver, change func(string)) {
+func searching(t *testing.T, config Config, text string) (r *Resolver, change func(string)) {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "resolv.conf")
 	config.Search = true
-	r = acquire(t, config)
-	r.resolvConf = file
+	return withResolvConf(t, config, text)
+}
+
+// withResolvConf returns a resolver whose resolv.conf has this text, and what
+// changes it.
+func withResolvConf(t *testing.T, config Config, text string) (r *Resolver, change func(string)) {
+	t.Helper()
+	config.ResolvConf = filepath.Join(t.TempDir(), "resolv.conf")
 	at := time.Now()
-	change = func(text string) {
+	write := func(text string) {
 		t.Helper()
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(config.ResolvConf, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		at = at.Add(time.Second)
-		if err := os.Chtimes(file, at, at); err != nil {
+		if err := os.Chtimes(config.ResolvConf, at, at); err != nil {
 			t.Fatal(err)
 		}
+	}
+	write(text)
+	r = newResolver(t, config)
+	return r, func(text string) {
+		t.Helper()
+		write(text)
 		r.checkFiles()
 	}
-	change(text)
-	return r, change
 }
 
-// TestSearch has the names that are tried, and where that ends.
+// TestSearch has all of searchTests.
 func TestSearch(t *testing.T) {
 	checkLeaks(t)
-	for _, test := range []struct {
-		name   string
-		config Resolver
-		set    func(s *dnsServer)
-		text   string // search a.test b.test; options ndots:2
-		lookup string
-		want   string
-		asked  string
-	}{
-		{
-			name: "the first domain", lookup: "web", set: func(s *dnsServer) { s.has("web.a.test", "192.0.2.1"); s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.1]", asked: "[web.a.test]",
-		},
-		{
-			name: "NXDOMAIN goes on", lookup: "web", set: func(s *dnsServer) { s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
-		},
-		{
-			name: "no data goes on", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{}); s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
-		},
-		{
-			name: "as it is, last", lookup: "web.dc", set: func(s *dnsServer) { s.has("web.dc", "192.0.2.3") },
-			want: "miss [192.0.2.3]", asked: "[web.dc.a.test web.dc.b.test web.dc]",
-		},
-		{
-			name: "as it is, first", lookup: "web.dc.example", set: func(s *dnsServer) { s.has("web.dc.example", "192.0.2.3"); s.has("web.dc.example.a.test", "192.0.2.1") },
-			want: "miss [192.0.2.3]", asked: "[web.dc.example]",
-		},
-		{
-			name: "as it is, first, then domains", lookup: "web.dc.example", set: func(s *dnsServer) { s.has("web.dc.example.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.dc.example web.dc.example.a.test web.dc.example.b.test]",
-		},
-		{
-			name: "nothing", lookup: "web", set: func(*dnsServer) {},
-			want:  "looking up web (A): SERVER replied NXDOMAIN (nor is there web with one of the search domains a.test, b.test)",
-			asked: "[web.a.test web.b.test web]",
-		},
-		{
-			name: "nothing, as it is first", lookup: "web.dc.example", set: func(*dnsServer) {},
-			want:  "looking up web.dc.example (A): SERVER replied NXDOMAIN (nor is there web.dc.example with one of the search domains a.test, b.test)",
-			asked: "[web.dc.example web.dc.example.a.test web.dc.example.b.test]",
-		},
-		{
-			name: "SERVFAIL goes on", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{rcode: 2}); s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
-		},
-		{
-			name: "REFUSED goes on", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{rcode: 5}); s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
-		},
-		{
-			name: "a timeout goes on", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{silent: true}); s.has("web.b.test", "192.0.2.2") },
-			want: "miss [192.0.2.2]", asked: "[web.a.test web.b.test]",
-		},
-		{
-			name: "a failure as it is goes on", lookup: "web.dc.example", set: func(s *dnsServer) {
-				s.set("web.dc.example", dnsName{rcode: 2})
-				s.has("web.dc.example.b.test", "192.0.2.2")
-			},
-			want: "miss [192.0.2.2]", asked: "[web.dc.example web.dc.example.a.test web.dc.example.b.test]",
-		},
-		{
-			name: "a failure is no answer", lookup: "web", set: func(s *dnsServer) { s.set("web.a.test", dnsName{rcode: 2}) },
-			want: "looking up web.a.test (A): SERVER replied SERVFAIL", asked: "[web.a.test web.b.test web]",
-		},
-		{
-			name: "the failure of the name as it is says most", lookup: "web",
-			set:  func(s *dnsServer) { s.set("web.a.test", dnsName{rcode: 2}); s.set("web", dnsName{rcode: 5}) },
-			want: "looking up web (A): SERVER replied REFUSED", asked: "[web.a.test web.b.test web]",
-		},
-		{
-			name: "no list", lookup: "web", text: "options ndots:2\n", set: func(s *dnsServer) { s.has("web", "192.0.2.1") },
-			want: "miss [192.0.2.1]", asked: "[web]",
-		},
-		{
-			name: "localhost", lookup: "localhost", set: func(*dnsServer) {}, want: "hosts [127.0.0.1]", asked: "[]",
-		},
-		{
-			name: "onion", lookup: "a.onion", set: func(*dnsServer) {}, want: "a.onion does not exist in the DNS (RFC 6761, RFC 7686)", asked: "[]",
-		},
-		{
-			name: "hosts file", lookup: "web", config: Resolver{Hosts: "HOSTS"}, set: func(s *dnsServer) { s.has("web.a.test", "192.0.2.1") },
-			want: "hosts [192.0.2.9]", asked: "[]",
-		},
-	} {
+	for _, test := range searchTests {
 		t.Run(test.name, func(t *testing.T) {
 			s := newDNSServer(t)
 			test.set(s)
 			test.config.Nameservers = []string{s.addr}
-			test.config.Timeout = caddy.Duration(100 * time.Millisecond)
+			test.config.Timeout = 100 * time.Millisecond
 			test.config.Tries = 1
 			if test.config.Hosts == "HOSTS" {
 				test.config.Hosts = filepath.Join(t.TempDir(), "hosts")
@@ -212,22 +134,22 @@ func TestSearch(t *testing.T) {
 			s.mu.Unlock()
 			for name := range strings.FieldsSeq(strings.Trim(test.asked, "[]")) {
 				if asked[name] != 1 {
-					t.Errorf("%d queries for %s", asked[name], name)
+					t.Errorf("got %d queries for %s, want 1", asked[name], name)
 				}
 				delete(asked, name)
 			}
 			if len(asked) > 0 {
-				t.Errorf("queries for others: %v", asked)
+				t.Errorf("got queries for other names, too: %v", asked)
 			}
 			// what is known is known by the same name
 			addrs, known := r.peek(test.lookup)
 			again := strings.Replace(mustLookup(t, r, test.lookup), "miss", "hit", 1)
 			if _, list, ok := strings.Cut(test.want, "["); ok && !strings.Contains(list, "domains") {
 				if want := "[" + list; !known || fmt.Sprint(addrs) != want || !strings.HasSuffix(again, want) || strings.HasPrefix(again, "miss") {
-					t.Errorf("known: %v, %v; again: %s", addrs, known, again)
+					t.Errorf("known: got %v, %v; again: %s; want %s", addrs, known, again, want)
 				}
 			} else if len(addrs) > 0 {
-				t.Errorf("known: %v", addrs)
+				t.Errorf("known: got %v, want none", addrs)
 			}
 		})
 	}
@@ -241,15 +163,15 @@ func TestSearchDeadline(t *testing.T) {
 	for _, name := range []string{"web.a.test", "web.b.test", "web", "web.example"} {
 		s.set(name, dnsName{silent: true})
 	}
-	r, _ := searching(t, Resolver{Nameservers: []string{s.addr}, Deadline: caddy.Duration(time.Second)}, "search a.test b.test\n")
+	r, _ := searching(t, Config{Nameservers: []string{s.addr}, Deadline: time.Second}, "search a.test b.test\n")
 	for _, test := range []struct{ lookup, asked, not string }{
 		{"web", "web.a.test web.b.test web", ""},
 		{"web.example", "web.example", "web.example.a.test web.example.b.test"},
 	} {
-		a, err := r.lookup(t.Context(), test.lookup)
+		a, err := r.Lookup(t.Context(), test.lookup)
 		// what passes between the lookups is not counted
-		if err == nil || statusOf(err) != http.StatusGatewayTimeout || a.waited < time.Second-10*time.Millisecond {
-			t.Errorf("%s: %v, %v after %s", test.lookup, a.addrs, err, a.waited)
+		if err == nil || !isTimeout(err) || a.Waited < time.Second-10*time.Millisecond {
+			t.Errorf("%s: got %v, %v after %s, want a timeout after 1s", test.lookup, a.Addrs, err, a.Waited)
 		}
 		for name := range strings.FieldsSeq(test.asked) {
 			if s.asked(name) == 0 {
@@ -264,19 +186,23 @@ func TestSearchDeadline(t *testing.T) {
 	}
 }
 
+// isTimeout reports whether an error makes status 504.
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
 // TestSearchZones: what a name is short for may be in a zone.
 func TestSearchZones(t *testing.T) {
 	checkLeaks(t)
 	main, zone := newDNSServer(t), newDNSServer(t)
 	zone.has("web.a.test", "192.0.2.2")
-	r, _ := searching(t, Resolver{
+	r, _ := searching(t, Config{
 		Nameservers: []string{main.addr}, Zones: map[string][]string{"a.test": {zone.addr}},
 	}, "search b.test a.test\n")
-	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
-		t.Error(got)
-	}
+	wantLookup(t, r, "web", "miss [192.0.2.2]")
 	if main.asked("web.b.test") != 1 || main.asked("web.a.test") != 0 {
-		t.Error(main.queries)
+		t.Errorf("got %v, want one query for web.b.test and none for web.a.test", main.queries)
 	}
 }
 
@@ -286,40 +212,36 @@ func TestSearchRemembers(t *testing.T) {
 	checkLeaks(t)
 	s := newDNSServer(t)
 	s.set("web.b.test", dnsName{addrs: []string{"192.0.2.2"}, ttl: 60})
-	config := Resolver{
+	config := Config{
 		Nameservers: []string{s.addr}, Tries: 1,
-		MinTTL: 1, NegativeTTL: caddy.Duration(20 * time.Millisecond),
+		MinTTL: 1, NegativeTTL: 20 * time.Millisecond,
 	}
 	r, change := searching(t, config, "search a.test b.test\n")
-	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
-		t.Fatal(got)
-	}
+	wantLookup(t, r, "web", "miss [192.0.2.2]")
 	s.set("web.a.test", dnsName{rcode: 2})
 	eventually(t, "the first domain is asked again", func() bool {
 		got := mustLookup(t, r, "web")
 		if !strings.HasSuffix(got, " [192.0.2.2]") {
-			t.Fatal(got)
+			t.Fatalf("got %s, want [192.0.2.2]", got)
 		}
 		return strings.HasPrefix(got, "stale")
 	})
 	change("# written again\nsearch a.test b.test\noptions ndots:1\n")
 	if got := mustLookup(t, r, "web"); got != "stale [192.0.2.2]" {
-		t.Errorf("with the same list: %s", got)
+		t.Errorf("with the same list: got %s, want stale [192.0.2.2]", got)
 	}
 	change("search a.test b.test\noptions ndots:2\n")
 	if got := mustLookup(t, r, "web"); strings.HasPrefix(got, "stale") || !strings.HasSuffix(got, " [192.0.2.2]") {
-		t.Errorf("with another list it is found anew: %s", got)
+		t.Errorf("with another list: got %s, want [192.0.2.2], found anew", got)
 	}
 	config.Stale = -1
 	r, _ = searching(t, config, "search a.test b.test\n")
 	s.set("web.a.test", dnsName{rcode: 3})
-	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
-		t.Fatal(got)
-	}
+	wantLookup(t, r, "web", "miss [192.0.2.2]")
 	s.set("web.a.test", dnsName{rcode: 2})
 	for range 50 {
 		if got := mustLookup(t, r, "web"); strings.HasPrefix(got, "stale") {
-			t.Errorf("served stale: %s", got)
+			t.Errorf("got %s, want nothing stale", got)
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -331,39 +253,33 @@ func TestSearchReadAgain(t *testing.T) {
 	s := newDNSServer(t)
 	s.has("web.a.test", "192.0.2.1")
 	s.has("web.b.test", "192.0.2.2")
-	r, change := searching(t, Resolver{Nameservers: []string{s.addr}}, "search a.test\nnameserver 192.0.2.53\n")
-	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.1]" {
-		t.Error(got)
-	}
+	r, change := searching(t, Config{Nameservers: []string{s.addr}}, "search a.test\nnameserver 192.0.2.53\n")
+	wantLookup(t, r, "web", "miss [192.0.2.1]")
 	change("search b.test\nnameserver 192.0.2.53\n")
-	if got := mustLookup(t, r, "web"); got != "miss [192.0.2.2]" {
-		t.Error(got)
-	}
+	wantLookup(t, r, "web", "miss [192.0.2.2]")
 	if got := fmt.Sprint(r.client.Nameservers()); got != "["+s.addr+"]" {
-		t.Errorf("nameservers %s", got)
+		t.Errorf("got nameservers %s, want [%s]", got, s.addr)
 	}
 	// it cannot be read
-	if err := os.Remove(r.resolvConf); err != nil {
+	if err := os.Remove(r.config.ResolvConf); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(r.resolvConf, 0o700); err != nil {
+	if err := os.Mkdir(r.config.ResolvConf, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	r.checkFiles()
-	if got := mustLookup(t, r, "web"); got != "hit [192.0.2.2]" {
-		t.Error(got)
-	}
+	wantLookup(t, r, "web", "hit [192.0.2.2]")
 
 	long := strings.Builder{}
 	for i := range 40 {
 		fmt.Fprintf(&long, " d%d.test", i)
 	}
-	if err := os.Remove(r.resolvConf); err != nil {
+	if err := os.Remove(r.config.ResolvConf); err != nil {
 		t.Fatal(err)
 	}
 	change("search" + long.String() + "\n")
 	if n := len(r.search.Load().domains); n != maxSearch {
-		t.Errorf("%d domains", n)
+		t.Errorf("got %d domains, want %d", n, maxSearch)
 	}
 }
 
@@ -374,6 +290,6 @@ func TestSearchRemembersLittle(t *testing.T) {
 		s.remember(fmt.Sprint(i), "x")
 	}
 	if n := len(s.found); n > maxFound {
-		t.Errorf("%d names", n)
+		t.Errorf("got %d names, want %d at most", n, maxFound)
 	}
 }

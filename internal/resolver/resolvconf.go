@@ -1,6 +1,7 @@
-package caddytarget
+package resolver
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"net/netip"
@@ -16,10 +17,10 @@ import (
 )
 
 const (
-	// maxSystemNameservers is how many nameservers of resolv.conf count (MAXNS).
+	// maxSystemNameservers is how many nameservers of resolv.conf are used (MAXNS).
 	maxSystemNameservers = 3
 
-	// maxSearch is how many search domains count: as many as Kubernetes gives
+	// maxSearch is how many search domains are used: as many as Kubernetes gives
 	// to a pod. glibc has no limit since 2.26, but each one may cost a lookup.
 	maxSearch = 32
 
@@ -35,7 +36,7 @@ const (
 )
 
 // resolvConf is what a resolver takes from a resolv.conf(5) file. The README has a
-// table of all that may stand in one.
+// table of all lines and options.
 type resolvConf struct {
 	nameservers []netip.Addr // there is one at least
 	search      []string     // in normal form
@@ -53,7 +54,7 @@ type resolvConf struct {
 
 // parseResolvConf reads a resolv.conf(5) file as the operating system's resolver
 // does. Of the lines `search` and `domain` the last one counts. What cannot be read
-// is passed over. Without a nameserver they are 127.0.0.1 and ::1.
+// is ignored. If there is no nameserver, 127.0.0.1 and ::1 are asked.
 func parseResolvConf(data string) *resolvConf {
 	c := &resolvConf{ndots: 1}
 	for line := range strings.Lines(data) {
@@ -81,12 +82,12 @@ func parseResolvConf(data string) *resolvConf {
 		}
 	}
 	if c.nameservers == nil {
-		c.nameservers = slices.Clone(localhost)
+		c.nameservers = slices.Clone(loopback)
 	}
 	return c
 }
 
-// setSearch sets the search list. Domains that are no names are passed over.
+// setSearch sets the search list. Domains that are no names are ignored.
 func (c *resolvConf) setSearch(list []string) {
 	c.search = nil
 	for _, text := range list {
@@ -98,9 +99,9 @@ func (c *resolvConf) setSearch(list []string) {
 
 func (c *resolvConf) setOption(option string) {
 	name, value, _ := strings.Cut(option, ":")
-	number := func(lowest, highest int) (n int, ok bool) {
+	number := func(minimum, maximum int) (n int, ok bool) {
 		u, err := strconv.ParseUint(value, 10, 31)
-		return min(max(int(u), lowest), highest), err == nil
+		return min(max(int(u), minimum), maximum), err == nil
 	}
 	switch name {
 	case "ndots":
@@ -145,17 +146,14 @@ func (c *resolvConf) servers(port uint16) []dnsclient.Nameserver {
 	return list
 }
 
-// settings returns how the nameservers are asked, where the configuration of the
-// resolver does not say it.
-func (c *resolvConf) settings(config *Resolver) dnsclient.Settings {
-	s := dnsclient.Settings{Timeout: time.Duration(config.Timeout), Tries: config.Tries, Rotate: c.rotate}
-	if s.Timeout == 0 {
-		s.Timeout = c.timeout
+// settings returns how the nameservers are asked. What the configuration of the
+// resolver says comes first.
+func (c *resolvConf) settings(config *Config) dnsclient.Settings {
+	return dnsclient.Settings{
+		Timeout: cmp.Or(config.Timeout, c.timeout),
+		Tries:   cmp.Or(config.Tries, min(c.attempts, maxPerServer)*len(c.nameservers)),
+		Rotate:  c.rotate,
 	}
-	if s.Tries == 0 {
-		s.Tries = min(c.attempts, maxPerServer) * len(c.nameservers)
-	}
-	return s
 }
 
 // environment returns the lines with which the environment amends resolv.conf.
@@ -170,38 +168,34 @@ func environment() string {
 	return lines
 }
 
-// asksSystem reports whether the nameservers of resolv.conf are asked.
-func (r *resolver) asksSystem() bool { return len(r.config.Nameservers) == 0 }
-
-func (r *resolver) usesResolvConf() bool { return r.asksSystem() || r.config.Search }
-
-// readResolvConf reads resolv.conf and sets the search list. If the file cannot
-// be read now, it returns nil, and what is known stays. One that does not exist is
-// empty.
-func (r *resolver) readResolvConf() *resolvConf {
-	stamp := fileStamp(r.resolvConf)
-	data, err := os.ReadFile(r.resolvConf)
+// readResolvConf reads resolv.conf, from which the search list and, if its
+// nameservers are asked, the options for them are taken. A file that does not exist
+// is empty. If it cannot be read now, readResolvConf returns nil, and all stays as
+// it is.
+func (r *Resolver) readResolvConf() *resolvConf {
+	data, stamp, err := r.confFile.read()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.logger().Warn("reading resolv.conf failed", zap.String("file", r.resolvConf), zap.Error(err))
+		r.logger().Warn("reading resolv.conf failed", zap.String("file", r.confFile.path), zap.Error(err))
 		return nil
 	}
 	c := parseResolvConf(string(data) + environment())
-	r.confStamp, r.confStays = stamp, c.noReload
+	r.confFile.stamp = stamp
 	if r.config.Search {
 		r.setSearch(c)
 	}
-	if r.asksSystem() {
+	if r.config.asksSystem() {
 		r.system.Store(c)
 	}
+	r.noReload = c.noReload
 	return c
 }
 
 // checkResolvConf reads resolv.conf again if it has changed.
-func (r *resolver) checkResolvConf() {
-	if !r.usesResolvConf() || r.confStays || fileStamp(r.resolvConf) == r.confStamp {
+func (r *Resolver) checkResolvConf() {
+	if !r.config.readsResolvConf() || r.noReload || !r.confFile.changed() {
 		return
 	}
-	if c := r.readResolvConf(); c != nil && r.asksSystem() {
-		r.client.Change(c.servers(r.systemPort), c.settings(&r.config))
+	if c := r.readResolvConf(); c != nil && r.config.asksSystem() {
+		r.client.Change(c.servers(r.config.systemPort), c.settings(&r.config))
 	}
 }

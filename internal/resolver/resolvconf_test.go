@@ -1,16 +1,15 @@
-package caddytarget
+package resolver
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/miekg/dns"
 
 	"caddytarget/internal/dnscache"
@@ -67,7 +66,7 @@ func TestParseResolvConf(t *testing.T) {
 		if test.want.nameservers == nil {
 			test.want.nameservers = parseAddrs("192.0.2.1")
 		}
-		setDefault(&test.want.ndots, 1)
+		test.want.ndots = cmp.Or(test.want.ndots, 1)
 		if got := parseResolvConf(test.text); fmt.Sprintf("%+v", *got) != fmt.Sprintf("%+v", test.want) {
 			t.Errorf("%s:\ngot  %+v\nwant %+v", test.name, *got, test.want)
 		}
@@ -87,14 +86,14 @@ func TestSettingsOfResolvConf(t *testing.T) {
 	const two = "nameserver 192.0.2.1\nnameserver 192.0.2.2\n"
 	for _, test := range []struct {
 		text   string
-		config Resolver
+		config Config
 		want   string
 	}{
-		{"nameserver 192.0.2.1\n", Resolver{}, "[192.0.2.1:53] 0s 0 false"},
-		{two + "options use-vc rotate\n", Resolver{}, "[tcp://192.0.2.1:53 tcp://192.0.2.2:53] 0s 0 true"},
-		{two + "options timeout:1 attempts:2\n", Resolver{}, "[192.0.2.1:53 192.0.2.2:53] 1s 4 false"},
-		{two + "options attempts:5\n", Resolver{}, "[192.0.2.1:53 192.0.2.2:53] 0s 6 false"}, // RFC 9520
-		{two + "options timeout:1 attempts:2\n", Resolver{Timeout: caddy.Duration(4 * time.Second), Tries: 5}, "[192.0.2.1:53 192.0.2.2:53] 4s 5 false"},
+		{"nameserver 192.0.2.1\n", Config{}, "[192.0.2.1:53] 0s 0 false"},
+		{two + "options use-vc rotate\n", Config{}, "[tcp://192.0.2.1:53 tcp://192.0.2.2:53] 0s 0 true"},
+		{two + "options timeout:1 attempts:2\n", Config{}, "[192.0.2.1:53 192.0.2.2:53] 1s 4 false"},
+		{two + "options attempts:5\n", Config{}, "[192.0.2.1:53 192.0.2.2:53] 0s 6 false"}, // RFC 9520
+		{two + "options timeout:1 attempts:2\n", Config{Timeout: 4 * time.Second, Tries: 5}, "[192.0.2.1:53 192.0.2.2:53] 4s 5 false"},
 	} {
 		c := parseResolvConf(test.text)
 		s := c.settings(&test.config)
@@ -106,25 +105,16 @@ func TestSettingsOfResolvConf(t *testing.T) {
 
 // ofSystem returns a resolver that asks a nameserver on loopback because a
 // resolv.conf says so, which has more lines; and what changes these.
-func ofSystem(t *testing.T, config Resolver, s *dnsServer, more string) (r *resolver, change func(more string)) {
+func ofSystem(t *testing.T, config Config, s *dnsServer, more string) (r *Resolver, change func(more string)) {
 	t.Helper()
-	r = acquire(t, config)
 	at := netip.MustParseAddrPort(s.addr)
-	r.systemPort, r.resolvConf = at.Port(), filepath.Join(t.TempDir(), "resolv.conf")
-	stamp := time.Now()
-	change = func(more string) {
+	config.systemPort = at.Port()
+	first := "nameserver " + at.Addr().String() + "\n"
+	r, changeFile := withResolvConf(t, config, first+more)
+	return r, func(more string) {
 		t.Helper()
-		if err := os.WriteFile(r.resolvConf, []byte("nameserver "+at.Addr().String()+"\n"+more), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		stamp = stamp.Add(time.Second)
-		if err := os.Chtimes(r.resolvConf, stamp, stamp); err != nil {
-			t.Fatal(err)
-		}
-		r.checkFiles()
+		changeFile(first + more)
 	}
-	change(more)
-	return r, change
 }
 
 // TestUseVC: where nothing gets through by UDP, the option use-vc makes names
@@ -133,14 +123,11 @@ func TestUseVC(t *testing.T) {
 	checkLeaks(t)
 	s := newTCPServer(t)
 	s.has("a.example", "192.0.2.1")
-	r, _ := ofSystem(t, Resolver{Deadline: caddy.Duration(patience)}, s, "options use-vc\n")
-	if got := mustLookup(t, r, "a.example"); got != "miss [192.0.2.1]" {
-		t.Error(got)
-	}
+	r, _ := ofSystem(t, Config{Deadline: patience}, s, "options use-vc\n")
+	wantLookup(t, r, "a.example", "miss [192.0.2.1]")
 }
 
-// newTCPServer returns a nameserver that gets no UDP: what comes that way is not
-// answered.
+// newTCPServer returns a nameserver that does not reply over UDP.
 func newTCPServer(t *testing.T) *dnsServer {
 	t.Helper()
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
@@ -169,25 +156,24 @@ func newTCPServer(t *testing.T) *dnsServer {
 	return s
 }
 
-// TestSystemOptions: the options of resolv.conf reach those who ask, and so do
-// changes; those of a resolver with nameservers of its own stay as they are.
+// TestSystemOptions: the options of resolv.conf take effect, and so do changes;
+// those of a resolver with nameservers of its own stay as they are.
 func TestSystemOptions(t *testing.T) {
 	s := newDNSServer(t)
 	s.has("a.example", "192.0.2.1", "2001:db8::1")
 	s.has("b.example", "192.0.2.1", "2001:db8::1")
-	r, change := ofSystem(t, Resolver{Family: "auto"}, s, "options no-aaaa single-request\n")
-	config := r.cacheConfig(nil)
-	r.heedSystem(&config)
+	r, change := ofSystem(t, Config{Family: "auto"}, s, "options no-aaaa single-request\n")
+	config := r.cacheConfig(&r.zone, nil)
 	if config.Family() != dnscache.IPv4 || !config.Sequential() {
-		t.Errorf("family %d, sequential %t", config.Family(), config.Sequential())
+		t.Errorf("got family %d, sequential %t, want %d, true", config.Family(), config.Sequential(), dnscache.IPv4)
 	}
 	if got := mustLookup(t, r, "a.example"); got != "miss [192.0.2.1]" || s.asked("AAAA a.example") != 0 {
-		t.Errorf("%s, %d queries for AAAA", got, s.asked("AAAA a.example"))
+		t.Errorf("got %s and %d queries for AAAA, want miss [192.0.2.1] and none", got, s.asked("AAAA a.example"))
 	}
-	r.route6.present, r.route6.until = true, time.Now().Add(time.Hour)
+	r.ipv6Route.present, r.ipv6Route.until = true, time.Now().Add(time.Hour)
 	change("")
 	if config.Family() != dnscache.Interleaved || config.Sequential() {
-		t.Errorf("without options: family %d, sequential %t", config.Family(), config.Sequential())
+		t.Errorf("without options: got family %d, sequential %t, want %d, false", config.Family(), config.Sequential(), dnscache.Interleaved)
 	}
 	eventually(t, "AAAA is asked for", func() bool {
 		mustLookup(t, r, "b.example")
@@ -195,24 +181,23 @@ func TestSystemOptions(t *testing.T) {
 	})
 
 	// the family of the configuration counts
-	r, _ = ofSystem(t, Resolver{Family: "prefer_ipv6"}, s, "options no-aaaa\n")
-	config = r.cacheConfig(nil)
-	r.heedSystem(&config)
+	r, _ = ofSystem(t, Config{Family: "prefer_ipv6"}, s, "options no-aaaa\n")
+	config = r.cacheConfig(&r.zone, nil)
 	if config.Family() != dnscache.PreferIPv6 {
-		t.Errorf("family %d", config.Family())
+		t.Errorf("got family %d, want %d", config.Family(), dnscache.PreferIPv6)
 	}
 
 	// and nothing of this holds for other nameservers
-	r, _ = ofSystem(t, Resolver{Family: "auto", Nameservers: []string{s.addr}, Search: true}, s, "options no-aaaa use-vc\nsearch a.test\n")
+	r, _ = ofSystem(t, Config{Family: "auto", Nameservers: []string{s.addr}, Search: true}, s, "options no-aaaa use-vc\nsearch a.test\n")
 	if got := fmt.Sprint(r.client.Nameservers()); r.system.Load() != nil || got != "["+s.addr+"]" || r.search.Load() == nil {
-		t.Errorf("nameservers %s, %v", got, r.system.Load())
+		t.Errorf("got nameservers %s, options %v, search list %v, want [%s], none and one", got, r.system.Load(), r.search.Load(), s.addr)
 	}
 }
 
 // TestNoReload: with no-reload the file is read once.
 func TestNoReload(t *testing.T) {
 	s := newDNSServer(t)
-	r, change := ofSystem(t, Resolver{}, s, "options use-vc\n")
+	r, change := ofSystem(t, Config{}, s, "options use-vc\n")
 	want := func(servers string) {
 		t.Helper()
 		if got := fmt.Sprint(r.client.Nameservers()); got != "["+servers+"]" {
@@ -232,15 +217,16 @@ func TestEnvironment(t *testing.T) {
 	t.Setenv("RES_OPTIONS", "use-vc ndots:3")
 	t.Setenv("LOCALDOMAIN", "b.test c.test")
 	s := newDNSServer(t)
-	r, _ := ofSystem(t, Resolver{Search: true}, s, "search a.test\noptions ndots:2 rotate")
+	r, _ := ofSystem(t, Config{Search: true}, s, "search a.test\noptions ndots:2 rotate")
 	list := r.search.Load()
-	if got := fmt.Sprint(r.client.Nameservers(), list.domains, list.ndots, r.system.Load().rotate); got != "[tcp://"+s.addr+"] [b.test c.test] 3 true" {
-		t.Error(got)
+	want := "[tcp://" + s.addr + "] [b.test c.test] 3 true"
+	if got := fmt.Sprint(r.client.Nameservers(), list.domains, list.ndots, r.system.Load().rotate); got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 	t.Setenv("LOCALDOMAIN", "")
-	r, _ = ofSystem(t, Resolver{Search: true}, s, "search a.test\n")
+	r, _ = ofSystem(t, Config{Search: true}, s, "search a.test\n")
 	if list := r.search.Load(); list != nil {
-		t.Errorf("search domains %v", list.domains)
+		t.Errorf("got the search domains %v, want none", list.domains)
 	}
 }
 
@@ -263,9 +249,9 @@ func TestNoTLDQuery(t *testing.T) {
 	}
 	s := newDNSServer(t)
 	s.has("web", "192.0.2.1")
-	r, _ := ofSystem(t, Resolver{Search: true}, s, "search a.test\noptions no-tld-query\n")
+	r, _ := ofSystem(t, Config{Search: true}, s, "search a.test\noptions no-tld-query\n")
 	if got := mustLookup(t, r, "web"); !strings.Contains(got, "NXDOMAIN") || s.asked("web") != 0 {
-		t.Errorf("%s, %d queries", got, s.asked("web"))
+		t.Errorf("got %s and %d queries, want NXDOMAIN and none", got, s.asked("web"))
 	}
 }
 
@@ -273,27 +259,27 @@ func TestNoTLDQuery(t *testing.T) {
 // that cannot be read changes nothing.
 func TestNoResolvConf(t *testing.T) {
 	s := newDNSServer(t)
-	r, _ := ofSystem(t, Resolver{}, s, "")
-	if err := os.Remove(r.resolvConf); err != nil {
+	r, _ := ofSystem(t, Config{}, s, "")
+	if err := os.Remove(r.config.ResolvConf); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(r.resolvConf, 0o700); err != nil {
+	if err := os.Mkdir(r.config.ResolvConf, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	r.checkFiles()
 	if got := fmt.Sprint(r.client.Nameservers()); got != "["+s.addr+"]" {
-		t.Errorf("unreadable: nameservers %s", got)
+		t.Errorf("unreadable: got nameservers %s, want [%s]", got, s.addr)
 	}
-	if err := os.Remove(r.resolvConf); err != nil {
+	if err := os.Remove(r.config.ResolvConf); err != nil {
 		t.Fatal(err)
 	}
 	r.checkFiles()
 	port := netip.MustParseAddrPort(s.addr).Port()
 	want := []dnsclient.Nameserver{
-		{Network: "udp", AddrPort: netip.AddrPortFrom(localhost[0], port)},
-		{Network: "udp", AddrPort: netip.AddrPortFrom(localhost[1], port)},
+		{Network: "udp", AddrPort: netip.AddrPortFrom(loopback[0], port)},
+		{Network: "udp", AddrPort: netip.AddrPortFrom(loopback[1], port)},
 	}
 	if got := r.client.Nameservers(); fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("no file: nameservers %v", got)
+		t.Errorf("no file: got nameservers %v, want %v", got, want)
 	}
 }

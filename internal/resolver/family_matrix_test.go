@@ -1,4 +1,4 @@
-package caddytarget
+package resolver
 
 import (
 	"context"
@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/miekg/dns"
 
 	"caddytarget/internal/dnscache"
@@ -94,108 +93,127 @@ func matrixRows(a, aaaa, want string) (rows []matrixRow) {
 	return rows
 }
 
-func testMatrixColumn(t *testing.T, before string, rows []matrixRow) {
-	const ttl = 100 * time.Second
-	s := newFamilyServer(t, uint32(ttl.Seconds()))
-	config := Resolver{
-		Nameservers: []string{s.addr}, Hosts: "off", Family: "prefer_ipv4", Tries: 1,
-		Timeout: caddy.Duration(3 * time.Second), Deadline: caddy.Duration(patience), RefreshAlways: true,
-	}
-	r, err := config.acquire()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = r.release() })
-	// the time stands still, but for what the test adds
-	var now atomic.Int64
-	ex := &countedExchanger{Client: r.client, ended: make(map[string]int)}
-	cacheConfig := r.cacheConfig(nil)
-	cacheConfig.Now = func() time.Duration { return time.Duration(now.Load()) }
-	r.zone.cache.Close()
-	r.zone.cache = dnscache.New(ex, cacheConfig)
+// matrixColumn is a test of all rows, which have the same past.
+type matrixColumn struct {
+	*testing.T
+	rows     []matrixRow
+	server   *familyServer
+	resolver *Resolver
+	ex       *countedExchanger
+	now      atomic.Int64 // the time stands still, but for what the test adds
+}
 
-	// lookUp looks all names up together.
-	lookUp := func(check func(row matrixRow, got string)) {
-		var wg sync.WaitGroup
-		for _, row := range rows {
-			wg.Go(func() { check(row, matrixOutcome(r.lookup(t.Context(), row.name))) })
-		}
-		wg.Wait()
-	}
-	// want checks what is known when so many questions for each name have ended.
-	want := func(what string, questions int, of func(row matrixRow) string) {
-		t.Helper()
-		eventually(t, "the questions have ended", func() bool {
-			for _, row := range rows {
-				if ex.questions(row.name) < questions {
-					return false
-				}
-			}
-			return true
-		})
-		lookUp(func(row matrixRow, got string) {
-			if want := of(row); got != want {
-				t.Errorf("%s: %s: %s, want %s", what, row.name, got, want)
-			}
-		})
-	}
-	outcome := func(row matrixRow) string { return row.want }
+const matrixTTL = 100 * time.Second
+
+func testMatrixColumn(t *testing.T, before string, rows []matrixRow) {
+	c := &matrixColumn{T: t, rows: rows, server: newFamilyServer(t, uint32(matrixTTL.Seconds()))}
+	c.resolver = newResolver(t, Config{
+		Nameservers: []string{c.server.addr}, Hosts: "off", Family: "prefer_ipv4", Tries: 1,
+		Timeout: 3 * time.Second, Deadline: patience, RefreshAlways: true,
+		Now: func() time.Duration { return time.Duration(c.now.Load()) },
+	})
+	c.ex = &countedExchanger{Client: c.resolver.client, ended: make(map[string]int)}
+	z := &c.resolver.zone
+	z.cache.Close()
+	z.cache = dnscache.New(c.ex, c.resolver.cacheConfig(z, nil))
 
 	questions := 2
-	if had := strings.TrimSuffix(before, "~"); before != "first" {
-		replies := map[string][2]string{"both": {"ok", "ok"}, "4": {"ok", "nodata"}, "6": {"nx", "ok"}}[had]
-		for _, row := range rows {
-			s.set(row.name, replies)
-		}
-		known := strings.Replace(had, "both", "46", 1)
-		lookUp(func(matrixRow, string) {})
-		want("before", questions, func(matrixRow) string { return known })
-		for _, row := range rows {
-			s.set(row.name, row.replies)
-		}
-		questions += 2
-		if before == had {
-			now.Add(int64(ttl * 95 / 100))
-			r.start() // they are refreshed
-		} else {
-			now.Add(int64(ttl + time.Second))
-			lookUp(func(row matrixRow, got string) { // they are asked for meanwhile
-				if got != known+"~" && got != row.want {
-					t.Errorf("expired: %s: %s, want %s~", row.name, got, known)
-				}
-			})
-		}
+	if before == "first" {
+		c.testFirst()
 	} else {
-		for _, row := range rows {
-			s.set(row.name, row.replies)
-		}
-		lookUp(func(row matrixRow, got string) {
-			// one family may be late, and the other one is not kept waiting
-			if got != row.want && (row.want != "46" || got != "4" && got != "6") {
-				t.Errorf("%s: %s, want %s", row.name, got, row.want)
-			}
-		})
+		c.testKnown(before)
+		questions += 2
 	}
-	want("then", questions, outcome)
+	c.want("then", questions, func(row matrixRow) string { return row.want })
+	c.testAfterwards()
+}
 
-	// Failures are over soon, and then the name is well; what is negative holds.
-	for _, row := range rows {
-		s.set(row.name, [2]string{"ok", "ok"})
+// lookUp looks all names up together.
+func (c *matrixColumn) lookUp(check func(row matrixRow, got string)) {
+	var wg sync.WaitGroup
+	for _, row := range c.rows {
+		wg.Go(func() { check(row, matrixOutcome(c.resolver.Lookup(c.Context(), row.name))) })
 	}
-	now.Add(int64(2 * time.Second))
-	lookUp(func(row matrixRow, got string) {
-		switch {
-		case row.want == "none" && got != "none":
-			t.Errorf("a moment later: %s: %s", row.name, got)
-		case row.want == "fails" && !strings.ContainsAny(got, "46"):
-			t.Errorf("well again: %s: %s", row.name, got)
+	wg.Wait()
+}
+
+// want checks what is known when so many questions for each name have ended.
+func (c *matrixColumn) want(what string, questions int, of func(row matrixRow) string) {
+	c.Helper()
+	eventually(c, "the questions have ended", func() bool {
+		for _, row := range c.rows {
+			if c.ex.questions(row.name) < questions {
+				return false
+			}
+		}
+		return true
+	})
+	c.lookUp(func(row matrixRow, got string) {
+		if want := of(row); got != want {
+			c.Errorf("%s: %s: %s, want %s", what, row.name, got, want)
 		}
 	})
-	eventually(t, "all that failed is fresh", func() (fresh bool) {
+}
+
+// testFirst looks names up of which nothing is known.
+func (c *matrixColumn) testFirst() {
+	for _, row := range c.rows {
+		c.server.set(row.name, row.replies)
+	}
+	c.lookUp(func(row matrixRow, got string) {
+		// an answer for one family does not wait long for the other one
+		if got != row.want && (row.want != "46" || got != "4" && got != "6") {
+			c.Errorf("%s: %s, want %s", row.name, got, row.want)
+		}
+	})
+}
+
+// testKnown makes names known, and then refreshes them or lets them expire.
+func (c *matrixColumn) testKnown(before string) {
+	had := strings.TrimSuffix(before, "~")
+	replies := map[string][2]string{"both": {"ok", "ok"}, "4": {"ok", "nodata"}, "6": {"nx", "ok"}}[had]
+	for _, row := range c.rows {
+		c.server.set(row.name, replies)
+	}
+	known := strings.Replace(had, "both", "46", 1)
+	c.lookUp(func(matrixRow, string) {})
+	c.want("before", 2, func(matrixRow) string { return known })
+	for _, row := range c.rows {
+		c.server.set(row.name, row.replies)
+	}
+	if before == had {
+		c.now.Add(int64(matrixTTL * 95 / 100))
+		c.resolver.Start() // they are refreshed
+		return
+	}
+	c.now.Add(int64(matrixTTL + time.Second))
+	c.lookUp(func(row matrixRow, got string) { // they are asked for meanwhile
+		if got != known+"~" && got != row.want {
+			c.Errorf("expired: %s: %s, want %s~", row.name, got, known)
+		}
+	})
+}
+
+// testAfterwards: failures do not hold for long, and then the name has all addresses;
+// what is negative holds.
+func (c *matrixColumn) testAfterwards() {
+	for _, row := range c.rows {
+		c.server.set(row.name, [2]string{"ok", "ok"})
+	}
+	c.now.Add(int64(2 * time.Second))
+	c.lookUp(func(row matrixRow, got string) {
+		switch {
+		case row.want == "none" && got != "none":
+			c.Errorf("a moment later: %s: got %s, want none", row.name, got)
+		case row.want == "fails" && !strings.ContainsAny(got, "46"):
+			c.Errorf("a moment later: %s: got %s, want addresses", row.name, got)
+		}
+	})
+	eventually(c, "all that failed is fresh", func() (fresh bool) {
 		fresh = true
-		for _, row := range rows {
+		for _, row := range c.rows {
 			if row.want == "fails" || strings.HasSuffix(row.want, "~") {
-				got := matrixOutcome(r.lookup(t.Context(), row.name))
+				got := matrixOutcome(c.resolver.Lookup(c.Context(), row.name))
 				fresh = fresh && got == "46"
 			}
 		}
@@ -204,19 +222,19 @@ func testMatrixColumn(t *testing.T, before string, rows []matrixRow) {
 }
 
 // matrixOutcome is what the matrix has for an answer.
-func matrixOutcome(a answer, err error) string {
+func matrixOutcome(a Answer, err error) string {
 	switch {
 	case err == nil:
-	case isNegative(err):
+	case dnscache.IsNegative(err):
 		return "none"
 	default:
 		return "fails"
 	}
 	text := ""
-	for _, addr := range a.addrs {
+	for _, addr := range a.Addrs {
 		text += map[bool]string{true: "4", false: "6"}[addr.Is4()]
 	}
-	if a.lookup == "stale" {
+	if a.From == "stale" {
 		text += "~"
 	}
 	return text

@@ -24,6 +24,7 @@ import (
 	"github.com/miekg/dns"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/targeturl"
 )
 
 // The benchmarks here compare whole requests, in process and without a
@@ -299,15 +300,15 @@ func BenchmarkTarget(b *testing.B) {
 			list[i] = fmt.Sprintf("http://d%d.test:8000/path?q=1", i)
 		}
 		run := func(s string) error {
-			u, err := parseTarget(s)
+			u, err := targeturl.Parse(s)
 			if err != nil {
 				return err
 			}
-			c := call{scheme: u.scheme, host: u.host, port: u.port, resolver: r, judge: judge}
+			c := call{scheme: u.Scheme, host: u.Host, port: u.Port, resolver: r, judge: judge}
 			if err := judge.target(&c); err != nil {
 				return err
 			}
-			return c.resolve(b.Context(), u.addr)
+			return c.resolve(b.Context(), u.Addr)
 		}
 		for _, s := range list {
 			if err := run(s); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/guard"
+	"caddytarget/internal/targeturl"
 )
 
 // Guard says which targets may be called. The address that is judged is the
@@ -245,7 +246,7 @@ func (j *judge) letsPass(err error) bool {
 	case guard.RuleAdmin, guard.RuleInvalid:
 		return false
 	}
-	return r.Kind != guard.KindScheme || defaultPort(r.Value) != 0
+	return r.Kind != guard.KindScheme || targeturl.DefaultPort(r.Value) != 0
 }
 
 // allows tells whether an address may be called. It costs little where that has
@@ -341,7 +342,7 @@ func ruleOf(err error) string {
 		return r.Rule
 	}
 	switch {
-	case errors.Is(err, errNoTarget):
+	case errors.Is(err, targeturl.ErrNoTarget):
 		return ruleNoTarget
 	case errors.Is(err, errLoop):
 		return ruleLoop

@@ -17,6 +17,7 @@ import (
 
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/targeturl"
 )
 
 // Handler takes the target of a request from a template, judges it, resolves
@@ -94,7 +95,7 @@ type Handler struct {
 
 	proxy caddyhttp.MiddlewareHandler // nil: the handlers that come next
 
-	confineURL, confinePath confinement
+	confineURL, confinePath targeturl.Confinement
 	values                  singleValues // of which a request has one each
 
 	strip    string       // the header field that is not sent on
@@ -121,7 +122,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.resolver, err = app.acquire(h.Resolver); err != nil {
 		return err
 	}
-	h.confineURL, h.confinePath = confineURL(h.URL), confinePath(h.Path)
+	h.confineURL, h.confinePath = targeturl.ConfineURL(h.URL), targeturl.ConfinePath(h.Path)
 	h.values = singleValuesOf(h.URL, h.Path, h.Host, h.Timeout)
 	if h.StripHeader {
 		h.strip, _ = headerOf(h.URL)
@@ -166,12 +167,12 @@ func (h *Handler) Validate() error {
 	}
 	// what holds no placeholder can be checked now
 	if !strings.Contains(h.URL, "{") {
-		if _, err := parseTarget(h.URL); err != nil {
+		if _, err := targeturl.Parse(h.URL); err != nil {
 			return err
 		}
 	}
 	if !strings.Contains(h.Path, "{") {
-		if err := checkBytes(h.Path); err != nil {
+		if err := targeturl.CheckBytes(h.Path); err != nil {
 			return fmt.Errorf("path %q: %w", h.Path, err)
 		}
 	}
@@ -298,7 +299,7 @@ func (st *requestState) placeholder(key string) (any, bool) {
 		if c.scheme == "" {
 			return "", true
 		}
-		return c.scheme + "://" + hostport(c.scheme, c.host, c.port) + c.uri, true
+		return c.scheme + "://" + targeturl.JoinHostPort(c.scheme, c.host, c.port) + c.uri, true
 	case "scheme":
 		return c.scheme, true
 	case "host":
@@ -388,7 +389,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // forward resolves the target of a request and hands the request on to be sent
 // there.
-func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext, u targetURL, next caddyhttp.Handler) error {
+func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext, u targeturl.URL, next caddyhttp.Handler) error {
 	st := c.call.state
 	if h.MaxRequests > 0 {
 		done, ok := h.inFlight.enter(&c.call, h.MaxRequests)
@@ -398,12 +399,12 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 		defer done()
 	}
 
-	if err := c.call.resolve(c.Context, u.addr); err != nil {
+	if err := c.call.resolve(c.Context, u.Addr); err != nil {
 		return h.refuse(w, r, st, err)
 	}
 
-	if u.hasPath {
-		u.apply(r.URL)
+	if u.HasPath {
+		u.Apply(r.URL)
 		r.RequestURI = c.call.uri
 	}
 	err := h.callNext(w, r.WithContext(c), next)
@@ -452,22 +453,22 @@ func (h *Handler) begin(r *http.Request) (err error) {
 
 // parse makes the call of a request from the templates. What the handler before it
 // called is last, if there was one.
-func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (targetURL, error) {
+func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (targeturl.URL, error) {
 	if err := h.values.check(r); err != nil {
-		return targetURL{}, err
+		return targeturl.URL{}, err
 	}
-	text, err := h.confineURL.expand(repl, h.URL)
+	text, err := expand(repl, h.URL, h.confineURL)
 	if err != nil {
-		return targetURL{}, fmt.Errorf("target: %w", err)
+		return targeturl.URL{}, fmt.Errorf("target: %w", err)
 	}
 	u, err := h.read(text, last, c)
 	if err != nil {
 		return u, err
 	}
 	if h.Path != "" {
-		path, err := h.confinePath.expand(repl, h.Path)
+		path, err := expand(repl, h.Path, h.confinePath)
 		if err == nil {
-			err = checkBytes(path)
+			err = targeturl.CheckBytes(path)
 		}
 		if err != nil {
 			return u, fmt.Errorf("path: %w", err) // which may be a secret
@@ -476,16 +477,16 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (t
 			path = "/" + path
 		}
 		path, _, _ = strings.Cut(path, "#")
-		u.setPathAndQuery(path)
+		u.SetPathAndQuery(path)
 	}
-	c.scheme, c.host, c.port, c.hostport = u.scheme, u.host, u.port, u.hostport
+	c.scheme, c.host, c.port, c.hostport = u.Scheme, u.Host, u.Port, u.HostPort
 	switch {
-	case u.hasPath && u.hasArgs:
-		c.uri = u.path + "?" + u.query
-	case u.hasPath:
-		c.uri = u.path
+	case u.HasPath && u.HasQuery:
+		c.uri = u.Path + "?" + u.Query
+	case u.HasPath:
+		c.uri = u.Path
 	case strings.HasPrefix(r.RequestURI, "/"):
-		c.uri = encodeURI(r.RequestURI) // as it will be sent
+		c.uri = targeturl.EncodeURI(r.RequestURI) // as it will be sent
 	default: // in absolute form, or none
 		c.uri = r.URL.RequestURI()
 	}

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"caddytarget/internal/guard"
+	"caddytarget/internal/targeturl"
 )
 
 // Redirects makes the handler follow redirects (status 301, 302, 303, 307 and 308),
@@ -193,7 +194,7 @@ type follower struct {
 // hop is where a request goes on.
 type hop struct {
 	status int
-	target targetURL
+	target targeturl.URL
 	method string        // that it has from now on; empty: as before, and so has the body
 	body   io.ReadCloser // nil: none
 }
@@ -204,7 +205,7 @@ func (h *Handler) canFollow(r *http.Request) bool {
 }
 
 // follow calls the target of a request, and those of the redirects that it leads to.
-func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext, u targetURL, next caddyhttp.Handler) error {
+func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext, u targeturl.URL, next caddyhttp.Handler) error {
 	f := &follower{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, config: h.FollowRedirects, length: r.ContentLength}
 	if hasBody(r) {
 		f.all = &requestBody{source: r.Body, max: cmp.Or(f.config.MaxBody, maxKept)}
@@ -286,12 +287,12 @@ func (f *follower) request(r *http.Request, header http.Header) *http.Request {
 var bodyFields = []string{"Digest", "Expect", "Last-Modified", "Repr-Digest"}
 
 // callHop makes the call of the target of a redirect, and checks it.
-func (h *Handler) callHop(from *callContext, r *http.Request, u targetURL) (*callContext, error) {
+func (h *Handler) callHop(from *callContext, r *http.Request, u targeturl.URL) (*callContext, error) {
 	st, last := from.call.state, &from.call
 	c := &callContext{Context: from.Context}
 	to := &c.call
 	to.setURL(u)
-	if to.foreign = last.foreign || !sameOrigin(last, u); to.foreign {
+	if to.foreign = last.foreign || !targeturl.SameOrigin(last.url(""), &u); to.foreign {
 		r.Trailer = nil
 	} else {
 		to.hostport = last.hostport // that of the option host, maybe
@@ -313,17 +314,18 @@ func (h *Handler) callHop(from *callContext, r *http.Request, u targetURL) (*cal
 }
 
 // setURL makes c the call of a target that has a path.
-func (c *call) setURL(u targetURL) {
-	c.scheme, c.host, c.port, c.hostport, c.uri = u.scheme, u.host, u.port, u.hostport, u.path
-	if u.hasArgs {
-		c.uri += "?" + u.query
+func (c *call) setURL(u targeturl.URL) {
+	c.scheme, c.host, c.port, c.hostport, c.uri = u.Scheme, u.Host, u.Port, u.HostPort, u.Path
+	if u.HasQuery {
+		c.uri += "?" + u.Query
 	}
 }
 
-// sameOrigin reports whether scheme, host and port of a target are those of c. h2c is
-// a way to speak http.
-func sameOrigin(c *call, u targetURL) bool {
-	return (c.scheme == "https") == (u.scheme == "https") && c.host == u.host && c.port == u.port
+// url returns the URL of a request for c that was sent with a request URI.
+func (c *call) url(uri string) *targeturl.URL {
+	u := &targeturl.URL{Scheme: c.scheme, Host: c.host, Port: c.port}
+	u.Path, u.Query, u.HasQuery = strings.Cut(uri, "?")
+	return u
 }
 
 // responded looks at a response to c. If it is a redirect that is followed, f will
@@ -345,10 +347,7 @@ func (f *follower) responded(c *call, req *http.Request, res *http.Response, han
 	skipBody(res)
 }
 
-var (
-	errHandledRedirect = errors.New("handle_response takes it")
-	errDowngrade       = errors.New("it leads from https to http")
-)
+var errHandledRedirect = errors.New("handle_response takes it")
 
 // hop returns where a redirect leads, or why it is not followed.
 func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers []caddyhttp.ResponseHandler) (*hop, error) {
@@ -367,7 +366,7 @@ func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers 
 	if len(locations) != 1 {
 		return nil, fmt.Errorf("it has %d Location fields", len(locations))
 	}
-	u, err := c.locate(req.URL.RequestURI(), locations[0])
+	u, err := c.url(req.URL.RequestURI()).Resolve(locations[0])
 	if err != nil {
 		return nil, fmt.Errorf("its Location: %w", err)
 	}
@@ -380,88 +379,6 @@ func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers 
 		}
 	}
 	return next, nil
-}
-
-// locate returns the target that the Location field of a response to c names, which
-// was sent with a request URI (RFC 9110, section 10.2.2; RFC 3986, section 5.2).
-func (c *call) locate(uri, location string) (u targetURL, err error) {
-	scheme, authority := c.scheme, hostport(c.scheme, c.host, c.port)
-	ref, _, _ := strings.Cut(location, "#")
-	if before, after, ok := strings.Cut(ref, ":"); ok && !strings.ContainsAny(before, "/?") {
-		if !strings.HasPrefix(after, "//") {
-			return u, fmt.Errorf("%q is neither a URL with a host nor a relative one", before+":…")
-		}
-		scheme, ref = before, after
-	}
-	if after, ok := strings.CutPrefix(ref, "//"); ok {
-		end := strings.IndexAny(after+"/", "/?")
-		authority, ref = after[:end], after[end:]
-	} else {
-		ref = merge(uri, ref)
-	}
-	path, query, hasQuery := strings.Cut(ref, "?")
-	if !strings.HasPrefix(path, "/") {
-		path = "/" + path
-	}
-	if path = removeDots(path); hasQuery {
-		path += "?" + query
-	}
-	u, err = parseTarget(scheme + "://" + authority + tolerate(path))
-	switch {
-	case err != nil:
-		return u, err
-	case defaultPort(u.scheme) == 0:
-		return u, fmt.Errorf("%q has another scheme than http and https", shown(location))
-	case c.scheme == "https" && u.scheme != "https":
-		return u, errDowngrade
-	case c.scheme == "h2c" && u.scheme == "http" && sameOrigin(c, u):
-		u.scheme = "h2c" // which the backend knows as http
-	}
-	return u, nil
-}
-
-// merge resolves a reference without scheme and host (RFC 3986, section 5.2.2).
-func merge(uri, ref string) string {
-	path, _, _ := strings.Cut(uri, "?")
-	switch {
-	case ref == "":
-		return uri
-	case ref[0] == '/':
-		return ref
-	case ref[0] == '?':
-		return path + ref
-	}
-	return path[:strings.LastIndexByte(path, '/')+1] + ref
-}
-
-// removeDots resolves the segments . and .. of a path that begins with a slash (RFC
-// 3986, section 5.2.4).
-func removeDots(path string) string {
-	if !strings.Contains(path, "/.") {
-		return path
-	}
-	segments := strings.Split(path[1:], "/")
-	kept := segments[:0]
-	for i, s := range segments {
-		switch s {
-		case "..":
-			kept = kept[:max(0, len(kept)-1)]
-		case ".":
-		default:
-			kept = append(kept, s)
-			continue
-		}
-		if i == len(segments)-1 {
-			kept = append(kept, "")
-		}
-	}
-	return "/" + strings.Join(kept, "/")
-}
-
-// tolerate encodes what servers write into the path and the query of a Location as it
-// is, spaces and octets that are not ASCII, as browsers do.
-func tolerate(s string) string {
-	return encode(s, func(c byte) bool { return c > ' ' && c < 0x80 || c < ' ' })
 }
 
 // skipBody ends a response that is followed. A short body is read, so that its
@@ -521,16 +438,17 @@ const locationURL = "{http.reverse_proxy.header.Location}"
 
 // read reads the target of a request. What was called last, if there was anything, is
 // where a Location leads from.
-func (h *Handler) read(text string, last, c *call) (targetURL, error) {
+func (h *Handler) read(text string, last, c *call) (targeturl.URL, error) {
 	if h.URL != locationURL || last == nil || text == "" {
-		return parseTarget(text)
+		return targeturl.Parse(text)
 	}
-	u, err := last.locate(last.uri, text)
-	if err == errDowngrade {
-		err = fmt.Errorf("a redirect from https: %w", &guard.Refusal{Kind: guard.KindScheme, Value: u.scheme, Rule: guard.RuleSchemes})
+	from := last.url(last.uri)
+	u, err := from.Resolve(text)
+	if err == targeturl.ErrDowngrade {
+		err = fmt.Errorf("a redirect from https: %w", &guard.Refusal{Kind: guard.KindScheme, Value: u.Scheme, Rule: guard.RuleSchemes})
 	}
 	if err == nil {
-		c.foreign = last.foreign || !sameOrigin(last, u)
+		c.foreign = last.foreign || !targeturl.SameOrigin(from, &u)
 	}
 	return u, err
 }

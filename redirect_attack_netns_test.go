@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"caddytarget/internal/targeturl"
 )
 
 // Every attack of the tables is made once more behind redirects: the client names an
@@ -271,7 +273,7 @@ func (a *arena) attackBehind(t *testing.T, hops *attackHops, at attack, n int) (
 	status := strconv.Itoa(res.StatusCode)
 	scheme, _, _ := strings.Cut(strings.ToLower(location), "://")
 	switch passedOn := isRedirect(res.StatusCode); {
-	case passedOn && (strings.Contains(statuses, "400") || defaultPort(scheme) == 0 ||
+	case passedOn && (strings.Contains(statuses, "400") || targeturl.DefaultPort(scheme) == 0 ||
 		strings.HasPrefix(first, "https") && scheme != "https"):
 		if got := res.Header.Get("Location"); got != a.fill(location) {
 			t.Errorf("%s: %.200q: Location %q", at.name, location, got)

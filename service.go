@@ -17,6 +17,7 @@ import (
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/health"
+	"caddytarget/internal/targeturl"
 )
 
 const (
@@ -62,7 +63,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 	if i := slices.IndexFunc(p.named, func(n *namedCall) bool { return n.source == u }); i >= 0 {
 		return p.named[i].call.service, nil
 	}
-	name, _, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
+	name, _, err := targeturl.NormalizeHost(repl.ReplaceAll(u.Name, ""))
 	if err != nil {
 		return nil, malformedError{err}
 	}
@@ -97,7 +98,7 @@ func (u *Upstreams) service(r *http.Request, repl *caddy.Replacer, st *requestSt
 
 // setTarget makes c the call of a record. Without a host, it is that of none.
 func (c *call) setTarget(record net.SRV) error {
-	host, literal, err := normalizeHost(record.Target)
+	host, literal, err := targeturl.NormalizeHost(record.Target)
 	switch {
 	case err != nil:
 		return err

@@ -22,6 +22,7 @@ import (
 
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/targeturl"
 )
 
 // Transport is Caddy's HTTP transport for targets: scheme, Host header and TLS
@@ -604,7 +605,7 @@ func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme strin
 	case c != nil && c.scheme != "":
 		return c.hostport
 	case scheme == "https" && c != nil:
-		return hostport(scheme, c.host, c.port)
+		return targeturl.JoinHostPort(scheme, c.host, c.port)
 	case scheme == "https":
 		return info.Address
 	case req.Host != hostTemplate && req.Host != "":

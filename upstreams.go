@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/targeturl"
 )
 
 // Upstreams offers the addresses of a request's target, which the handler
@@ -167,12 +168,12 @@ func (u *Upstreams) Validate() error {
 		return errors.New("needs transport target in the same reverse_proxy: another one would not follow the scheme and the name of the target")
 	}
 	if u.Name != "" && !u.dynamic {
-		if _, _, err := normalizeHost(u.Name); err != nil {
+		if _, _, err := targeturl.NormalizeHost(u.Name); err != nil {
 			return err
 		}
 	}
 	if u.Port != "" && !strings.Contains(u.Port, "{") {
-		if _, err := parsePort(u.Port); err != nil {
+		if _, err := targeturl.ParsePort(u.Port); err != nil {
 			return err
 		}
 	}
@@ -266,11 +267,11 @@ func (u *Upstreams) named(r *http.Request) ([]*reverseproxy.Upstream, error) {
 
 // resolveName sets the call that u makes for a request.
 func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, c *call) error {
-	host, literal, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
+	host, literal, err := targeturl.NormalizeHost(repl.ReplaceAll(u.Name, ""))
 	if err != nil {
 		return malformedError{err}
 	}
-	port, err := parsePort(repl.ReplaceAll(u.Port, ""))
+	port, err := targeturl.ParsePort(repl.ReplaceAll(u.Port, ""))
 	if err != nil {
 		return malformedError{err}
 	}

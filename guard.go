@@ -12,6 +12,7 @@ import (
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/guard"
+	"caddytarget/internal/localnet"
 	"caddytarget/internal/targeturl"
 )
 
@@ -81,7 +82,7 @@ func (g *Guard) isSet() bool {
 type judge struct {
 	rules     *guard.Rules
 	report    bool
-	listeners *listeners
+	listeners *localnet.Listeners
 	refusals  *refusals
 	log       *zap.Logger
 }
@@ -217,7 +218,7 @@ func (j *judge) dial(c *call, addr netip.AddrPort) error {
 // it has really ended is known only now.
 func (j *judge) connected(c *call, local, remote netip.AddrPort) error {
 	if a := remote.Addr().Unmap().WithZone(""); a == local.Addr().Unmap().WithZone("") {
-		j.listeners.learn(a, true)
+		j.listeners.Learn(a, true)
 	}
 	return j.connect(c, remote)
 }
@@ -249,24 +250,22 @@ func (j *judge) letsPass(err error) bool {
 	return r.Kind != guard.KindScheme || targeturl.DefaultPort(r.Value) != 0
 }
 
-// allows tells whether an address may be called. It costs little where that has
-// been found out before.
+// allows reports whether an address may be called. It costs little if it was called before.
 func (j *judge) allows(a netip.AddrPort) bool {
-	o, known := j.listeners.known(a)
+	o, known := j.listeners.Known(a)
 	return known && j.allowsOwner(o, a) && j.rules.AllowsAddr(a.Addr()) || j.check(a) == nil
 }
 
-// allowsOwner tells whether an address may be called as far as it matters who
-// listens there.
-func (j *judge) allowsOwner(o owner, a netip.AddrPort) bool {
-	return o == somebodyElse || o == ownSite && j.rules.Opens(a.Addr())
+// allowsOwner reports whether an address of this owner may be called.
+func (j *judge) allowsOwner(o localnet.Owner, a netip.AddrPort) bool {
+	return o == localnet.NotOwn || o == localnet.OwnSite && j.rules.Opens(a.Addr())
 }
 
 // check returns why an address may not be called, or nil.
 func (j *judge) check(a netip.AddrPort) *guard.Refusal {
-	o, embedded := j.listeners.find(a)
+	o, embedded := j.listeners.Find(a)
 	r := &guard.Refusal{Kind: guard.KindAddress, Value: a.String(), Embedded: embedded}
-	if o == ownOther {
+	if o == localnet.OwnOther {
 		r.Rule = guard.RuleAdmin
 		return r
 	}

@@ -200,7 +200,7 @@ func (a *arena) everywhere(t *testing.T) {
 	a.backends = append(a.backends,
 		newBackend(t, backendConfig{addrs: everywhere, port: "443", ca: a.ca, h2: true}),
 		newBackend(t, backendConfig{addrs: everywhere, port: "8088", h2: true, only: true}),
-		newBackend(t, backendConfig{addrs: everywhere, port: "8082", handler: http.HandlerFunc(redirect)}),
+		newBackend(t, backendConfig{addrs: everywhere, port: "8082", handler: http.HandlerFunc(sendRedirect)}),
 		newBackend(t, backendConfig{addrs: everywhere, port: "8083", handler: http.HandlerFunc(echo)}),
 		newBackend(t, backendConfig{addrs: []string{aliveAddr, "10.0.0.1", "169.254.169.254", "127.0.0.1", "::1"}, port: "8081"}))
 	resetTCP(t, "8081", resetAddr)
@@ -221,8 +221,8 @@ func (a *arena) socket(t *testing.T) {
 	t.Cleanup(server.Close)
 }
 
-// redirect sends clients, or the gateway, elsewhere.
-func redirect(w http.ResponseWriter, r *http.Request) {
+// sendRedirect sends clients, or the gateway, elsewhere.
+func sendRedirect(w http.ResponseWriter, r *http.Request) {
 	if to := r.FormValue("accel"); to != "" {
 		w.Header().Set("X-Accel-Redirect", to)
 		w.Header().Set("X-Sendfile", to)

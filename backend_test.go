@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"caddytarget/internal/targeturl"
 )
 
 // Backends that misbehave: what their clients and those of others get, and what
@@ -337,7 +339,7 @@ func TestFailuresAreSmall(t *testing.T) {
 		w.dns.has(fmt.Sprintf("b%d.example", i), addr(i))
 	}
 	w.run(w.proxy())
-	path := strings.Repeat("x", maxTargetLen-100)
+	path := strings.Repeat("x", targeturl.MaxLen-100)
 	for _, test := range []struct{ name, format string }{
 		{"refused", "http://a%d.example:" + freePort(t) + "/%s"},
 		{"no TLS", "https://b%d.example:" + noTLS + "/%s"},

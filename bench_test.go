@@ -25,6 +25,7 @@ import (
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
+	"caddytarget/internal/targeturl"
 )
 
 // The benchmarks here compare whole requests, in process and without a
@@ -301,7 +302,7 @@ func BenchmarkTarget(b *testing.B) {
 			list[i] = fmt.Sprintf("http://d%d.test:8000/path?q=1", i)
 		}
 		run := func(s string) error {
-			u, err := parseTarget(s)
+			u, err := targeturl.Parse(s)
 			if err != nil {
 				return err
 			}
@@ -310,7 +311,7 @@ func BenchmarkTarget(b *testing.B) {
 			if err := policy.checkTarget(&c); err != nil {
 				return err
 			}
-			return c.resolve(b.Context(), u.addr)
+			return c.resolve(b.Context(), u.Addr)
 		}
 		for _, s := range list {
 			if err := run(s); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/resolver"
+	"caddytarget/internal/targeturl"
 )
 
 // call describes what a request calls: the request's target, the name of a source, or
@@ -63,7 +64,7 @@ func (c *callContext) Value(key any) any {
 
 // newCall makes the call of a request from the templates. What was called last, if
 // there was anything, is where a Location leads from.
-func (h *Handler) newCall(r *http.Request, repl *caddy.Replacer, last *call, st *requestState) (*callContext, targetURL, error) {
+func (h *Handler) newCall(r *http.Request, repl *caddy.Replacer, last *call, st *requestState) (*callContext, targeturl.URL, error) {
 	ctx := &callContext{Context: r.Context()}
 	c := &ctx.call
 	u, err := h.parse(r, repl, last, c)
@@ -78,22 +79,22 @@ func (h *Handler) newCall(r *http.Request, repl *caddy.Replacer, last *call, st 
 }
 
 // parse reads the templates of a request.
-func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (targetURL, error) {
+func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (targeturl.URL, error) {
 	if err := h.values.check(r); err != nil {
-		return targetURL{}, err
+		return targeturl.URL{}, err
 	}
-	text, err := h.confineURL.expand(repl, h.URL)
+	text, err := expand(repl, h.URL, h.confineURL)
 	if err != nil {
-		return targetURL{}, fmt.Errorf("target: %w", err)
+		return targeturl.URL{}, fmt.Errorf("target: %w", err)
 	}
 	u, err := h.read(text, last, c)
 	if err != nil {
 		return u, err
 	}
 	if h.Path != "" {
-		path, err := h.confinePath.expand(repl, h.Path)
+		path, err := expand(repl, h.Path, h.confinePath)
 		if err == nil {
-			err = checkBytes(path)
+			err = targeturl.CheckBytes(path)
 		}
 		if err != nil {
 			return u, fmt.Errorf("path: %w", err) // which may be a secret
@@ -102,13 +103,13 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (t
 			path = "/" + path
 		}
 		path, _, _ = strings.Cut(path, "#")
-		u.setPathAndQuery(path)
+		u.SetPathAndQuery(path)
 	}
 	c.setURL(u)
 	switch {
-	case u.hasPath:
+	case u.HasPath:
 	case strings.HasPrefix(r.RequestURI, "/"):
-		c.uri = encodeURI(r.RequestURI) // as it will be sent
+		c.uri = targeturl.EncodeURI(r.RequestURI) // as it will be sent
 	default: // in absolute form, or none
 		c.uri = r.URL.RequestURI()
 	}
@@ -122,11 +123,11 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (t
 }
 
 // newHop makes the call of the target of a redirect, and checks it.
-func (h *Handler) newHop(from *callContext, r *http.Request, u targetURL) (*callContext, error) {
+func (h *Handler) newHop(from *callContext, r *http.Request, u targeturl.URL) (*callContext, error) {
 	last, ctx := &from.call, &callContext{Context: from.Context}
 	c, st := &ctx.call, last.state
 	c.setURL(u)
-	if c.foreign = last.foreign || !sameOrigin(last, u); !c.foreign {
+	if c.foreign = last.foreign || !targeturl.SameOrigin(last.url(""), &u); !c.foreign {
 		c.hostport = last.hostport // that of the option host, maybe
 	}
 	// what is left of the timeout is not what the site gives an address
@@ -138,11 +139,18 @@ func (h *Handler) newHop(from *callContext, r *http.Request, u targetURL) (*call
 }
 
 // setURL makes c the call of a target. Without a path, it has no path and query yet.
-func (c *call) setURL(u targetURL) {
-	c.scheme, c.Host, c.Port, c.hostport, c.uri = u.scheme, u.host, u.port, u.hostport, u.path
-	if u.hasArgs {
-		c.uri += "?" + u.query
+func (c *call) setURL(u targeturl.URL) {
+	c.scheme, c.Host, c.Port, c.hostport, c.uri = u.Scheme, u.Host, u.Port, u.HostPort, u.Path
+	if u.HasQuery {
+		c.uri += "?" + u.Query
 	}
+}
+
+// url returns the URL of a request for c that was sent with a request URI.
+func (c *call) url(uri string) *targeturl.URL {
+	u := &targeturl.URL{Scheme: c.scheme, Host: c.Host, Port: c.Port}
+	u.Path, u.Query, u.HasQuery = strings.Cut(uri, "?")
+	return u
 }
 
 // addresses is what was found out of the addresses of a call.
@@ -210,11 +218,11 @@ func (c *call) renew(ctx context.Context) bool {
 // newNamed makes the call of a source that has a name.
 func (u *Upstreams) newNamed(r *http.Request, repl *caddy.Replacer, x *exchange, st *requestState) (*call, error) {
 	c := &call{exchange: x, state: st, resolver: u.resolver}
-	host, literal, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
+	host, literal, err := targeturl.NormalizeHost(repl.ReplaceAll(u.Name, ""))
 	if err != nil {
 		return c, malformedError{err}
 	}
-	port, err := parsePort(repl.ReplaceAll(u.Port, ""))
+	port, err := targeturl.ParsePort(repl.ReplaceAll(u.Port, ""))
 	if err != nil {
 		return c, malformedError{err}
 	}
@@ -237,7 +245,7 @@ func (u *Upstreams) newRecord(c *call, r *http.Request, record net.SRV, x *excha
 	if u.dynamic {
 		c.policy, c.client = u.policy, clientOf(r)
 	}
-	host, literal, err := normalizeHost(record.Target)
+	host, literal, err := targeturl.NormalizeHost(record.Target)
 	switch {
 	case err != nil:
 		return err

@@ -11,6 +11,7 @@ import (
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/guard"
+	"caddytarget/internal/targeturl"
 )
 
 var (
@@ -76,7 +77,7 @@ func ruleOf(err error) string {
 		return r.Rule
 	}
 	switch {
-	case errors.Is(err, errNoTarget):
+	case errors.Is(err, targeturl.ErrNoTarget):
 		return ruleNoTarget
 	case errors.Is(err, errLoop):
 		return ruleLoop

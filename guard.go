@@ -11,6 +11,8 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"caddytarget/internal/guard"
+	"caddytarget/internal/localnet"
+	"caddytarget/internal/targeturl"
 )
 
 // Guard says which targets may be called. The address that is checked is the
@@ -79,7 +81,7 @@ func (g *Guard) isSet() bool {
 type policy struct {
 	rules     *guard.Rules
 	report    bool // the mode is report
-	listeners *listeners
+	listeners *localnet.Listeners
 	refusals  *refusals
 	log       *zap.Logger
 }
@@ -209,7 +211,7 @@ func (p *policy) permit(c *call, addr netip.AddrPort) error {
 // has really ended is known only now.
 func (p *policy) confirm(c *call, local, remote netip.AddrPort) error {
 	if a := remote.Addr().Unmap().WithZone(""); a == local.Addr().Unmap().WithZone("") {
-		p.listeners.learn(a, true)
+		p.listeners.Learn(a, true)
 	}
 	return p.checkConnection(c, remote)
 }
@@ -237,26 +239,25 @@ func (p *policy) onlyReports(err error) bool {
 	case guard.RuleAdmin, guard.RuleInvalid:
 		return false
 	}
-	return r.Kind != guard.KindScheme || defaultPort(r.Value) != 0
+	return r.Kind != guard.KindScheme || targeturl.DefaultPort(r.Value) != 0
 }
 
-// allows reports whether an address may be called. It costs little where that has
-// been found out before.
+// allows reports whether an address may be called. It costs little if it was called before.
 func (p *policy) allows(a netip.AddrPort) bool {
-	o, known := p.listeners.known(a)
+	o, known := p.listeners.Known(a)
 	return known && p.allowsOwner(o, a) && p.rules.AllowsAddr(a.Addr()) || p.check(a) == nil
 }
 
-// allowsOwner reports whether an address may be called by what listens there.
-func (p *policy) allowsOwner(o owner, a netip.AddrPort) bool {
-	return o == somebodyElse || o == ownSite && p.rules.Opens(a.Addr())
+// allowsOwner reports whether an address of this owner may be called.
+func (p *policy) allowsOwner(o localnet.Owner, a netip.AddrPort) bool {
+	return o == localnet.NotOwn || o == localnet.OwnSite && p.rules.Opens(a.Addr())
 }
 
 // check returns why an address may not be called, or nil.
 func (p *policy) check(a netip.AddrPort) *guard.Refusal {
-	o, embedded := p.listeners.find(a)
+	o, embedded := p.listeners.Find(a)
 	r := &guard.Refusal{Kind: guard.KindAddress, Value: a.String(), Embedded: embedded}
-	if o == ownOther {
+	if o == localnet.OwnOther {
 		r.Rule = guard.RuleAdmin
 		return r
 	}

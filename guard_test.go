@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"caddytarget/internal/guard"
+	"caddytarget/internal/localnet"
 )
 
 // newTestPolicy returns the policy of a server that has no site.
@@ -301,8 +302,8 @@ func TestNamedRefusals(t *testing.T) {
 	}
 }
 
-// TestListeners checks what is known of the listeners of this server. Those of
-// sites may be opened, others not.
+// TestListeners checks the owners of addresses, and that listeners of sites may be opened
+// and others not.
 func TestListeners(t *testing.T) {
 	free := func() uint16 {
 		port, _ := strconv.Atoi(freePort(t))
@@ -330,60 +331,61 @@ func TestListeners(t *testing.T) {
 	beside, over := site("127.0.0.2"), site("")
 	listen("127.0.0.1", beside)
 	listen("localhost", over)
-	nobody := free()
+	unused := free()
 
 	const own, foreign = "192.88.98.1", "192.88.98.2"
 	own6 := "2600::1"
-	l := newListeners(caddy.Context{}, newShared())
-	l.account = func() siteListeners {
-		return siteListeners{addrs: sites}
-	}
-	l.renewed = time.Now().Add(time.Hour) // so that these stay
-	l.table.Store(tableOf(own, own6))
+	l := localnet.NewListeners(localnet.Config{
+		Addresses: func() ([]netip.Prefix, error) {
+			return []netip.Prefix{netip.MustParsePrefix(own + "/32"), netip.MustParsePrefix(own6 + "/128")}, nil
+		},
+		Sites:   new(localnet.Sites),
+		Account: siteListeners{addrs: sites}.owner,
+	})
 
 	for _, test := range []struct {
 		addr  string
 		port  uint16
-		owner owner
+		owner localnet.Owner
 	}{
-		{own, any4, ownSite},
-		{own, anyAddr, ownSite},
-		{own6, anyAddr, ownSite},
-		{own6 + "%eth0", anyAddr, ownSite},
-		{own6, any4, ownSite}, // 0.0.0.0 with the network tcp is for both families
-		{"127.0.0.1", any4, ownSite},
-		{"127.8.9.10", anyAddr, ownSite},
-		{"::1", anyAddr, ownSite},
-		{"::ffff:" + own, anyAddr, ownSite},
-		{"64:ff9b::c058:6201", anyAddr, ownSite},          // NAT64 of own
-		{"2002:c058:6201::1", anyAddr, ownSite},           // 6to4
-		{"2600:1:2:3:0:5efe:c058:6201", anyAddr, ownSite}, // ISATAP
-		{"2600:1:2:3:0:5efe:c058:6202", anyAddr, somebodyElse},
-		{"127.0.0.1", one, ownSite},
-		{"127.0.0.2", one, somebodyElse},
-		{own, one, somebodyElse},
-		{"127.0.0.1", localhost, ownSite},
-		{own, localhost, somebodyElse},
-		{"127.0.0.1", other, ownOther},
-		{"0.0.0.0", other, ownOther},
-		{"::", anyAddr, ownSite},
-		{"127.0.0.2", beside, ownSite},
-		{"127.0.0.1", beside, ownOther},
-		{"0.0.0.0", beside, ownOther},
-		{own, over, ownSite},
-		{"127.0.0.1", over, ownOther},
-		{"::1", over, ownOther},
-		{"0.0.0.0", nobody, somebodyElse},
-		{own, nobody, somebodyElse},
-		{foreign, anyAddr, somebodyElse},
-		{"8.8.8.8", any4, somebodyElse},
+		{own, any4, localnet.OwnSite},
+		{own, anyAddr, localnet.OwnSite},
+		{own6, anyAddr, localnet.OwnSite},
+		{own6 + "%eth0", anyAddr, localnet.OwnSite},
+		{own6, any4, localnet.OwnSite}, // 0.0.0.0 with the network tcp is for both families
+		{"127.0.0.1", any4, localnet.OwnSite},
+		{"127.8.9.10", anyAddr, localnet.OwnSite},
+		{"::1", anyAddr, localnet.OwnSite},
+		{"::ffff:" + own, anyAddr, localnet.OwnSite},
+		{"64:ff9b::c058:6201", anyAddr, localnet.OwnSite},          // NAT64 of own
+		{"2002:c058:6201::1", anyAddr, localnet.OwnSite},           // 6to4
+		{"2600:1:2:3:0:5efe:c058:6201", anyAddr, localnet.OwnSite}, // ISATAP
+		{"2600:1:2:3:0:5efe:c058:6202", anyAddr, localnet.NotOwn},
+		{"127.0.0.1", one, localnet.OwnSite},
+		{"127.0.0.2", one, localnet.NotOwn},
+		{own, one, localnet.NotOwn},
+		{"127.0.0.1", localhost, localnet.OwnSite},
+		{own, localhost, localnet.NotOwn},
+		{"127.0.0.1", other, localnet.OwnOther},
+		{"0.0.0.0", other, localnet.OwnOther},
+		{"::", anyAddr, localnet.OwnSite},
+		{"127.0.0.2", beside, localnet.OwnSite},
+		{"127.0.0.1", beside, localnet.OwnOther},
+		{"0.0.0.0", beside, localnet.OwnOther},
+		{own, over, localnet.OwnSite},
+		{"127.0.0.1", over, localnet.OwnOther},
+		{"::1", over, localnet.OwnOther},
+		{"0.0.0.0", unused, localnet.NotOwn},
+		{own, unused, localnet.NotOwn},
+		{foreign, anyAddr, localnet.NotOwn},
+		{"8.8.8.8", any4, localnet.NotOwn},
 	} {
 		a := netip.AddrPortFrom(netip.MustParseAddr(test.addr), test.port)
-		for range 2 { // found out, and known
-			if o, _ := l.find(a); o != test.owner {
+		for range 2 { // asked for the first time, and known
+			if o, _ := l.Find(a); o != test.owner {
 				t.Errorf("%s: owner %d, want %d", a, o, test.owner)
 			}
-			if o, ok := l.known(a); !ok || o != test.owner {
+			if o, ok := l.Known(a); !ok || o != test.owner {
 				t.Errorf("%s: known owner %d, %t, want %d", a, o, ok, test.owner)
 			}
 		}
@@ -394,7 +396,7 @@ func TestListeners(t *testing.T) {
 		} {
 			rule := "" // by which it is refused
 			switch {
-			case test.owner == ownOther:
+			case test.owner == localnet.OwnOther:
 				rule = guard.RuleAdmin
 			case a.Addr().Zone() != "":
 				rule = guard.RuleZone
@@ -402,7 +404,7 @@ func TestListeners(t *testing.T) {
 				rule = guard.RuleUnspecified
 			case name == "default" && loopback:
 				rule = guard.RuleLoopback
-			case name == "default" && test.owner == ownSite:
+			case name == "default" && test.owner == localnet.OwnSite:
 				rule = guard.RuleOwnListener
 			}
 			p := newTestPolicy(t, config)
@@ -414,20 +416,11 @@ func TestListeners(t *testing.T) {
 				t.Errorf("%s with %s: allowed %t", a, name, got)
 			}
 			p.report = true
-			if err := p.permit(new(call), a); (err == nil) != (test.owner != ownOther) {
+			if err := p.permit(new(call), a); (err == nil) != (test.owner != localnet.OwnOther) {
 				t.Errorf("%s with %s, only reported: %v", a, name, err)
 			}
 		}
 	}
-}
-
-// tableOf returns a table of local addresses.
-func tableOf(addrs ...string) *localTable {
-	t := &localTable{single: make(map[netip.Addr]struct{})}
-	for _, a := range addrs {
-		t.single[netip.MustParseAddr(a)] = struct{}{}
-	}
-	return t
 }
 
 // TestReportedAddresses checks which addresses of an answer remain when refusals
@@ -483,38 +476,6 @@ func TestListenersOf(t *testing.T) {
 	}
 	if !maps.Equal(got.addrs, want.addrs) || !slices.Equal(got.hosts, want.hosts) {
 		t.Errorf("got %v, want %v", got, want)
-	}
-}
-
-// TestInterfaces checks that an address that was added to this machine is known
-// when a connection is opened or a target refused.
-func TestInterfaces(t *testing.T) {
-	l := newListeners(caddy.Context{}, newShared())
-	if !l.local(netip.MustParseAddr("127.0.0.1")) {
-		t.Error("127.0.0.1 is not of this machine")
-	}
-	if !l.table.Load().has(netip.MustParseAddr("127.0.0.1")) {
-		t.Errorf("the interfaces were not read: %v", l.table.Load().single)
-	}
-	gone := netip.MustParseAddrPort("192.88.98.1:80")
-	l.table.Store(tableOf(gone.Addr().String()))
-	l.renewed = time.Now().Add(-time.Minute)
-	if !l.local(gone.Addr()) {
-		t.Error("is local until it is found to be gone")
-	}
-	if o, _ := l.find(gone); o != somebodyElse || l.local(gone.Addr()) {
-		t.Error("an address that is gone is still known")
-	}
-}
-
-// TestOwnersAreBounded checks that not everything is remembered.
-func TestOwnersAreBounded(t *testing.T) {
-	l := newListeners(caddy.Context{}, newShared())
-	for i := range 3 * maxOwners {
-		l.find(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(i+1)))
-	}
-	if n := len(*l.owners.Load()); n > maxOwners {
-		t.Errorf("%d are remembered", n)
 	}
 }
 

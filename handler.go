@@ -15,6 +15,7 @@ import (
 	"caddytarget/internal/pool"
 	"caddytarget/internal/replay"
 	"caddytarget/internal/resolver"
+	"caddytarget/internal/targeturl"
 )
 
 // Handler takes the target of a request from a template, checks it, resolves
@@ -92,7 +93,7 @@ type Handler struct {
 
 	proxy caddyhttp.MiddlewareHandler // nil: the handlers that come next
 
-	confineURL, confinePath confinement
+	confineURL, confinePath targeturl.Confinement
 	values                  singleValues // of which a request has one each
 
 	strip    string       // the header field that is not sent on
@@ -119,7 +120,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.resolver, err = app.acquire(h.Resolver); err != nil {
 		return err
 	}
-	h.confineURL, h.confinePath = confineURL(h.URL), confinePath(h.Path)
+	h.confineURL, h.confinePath = targeturl.ConfineURL(h.URL), targeturl.ConfinePath(h.Path)
 	h.values = singleValuesOf(h.URL, h.Path, h.Host, h.Timeout)
 	if h.StripHeader {
 		h.strip, _ = headerOf(h.URL)
@@ -164,12 +165,12 @@ func (h *Handler) Validate() error {
 	}
 	// what holds no placeholder can be checked now
 	if !strings.Contains(h.URL, "{") {
-		if _, err := parseTarget(h.URL); err != nil {
+		if _, err := targeturl.Parse(h.URL); err != nil {
 			return err
 		}
 	}
 	if !strings.Contains(h.Path, "{") {
-		if err := checkBytes(h.Path); err != nil {
+		if err := targeturl.CheckBytes(h.Path); err != nil {
 			return fmt.Errorf("path %q: %w", h.Path, err)
 		}
 	}
@@ -229,7 +230,7 @@ func acceptable(r *http.Request) error {
 
 // forward resolves the target of a request and hands the request on to be sent
 // there.
-func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext, u targetURL, next caddyhttp.Handler) error {
+func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext, u targeturl.URL, next caddyhttp.Handler) error {
 	st := c.call.state
 	if h.MaxRequests > 0 {
 		done, ok := h.inFlight.enter(&c.call, h.MaxRequests)
@@ -238,11 +239,11 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 		}
 		defer done()
 	}
-	if err := c.call.resolve(c.Context, u.addr); err != nil {
+	if err := c.call.resolve(c.Context, u.Addr); err != nil {
 		return h.refuse(w, r, st, err)
 	}
-	if u.hasPath {
-		u.apply(r.URL)
+	if u.HasPath {
+		u.Apply(r.URL)
 		r.RequestURI = c.call.uri
 	}
 	err := h.callNext(w, r.WithContext(c), next)

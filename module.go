@@ -44,7 +44,7 @@ type App struct {
 	resolver   *resolver.Resolver
 	acquired   []*sharedResolver // by this app and by the modules of its configuration
 	transports []*poolSettings   // those of its transports
-	listeners  *listeners
+	listeners  *localnet.Listeners
 	sockets    []uint64 // on which its sites listen
 	shared     *shared
 }
@@ -55,8 +55,8 @@ type shared struct {
 	refusals *refusals
 	pools    *caddy.UsagePool
 	limits   *pool.Limits
-	sockets  *localnet.Sockets // nil: they are not looked at
-	sites    siteSockets
+	sockets  *localnet.Sockets // nil: Caddy's account of its listeners is asked
+	sites    localnet.Sites
 }
 
 // Destruct implements caddy.Destructor.
@@ -130,7 +130,7 @@ func (a *App) watchSites(ctx caddy.Context) error {
 		}
 		sites := app.(*caddyhttp.App)
 		a.sockets = siteSocketsOf(sites)
-		a.shared.sites.add(a.sockets)
+		a.shared.sites.Add(a.sockets)
 		(&mistakes{log}).find(sites)
 	}))
 }
@@ -173,7 +173,7 @@ func (a *App) Stop() error { return nil }
 // Cleanup releases the resolvers.
 func (a *App) Cleanup() error {
 	if a.shared != nil {
-		a.shared.sites.leave(a.sockets)
+		a.shared.sites.Release(a.sockets)
 		releaseShared()
 		a.shared = nil
 	}

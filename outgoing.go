@@ -11,6 +11,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"caddytarget/internal/pool"
+	"caddytarget/internal/targeturl"
 )
 
 // proxyProtocolVar is where reverse_proxy leaves what the embedded transport
@@ -119,7 +120,7 @@ func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme strin
 	case c != nil && c.scheme != "":
 		return c.hostport
 	case scheme == "https" && c != nil:
-		return hostport(scheme, c.Host, c.Port)
+		return targeturl.JoinHostPort(scheme, c.Host, c.Port)
 	case scheme == "https":
 		return info.Address
 	case req.Host != hostTemplate && req.Host != "":

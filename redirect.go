@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -18,10 +16,11 @@ import (
 	"github.com/dustin/go-humanize"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-	"golang.org/x/net/http/httpguts"
 
 	"caddytarget/internal/guard"
+	"caddytarget/internal/redirect"
 	"caddytarget/internal/replay"
+	"caddytarget/internal/targeturl"
 )
 
 // Redirects makes the handler follow redirects (status 301, 302, 303, 307 and 308),
@@ -123,77 +122,51 @@ func sizeOption(to *int) func(*caddyfile.Dispenser) error {
 	}
 }
 
-// mostBody is the largest max_body.
-const mostBody = 1 << 30
+// maxBodyLimit is the largest max_body.
+const maxBodyLimit = 1 << 30
 
-// validate checks the configuration; nil is none.
+// validate checks the configuration. If f is nil, there is nothing to check.
 func (f *Redirects) validate() error {
 	switch {
 	case f == nil:
 		return nil
 	case f.Max < 1:
 		return fmt.Errorf("follow_redirects: max %d is not positive", f.Max)
-	case f.MaxBody < 0 || f.MaxBody > mostBody:
-		return fmt.Errorf("follow_redirects: max_body %d is not in 0 to %d", f.MaxBody, mostBody)
+	case f.MaxBody < 0 || f.MaxBody > maxBodyLimit:
+		return fmt.Errorf("follow_redirects: max_body %d is not in 0 to %d", f.MaxBody, maxBodyLimit)
 	}
 	for _, status := range f.Status {
-		if !isRedirect(status) {
+		if !redirect.IsStatus(status) {
 			return fmt.Errorf("follow_redirects: status %d is not one of 301, 302, 303, 307 and 308", status)
 		}
 	}
 	for _, field := range f.Drop {
-		if !httpguts.ValidHeaderFieldName(strings.TrimSuffix(strings.TrimPrefix(field, "*"), "*")) {
+		if !redirect.ValidPattern(field) {
 			return fmt.Errorf("follow_redirects: drop: %q is not the name of a header field", field)
 		}
 	}
 	return nil
 }
 
-// isRedirect reports whether a status makes clients go elsewhere.
-func isRedirect(status int) bool {
-	switch status {
-	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
-		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
-		return true
-	}
-	return false
-}
-
-// redirectMethod returns the method of a request that follows a redirect (RFC 9110,
-// sections 15.4.2 to 15.4.9).
-func redirectMethod(status int, method string) string {
-	switch status {
-	case http.StatusMovedPermanently, http.StatusFound:
-		if method == http.MethodPost {
-			return http.MethodGet
-		}
-	case http.StatusSeeOther:
-		if method != http.MethodHead {
-			return http.MethodGet
-		}
-	}
-	return method
-}
-
-// follower follows the redirects of one request. For the handlers after the target
-// handler it is the client: it takes in the responses that are followed.
+// follower follows the redirects of one request. For the handlers after the target handler
+// it is the client. It discards the responses that are followed.
 type follower struct {
 	*caddyhttp.ResponseWriterWrapper
 	config *Redirects
 	all    *replay.Body // of the client's request; nil: none
-	length int64        // of it, as the client says
-	body   *replay.Body // all, unless a redirect has dropped it
-	count  int          // of redirects that were followed
+	length int64        // Content-Length of the client's request
+	body   *replay.Body // all; nil after a redirect without a body
+	count  int          // how many redirects were followed
 
-	next  *hop // that the last response is, if it is to be followed
-	taken bool // that response was taken in
+	next      *hop // set if the last response is a redirect that is followed
+	discarded bool // that response was discarded
 }
 
-// hop is where a request goes on.
+// hop is the request that follows a redirect.
 type hop struct {
-	status int
-	target targetURL
-	method string        // that it has from now on; empty: as before, and so has the body
+	status int // of the redirect
+	target targeturl.URL
+	method string        // empty: method and body are those of the request before
 	body   io.ReadCloser // nil: none
 }
 
@@ -203,7 +176,7 @@ func (h *Handler) canFollow(r *http.Request) bool {
 }
 
 // follow calls the target of a request, and those of the redirects that it leads to.
-func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext, u targetURL, next caddyhttp.Handler) error {
+func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext, u targeturl.URL, next caddyhttp.Handler) error {
 	f := &follower{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, config: h.FollowRedirects, length: r.ContentLength}
 	if hasBody(r) {
 		f.all = replay.New(r.Body, f.config.MaxBody)
@@ -211,7 +184,7 @@ func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext,
 		r.Body, _ = f.all.Open(true)
 	}
 	client := r
-	// the handlers that come next change these, and begin anew for each redirect
+	// the handlers that come next change these, and get them unchanged for each redirect
 	header, response := r.Header.Clone(), w.Header().Clone()
 	groups, _ := r.Context().Value(routeGroups).(map[string]struct{})
 	satisfied := maps.Clone(groups)
@@ -222,11 +195,11 @@ func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext,
 		if err != nil {
 			f.restoreBody(client)
 		}
-		if err != nil || !f.taken {
+		if err != nil || !f.discarded {
 			return err
 		}
 		f.count++
-		f.taken = false
+		f.discarded = false
 		restore(w.Header(), response.Clone())
 		restore(groups, satisfied)
 		r = f.request(r, header.Clone())
@@ -241,8 +214,7 @@ func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext,
 	}
 }
 
-// routeGroups is the key of a request's context under which Caddy remembers the
-// groups of routes of which one has matched.
+// routeGroups is Caddy's context key for the groups of routes that have a match.
 const routeGroups = caddy.CtxKey("route_group")
 
 func restore[M ~map[K]V, K comparable, V any](to, from M) {
@@ -259,17 +231,12 @@ func (f *follower) request(r *http.Request, header http.Header) *http.Request {
 	case f.next.method != "":
 		f.body = nil
 		to.Method, to.Body, to.ContentLength, to.TransferEncoding, to.Trailer = f.next.method, http.NoBody, 0, nil, nil
-		maps.DeleteFunc(header, func(field string, _ []string) bool {
-			return strings.HasPrefix(field, "Content-") || slices.Contains(bodyFields, field)
-		})
+		redirect.DropBodyFields(header)
 	case f.next.body != nil:
 		to.Body = f.next.body
 	}
 	return to
 }
-
-// bodyFields are fields that go with the body, beside Content-….
-var bodyFields = []string{"Digest", "Expect", "Last-Modified", "Repr-Digest"}
 
 // followed notes that a redirect, which a target has sent, leads to c.
 func (h *Handler) followed(r *http.Request, c *call, from string) {
@@ -283,17 +250,11 @@ func (h *Handler) followed(r *http.Request, c *call, from string) {
 	}
 }
 
-// sameOrigin reports whether scheme, host and port of a target are those of c. h2c is
-// a way to speak http.
-func sameOrigin(c *call, u targetURL) bool {
-	return (c.scheme == "https") == (u.scheme == "https") && c.Host == u.host && c.Port == u.port
-}
-
-// responded looks at a response to c. If it is a redirect that is followed, f will
-// take it in, and it has no body any more.
+// responded sets f.next if a response to c is a redirect that is followed, and drops the
+// response's body.
 func (f *follower) responded(c *call, req *http.Request, res *http.Response, handlers []caddyhttp.ResponseHandler) {
 	f.next = nil
-	if !isRedirect(res.StatusCode) {
+	if !redirect.IsStatus(res.StatusCode) {
 		return
 	}
 	next, err := f.hop(c, req, res, handlers)
@@ -305,15 +266,12 @@ func (f *follower) responded(c *call, req *http.Request, res *http.Response, han
 		return
 	}
 	f.next = next
-	skipBody(res)
+	redirect.DropBody(res)
 }
 
-var (
-	errHandledRedirect = errors.New("handle_response takes it")
-	errDowngrade       = errors.New("it leads from https to http")
-)
+var errHandledRedirect = errors.New("handle_response takes it")
 
-// hop returns where a redirect leads, or why it is not followed.
+// hop returns the request that follows a redirect. The error is why it is not followed.
 func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers []caddyhttp.ResponseHandler) (*hop, error) {
 	if slices.ContainsFunc(handlers, func(h caddyhttp.ResponseHandler) bool {
 		return h.Match == nil || h.Match.Match(res.StatusCode, res.Header)
@@ -330,12 +288,12 @@ func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers 
 	if len(locations) != 1 {
 		return nil, fmt.Errorf("it has %d Location fields", len(locations))
 	}
-	u, err := c.locate(req.URL.RequestURI(), locations[0])
+	u, err := c.url(req.URL.RequestURI()).Resolve(locations[0])
 	if err != nil {
 		return nil, fmt.Errorf("its Location: %w", err)
 	}
 	next := &hop{status: res.StatusCode, target: u}
-	if method := redirectMethod(res.StatusCode, req.Method); method != req.Method {
+	if method := redirect.Method(res.StatusCode, req.Method); method != req.Method {
 		next.method = method
 	} else if f.body != nil {
 		if next.body, err = f.body.Open(true); err != nil {
@@ -345,110 +303,14 @@ func (f *follower) hop(c *call, req *http.Request, res *http.Response, handlers 
 	return next, nil
 }
 
-// locate returns the target that the Location field of a response to c names, which
-// was sent with a request URI (RFC 9110, section 10.2.2; RFC 3986, section 5.2).
-func (c *call) locate(uri, location string) (u targetURL, err error) {
-	scheme, authority := c.scheme, hostport(c.scheme, c.Host, c.Port)
-	ref, _, _ := strings.Cut(location, "#")
-	if before, after, ok := strings.Cut(ref, ":"); ok && !strings.ContainsAny(before, "/?") {
-		if !strings.HasPrefix(after, "//") {
-			return u, fmt.Errorf("%q is neither a URL with a host nor a relative one", before+":…")
-		}
-		scheme, ref = before, after
-	}
-	if after, ok := strings.CutPrefix(ref, "//"); ok {
-		end := strings.IndexAny(after+"/", "/?")
-		authority, ref = after[:end], after[end:]
-	} else {
-		ref = merge(uri, ref)
-	}
-	path, query, hasQuery := strings.Cut(ref, "?")
-	if !strings.HasPrefix(path, "/") {
-		path = "/" + path
-	}
-	if path = removeDots(path); hasQuery {
-		path += "?" + query
-	}
-	u, err = parseTarget(scheme + "://" + authority + tolerate(path))
-	switch {
-	case err != nil:
-		return u, err
-	case defaultPort(u.scheme) == 0:
-		return u, fmt.Errorf("%q has another scheme than http and https", shown(location))
-	case c.scheme == "https" && u.scheme != "https":
-		return u, errDowngrade
-	case c.scheme == "h2c" && u.scheme == "http" && sameOrigin(c, u):
-		u.scheme = "h2c" // which the backend knows as http
-	}
-	return u, nil
-}
-
-// merge resolves a reference without scheme and host (RFC 3986, section 5.2.2).
-func merge(uri, ref string) string {
-	path, _, _ := strings.Cut(uri, "?")
-	switch {
-	case ref == "":
-		return uri
-	case ref[0] == '/':
-		return ref
-	case ref[0] == '?':
-		return path + ref
-	}
-	return path[:strings.LastIndexByte(path, '/')+1] + ref
-}
-
-// removeDots resolves the segments . and .. of a path that begins with a slash (RFC
-// 3986, section 5.2.4).
-func removeDots(path string) string {
-	if !strings.Contains(path, "/.") {
-		return path
-	}
-	segments := strings.Split(path[1:], "/")
-	kept := segments[:0]
-	for i, s := range segments {
-		switch s {
-		case "..":
-			kept = kept[:max(0, len(kept)-1)]
-		case ".":
-		default:
-			kept = append(kept, s)
-			continue
-		}
-		if i == len(segments)-1 {
-			kept = append(kept, "")
-		}
-	}
-	return "/" + strings.Join(kept, "/")
-}
-
-// tolerate encodes what servers write into the path and the query of a Location as it
-// is, spaces and octets that are not ASCII, as browsers do.
-func tolerate(s string) string {
-	return encode(s, func(c byte) bool { return c > ' ' && c < 0x80 || c < ' ' })
-}
-
-// skipBody ends a response that is followed. A short body is read, so that its
-// connection can be used again.
-func skipBody(res *http.Response) {
-	const most, longest = 4 << 10, 200 * time.Millisecond
-	body := res.Body
-	if res.ContentLength <= most {
-		timer := time.AfterFunc(longest, func() { _ = body.Close() })
-		_, _ = io.CopyN(io.Discard, body, most+1)
-		timer.Stop()
-	}
-	_ = body.Close()
-	res.Body, res.ContentLength, res.Trailer = http.NoBody, 0, nil
-}
-
 // WriteHeader implements http.ResponseWriter.
 func (f *follower) WriteHeader(status int) {
 	switch {
-	case f.taken:
+	case f.discarded:
 	case status < 200 && status != http.StatusSwitchingProtocols && f.count < f.config.Max:
 		// the response that follows may be a redirect
 	case f.next != nil && f.next.status == status:
-		f.taken = true
+		f.discarded = true
 	default:
 		f.ResponseWriter.WriteHeader(status)
 	}
@@ -456,7 +318,7 @@ func (f *follower) WriteHeader(status int) {
 
 // Write implements http.ResponseWriter.
 func (f *follower) Write(p []byte) (int, error) {
-	if f.taken {
+	if f.discarded {
 		return len(p), nil
 	}
 	return f.ResponseWriter.Write(p)
@@ -464,7 +326,7 @@ func (f *follower) Write(p []byte) (int, error) {
 
 // ReadFrom implements io.ReaderFrom.
 func (f *follower) ReadFrom(r io.Reader) (int64, error) {
-	if f.taken {
+	if f.discarded {
 		return io.Copy(io.Discard, r)
 	}
 	return f.ResponseWriterWrapper.ReadFrom(r)
@@ -472,7 +334,7 @@ func (f *follower) ReadFrom(r io.Reader) (int64, error) {
 
 // FlushError is what http.ResponseController calls to flush.
 func (f *follower) FlushError() error {
-	if f.taken {
+	if f.discarded {
 		return nil
 	}
 	return http.NewResponseController(f.ResponseWriter).Flush()
@@ -482,58 +344,30 @@ func (f *follower) FlushError() error {
 // handle_response of reverse_proxy.
 const locationURL = "{http.reverse_proxy.header.Location}"
 
-// read reads the target of a request. What was called last, if there was anything, is
-// where a Location leads from.
-func (h *Handler) read(text string, last, c *call) (targetURL, error) {
+// read reads the target of a request. A Location is relative to last, the call before, if
+// there was one.
+func (h *Handler) read(text string, last, c *call) (targeturl.URL, error) {
 	if h.URL != locationURL || last == nil || text == "" {
-		return parseTarget(text)
+		return targeturl.Parse(text)
 	}
-	u, err := last.locate(last.uri, text)
-	if err == errDowngrade {
-		err = fmt.Errorf("a redirect from https: %w", &guard.Refusal{Kind: guard.KindScheme, Value: u.scheme, Rule: guard.RuleSchemes})
+	from := last.url(last.uri)
+	u, err := from.Resolve(text)
+	if err == targeturl.ErrDowngrade {
+		err = fmt.Errorf("a redirect from https: %w", &guard.Refusal{Kind: guard.KindScheme, Value: u.Scheme, Rule: guard.RuleSchemes})
 	}
 	if err == nil {
-		c.foreign = last.foreign || !sameOrigin(last, u)
+		c.foreign = last.foreign || !targeturl.SameOrigin(from, &u)
 	}
 	return u, err
 }
 
-// dropCredentials takes out of a header what is not for another origin than that of
-// the request's target.
+// dropCredentials deletes the fields that only the origin of the request's target may get.
 func (c *call) dropCredentials(header http.Header) {
-	for field := range header {
-		lower := strings.ToLower(field)
-		if holdsCredentials(lower) || c.follower != nil && slices.ContainsFunc(c.follower.config.Drop,
-			func(pattern string) bool { return matchesField(strings.ToLower(pattern), lower) }) {
-			delete(header, field)
-		}
+	var patterns []string
+	if c.follower != nil {
+		patterns = c.follower.config.Drop
 	}
-}
-
-// holdsCredentials reports whether a header field, in lower case, holds credentials by
-// its name.
-func holdsCredentials(field string) bool {
-	for _, part := range [...]string{"auth", "cookie", "credential", "password", "secret", "session", "token"} {
-		if strings.Contains(field, part) {
-			return true
-		}
-	}
-	return strings.HasSuffix(field, "key") && field != "idempotency-key"
-}
-
-// matchesField reports whether a pattern with asterisks at its ends matches a field.
-func matchesField(pattern, field string) bool {
-	pattern, begins := strings.CutPrefix(pattern, "*")
-	pattern, ends := strings.CutSuffix(pattern, "*")
-	switch {
-	case begins && ends:
-		return strings.Contains(field, pattern)
-	case begins:
-		return strings.HasSuffix(field, pattern)
-	case ends:
-		return strings.HasPrefix(field, pattern)
-	}
-	return field == pattern
+	redirect.DropCredentials(header, patterns)
 }
 
 // Interface guards

@@ -13,6 +13,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"caddytarget/internal/redirect"
+	"caddytarget/internal/targeturl"
 )
 
 // Every attack of the tables is made once more behind redirects: the client names an
@@ -83,7 +86,7 @@ func (a *arena) everywhereLeading(t *testing.T, hops *attackHops) {
 	a.backends = append(a.backends,
 		newBackend(t, backendConfig{addrs: everywhere, port: "443", ca: a.ca, h2: true, handler: answer}),
 		newBackend(t, backendConfig{addrs: everywhere, port: "8088", h2: true, only: true, handler: answer}),
-		newBackend(t, backendConfig{addrs: everywhere, port: "8082", handler: hops.lead(redirect)}),
+		newBackend(t, backendConfig{addrs: everywhere, port: "8082", handler: hops.lead(sendRedirect)}),
 		newBackend(t, backendConfig{addrs: []string{aliveAddr, "10.0.0.1", "169.254.169.254", "127.0.0.1", "::1"}, port: "8081", handler: answer}))
 	resetTCP(t, "8081", resetAddr)
 }
@@ -270,8 +273,8 @@ func (a *arena) attackBehind(t *testing.T, hops *attackHops, at attack, n int) (
 	}
 	status := strconv.Itoa(res.StatusCode)
 	scheme, _, _ := strings.Cut(strings.ToLower(location), "://")
-	switch passedOn := isRedirect(res.StatusCode); {
-	case passedOn && (strings.Contains(statuses, "400") || defaultPort(scheme) == 0 ||
+	switch passedOn := redirect.IsStatus(res.StatusCode); {
+	case passedOn && (strings.Contains(statuses, "400") || targeturl.DefaultPort(scheme) == 0 ||
 		strings.HasPrefix(first, "https") && scheme != "https"):
 		if got := res.Header.Get("Location"); got != a.fill(location) {
 			t.Errorf("%s: %.200q: Location %q", at.name, location, got)

@@ -14,6 +14,7 @@ import (
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/resolver"
+	"caddytarget/internal/targeturl"
 )
 
 const (
@@ -41,7 +42,7 @@ func (u *Upstreams) isService() bool { return strings.HasPrefix(u.Name, "_") }
 
 // newService looks up the records of the source's service.
 func (u *Upstreams) newService(r *http.Request, repl *caddy.Replacer, x *exchange, st *requestState) (*service, error) {
-	name, _, err := normalizeHost(repl.ReplaceAll(u.Name, ""))
+	name, _, err := targeturl.NormalizeHost(repl.ReplaceAll(u.Name, ""))
 	if err != nil {
 		return nil, malformedError{err}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/replay"
+	"caddytarget/internal/targeturl"
 )
 
 // requestState is what the modules of this package know of a request. It stands
@@ -98,7 +99,7 @@ func (c *call) placeholder(name string) (any, bool) {
 		if c.scheme == "" {
 			return "", true
 		}
-		return c.scheme + "://" + hostport(c.scheme, c.Host, c.Port) + c.uri, true
+		return c.scheme + "://" + targeturl.JoinHostPort(c.scheme, c.Host, c.Port) + c.uri, true
 	case "scheme":
 		return c.scheme, true
 	case "host":

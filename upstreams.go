@@ -18,6 +18,7 @@ import (
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/resolver"
+	"caddytarget/internal/targeturl"
 )
 
 // Upstreams offers the addresses of a request's target, which the handler
@@ -179,12 +180,12 @@ func (u *Upstreams) Validate() error {
 		return errors.New("needs transport target in the same reverse_proxy: another one would not follow the scheme and the name of the target")
 	}
 	if u.Name != "" && !u.dynamic {
-		if _, _, err := normalizeHost(u.Name); err != nil {
+		if _, _, err := targeturl.NormalizeHost(u.Name); err != nil {
 			return err
 		}
 	}
 	if u.Port != "" && !strings.Contains(u.Port, "{") {
-		if _, err := parsePort(u.Port); err != nil {
+		if _, err := targeturl.ParsePort(u.Port); err != nil {
 			return err
 		}
 	}

@@ -1,9 +1,11 @@
-// Package localnet asks the operating system two things about this machine:
-// whether an address is one of its own, and on which TCP sockets this process
-// listens. Both have many ways to be written or configured, so no configuration
-// is read and no spelling compared.
+// Package localnet asks the operating system two questions about this machine: whether an
+// address is one of its own ([IsLocal], [Addresses]), and on which TCP sockets this process
+// listens ([Sockets]). Both can be configured and spelled in many ways, so no configuration
+// is read and no spelling is compared. Where the system has no answer, the error is
+// [ErrUnsupported].
 //
-// Where the system has no answer, [ErrUnsupported] is returned.
+// [Listeners] joins both: it finds out whether an address and port is one of this process,
+// and whether a site listens there.
 package localnet
 
 import (
@@ -13,8 +15,7 @@ import (
 	"syscall"
 )
 
-// ErrUnsupported is the error where the system offers no way to find something
-// out.
+// ErrUnsupported is the error for a question that the system has no answer to.
 var ErrUnsupported = errors.New("not supported on this system")
 
 // Listener is a TCP socket on which this process listens.

@@ -23,7 +23,7 @@ func newRequest(kind, flags uint16, payload []byte) []byte {
 // replyError is an error that the kernel replied.
 type replyError struct{ syscall.Errno }
 
-// bufferSize is how much the kernel sends in one datagram at most.
+// bufferSize is the largest size of a datagram of the kernel, in octets.
 const bufferSize = 1 << 15
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}

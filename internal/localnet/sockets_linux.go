@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sockets finds the sockets on which this process listens, however they were
-// opened or handed over. It remembers which of the machine's listening sockets are
-// this process's: the kernel lists those of a port in microseconds, while to find
-// them among all open descriptors takes milliseconds. The zero value is ready.
+// Sockets finds the sockets on which this process listens, also those that it did not open
+// itself. It remembers which of the machine's listening sockets are this process's: the
+// kernel lists those of a port in microseconds, while it takes milliseconds to search all
+// open descriptors. The zero value is ready.
 type Sockets struct {
 	mu     sync.Mutex
 	own    map[uint64]Listener
@@ -26,8 +26,9 @@ type Sockets struct {
 	ports atomic.Pointer[map[uint16]struct{}] // of own
 }
 
-// MayHear reports whether a socket of this process listened on a port when they were
-// last looked at. It costs next to nothing; [Sockets.Hearing] is exact.
+// MayHear reports whether a socket of this process listened on a port when the descriptors
+// were last searched, or whether they never were. It takes nanoseconds; [Sockets.Hearing] is
+// exact.
 func (s *Sockets) MayHear(port uint16) bool {
 	ports := s.ports.Load()
 	if ports == nil {
@@ -63,8 +64,8 @@ func (s *Sockets) Hearing(a netip.AddrPort) ([]uint64, error) {
 	return list, nil
 }
 
-// remembered returns those of some sockets that are this process's and hear an
-// address, unless one of them is unknown or nothing was looked at.
+// remembered returns the sockets among ids that are this process's and hear an address. If
+// one of them is unknown, or the descriptors were not searched yet, ok is false.
 func (s *Sockets) remembered(ids []uint64, a netip.AddrPort) (list []uint64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,7 +84,7 @@ func (s *Sockets) remembered(ids []uint64, a netip.AddrPort) (list []uint64, ok 
 	return list, true
 }
 
-// remember takes down whose some sockets are.
+// remember stores the sockets of this process, and those among ids that are not.
 func (s *Sockets) remember(own map[uint64]Listener, ids []uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -174,8 +175,8 @@ func socketID(fd int) (uint64, error) {
 	return stat.Ino, nil
 }
 
-// maxDescriptors is how many descriptors are looked at where the kernel does not
-// show how many there are.
+// maxDescriptors is how many descriptors are searched where the kernel does not show how many
+// there are.
 const maxDescriptors = 1 << 20
 
 // descriptorsEnd returns a number that is greater than all open descriptors.

@@ -1,4 +1,4 @@
-package caddytarget
+package targeturl
 
 import (
 	"errors"
@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestParseTarget has what is read of a target.
-func TestParseTarget(t *testing.T) {
+// TestParse checks what is read of a target.
+func TestParse(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		in    string
@@ -75,32 +75,32 @@ func TestParseTarget(t *testing.T) {
 		{name: "mapped IPv4", in: "http://[::ffff:192.0.2.1]:81", want: "http 192.0.2.1 81 192.0.2.1:81"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			u, err := parseTarget(test.in)
+			u, err := Parse(test.in)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := u.scheme + " " + u.host + " " + strconv.Itoa(int(u.port)) + " " + strings.TrimSuffix(u.hostport, ":0")
+			got := u.Scheme + " " + u.Host + " " + strconv.Itoa(int(u.Port)) + " " + strings.TrimSuffix(u.HostPort, ":0")
 			if got != test.want {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
-			if u.hasPath != (test.path != "") || u.path != test.path {
-				t.Errorf("path %q (%t), want %q", u.path, u.hasPath, test.path)
+			if u.HasPath != (test.path != "") || u.Path != test.path {
+				t.Errorf("path %q (%t), want %q", u.Path, u.HasPath, test.path)
 			}
-			if u.query != test.query || u.hasArgs != test.args {
-				t.Errorf("query %q (%t), want %q (%t)", u.query, u.hasArgs, test.query, test.args)
+			if u.Query != test.query || u.HasQuery != test.args {
+				t.Errorf("query %q (%t), want %q (%t)", u.Query, u.HasQuery, test.query, test.args)
 			}
-			if want, err := netip.ParseAddr(u.host); (err == nil) != u.addr.IsValid() || want != u.addr {
-				t.Errorf("address %s of host %s", u.addr, u.host)
+			if want, err := netip.ParseAddr(u.Host); (err == nil) != u.Addr.IsValid() || want != u.Addr {
+				t.Errorf("got address %s of host %s, want %s", u.Addr, u.Host, want)
 			}
 		})
 	}
 }
 
-// TestParseTargetRefuses has what is not a target.
-func TestParseTargetRefuses(t *testing.T) {
+// TestParseRefuses checks what is not a target.
+func TestParseRefuses(t *testing.T) {
 	for _, test := range []struct{ name, in, want string }{
 		{"nothing", "", "no target"},
-		{"too long", "http://example.com/" + strings.Repeat("a", maxTargetLen), "too long"},
+		{"too long", "http://example.com/" + strings.Repeat("a", MaxLen), "too long"},
 		{"space before", " http://example.com", "space"},
 		{"space after", "http://example.com ", "space"},
 		{"space in the path", "http://example.com/a b", "space"},
@@ -182,9 +182,9 @@ func TestParseTargetRefuses(t *testing.T) {
 		{"Kelvin sign's friends: soft hyphen alone", "http://\u00ad", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			u, err := parseTarget(test.in)
+			u, err := Parse(test.in)
 			if err == nil {
-				t.Fatalf("accepted as %+v", u)
+				t.Fatalf("accepted as %+v, want an error", u)
 			}
 			if !strings.Contains(err.Error(), test.want) {
 				t.Errorf("error %q does not have %q", err, test.want)
@@ -194,12 +194,12 @@ func TestParseTargetRefuses(t *testing.T) {
 			}
 		})
 	}
-	if _, err := parseTarget(""); !errors.Is(err, errNoTarget) {
-		t.Errorf("error of an empty target: %v", err)
+	if _, err := Parse(""); !errors.Is(err, ErrNoTarget) {
+		t.Errorf("error of an empty target: got %v, want %v", err, ErrNoTarget)
 	}
 }
 
-// TestApply has what the request's URL becomes.
+// TestApply checks the URL of a request to which a target was applied.
 func TestApply(t *testing.T) {
 	const original = "/orig%2Final/x?q=1"
 	for _, test := range []struct{ name, target, want string }{
@@ -219,7 +219,7 @@ func TestApply(t *testing.T) {
 		{"asterisk", "http://example.com/*", "/*"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			u, err := parseTarget(test.target)
+			u, err := Parse(test.target)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -227,8 +227,8 @@ func TestApply(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if u.hasPath {
-				u.apply(to)
+			if u.HasPath {
+				u.Apply(to)
 			}
 			if got := to.RequestURI(); got != test.want {
 				t.Errorf("request URI %q, want %q", got, test.want)

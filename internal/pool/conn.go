@@ -33,27 +33,27 @@ type conn struct {
 	keepAlive   time.Duration // how long the backend leaves it open while it is idle; 0: not known
 
 	// of a response that is being read
-	header headerLimit
-	failed error // of the last read
+	header  headerLimit
+	readErr error // of the last read
 
-	streams streams     // that are read, over HTTP/2
-	added   atomic.Bool // it is one of its destination's
-	gone    atomic.Bool // it has ended, over HTTP/2
-	settled atomic.Bool // it is known how many requests it takes, over HTTP/2
-	served  atomic.Bool // there was a response, over HTTP/2
+	bodies       openBodies  // that are read, over HTTP/2
+	added        atomic.Bool // it is one of its destination's
+	gone         atomic.Bool // it has ended, over HTTP/2
+	settingsRead atomic.Bool // it is known how many requests it takes, over HTTP/2
+	responded    atomic.Bool // there was a response, over HTTP/2
 
 	// under shard.mu
 	index      int  // in destination.conns; negative: not there
 	counted    bool // it is in Pool.open and Limits
-	listed     bool // it is idle
+	idle       bool // it is idle
 	prev, next *conn
 	active     int       // requests that use it, over HTTP/2
 	retired    bool      // it takes no more requests, over HTTP/2
 	full       bool      // it takes none just now, over HTTP/2
-	limited    bool      // it was full once, over HTTP/2
-	moment     uint64    // when it became idle, in the order of these
-	since      time.Time // the same as a time
-	looked     time.Time // when the sweeper last looked at it
+	wasFull    bool      // it was full once, over HTTP/2
+	idleSeq    uint64    // when it became idle, in the order of these
+	idleSince  time.Time // the same as a time
+	checkedAt  time.Time // when the sweeper last looked at it
 
 	ended struct { // by this side
 		sync.Mutex
@@ -129,52 +129,52 @@ func (c *conn) closeConn() {
 // taken for the rest.
 func (c *conn) Read(p []byte) (n int, err error) {
 	switch {
-	case c.failed != nil:
-		return 0, c.failed
+	case c.readErr != nil:
+		return 0, c.readErr
 	case c.header.counting:
 		n, err = c.header.read(c.Conn, p)
 	default:
 		n, err = c.Conn.Read(p)
 	}
-	c.failed = err
+	c.readErr = err
 	return n, err
 }
 
 // usable reports whether an idle connection may be used for a request. The backend
 // may have closed it, or sent what nobody asked for.
 func (c *conn) usable(req *http.Request) bool {
-	if timeout := c.pool.config.IdleTimeout; timeout > 0 && time.Since(c.since) > timeout {
+	if timeout := c.pool.config.IdleTimeout; timeout > 0 && time.Since(c.idleSince) > timeout {
 		return false
 	}
-	if c.keepAlive > 0 && !isReplayable(req) && time.Since(c.since) > c.keepAlive-c.keepAlive/10 {
+	if c.keepAlive > 0 && !isReplayable(req) && time.Since(c.idleSince) > c.keepAlive-c.keepAlive/10 {
 		return false
 	}
-	return c.looksLater(req) || c.quiet()
+	return c.defersCheck(req) || c.quiet()
 }
 
-// looksLater reports whether the connection is looked at only when the request is
+// defersCheck reports whether the connection is looked at only when the request is
 // written, which saves a system call.
-func (c *conn) looksLater(req *http.Request) bool {
-	return canExchange && c.tls == nil && c.raw.control != nil && !hasBody(req) && !c.knocks(req)
+func (c *conn) defersCheck(req *http.Request) bool {
+	return canCombineIO && c.tls == nil && c.raw.control != nil && !hasBody(req) && !c.needsKnock(req)
 }
 
-// knocks reports whether the first octet of a request is sent ahead: see knock.
-func (c *conn) knocks(req *http.Request) bool {
-	return c.keepAlive == 0 && !isReplayable(req) && time.Since(c.since) >= knockIdle
+// needsKnock reports whether the first octet of a request is sent ahead: see knock.
+func (c *conn) needsKnock(req *http.Request) bool {
+	return c.keepAlive == 0 && !isReplayable(req) && time.Since(c.idleSince) >= knockIdle
 }
 
 // quiet reports whether the connection is open and nothing has come over it that
 // would be taken for the next response.
 func (c *conn) quiet() bool {
 	if c.tls != nil {
-		return c.drained()
+		return c.quietTLS()
 	}
 	return !c.raw.readable()
 }
 
-// drained is quiet for a connection with TLS, which keeps some of what comes to
+// quietTLS is quiet for a connection with TLS, which keeps some of what comes to
 // itself: session tickets and key updates are read, and are no harm.
-func (c *conn) drained() bool {
+func (c *conn) quietTLS() bool {
 	c.raw.nonblocking = true
 	defer func() { c.raw.nonblocking = false }()
 	var b [1]byte
@@ -187,15 +187,15 @@ func (c *conn) drained() bool {
 type rawConn struct {
 	net.Conn
 	control syscall.RawConn // nil: there is no such thing
-	poll    poller
+	poller  poller
 
 	readTimeout, writeTimeout time.Duration
 
 	written     atomic.Int64 // octets
 	closing     atomic.Bool  // no time is left to write
 	nonblocking bool         // Read does not wait
-	ahead       *writer      // has what is written before Read reads
-	records     records      // of TLS, in what was read
+	unsent      *writer      // has what is written before Read reads
+	records     tlsRecords   // of TLS, in what was read
 }
 
 func newRawConn(p *Pool, c net.Conn) *rawConn {
@@ -210,7 +210,7 @@ func newRawConn(p *Pool, c net.Conn) *rawConn {
 func (r *rawConn) Read(p []byte) (n int, err error) {
 	if r.nonblocking {
 		n, err = r.readNow(p)
-		r.records.read(p[:n])
+		r.records.follow(p[:n])
 		return n, err
 	}
 	if r.readTimeout > 0 {
@@ -218,19 +218,19 @@ func (r *rawConn) Read(p []byte) (n int, err error) {
 			return 0, err
 		}
 	}
-	if w := r.ahead; w != nil {
-		r.ahead = nil
-		return r.exchange(w, p)
+	if w := r.unsent; w != nil {
+		r.unsent = nil
+		return r.writeThenRead(w, p)
 	}
 	n, err = r.Conn.Read(p)
-	r.records.read(p[:n])
+	r.records.follow(p[:n])
 	return n, err
 }
 
-// exchange looks at the connection, writes what the writer has kept and reads what
+// writeThenRead looks at the connection, writes what the writer has kept and reads what
 // comes then.
-func (r *rawConn) exchange(w *writer, p []byte) (int, error) {
-	request, x := w.rest.kept, &w.exchanger
+func (r *rawConn) writeThenRead(w *writer, p []byte) (int, error) {
+	request, x := w.conn.held, &w.combined
 	err := x.run(r.control, request, p)
 	r.written.Add(int64(x.written))
 	switch {
@@ -302,15 +302,15 @@ func closeWrite(conn any) error {
 // connection with TLS.
 var errWouldBlock net.Error = &timeoutError{os.ErrDeadlineExceeded.Error()}
 
-// records follows the records of TLS in what is read, to know where one ends.
-type records struct {
+// tlsRecords follows the records of TLS in what is read, to know where one ends.
+type tlsRecords struct {
 	on     bool
 	left   int // of the record
 	header [5]byte
 	got    int // of the header
 }
 
-func (r *records) read(p []byte) {
+func (r *tlsRecords) follow(p []byte) {
 	for r.on && len(p) > 0 {
 		if r.left > 0 {
 			n := min(r.left, len(p))
@@ -326,7 +326,7 @@ func (r *records) read(p []byte) {
 }
 
 // complete reports whether what was read ends where a record does.
-func (r *records) complete() bool { return r.left == 0 && r.got == 0 }
+func (r *tlsRecords) complete() bool { return r.left == 0 && r.got == 0 }
 
 // headerLimit bounds the header of a response while it is read.
 type headerLimit struct {
@@ -386,8 +386,8 @@ func (c *conn) readKeepAlive(header http.Header) {
 	}
 }
 
-// reader and writer return buffers for a request.
-func (p *Pool) reader(c *conn) *bufio.Reader {
+// getReader and writer return buffers for a request.
+func (p *Pool) getReader(c *conn) *bufio.Reader {
 	if r, ok := p.readers.Get().(*bufio.Reader); ok {
 		r.Reset(c)
 		return r
@@ -400,21 +400,21 @@ func (p *Pool) putReader(r *bufio.Reader) {
 	p.readers.Put(r)
 }
 
-func (p *Pool) writer(c *conn, extra string, skip int) *writer {
+func (p *Pool) getWriter(c *conn, extra string, skip int) *writer {
 	w, ok := p.writers.Get().(*writer)
 	if !ok {
 		w = new(writer)
-		w.bw = bufio.NewWriterSize(&w.rest, p.config.WriteBuffer)
+		w.bw = bufio.NewWriterSize(&w.conn, p.config.WriteBuffer)
 	}
-	w.rest = rest{w: c.Conn, skip: skip}
-	w.extra, w.atStart = extra, false
-	w.ended.Store(false)
+	w.conn = connWriter{w: c.Conn, skip: skip}
+	w.extraFields, w.atLineStart = extra, false
+	w.headerDone.Store(false)
 	return w
 }
 
 func (p *Pool) putWriter(w *writer) {
-	w.rest = rest{}
-	w.bw.Reset(&w.rest)
+	w.conn = connWriter{}
+	w.bw.Reset(&w.conn)
 	p.writers.Put(w)
 }
 
@@ -422,35 +422,35 @@ func (p *Pool) putWriter(w *writer) {
 // as net/http does with those that its transport adds. It has no ReadFrom: a body
 // comes in parts as large as net/http reads them.
 type writer struct {
-	bw        *bufio.Writer
-	rest      rest
-	exchanger exchanger
-	extra     string      // fields
-	atStart   bool        // of a line
-	ended     atomic.Bool // the header has
+	bw          *bufio.Writer
+	conn        connWriter
+	combined    combinedIO
+	extraFields string      // fields
+	atLineStart bool        // of a line
+	headerDone  atomic.Bool // the header has
 }
 
-// rest writes what is written to it but for its first octets.
-type rest struct {
+// connWriter writes what is written to it but for its first octets.
+type connWriter struct {
 	w    io.Writer
 	skip int
 
-	unseen *conn  // is to be looked at before something is written; nil: none
-	keep   bool   // what comes next is all that is left
-	kept   []byte // what came then; it is still to be written
+	unchecked *conn  // is to be looked at before something is written; nil: none
+	hold      bool   // what comes next is all that is left
+	held      []byte // what came then; it is still to be written
 }
 
 // Write implements io.Writer.
-func (r *rest) Write(p []byte) (int, error) {
-	if r.unseen != nil {
-		if r.keep {
-			r.kept = p
+func (r *connWriter) Write(p []byte) (int, error) {
+	if r.unchecked != nil {
+		if r.hold {
+			r.held = p
 			return len(p), nil
 		}
-		if !r.unseen.quiet() {
+		if !r.unchecked.quiet() {
 			return 0, errNotQuiet
 		}
-		r.unseen = nil
+		r.unchecked = nil
 	}
 	skipped := min(r.skip, len(p))
 	r.skip -= skipped
@@ -458,8 +458,8 @@ func (r *rest) Write(p []byte) (int, error) {
 	return skipped + n, err
 }
 
-// failed reports whether the connection did not take what was written.
-func (w *writer) failed() bool {
+// writeFailed reports whether the connection did not take what was written.
+func (w *writer) writeFailed() bool {
 	_, err := w.bw.Write(nil)
 	return err != nil
 }
@@ -473,20 +473,20 @@ func (w *writer) WriteByte(c byte) error { return w.bw.WriteByte(c) }
 
 // Write implements io.Writer.
 func (w *writer) Write(p []byte) (int, error) {
-	if !w.ended.Load() && len(p) > 0 {
-		w.atStart = p[len(p)-1] == '\n'
+	if !w.headerDone.Load() && len(p) > 0 {
+		w.atLineStart = p[len(p)-1] == '\n'
 	}
 	return w.bw.Write(p)
 }
 
 // WriteString implements io.StringWriter.
 func (w *writer) WriteString(s string) (int, error) {
-	if !w.ended.Load() && len(s) > 0 {
-		if w.atStart && s == "\r\n" {
-			w.ended.Store(true)
-			_, _ = w.bw.WriteString(w.extra) // an error stays
+	if !w.headerDone.Load() && len(s) > 0 {
+		if w.atLineStart && s == "\r\n" {
+			w.headerDone.Store(true)
+			_, _ = w.bw.WriteString(w.extraFields) // an error stays
 		}
-		w.atStart = s[len(s)-1] == '\n'
+		w.atLineStart = s[len(s)-1] == '\n'
 	}
 	return w.bw.WriteString(s)
 }

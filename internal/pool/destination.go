@@ -17,17 +17,17 @@ type destination struct {
 	shard *shard
 	group string // for Limits
 
-	conns   []*conn // all
-	idle    []*conn // of HTTP/1.1, the one used last at the end
-	shared  []*conn // of HTTP/2
-	waiters []*waiter
-	dials   []*dial
-	http2   bool // that is what the backend speaks
+	conns       []*conn // all
+	idle        []*conn // of HTTP/1.1, the one used last at the end
+	h2Conns     []*conn // of HTTP/2
+	waiters     []*waiter
+	dials       []*dial
+	speaksHTTP2 bool // that is what the backend speaks
 
-	delays int                        // of dials
-	delay  time.Duration              // of a dial while a connection may become free
-	source any                        // of the target's addresses
-	moved  func(addr netip.Addr) bool // nil: never
+	dialCount int                        // of dials
+	dialDelay time.Duration              // of a dial while a connection may become free
+	source    any                        // of the target's addresses
+	moved     func(addr netip.Addr) bool // nil: never
 }
 
 // waiter is a request that waits for a connection. It gets one answer at most.
@@ -53,7 +53,7 @@ const (
 	maxDialDelay   = 16 * time.Millisecond
 
 	// maxDelays is after how many of these delays there is none.
-	maxDelays = 32
+	delaySkip = 32
 
 	// maxPerDial is how many requests wait for one dial where the backend speaks
 	// HTTP/2.
@@ -68,14 +68,14 @@ func (p *Pool) shard(key *Key) *shard {
 func (s *shard) destination(p *Pool, o *Order) *destination {
 	d := s.destinations[o.Key]
 	if d == nil {
-		d = &destination{key: o.Key, shard: s, delay: firstDialDelay, http2: o.Key.Protocol == HTTP2}
+		d = &destination{key: o.Key, shard: s, dialDelay: firstDialDelay, speaksHTTP2: o.Key.Protocol == HTTP2}
 		// a name may be a part of something large
 		d.key.Host = strings.Clone(o.Key.Host)
 		d.key.ServerName = d.key.Host
 		if o.Key.ServerName != o.Key.Host {
 			d.key.ServerName = strings.Clone(o.Key.ServerName)
 		}
-		d.group = p.limits.group(d.key.Host, o.Key.Addr)
+		d.group = p.limits.groupOf(d.key.Host, o.Key.Addr)
 		s.destinations[d.key] = d
 	}
 	if o.Owner != nil && o.Owner.Source() != d.source {
@@ -84,33 +84,33 @@ func (s *shard) destination(p *Pool, o *Order) *destination {
 	return d
 }
 
-// release drops a destination that nothing uses; s.mu is held.
-func (s *shard) release(d *destination) {
+// dropUnused drops a destination that nothing uses; s.mu is held.
+func (s *shard) dropUnused(d *destination) {
 	if len(d.conns)+len(d.waiters)+len(d.dials) == 0 && s.destinations[d.key] == d {
 		delete(s.destinations, d.key)
 	}
 }
 
-// get returns a connection for a request, which is in use from then on; fresh says
+// getConn returns a connection for a request, which is in use from then on; fresh says
 // that it was opened for it.
-func (p *Pool) get(req *http.Request, o *Order) (c *conn, fresh bool, err error) {
+func (p *Pool) getConn(req *http.Request, o *Order) (c *conn, fresh bool, err error) {
 	ctx := req.Context()
 	s := p.shard(&o.Key)
 	for refused := 0; ; {
 		s.mu.Lock()
 		d := s.destination(p, o)
-		c := d.take()
+		c := d.takeAvailable()
 		if c == nil {
 			w := &waiter{order: o, ready: make(chan answer, 1)}
 			d.waiters = append(d.waiters, w)
-			if d.delayed() {
-				delay := d.delay
+			if d.delaysDial() {
+				delay := d.dialDelay
 				s.mu.Unlock()
-				c, fresh, err = p.waitFirst(ctx, d, w, delay)
+				c, fresh, err = p.awaitIdleConn(ctx, d, w, delay)
 			} else {
-				p.dialFor(d, w)
+				p.assignDial(d, w)
 				s.mu.Unlock()
-				c, fresh, err = p.wait(ctx, d, w)
+				c, fresh, err = p.awaitConn(ctx, d, w)
 			}
 			if err != nil {
 				return nil, false, err
@@ -119,7 +119,7 @@ func (p *Pool) get(req *http.Request, o *Order) (c *conn, fresh bool, err error)
 			s.mu.Unlock()
 		}
 		switch {
-		case c.h2 != nil && c.claim():
+		case c.h2 != nil && c.claimStream():
 			return c, fresh, nil
 		case c.h2 != nil:
 			if !c.gone.Load() {
@@ -136,10 +136,10 @@ func (p *Pool) get(req *http.Request, o *Order) (c *conn, fresh bool, err error)
 	}
 }
 
-// take takes a connection that can be used now, or nil; shard.mu is held.
-func (d *destination) take() *conn {
-	for _, c := range d.shared {
-		if c.reserve() {
+// takeAvailable takes a connection that can be used now, or nil; shard.mu is held.
+func (d *destination) takeAvailable() *conn {
+	for _, c := range d.h2Conns {
+		if c.reserveStream() {
 			return c
 		}
 	}
@@ -150,44 +150,44 @@ func (d *destination) take() *conn {
 	c := d.idle[n]
 	d.idle[n] = nil
 	d.idle = d.idle[:n]
-	d.shard.unlist(c)
+	d.shard.removeIdle(c)
 	return c
 }
 
-// takeIdle takes an idle connection of HTTP/1.1; shard.mu is held.
-func (p *Pool) takeIdle(c *conn) {
+// unlistIdle takes an idle connection of HTTP/1.1; shard.mu is held.
+func (p *Pool) unlistIdle(c *conn) {
 	d := c.destination
-	d.shard.unlist(c)
+	d.shard.removeIdle(c)
 	if i := slices.Index(d.idle, c); i >= 0 {
 		d.idle = slices.Delete(d.idle, i, i+1)
 	}
 }
 
-// dialForRest gives requests a dial that wait without one, while the limit
+// assignDials gives requests a dial that wait without one, while the limit
 // allows; shard.mu is held.
-func (p *Pool) dialForRest(d *destination) {
+func (p *Pool) assignDials(d *destination) {
 	for _, w := range d.waiters {
 		if w.dial == nil {
-			p.dialFor(d, w)
+			p.assignDial(d, w)
 		}
 	}
 }
 
-// delayed reports whether a dial is to be delayed, since a connection may become free
+// delaysDial reports whether a dial is to be delayed, since a connection may become free
 // before there is another one; shard.mu is held. Waiting costs something, too: now and
 // then it is not, so that there are as many connections as there are requests at a
 // time.
-func (d *destination) delayed() bool {
-	if d.delays++; d.delays%maxDelays == 0 {
+func (d *destination) delaysDial() bool {
+	if d.dialCount++; d.dialCount%delaySkip == 0 {
 		return false
 	}
-	return slices.ContainsFunc(d.conns, func(c *conn) bool { return c.h2 == nil || c.limited })
+	return slices.ContainsFunc(d.conns, func(c *conn) bool { return c.h2 == nil || c.wasFull })
 }
 
-// dialFor gives a waiter a dial: one that was given up if there is one, one that
+// assignDial gives a waiter a dial: one that was given up if there is one, one that
 // will serve several requests, or a new one; shard.mu is held. If a limit is reached, the waiter waits for a connection
 // that becomes free.
-func (p *Pool) dialFor(d *destination, w *waiter) {
+func (p *Pool) assignDial(d *destination, w *waiter) {
 	if w.dial != nil {
 		return
 	}
@@ -195,8 +195,8 @@ func (p *Pool) dialFor(d *destination, w *waiter) {
 		if guardOf(other.order) != guardOf(w.order) || other.ctx.Err() != nil {
 			continue
 		}
-		if other.waiters == 0 || d.http2 && other.waiters < maxPerDial {
-			other.waiters++
+		if other.assigned == 0 || d.speaksHTTP2 && other.assigned < maxPerDial {
+			other.assigned++
 			w.dial = other
 			return
 		}
@@ -205,52 +205,52 @@ func (p *Pool) dialFor(d *destination, w *waiter) {
 		return
 	}
 	w.dial = p.startDial(d, w.order)
-	w.dial.waiters++
+	w.dial.assigned++
 }
 
-// waitFirst waits for a connection that becomes free, for a moment, and then for a
+// awaitIdleConn waits for a connection that becomes free, for a moment, and then for a
 // new one too.
-func (p *Pool) waitFirst(ctx context.Context, d *destination, w *waiter, delay time.Duration) (*conn, bool, error) {
+func (p *Pool) awaitIdleConn(ctx context.Context, d *destination, w *waiter, delay time.Duration) (*conn, bool, error) {
 	s := d.shard
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
 	select {
 	case a := <-w.ready:
 		s.mu.Lock()
-		d.delay = min(2*delay, maxDialDelay)
+		d.dialDelay = min(2*delay, maxDialDelay)
 		s.mu.Unlock()
 		return a.result()
 	case <-timer.C:
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
-	d.delay = max(delay/2, minDialDelay)
+	d.dialDelay = max(delay/2, minDialDelay)
 	if slices.Contains(d.waiters, w) && ctx.Err() == nil {
-		p.dialFor(d, w)
+		p.assignDial(d, w)
 	}
 	s.mu.Unlock()
-	return p.wait(ctx, d, w)
+	return p.awaitConn(ctx, d, w)
 }
 
-// wait waits for a connection.
-func (p *Pool) wait(ctx context.Context, d *destination, w *waiter) (*conn, bool, error) {
-	t := newPatience(p, d, w)
+// awaitConn waits for a connection.
+func (p *Pool) awaitConn(ctx context.Context, d *destination, w *waiter) (*conn, bool, error) {
+	t := newDialWait(p, d, w)
 	defer t.stop()
 	for {
 		select {
 		case a := <-w.ready:
 			return a.result()
 		case <-t.timer.C:
-			if err := t.over(); err != nil {
-				return p.leave(d, w, err)
+			if err := t.expired(); err != nil {
+				return p.giveUp(d, w, err)
 			}
-		case other := <-t.through:
+		case other := <-t.completed:
 			// it works; if it is for the same address, the connection will come
 			if other.Addr != w.order.Key.Addr {
-				return p.leave(d, w, t.stillDialing())
+				return p.giveUp(d, w, t.stillDialing())
 			}
 		case <-ctx.Done():
-			return p.leave(d, w, &Error{Phase: t.phase(), Err: context.Cause(ctx)})
+			return p.giveUp(d, w, &Error{Phase: t.phase(), Err: context.Cause(ctx)})
 		}
 	}
 }
@@ -262,12 +262,12 @@ func (a answer) result() (*conn, bool, error) {
 	return a.conn, a.fresh, nil
 }
 
-// leave ends a waiter, which fails with an error unless an answer came meanwhile.
+// giveUp ends a waiter, which fails with an error unless an answer came meanwhile.
 // Its dial goes on.
-func (p *Pool) leave(d *destination, w *waiter, err *Error) (*conn, bool, error) {
+func (p *Pool) giveUp(d *destination, w *waiter, err *Error) (*conn, bool, error) {
 	d.shard.mu.Lock()
-	p.abandon(d, w)
-	d.shard.release(d)
+	p.removeWaiter(d, w)
+	d.shard.dropUnused(d)
 	d.shard.mu.Unlock()
 	select {
 	case a := <-w.ready:
@@ -277,14 +277,14 @@ func (p *Pool) leave(d *destination, w *waiter, err *Error) (*conn, bool, error)
 	}
 }
 
-// abandon takes a waiter from those that wait, and from its dial; shard.mu is held.
-func (p *Pool) abandon(d *destination, w *waiter) {
+// removeWaiter takes a waiter from those that wait, and from its dial; shard.mu is held.
+func (p *Pool) removeWaiter(d *destination, w *waiter) {
 	if i := slices.Index(d.waiters, w); i >= 0 {
 		d.waiters = slices.Delete(d.waiters, i, i+1)
 	}
 	if n := w.dial; n != nil {
 		w.dial = nil
-		if n.waiters--; n.waiters == 0 && p.closed.Load() {
+		if n.assigned--; n.assigned == 0 && p.closed.Load() {
 			n.cancel()
 		}
 	}
@@ -297,27 +297,27 @@ func (p *Pool) deliver(d *destination, c *conn, fresh bool) bool {
 		return false
 	}
 	w := d.waiters[0]
-	p.abandon(d, w)
+	p.removeWaiter(d, w)
 	w.ready <- answer{conn: c, fresh: fresh}
 	return true
 }
 
-// put gives back a connection of HTTP/1.1 after a response, or a new one that no
+// putConn gives back a connection of HTTP/1.1 after a response, or a new one that no
 // request takes: it goes to a waiter, becomes idle, or is closed. looked is true if
 // it was idle before, and was only looked at.
-func (p *Pool) put(c *conn, looked bool) {
+func (p *Pool) putConn(c *conn, looked bool) {
 	d := c.destination
 	s := d.shard
 	now := time.Now()
 	s.mu.Lock()
 	if !looked {
-		c.since = now
+		c.idleSince = now
 	}
 	keep := true
 	if !p.deliver(d, c, false) {
 		if keep = !p.closed.Load() && len(d.idle) < p.config.MaxIdlePerKey; keep {
 			d.idle = append(d.idle, c)
-			s.list(c, p.serial.Add(1))
+			s.addIdle(c, p.idleSeq.Add(1))
 		}
 	}
 	s.mu.Unlock()
@@ -328,14 +328,14 @@ func (p *Pool) put(c *conn, looked bool) {
 	p.closeSurplus()
 }
 
-// add adds a new connection to its destination; shard.mu is held.
-func (p *Pool) add(d *destination, c *conn) {
+// addConn adds a new connection to its destination; shard.mu is held.
+func (p *Pool) addConn(d *destination, c *conn) {
 	c.index = len(d.conns)
 	d.conns = append(d.conns, c)
 	c.counted = true
 	c.added.Store(true)
 	if c.h2 != nil {
-		d.shared = append(d.shared, c)
+		d.h2Conns = append(d.h2Conns, c)
 	}
 	p.open.Add(1)
 }
@@ -345,14 +345,14 @@ func (p *Pool) discard(c *conn) {
 	d := c.destination
 	s := d.shard
 	s.mu.Lock()
-	p.remove(c)
+	p.removeConn(c)
 	counted := c.counted
 	c.counted = false
 	s.mu.Unlock()
 	c.close()
 	if counted {
 		p.open.Add(-1)
-		p.limits.leave(d.group)
+		p.limits.release(d.group)
 	}
 }
 
@@ -362,11 +362,11 @@ func (p *Pool) detach(c *conn) {
 	s := c.destination.shard
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p.remove(c)
+	p.removeConn(c)
 }
 
-// remove takes a connection out of its destination; shard.mu is held.
-func (p *Pool) remove(c *conn) {
+// removeConn takes a connection out of its destination; shard.mu is held.
+func (p *Pool) removeConn(c *conn) {
 	d := c.destination
 	if c.index < 0 {
 		return
@@ -377,18 +377,18 @@ func (p *Pool) remove(c *conn) {
 	d.conns[last] = nil
 	d.conns = d.conns[:last]
 	c.index = -1
-	if i := slices.Index(d.shared, c); i >= 0 {
-		d.shared = slices.Delete(d.shared, i, i+1)
+	if i := slices.Index(d.h2Conns, c); i >= 0 {
+		d.h2Conns = slices.Delete(d.h2Conns, i, i+1)
 	}
-	p.takeIdle(c)
-	p.dialForRest(d)
-	d.shard.release(d)
+	p.unlistIdle(c)
+	p.assignDials(d)
+	d.shard.dropUnused(d)
 }
 
-// list puts a connection at the end of the idle ones of a shard; s.mu is held.
-func (s *shard) list(c *conn, moment uint64) {
+// addIdle puts a connection at the end of the idle ones of a shard; s.mu is held.
+func (s *shard) addIdle(c *conn, moment uint64) {
 	c.pool.limits.idle.Add(1)
-	c.listed, c.moment = true, moment
+	c.idle, c.idleSeq = true, moment
 	c.prev, c.next = s.newest, nil
 	if s.newest != nil {
 		s.newest.next = c
@@ -398,8 +398,8 @@ func (s *shard) list(c *conn, moment uint64) {
 	s.newest = c
 }
 
-func (s *shard) unlist(c *conn) {
-	if !c.listed {
+func (s *shard) removeIdle(c *conn) {
+	if !c.idle {
 		return
 	}
 	c.pool.limits.idle.Add(-1)
@@ -413,5 +413,5 @@ func (s *shard) unlist(c *conn) {
 	} else {
 		s.newest = c.prev
 	}
-	c.listed, c.prev, c.next = false, nil, nil
+	c.idle, c.prev, c.next = false, nil, nil
 }

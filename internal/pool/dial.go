@@ -14,11 +14,11 @@ import (
 
 // dial opens one connection, through its phases. shard.mu guards what changes.
 type dial struct {
-	order   *Order
-	waiters int // that get its error
-	phase   Phase
-	since   time.Time  // when the phase began
-	pending []*Pending // for requests that gave it up
+	order      *Order
+	assigned   int // that get its error
+	phase      Phase
+	phaseBegan time.Time  // when the phase began
+	pending    []*Pending // for requests that gave it up
 
 	ctx    context.Context // ends with the dial
 	cancel context.CancelFunc
@@ -28,7 +28,7 @@ type dial struct {
 func (p *Pool) startDial(d *destination, o *Order) *dial {
 	order := *o // the original belongs to the request
 	order.Pending = nil
-	n := &dial{order: &order, since: time.Now()}
+	n := &dial{order: &order, phaseBegan: time.Now()}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	d.dials = append(d.dials, n)
 	go p.dial(d, n)
@@ -52,23 +52,23 @@ func (p *Pool) dial(d *destination, n *dial) {
 	if err != nil {
 		for _, w := range slices.Clone(d.waiters) {
 			if w.dial == n {
-				p.abandon(d, w)
+				p.removeWaiter(d, w)
 				w.ready <- answer{err: err}
 			}
 		}
-		p.dialForRest(d)
-		s.release(d)
+		p.assignDials(d)
+		s.dropUnused(d)
 		s.mu.Unlock()
 		return
 	}
-	if n.waiters == 0 { // it was a probe, or its request gave it up
+	if n.assigned == 0 { // it was a probe, or its request gave it up
 		p.health.Worked(n.order.Target, n.order.Key.Addr)
 	}
-	p.add(d, c)
+	p.addConn(d, c)
 	surplus := false
-	d.http2 = c.h2 != nil
+	d.speaksHTTP2 = c.h2 != nil
 	if c.h2 != nil {
-		surplus = !p.serve2(c, true) && (len(d.shared) > 1 || p.idle2(c))
+		surplus = !p.serveWaiters(c, true) && (len(d.h2Conns) > 1 || p.idleOrSurplus(c))
 	} else if p.deliver(d, c, true) {
 		c = nil
 	}
@@ -79,7 +79,7 @@ func (p *Pool) dial(d *destination, n *dial) {
 			w.dial = nil
 		default: // another request took the connection
 			w.dial = nil
-			p.dialFor(d, w)
+			p.assignDial(d, w)
 		}
 	}
 	s.mu.Unlock()
@@ -88,7 +88,7 @@ func (p *Pool) dial(d *destination, n *dial) {
 	case surplus:
 		p.discard(c)
 	case c.h2 == nil:
-		p.put(c, false)
+		p.putConn(c, false)
 	case c.gone.Load(): // it ended before it was added
 		p.discard(c)
 	}
@@ -104,24 +104,24 @@ func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 			return nil, &Error{Phase: Connect, Err: err}
 		}
 	}
-	if !p.limits.enter(d.group) {
+	if !p.limits.acquire(d.group) {
 		return nil, &Error{Phase: Connect, Err: ErrLimit}
 	}
-	c, err := p.connectLimited(d, n)
+	c, err := p.dialPhases(d, n)
 	if err == nil && c.gone.Load() { // over HTTP/2, as soon as it was opened
 		err = &Error{Phase: Response, Err: errClosed}
 	}
 	if err != nil {
-		p.limits.leave(d.group)
+		p.limits.release(d.group)
 	}
 	return c, err
 }
 
-func (p *Pool) connectLimited(d *destination, n *dial) (*conn, *Error) {
+func (p *Pool) dialPhases(d *destination, n *dial) (*conn, *Error) {
 	o := n.order
 	addr := o.Key.Addr
 	raw, err := p.openTCP(n.ctx, o)
-	if refused, ok := errors.AsType[*refusedError](err); ok {
+	if refused, ok := errors.AsType[*forbiddenError](err); ok {
 		return nil, &Error{Phase: Connect, Err: refused.error}
 	}
 	switch {
@@ -137,14 +137,14 @@ func (p *Pool) connectLimited(d *destination, n *dial) (*conn, *Error) {
 	c := newConn(p, d, raw)
 	if !o.Key.secure() {
 		if o.Key.Protocol == HTTP2 {
-			if err := c.start2(); err != nil {
+			if err := c.startHTTP2(); err != nil {
 				return nil, &Error{Phase: Connect, Err: err}
 			}
 		}
 		return c, nil
 	}
 	d.shard.mu.Lock()
-	n.phase, n.since = Handshake, time.Now()
+	n.phase, n.phaseBegan = Handshake, time.Now()
 	d.shard.mu.Unlock()
 	if err := p.handshake(n, c); err != nil {
 		p.dialFailed(n, o.Target, err)
@@ -155,7 +155,7 @@ func (p *Pool) connectLimited(d *destination, n *dial) (*conn, *Error) {
 
 // dialFailed records the failure of a dial, unless this side had its part in it.
 func (p *Pool) dialFailed(n *dial, target string, err error) {
-	ended := n.ctx.Err() != nil && time.Since(n.since) < minTimeout[n.phase]
+	ended := n.ctx.Err() != nil && time.Since(n.phaseBegan) < minTimeout[n.phase]
 	if !ended && !isLocalExhaustion(err) && err != errNoClient && n.order.Target != "" {
 		p.health.Failed(target, n.order.Key.Addr, false)
 	}
@@ -176,17 +176,17 @@ func (p *Pool) openTCP(ctx context.Context, o *Order) (net.Conn, error) {
 		if err == nil {
 			return conn, nil
 		}
-		if refused, ok := errors.AsType[*refusedError](err); ok {
+		if refused, ok := errors.AsType[*forbiddenError](err); ok {
 			return nil, refused
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if !isLocalExhaustion(err) || try == maxShortages {
+		if !isLocalExhaustion(err) || try == maxExhausted {
 			return nil, err
 		}
 		p.closeIdle(p.open.Load() / 8 * 7)
-		time.Sleep(shortagePause)
+		time.Sleep(exhaustedPause)
 	}
 }
 
@@ -194,14 +194,14 @@ const (
 	// maxShortages is how often a connection is tried to be opened again when there
 	// is nothing left for it, and shortagePause how long others have then to give
 	// something back.
-	maxShortages  = 5
-	shortagePause = 20 * time.Millisecond
+	maxExhausted   = 5
+	exhaustedPause = 20 * time.Millisecond
 )
 
-// refusedError is why a connection may not be used. It is no failure of the address.
-type refusedError struct{ error }
+// forbiddenError is why a connection may not be used. It is no failure of the address.
+type forbiddenError struct{ error }
 
-func (e *refusedError) Unwrap() error { return e.error }
+func (e *forbiddenError) Unwrap() error { return e.error }
 
 // confirm asks the owner about a connection that was opened, and closes it if it may
 // not be used.
@@ -218,7 +218,7 @@ func (o *Order) confirm(conn net.Conn) error {
 		return nil
 	}
 	_ = conn.Close()
-	return &refusedError{err}
+	return &forbiddenError{err}
 }
 
 // addrPortOf returns the address of TCP that a is; the zero value if it is none.
@@ -238,7 +238,7 @@ func (p *Pool) dialOnce(ctx context.Context, network, address string) (net.Conn,
 	}
 	conn, err := p.Dial(ctx, network, address)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return nil, errNoTime
+		return nil, errDialTimeout
 	}
 	return conn, err
 }
@@ -280,20 +280,20 @@ func (p *Pool) handshake(n *dial, c *conn) error {
 	ctx := n.ctx
 	if t := p.config.HandshakeTimeout; t > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, t, errNoTime)
+		ctx, cancel = context.WithTimeoutCause(ctx, t, errDialTimeout)
 		defer cancel()
 	}
 	secured := tls.Client(c.raw, config)
 	if err := secured.HandshakeContext(ctx); err != nil {
 		_ = c.raw.Close()
 		if ctx.Err() != nil && n.ctx.Err() == nil {
-			return errNoTime
+			return errDialTimeout
 		}
 		return err
 	}
 	c.Conn, c.tls = secured, secured
 	if secured.ConnectionState().NegotiatedProtocol == "h2" {
-		return c.start2()
+		return c.startHTTP2()
 	}
 	return nil
 }
@@ -306,29 +306,29 @@ func (p *Pool) fullTimeout(ph Phase) time.Duration {
 	return p.config.DialTimeout
 }
 
-// patience is how long a request waits for its dial. While there is another
+// dialWait is how long a request waits for its dial. While there is another
 // address to try that is only a short time for each phase; where there is none,
 // until one that was given up before has succeeded. The dial goes on then, and is a
 // failure only if it fails.
-type patience struct {
-	pool    *Pool
-	d       *destination
-	w       *waiter
-	start   time.Time
-	timer   *time.Timer
-	through chan *Pending
-	stops   []func() bool
+type dialWait struct {
+	pool      *Pool
+	d         *destination
+	waiter    *waiter
+	start     time.Time
+	timer     *time.Timer
+	completed chan *Pending
+	stops     []func() bool
 }
 
-func newPatience(p *Pool, d *destination, w *waiter) *patience {
-	t := &patience{pool: p, d: d, w: w, start: time.Now()}
-	t.timer = time.NewTimer(t.untilLook(Connect, t.limit(Connect)))
+func newDialWait(p *Pool, d *destination, w *waiter) *dialWait {
+	t := &dialWait{pool: p, d: d, waiter: w, start: time.Now()}
+	t.timer = time.NewTimer(t.untilCheck(Connect, t.limit(Connect)))
 	if pending := w.order.Pending; len(pending) > 0 {
-		t.through = make(chan *Pending, len(pending))
+		t.completed = make(chan *Pending, len(pending))
 		for _, other := range pending {
 			t.stops = append(t.stops, context.AfterFunc(other.done, func() {
 				if other.Progress() == Succeeded {
-					t.through <- other
+					t.completed <- other
 				}
 			}))
 		}
@@ -336,7 +336,7 @@ func newPatience(p *Pool, d *destination, w *waiter) *patience {
 	return t
 }
 
-func (t *patience) stop() {
+func (t *dialWait) stop() {
 	t.timer.Stop()
 	for _, stop := range t.stops {
 		stop()
@@ -345,11 +345,11 @@ func (t *patience) stop() {
 
 // aLongTime is how long a request waits where nothing is configured: the dial ends
 // before, or a connection that becomes free is waited for.
-const aLongTime = time.Hour
+const unlimitedWait = time.Hour
 
 // limit returns how long the request waits in a phase.
-func (t *patience) limit(ph Phase) time.Duration {
-	o := t.w.order
+func (t *dialWait) limit(ph Phase) time.Duration {
+	o := t.waiter.order
 	if !o.Last {
 		return failoverTimeout[ph]
 	}
@@ -361,47 +361,47 @@ func (t *patience) limit(ph Phase) time.Duration {
 		}
 		return min(full, failoverTimeout[ph])
 	}
-	return aLongTime // the dial has its own
+	return unlimitedWait // the dial has its own
 }
 
 // phase returns the phase of the request's dial.
-func (t *patience) phase() Phase {
+func (t *dialWait) phase() Phase {
 	t.d.shard.mu.Lock()
 	defer t.d.shard.mu.Unlock()
-	if t.w.dial == nil {
+	if t.waiter.dial == nil {
 		return Connect
 	}
-	return t.w.dial.phase
+	return t.waiter.dial.phase
 }
 
-// over is called when the time is over. It returns why the request waits no more,
+// expired is called when the time is over. It returns why the request waits no more,
 // or nil if it does: because another phase has begun, or there is no dial and it
 // waits for a connection that becomes free.
-func (t *patience) over() *Error {
+func (t *dialWait) expired() *Error {
 	s := t.d.shard
 	s.mu.Lock()
-	n := t.w.dial
+	n := t.waiter.dial
 	if n == nil {
 		s.mu.Unlock()
-		t.timer.Reset(aLongTime)
+		t.timer.Reset(unlimitedWait)
 		return nil
 	}
-	since := n.since
+	since := n.phaseBegan
 	if since.Before(t.start) {
 		since = t.start // the dial is older than the request
 	}
 	ph := n.phase
 	s.mu.Unlock()
 	if left := time.Until(since.Add(t.limit(ph))); left > 0 {
-		t.timer.Reset(t.untilLook(ph, left))
+		t.timer.Reset(t.untilCheck(ph, left))
 		return nil
 	}
 	return t.stillDialing()
 }
 
-// untilLook returns when to look again whether the time is over of which so much is
+// untilCheck returns when to look again whether the time is over of which so much is
 // left in a phase. The next phase may have less time.
-func (t *patience) untilLook(ph Phase, left time.Duration) time.Duration {
+func (t *dialWait) untilCheck(ph Phase, left time.Duration) time.Duration {
 	if ph == Connect && t.d.key.secure() {
 		return min(left, t.limit(Handshake))
 	}
@@ -410,18 +410,18 @@ func (t *patience) untilLook(ph Phase, left time.Duration) time.Duration {
 
 // stillDialing returns the error of a request that gives up its dial, which goes
 // on.
-func (t *patience) stillDialing() *Error {
-	o := t.w.order
+func (t *dialWait) stillDialing() *Error {
+	o := t.waiter.order
 	s := t.d.shard
 	s.mu.Lock()
-	n := t.w.dial
+	n := t.waiter.dial
 	if n == nil || !slices.Contains(t.d.dials, n) {
 		s.mu.Unlock()
-		return &Error{Phase: Connect, Err: errNoTime}
+		return &Error{Phase: Connect, Err: errDialTimeout}
 	}
 	pending := &Pending{Addr: o.Key.Addr, Phase: n.phase, done: n.ctx}
 	n.pending = append(n.pending, pending)
-	left := t.pool.fullTimeout(n.phase) - time.Since(n.since)
+	left := t.pool.fullTimeout(n.phase) - time.Since(n.phaseBegan)
 	s.mu.Unlock()
 	target := ""
 	if pending.Phase == Handshake {
@@ -430,7 +430,7 @@ func (t *patience) stillDialing() *Error {
 	if o.Target != "" {
 		t.pool.health.Slow(target, o.Key.Addr, left)
 	}
-	return &Error{Phase: pending.Phase, Err: errNoTime, Pending: pending}
+	return &Error{Phase: pending.Phase, Err: errDialTimeout, Pending: pending}
 }
 
 // guardOf returns by what an order's dial is permitted.

@@ -28,7 +28,7 @@ const (
 )
 
 // phases is how many there are of opening a connection.
-const phases = 2
+const dialPhaseCount = 2
 
 // Sent is how much of a request the backend may have seen.
 type Sent int
@@ -76,9 +76,9 @@ func (e *Error) Temporary() bool { return false }
 // Dialling reports whether no connection could be opened.
 func (e *Error) Dialling() bool { return e.Phase <= Handshake }
 
-// again reports whether a request may be sent over another connection to the same
+// mayRetry reports whether a request may be sent over another connection to the same
 // address, since it was the connection that failed.
-func (e *Error) again(req *http.Request) bool {
+func (e *Error) mayRetry(req *http.Request) bool {
 	return e.stale && req.Context().Err() == nil && (e.Sent == Nothing || isReplayable(req))
 }
 
@@ -113,7 +113,7 @@ var (
 	ErrSilent error = &timeoutError{fmt.Sprintf("the backend has gone silent: it has acknowledged nothing for %s", maxSilence)}
 
 	errResponseHeaderTimeout = &timeoutError{"no response header in time"}
-	errNoTime                = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}
+	errDialTimeout           = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}
 	errNoStreams             = errors.New("the backend takes no requests")
 	errNoClient              = errors.New("PROXY protocol: the client has no IP address")
 	errClosed                = errors.New("the backend closed the connection without a response")
@@ -216,9 +216,9 @@ func (d *Pending) Progress() Progress { return Progress(d.progress.Load()) }
 func FailoverTimeout(ph Phase) time.Duration { return failoverTimeout[ph] }
 
 var (
-	failoverTimeout = [phases]time.Duration{Connect: 300 * time.Millisecond, Handshake: time.Second}
+	failoverTimeout = [dialPhaseCount]time.Duration{Connect: 300 * time.Millisecond, Handshake: time.Second}
 
 	// minTimeout is how long a phase may take at least where there is none. A SYN is
 	// sent again after a second (RFC 6298).
-	minTimeout = [phases]time.Duration{Connect: 1300 * time.Millisecond, Handshake: 2 * time.Second}
+	minTimeout = [dialPhaseCount]time.Duration{Connect: 1300 * time.Millisecond, Handshake: 2 * time.Second}
 )

@@ -27,7 +27,7 @@ func (p *Pool) age(o *Order, by time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.destinations[o.Key].idle {
-		c.since = c.since.Add(-by)
+		c.idleSince = c.idleSince.Add(-by)
 	}
 }
 
@@ -168,7 +168,7 @@ func TestLateTimer(t *testing.T) {
 	b := newBackend(t, echo)
 	p := newPool(t, Config{})
 	take := func() *exchange {
-		c, _, err := p.get(request(t, http.MethodGet, "/", nil), b.order("a.example"))
+		c, _, err := p.getConn(request(t, http.MethodGet, "/", nil), b.order("a.example"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,10 +178,10 @@ func TestLateTimer(t *testing.T) {
 	// it fires, and is about to look at the exchange when the response comes
 	x := take()
 	x.abortAfter(20*time.Millisecond, errResponseHeaderTimeout)
-	x.wait.Lock()
+	x.headerWait.Lock()
 	time.Sleep(40 * time.Millisecond)
-	x.wait.over = true // what stopWaiting does
-	x.wait.Unlock()
+	x.headerWait.over = true // what stopWaiting does
+	x.headerWait.Unlock()
 	time.Sleep(10 * time.Millisecond)
 	if err := x.c.cause(nil); err != nil {
 		t.Errorf("a connection was ended that its request has done with: %v", err)
@@ -192,15 +192,15 @@ func TestLateTimer(t *testing.T) {
 	x.c.ended.Lock()
 	x.abortAfter(time.Millisecond, errResponseHeaderTimeout)
 	eventually(t, "the timer has fired", func() bool {
-		free := x.wait.TryLock()
+		free := x.headerWait.TryLock()
 		if free {
-			x.wait.Unlock()
+			x.headerWait.Unlock()
 		}
 		return !free
 	})
 	stopped := make(chan struct{})
 	go func() {
-		x.stopWaiting()
+		x.stopHeaderWait()
 		close(stopped)
 	}()
 	select {
@@ -221,7 +221,7 @@ func TestLateTimer(t *testing.T) {
 		x.abortAfter(50*time.Microsecond, errResponseHeaderTimeout)
 		for begin := time.Now(); time.Since(begin) < time.Duration(40+i%20)*time.Microsecond; {
 		}
-		x.stopWaiting()
+		x.stopHeaderWait()
 		before := x.c.cause(nil)
 		time.Sleep(200 * time.Microsecond)
 		if after := x.c.cause(nil); after != before {
@@ -344,7 +344,7 @@ func TestUnsendable(t *testing.T) {
 				req := request(t, http.MethodPost, "/", r)
 				change(req)
 				_, err := p.RoundTrip(req, o)
-				if e, ok := errors.AsType[*Error](err); !ok || e.Phase != Prepare || e.Sent != Nothing || e.again(req) {
+				if e, ok := errors.AsType[*Error](err); !ok || e.Phase != Prepare || e.Sent != Nothing || e.mayRetry(req) {
 					t.Errorf("%s, body %t, idle connection %t: %+v", name, body, idle, err)
 				}
 				if n := p.health.Len(); n != 0 {
@@ -451,7 +451,7 @@ func TestRecords(t *testing.T) {
 			stream = append(stream, bytes.Repeat([]byte{0xff}, n)...)
 			ends[len(stream)] = true
 		}
-		r := records{on: true}
+		r := tlsRecords{on: true}
 		largest := [...]int{1, 3, 7, 100, 40000}[random.IntN(5)]
 		for at := 0; ; {
 			if r.complete() != ends[at] {
@@ -461,12 +461,12 @@ func TestRecords(t *testing.T) {
 				break
 			}
 			n := min(random.IntN(largest+1), len(stream)-at)
-			r.read(stream[at : at+n])
+			r.follow(stream[at : at+n])
 			at += n
 		}
 	}
-	off := records{}
-	if off.read([]byte("HTTP")); !off.complete() {
+	off := tlsRecords{}
+	if off.follow([]byte("HTTP")); !off.complete() {
 		t.Error("records are looked for without TLS")
 	}
 }

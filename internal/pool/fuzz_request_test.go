@@ -151,7 +151,7 @@ func playRequest(t *testing.T, method, host, path, fields string, body []byte, f
 	p.Dial = s.dial
 	start := time.Now()
 	res, err := p.RoundTrip(req, &Order{Key: memKey, Target: memKey.Host, Last: true})
-	if took := time.Since(start); took > fuzzHeader+lastWords+fuzzRead+200*time.Millisecond {
+	if took := time.Since(start); took > fuzzHeader+lateResponseTime+fuzzRead+200*time.Millisecond {
 		t.Errorf("RoundTrip took %v: %v", took, err)
 	}
 	if err == nil {

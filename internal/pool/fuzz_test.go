@@ -425,8 +425,8 @@ func (p *Pool) checkIdle(t *testing.T) {
 				t.Errorf("%d requests wait, %d dials", len(d.waiters), len(d.dials))
 			}
 			for _, c := range d.conns {
-				if !c.listed && !c.retired || c.active != 0 {
-					t.Errorf("listed %t, active %d, retired %t", c.listed, c.active, c.retired)
+				if !c.idle && !c.retired || c.active != 0 {
+					t.Errorf("listed %t, active %d, retired %t", c.idle, c.active, c.retired)
 				}
 			}
 			open += len(d.conns)
@@ -499,7 +499,7 @@ func (s *stage) first(p *Pool, order *Order) (reusable bool) {
 		bound = fuzzHeader
 	}
 	if body != nil {
-		bound += lastWords + pauses + fuzzRead + 20*time.Millisecond
+		bound += lateResponseTime + pauses + fuzzRead + 20*time.Millisecond
 	}
 	if s.cancel {
 		bound = fuzzCancel

@@ -19,20 +19,20 @@ import (
 // exchange is one request and its response over a connection of HTTP/1.1. It is
 // the body of the response.
 type exchange struct {
-	c        *conn
-	req      *http.Request
-	res      *http.Response
-	br       *bufio.Reader
-	upload   *upload // nil: the request has no body
-	watched  watched
-	unzip    bool    // this side has asked for gzip
-	start    int64   // what had been written to the connection before
-	knocked  bool    // the first octet of the request is sent ahead
-	unseen   bool    // the connection is still to be looked at
-	w        *writer // has the request, which is written before something is read; nil: no
-	received bool    // something of a response
+	c             *conn
+	req           *http.Request
+	res           *http.Response
+	br            *bufio.Reader
+	upload        *upload // nil: the request has no body
+	watched       watched
+	unzip         bool    // this side has asked for gzip
+	writtenBefore int64   // what had been written to the connection before
+	knocked       bool    // the first octet of the request is sent ahead
+	unchecked     bool    // the connection is still to be looked at
+	heldRequest   *writer // has the request, which is written before something is read; nil: no
+	responseBegun bool    // something of a response
 
-	wait struct { // for the header of the response
+	headerWait struct { // for the header of the response
 		sync.Mutex
 		over  bool
 		timer *time.Timer
@@ -43,12 +43,12 @@ type exchange struct {
 	err  error // of reads from now on; nil: the connection is in use
 }
 
-// roundTrip1 sends a request over HTTP/1.1.
-func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error) {
-	x := &exchange{c: c, req: req, start: c.raw.written.Load()}
-	x.knocked = !fresh && c.knocks(req)
-	x.unseen = !fresh && c.looksLater(req)
-	c.pool.watchSoon(x)
+// roundTripHTTP1 sends a request over HTTP/1.1.
+func (c *conn) roundTripHTTP1(req *http.Request, fresh bool) (*http.Response, error) {
+	x := &exchange{c: c, req: req, writtenBefore: c.raw.written.Load()}
+	x.knocked = !fresh && c.needsKnock(req)
+	x.unchecked = !fresh && c.defersCheck(req)
+	c.pool.startWatch(x)
 	if x.knocked {
 		if err := x.knock(); err != nil {
 			return nil, x.fail(Send, err)
@@ -57,7 +57,7 @@ func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error)
 	if err := x.send(); err != nil {
 		return nil, x.fail(Send, err)
 	}
-	x.br = c.pool.reader(c)
+	x.br = c.pool.getReader(c)
 	res, err := x.readResponse()
 	if e, ok := err.(*sendError); ok {
 		return nil, x.fail(Send, e.error)
@@ -66,16 +66,16 @@ func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error)
 		return nil, x.fail(Response, err)
 	}
 	if x.upload != nil {
-		if err := x.upload.headWritten(); err != nil {
+		if err := x.upload.waitHeadWritten(); err != nil {
 			return nil, x.fail(Send, err)
 		}
 	}
-	x.stopWaiting()
+	x.stopHeaderWait()
 	x.res = res
 	c.readKeepAlive(res.Header)
 	switch {
 	case res.StatusCode == http.StatusSwitchingProtocols:
-		x.leave()
+		x.unwatch()
 		c.pool.detach(c)
 		res.Body = &upgraded{conn: c, br: x.br}
 	case res.Body == http.NoBody:
@@ -115,7 +115,7 @@ func (x *exchange) knock() error {
 	if _, err := c.Conn.Write([]byte(x.req.Method[:1])); err != nil {
 		return err
 	}
-	x.start = c.raw.written.Load()
+	x.writtenBefore = c.raw.written.Load()
 	begun := time.Now()
 	for wait := 50 * time.Microsecond; acked > 0 && c.raw.acked() == acked && time.Since(begun) < knockTime; wait *= 2 {
 		if c.raw.readable() {
@@ -146,28 +146,28 @@ func (x *exchange) send() error {
 	if x.knocked {
 		skip = 1
 	}
-	w := c.pool.writer(c, extra, skip)
+	w := c.pool.getWriter(c, extra, skip)
 	if hasBody(req) {
 		x.upload = newUpload(x, w)
 		go x.upload.run()
 		return nil
 	}
-	if x.unseen {
-		w.rest.unseen = c
+	if x.unchecked {
+		w.conn.unchecked = c
 	}
 	err := req.Write(w)
 	if err == nil {
-		w.rest.keep = true
+		w.conn.hold = true
 		err = w.Flush()
 	}
 	switch {
 	case err == nil:
-		x.sent()
-	case !w.failed():
+		x.requestWritten()
+	case !w.writeFailed():
 		err = &unsendable{err}
 	}
-	if w.rest.kept != nil {
-		x.w, c.raw.ahead = w, w
+	if w.conn.held != nil {
+		x.heldRequest, c.raw.unsent = w, w
 		return nil
 	}
 	c.pool.putWriter(w)
@@ -179,8 +179,8 @@ type unsendable struct{ error }
 
 func (e *unsendable) Unwrap() error { return e.error }
 
-// sent is called when the request has been written.
-func (x *exchange) sent() {
+// requestWritten is called when the request has been written.
+func (x *exchange) requestWritten() {
 	if d := x.c.pool.config.ResponseHeaderTimeout; d > 0 {
 		x.abortAfter(d, errResponseHeaderTimeout)
 	}
@@ -189,26 +189,26 @@ func (x *exchange) sent() {
 // abortAfter ends the connection if the header of the response has not come by
 // then.
 func (x *exchange) abortAfter(d time.Duration, err error) {
-	x.wait.Lock()
-	defer x.wait.Unlock()
-	if !x.wait.over {
-		x.wait.timer = time.AfterFunc(d, func() {
-			x.wait.Lock()
-			defer x.wait.Unlock()
-			if !x.wait.over {
+	x.headerWait.Lock()
+	defer x.headerWait.Unlock()
+	if !x.headerWait.over {
+		x.headerWait.timer = time.AfterFunc(d, func() {
+			x.headerWait.Lock()
+			defer x.headerWait.Unlock()
+			if !x.headerWait.over {
 				x.c.abort(err)
 			}
 		})
 	}
 }
 
-// stopWaiting is called when the header of the response has come, or never will.
-func (x *exchange) stopWaiting() {
-	x.wait.Lock()
-	defer x.wait.Unlock()
-	x.wait.over = true
-	if x.wait.timer != nil {
-		x.wait.timer.Stop()
+// stopHeaderWait is called when the header of the response has come, or never will.
+func (x *exchange) stopHeaderWait() {
+	x.headerWait.Lock()
+	defer x.headerWait.Unlock()
+	x.headerWait.over = true
+	if x.headerWait.timer != nil {
+		x.headerWait.timer.Stop()
 	}
 }
 
@@ -216,14 +216,14 @@ func (x *exchange) stopWaiting() {
 // it.
 func (x *exchange) readResponse() (*http.Response, error) {
 	_, err := x.br.Peek(1)
-	if x.w != nil {
-		x.c.pool.putWriter(x.w)
-		x.w = nil
+	if x.heldRequest != nil {
+		x.c.pool.putWriter(x.heldRequest)
+		x.heldRequest = nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	x.received = true
+	x.responseBegun = true
 	limit := &x.c.header
 	defer limit.end()
 	for interim := 0; ; interim++ {
@@ -242,13 +242,13 @@ func (x *exchange) readResponse() (*http.Response, error) {
 			return nil, fmt.Errorf("malformed HTTP status code %03d", code)
 		case code == http.StatusSwitchingProtocols || code >= 200:
 			if x.upload != nil {
-				x.upload.proceed(!res.Close && !x.req.Close)
+				x.upload.answerExpect(!res.Close && !x.req.Close)
 			}
 			return res, nil
 		case interim == maxInterim:
 			return nil, errInterim
 		case code == http.StatusContinue && x.upload != nil:
-			x.upload.proceed(true)
+			x.upload.answerExpect(true)
 		}
 		if trace := httptrace.ContextClientTrace(x.req.Context()); trace != nil {
 			if trace.Got1xxResponse != nil {
@@ -270,11 +270,11 @@ func fieldsOf(header http.Header) (n int) {
 // fail ends an exchange without a response.
 func (x *exchange) fail(ph Phase, err error) *Error {
 	c := x.c
-	x.stopWaiting()
+	x.stopHeaderWait()
 	e := &Error{Phase: ph, Err: c.cause(nil)}
 	if e.Err == nil {
 		e.Err = err
-		e.stale = !x.received && !isTimeout(err)
+		e.stale = !x.responseBegun && !isTimeout(err)
 	}
 	if u, ok := errors.AsType[*unsendable](e.Err); ok {
 		e.Phase, e.Err, e.stale = Prepare, u.error, false
@@ -282,15 +282,15 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 	c.abort(err)
 	complete := ph == Response
 	if x.upload != nil {
-		x.upload.proceed(false)
-		_ = x.upload.headWritten()
-		if body := x.upload.failed(); body != nil {
+		x.upload.answerExpect(false)
+		_ = x.upload.waitHeadWritten()
+		if body := x.upload.bodyError(); body != nil {
 			e.Phase, e.Err, e.stale = Send, body, false
 		}
 		complete = x.upload.complete()
 	}
 	switch {
-	case c.raw.written.Load() == x.start:
+	case c.raw.written.Load() == x.writtenBefore:
 		e.Sent = Nothing
 	case complete:
 		e.Sent = All
@@ -300,7 +300,7 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 	if errors.Is(e.Err, io.EOF) {
 		e.Err = errClosed
 	}
-	x.end(false)
+	x.releaseConn(false)
 	return e
 }
 
@@ -342,14 +342,14 @@ func (x *exchange) Close() error {
 // ends.
 func (x *exchange) finish(complete bool) {
 	keep := complete && !x.res.Close && !x.req.Close && !x.c.pool.config.DisableKeepAlive && x.br.Buffered() == 0 &&
-		(x.upload == nil || x.upload.finished())
-	x.end(keep)
+		(x.upload == nil || x.upload.waitComplete())
+	x.releaseConn(keep)
 }
 
-// end gives the connection back.
-func (x *exchange) end(keep bool) {
+// releaseConn gives the connection back.
+func (x *exchange) releaseConn(keep bool) {
 	c := x.c
-	if !x.leave() {
+	if !x.unwatch() {
 		keep = false
 	}
 	if x.br != nil {
@@ -357,7 +357,7 @@ func (x *exchange) end(keep bool) {
 		x.br = nil
 	}
 	if keep && c.cause(nil) == nil {
-		c.pool.put(c, false)
+		c.pool.putConn(c, false)
 	} else {
 		c.pool.discard(c)
 	}
@@ -369,32 +369,32 @@ type upload struct {
 	w    *writer
 	body io.ReadCloser
 
-	head     chan struct{} // closed when the header of the request has been written
-	headOnce sync.Once
-	expects  chan bool // whether the body is to be sent; nil: it is
-	started  bool
+	headWritten  chan struct{} // closed when the header of the request has been written
+	headOnce     sync.Once
+	expectAnswer chan bool // whether the body is to be sent; nil: it is
+	bodyBegun    bool
 
-	mu   sync.Mutex
-	err  error // of reading the body
-	done chan struct{}
-	fail error // of all, once done is closed
+	mu       sync.Mutex
+	bodyErr  error // of reading the body
+	done     chan struct{}
+	writeErr error // of all, once done is closed
 }
 
 // errNotWanted is the end of a body that the backend did not ask for.
-var errNotWanted = errors.New("the backend has answered without the body")
+var errBodyNotWanted = errors.New("the backend has answered without the body")
 
 // writeGrace is how long it is waited for the end of a request whose response is
 // complete before its connection is closed, as net/http does it, and lastWords for a
 // response when the request could not be sent any more.
 const (
-	writeGrace = 50 * time.Millisecond
-	lastWords  = time.Second
+	writeGrace       = 50 * time.Millisecond
+	lateResponseTime = time.Second
 )
 
 func newUpload(x *exchange, w *writer) *upload {
-	u := &upload{x: x, w: w, body: x.req.Body, head: make(chan struct{}), done: make(chan struct{})}
+	u := &upload{x: x, w: w, body: x.req.Body, headWritten: make(chan struct{}), done: make(chan struct{})}
 	if x.req.ProtoAtLeast(1, 1) && httpguts.HeaderValuesContainsToken(x.req.Header["Expect"], "100-continue") {
-		u.expects = make(chan bool, 1)
+		u.expectAnswer = make(chan bool, 1)
 	}
 	return u
 }
@@ -407,16 +407,16 @@ func (u *upload) run() {
 	if err == nil {
 		err = u.w.Flush()
 	}
-	failed := u.w.failed()
+	failed := u.w.writeFailed()
 	c.pool.putWriter(u.w)
-	u.headOnce.Do(func() { close(u.head) })
+	u.headOnce.Do(func() { close(u.headWritten) })
 	u.mu.Lock()
-	body := u.err
+	body := u.bodyErr
 	u.mu.Unlock()
 	switch {
 	case err == nil:
-		u.x.sent()
-	case body == errNotWanted:
+		u.x.requestWritten()
+	case body == errBodyNotWanted:
 	case body != nil:
 		c.abort(body)
 	case !failed:
@@ -424,27 +424,27 @@ func (u *upload) run() {
 	case isTimeout(err):
 		c.abort(err)
 	default: // the response may be there nevertheless
-		u.x.abortAfter(lastWords, err)
+		u.x.abortAfter(lateResponseTime, err)
 	}
-	u.fail = err
+	u.writeErr = err
 	close(u.done)
 }
 
 // Read implements io.Reader: it reads the body of the request. What came before is
 // sent first, since there may be nothing more for long.
 func (u *upload) Read(p []byte) (int, error) {
-	if !u.w.ended.Load() { // net/http looks whether there is a body, before it writes the fields
+	if !u.w.headerDone.Load() { // net/http looks whether there is a body, before it writes the fields
 		return u.read(p)
 	}
 	if err := u.w.Flush(); err != nil {
 		return 0, err
 	}
-	if !u.started {
-		u.started = true
-		u.headOnce.Do(func() { close(u.head) })
-		if !u.wanted() {
-			u.setError(errNotWanted)
-			return 0, errNotWanted
+	if !u.bodyBegun {
+		u.bodyBegun = true
+		u.headOnce.Do(func() { close(u.headWritten) })
+		if !u.awaitContinue() {
+			u.setBodyError(errBodyNotWanted)
+			return 0, errBodyNotWanted
 		}
 	}
 	return u.read(p)
@@ -453,96 +453,96 @@ func (u *upload) Read(p []byte) (int, error) {
 func (u *upload) read(p []byte) (int, error) {
 	n, err := u.body.Read(p)
 	if err != nil && err != io.EOF {
-		u.setError(err)
+		u.setBodyError(err)
 	}
 	return n, err
 }
 
-func (u *upload) setError(err error) {
+func (u *upload) setBodyError(err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.err = err
+	u.bodyErr = err
 }
 
-// wanted waits until it is known whether the backend wants the body.
-func (u *upload) wanted() bool {
-	if u.expects == nil {
+// awaitContinue waits until it is known whether the backend wants the body.
+func (u *upload) awaitContinue() bool {
+	if u.expectAnswer == nil {
 		return true
 	}
 	timer := time.NewTimer(u.x.c.pool.config.ExpectContinueTimeout)
 	defer timer.Stop()
 	select {
-	case wanted := <-u.expects:
+	case wanted := <-u.expectAnswer:
 		return wanted
 	case <-timer.C:
 		return true
 	}
 }
 
-// proceed lets the body be sent, or not.
-func (u *upload) proceed(wanted bool) {
-	if u.expects == nil {
+// answerExpect lets the body be sent, or not.
+func (u *upload) answerExpect(wanted bool) {
+	if u.expectAnswer == nil {
 		return
 	}
 	select {
-	case u.expects <- wanted:
+	case u.expectAnswer <- wanted:
 	default:
 	}
 }
 
 // Close implements io.Closer.
 func (u *upload) Close() error {
-	u.headOnce.Do(func() { close(u.head) })
+	u.headOnce.Do(func() { close(u.headWritten) })
 	return u.body.Close()
 }
 
-// headWritten waits until the header of the request has been written: until then
+// waitHeadWritten waits until the header of the request has been written: until then
 // it must not be changed. A backend that answers and does not read it would be
 // waited for in vain.
-func (u *upload) headWritten() error {
+func (u *upload) waitHeadWritten() error {
 	select {
-	case <-u.head:
+	case <-u.headWritten:
 		return nil
 	default:
 	}
-	timer := time.NewTimer(lastWords)
+	timer := time.NewTimer(lateResponseTime)
 	defer timer.Stop()
 	select {
-	case <-u.head:
+	case <-u.headWritten:
 		return nil
 	case <-timer.C:
 		err := &timeoutError{"the backend does not read the request"}
 		u.x.c.abort(err)
 		select {
-		case <-u.head:
-		case <-time.After(lastWords): // a body is waited for that nobody asked for
+		case <-u.headWritten:
+		case <-time.After(lateResponseTime): // a body is waited for that nobody asked for
 		}
 		return err
 	}
 }
 
-// failed returns the error of reading the body, if there was one.
-func (u *upload) failed() error {
+// bodyError returns the error of reading the body, if there was one.
+func (u *upload) bodyError() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.err == errNotWanted {
+	if u.bodyErr == errBodyNotWanted {
 		return nil
 	}
-	return u.err
+	return u.bodyErr
 }
 
 // complete reports whether all of the request has been written.
 func (u *upload) complete() bool {
 	select {
 	case <-u.done:
-		return u.fail == nil
+		return u.writeErr == nil
 	default:
 		return false
 	}
 }
 
-// finished is complete, after a moment if need be.
-func (u *upload) finished() bool {
+// waitComplete is complete, after a moment if need be.
+func (u *upload) waitComplete() bool {
 	select {
 	case <-u.done:
 	default:
@@ -554,7 +554,7 @@ func (u *upload) finished() bool {
 			return false
 		}
 	}
-	return u.fail == nil
+	return u.writeErr == nil
 }
 
 // upgraded is the body of a response that switched protocols: the connection

@@ -24,7 +24,7 @@ const (
 
 	// fullTime is for how long it is looked whether a connection that was full takes
 	// more requests, once one has ended.
-	fullTime = 200 * time.Millisecond
+	recheckTime = 200 * time.Millisecond
 
 	// A connection gets no more requests while maxUnread responses on it have not
 	// been read for unreadTime: their octets would soon take all of the window.
@@ -62,48 +62,48 @@ func (p *Pool) newHTTP2() *http2.Transport { //nolint:staticcheck // see above
 	return t
 }
 
-// start2 makes the connection one of HTTP/2.
-func (c *conn) start2() (err error) {
-	if c.h2, err = c.pool.http2.NewClientConn(&settledConn{Conn: c.Conn, c: c}); err != nil { //nolint:staticcheck // see newHTTP2
+// startHTTP2 makes the connection one of HTTP/2.
+func (c *conn) startHTTP2() (err error) {
+	if c.h2, err = c.pool.http2.NewClientConn(&settingsConn{Conn: c.Conn, c: c}); err != nil { //nolint:staticcheck // see newHTTP2
 		_ = c.raw.Close()
 	}
 	return err
 }
 
-// settledConn is what the client of HTTP/2 reads and writes. It knows when the client
+// settingsConn is what the client of HTTP/2 reads and writes. It knows when the client
 // has read the backend's SETTINGS, which come first and say how many requests the
 // connection takes.
-type settledConn struct {
+type settingsConn struct {
 	net.Conn
 	c *conn
 
-	read   int     // octets
+	octets int     // octets
 	header [3]byte // of the first frame: its length
 }
 
 // Read implements net.Conn.
-func (f *settledConn) Read(p []byte) (int, error) {
+func (f *settingsConn) Read(p []byte) (int, error) {
 	const frameHeader = 9
-	settled := f.c.settled.Load()
-	if !settled && f.read >= frameHeader+int(f.header[0])<<16+int(f.header[1])<<8+int(f.header[2]) {
-		f.c.settled.Store(true)
+	settled := f.c.settingsRead.Load()
+	if !settled && f.octets >= frameHeader+int(f.header[0])<<16+int(f.header[1])<<8+int(f.header[2]) {
+		f.c.settingsRead.Store(true)
 		if f.c.added.Load() {
-			go f.c.pool.freed(f.c)
+			go f.c.pool.streamFreed(f.c)
 		}
 	}
 	n, err := f.Conn.Read(p)
 	if !settled {
-		if f.read < len(f.header) {
-			copy(f.header[f.read:], p[:n])
+		if f.octets < len(f.header) {
+			copy(f.header[f.octets:], p[:n])
 		}
-		f.read += n
+		f.octets += n
 	}
 	return n, err
 }
 
 // Close implements net.Conn. It is called at the end of the connection, also by the
 // client of HTTP/2, with locks that are not ours.
-func (f *settledConn) Close() error {
+func (f *settingsConn) Close() error {
 	c := f.c
 	c.gone.Store(true)
 	c.closeConn()
@@ -113,31 +113,31 @@ func (f *settledConn) Close() error {
 	return nil
 }
 
-// reserve takes a place for a request on a connection of HTTP/2 and reports
+// reserveStream takes a place for a request on a connection of HTTP/2 and reports
 // whether there may be one, which claim finds out; shard.mu is held. No lock of the
 // client of HTTP/2 is waited for meanwhile.
-func (c *conn) reserve() bool {
+func (c *conn) reserveStream() bool {
 	// as long as it is not known how many requests it takes, that is one
-	if c.retired || c.full || c.gone.Load() || c.active > 0 && !c.settled.Load() || c.congested() {
+	if c.retired || c.full || c.gone.Load() || c.active > 0 && !c.settingsRead.Load() || c.congested() {
 		return false
 	}
 	c.active++
-	c.destination.shard.unlist(c)
+	c.destination.shard.removeIdle(c)
 	return true
 }
 
-// claim makes a place that was reserved one of the client's. If there is none, the
+// claimStream makes a place that was reserved one of the client's. If there is none, the
 // place is given back.
-func (c *conn) claim() bool {
+func (c *conn) claimStream() bool {
 	if c.h2.ReserveNewRequest() {
 		return true
 	}
 	p, s := c.pool, c.destination.shard
-	ending := c.gone.Load() || !c.settled.Load() && !c.h2.CanTakeNewRequest()
+	ending := c.gone.Load() || !c.settingsRead.Load() && !c.h2.CanTakeNewRequest()
 	s.mu.Lock()
 	c.active--
-	c.full, c.limited = true, true
-	over := c.active == 0 && ending || p.idle2(c)
+	c.full, c.wasFull = true, true
+	over := c.active == 0 && ending || p.idleOrSurplus(c)
 	s.mu.Unlock()
 	if over {
 		p.discard(c)
@@ -151,9 +151,9 @@ func (c *conn) claim() bool {
 // HTTP/2 takes notice of the end of a stream a little later than those who read it.
 // A connection that takes none although none is in flight, after a GOAWAY, is closed.
 func (p *Pool) recheck(c *conn) {
-	for wait := 50 * time.Microsecond; wait < fullTime && !c.gone.Load(); wait *= 2 {
+	for wait := 50 * time.Microsecond; wait < recheckTime && !c.gone.Load(); wait *= 2 {
 		if c.h2.CanTakeNewRequest() {
-			p.freed(c)
+			p.streamFreed(c)
 			return
 		}
 		time.Sleep(wait)
@@ -167,54 +167,54 @@ func (p *Pool) recheck(c *conn) {
 	}
 }
 
-// serve2 gives places on a connection to requests that wait and reports whether
+// serveWaiters gives places on a connection to requests that wait and reports whether
 // the connection is in use; shard.mu is held.
-func (p *Pool) serve2(c *conn, fresh bool) bool {
+func (p *Pool) serveWaiters(c *conn, fresh bool) bool {
 	d := c.destination
-	for len(d.waiters) > 0 && c.index >= 0 && c.reserve() {
+	for len(d.waiters) > 0 && c.index >= 0 && c.reserveStream() {
 		p.deliver(d, c, fresh)
 		fresh = false
 	}
 	return c.active > 0
 }
 
-// freed is called when there is a place on a connection again.
-func (p *Pool) freed(c *conn) {
+// streamFreed is called when there is a place on a connection again.
+func (p *Pool) streamFreed(c *conn) {
 	s := c.destination.shard
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.full = false
-	p.serve2(c, false)
-	p.dialForRest(c.destination)
+	p.serveWaiters(c, false)
+	p.assignDials(c.destination)
 }
 
-// idle2 lists a connection as idle if no request uses it and reports whether it is
+// idleOrSurplus lists a connection as idle if no request uses it and reports whether it is
 // to be closed instead; shard.mu is held.
-func (p *Pool) idle2(c *conn) (surplus bool) {
+func (p *Pool) idleOrSurplus(c *conn) (surplus bool) {
 	d := c.destination
-	if c.active > 0 || c.index < 0 || c.listed {
+	if c.active > 0 || c.index < 0 || c.idle {
 		return false
 	}
 	if c.retired || p.closed.Load() || p.config.DisableKeepAlive {
 		return true
 	}
-	c.since = time.Now()
-	d.shard.list(c, p.serial.Add(1))
+	c.idleSince = time.Now()
+	d.shard.addIdle(c, p.idleSeq.Add(1))
 	return false
 }
 
-// done2 is called when a request needs its place on a connection no more.
-func (p *Pool) done2(c *conn) {
+// releaseStream is called when a request needs its place on a connection no more.
+func (p *Pool) releaseStream(c *conn) {
 	s := c.destination.shard
 	s.mu.Lock()
 	c.active--
 	recheck := c.full
 	if !recheck && len(c.destination.waiters) > 0 {
-		if recheck = c.limited; !recheck {
-			p.serve2(c, false)
+		if recheck = c.wasFull; !recheck {
+			p.serveWaiters(c, false)
 		}
 	}
-	surplus := p.idle2(c)
+	surplus := p.idleOrSurplus(c)
 	s.mu.Unlock()
 	if recheck && !surplus {
 		go p.recheck(c)
@@ -232,17 +232,17 @@ func (p *Pool) retire(c *conn) {
 	d.shard.mu.Lock()
 	defer d.shard.mu.Unlock()
 	c.retired = true
-	if i := slices.Index(d.shared, c); i >= 0 {
-		d.shared = slices.Delete(d.shared, i, i+1)
+	if i := slices.Index(d.h2Conns, c); i >= 0 {
+		d.h2Conns = slices.Delete(d.h2Conns, i, i+1)
 	}
 }
 
-// roundTrip2 sends a request over HTTP/2.
-func (c *conn) roundTrip2(req *http.Request) (*http.Response, error) {
-	ctx := newTraced(req.Context())
+// roundTripHTTP2 sends a request over HTTP/2.
+func (c *conn) roundTripHTTP2(req *http.Request) (*http.Response, error) {
+	ctx := newTracedContext(req.Context())
 	res, err := c.h2.RoundTrip(req.WithContext(ctx))
 	if err == nil {
-		if ctx.err = check2(res); ctx.err != nil {
+		if ctx.err = checkResponse(res); ctx.err != nil {
 			_ = res.Body.Close()
 			err = ctx.err
 		}
@@ -260,23 +260,23 @@ func (c *conn) roundTrip2(req *http.Request) (*http.Response, error) {
 		case isRefused(err):
 			e.Sent, e.Refused = Nothing, true
 			e.stale = true
-			e.bounced = !isStreamError(err) && c.served.Load()
+			e.bounced = !isStreamError(err) && c.responded.Load()
 		default:
 			e.stale = c.gone.Load() && !isTimeout(err)
 		}
-		c.pool.done2(c)
+		c.pool.releaseStream(c)
 		return nil, e
 	}
-	c.served.Store(true)
+	c.responded.Store(true)
 	s := &stream{body: res.Body, c: c}
-	s.at.Store(time.Now().UnixNano())
-	c.streams.add(s)
+	s.changedAt.Store(time.Now().UnixNano())
+	c.bodies.add(s)
 	res.Body = s
 	return res, nil
 }
 
-// check2 returns what is wrong with a response.
-func check2(res *http.Response) error {
+// checkResponse returns what is wrong with a response.
+func checkResponse(res *http.Response) error {
 	switch {
 	case res.StatusCode < 100 || res.StatusCode > 999:
 		return fmt.Errorf("malformed HTTP status code %03d", res.StatusCode)
@@ -286,17 +286,17 @@ func check2(res *http.Response) error {
 	return nil
 }
 
-// traced is the context of a request over HTTP/2. Its trace bounds the interim
+// tracedContext is the context of a request over HTTP/2. Its trace bounds the interim
 // responses.
-type traced struct {
+type tracedContext struct {
 	context.Context
 	trace context.Context
 	count int
 	err   error // why the request was ended
 }
 
-func newTraced(ctx context.Context) *traced {
-	t := &traced{Context: ctx}
+func newTracedContext(ctx context.Context) *tracedContext {
+	t := &tracedContext{Context: ctx}
 	var trace httptrace.ClientTrace
 	if outer := httptrace.ContextClientTrace(ctx); outer != nil {
 		trace = *outer
@@ -318,7 +318,7 @@ func newTraced(ctx context.Context) *traced {
 }
 
 // Value implements context.Context.
-func (t *traced) Value(key any) any {
+func (t *tracedContext) Value(key any) any {
 	if value := t.trace.Value(key); value != nil {
 		return value
 	}
@@ -331,22 +331,22 @@ type stream struct {
 	c    *conn
 	once sync.Once
 
-	reading atomic.Bool  // somebody waits for more
-	at      atomic.Int64 // since when that is so, or not
-	err     atomic.Pointer[error]
+	reading   atomic.Bool  // somebody waits for more
+	changedAt atomic.Int64 // since when that is so, or not
+	endErr    atomic.Pointer[error]
 
 	prev, next *stream // under streams.mu
 }
 
 // Read implements io.Reader.
 func (s *stream) Read(p []byte) (int, error) {
-	s.at.Store(time.Now().UnixNano())
+	s.changedAt.Store(time.Now().UnixNano())
 	s.reading.Store(true)
 	n, err := s.body.Read(p)
 	s.reading.Store(false)
-	s.at.Store(time.Now().UnixNano())
+	s.changedAt.Store(time.Now().UnixNano())
 	if err != nil {
-		if other := s.err.Load(); other != nil {
+		if other := s.endErr.Load(); other != nil {
 			err = *other
 		} else if err != io.EOF {
 			err = s.c.cause(err)
@@ -365,19 +365,19 @@ func (s *stream) Close() error {
 
 func (s *stream) end() {
 	s.once.Do(func() {
-		s.c.streams.remove(s)
-		s.c.pool.done2(s.c)
+		s.c.bodies.remove(s)
+		s.c.pool.releaseStream(s.c)
 	})
 }
 
-// streams are the responses that are read from a connection.
-type streams struct {
+// openBodies are the responses that are read from a connection.
+type openBodies struct {
 	mu    sync.Mutex
 	n     int
 	first *stream
 }
 
-func (l *streams) add(s *stream) {
+func (l *openBodies) add(s *stream) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.n++
@@ -387,7 +387,7 @@ func (l *streams) add(s *stream) {
 	l.first = s
 }
 
-func (l *streams) remove(s *stream) {
+func (l *openBodies) remove(s *stream) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.n--
@@ -404,7 +404,7 @@ func (l *streams) remove(s *stream) {
 // congested reports whether responses that are not read may soon keep others on
 // the connection waiting.
 func (c *conn) congested() bool {
-	l := &c.streams
+	l := &c.bodies
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.n < maxUnread {
@@ -412,7 +412,7 @@ func (c *conn) congested() bool {
 	}
 	unread, since := 0, time.Now().Add(-unreadTime).UnixNano()
 	for s := l.first; s != nil; s = s.next {
-		if !s.reading.Load() && s.at.Load() < since {
+		if !s.reading.Load() && s.changedAt.Load() < since {
 			unread++
 		}
 	}
@@ -422,23 +422,23 @@ func (c *conn) congested() bool {
 // unblock ends the response that was not read for longest, if others wait for
 // theirs because of such responses.
 func (c *conn) unblock(now time.Time) {
-	l := &c.streams
+	l := &c.bodies
 	l.mu.Lock()
 	var longest *stream
 	stalled, starving := 0, false
 	for s := l.first; s != nil; s = s.next {
-		switch at := s.at.Load(); {
+		switch at := s.changedAt.Load(); {
 		case s.reading.Load():
 			starving = starving || now.UnixNano()-at > int64(starveTime)
 		case now.UnixNano()-at > int64(stallTime):
-			if stalled++; longest == nil || at < longest.at.Load() {
+			if stalled++; longest == nil || at < longest.changedAt.Load() {
 				longest = s
 			}
 		}
 	}
 	l.mu.Unlock()
 	err := errStalled
-	if starving && stalled >= maxUnread && longest.err.CompareAndSwap(nil, &err) {
+	if starving && stalled >= maxUnread && longest.endErr.CompareAndSwap(nil, &err) {
 		go longest.body.Close() // which may have to wait for the backend
 	}
 }

@@ -246,7 +246,7 @@ func TestRetired(t *testing.T) {
 func TestRetiredHandOver(t *testing.T) {
 	b := newBackend2(t, false, 100, from)
 	p := newPool(t, Config{})
-	c, _, err := p.get(request(t, http.MethodGet, "/", nil), b.order)
+	c, _, err := p.getConn(request(t, http.MethodGet, "/", nil), b.order)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestRetiredHandOver(t *testing.T) {
 	s.mu.Lock()
 	c.destination.waiters = append(c.destination.waiters, w)
 	s.mu.Unlock()
-	p.done2(c)
+	p.releaseStream(c)
 	a := <-w.ready
 	if a.err != nil {
 		t.Fatal(a.err)
@@ -264,7 +264,7 @@ func TestRetiredHandOver(t *testing.T) {
 	if a.conn == c {
 		t.Error("a request that waited got the retired connection")
 	}
-	p.done2(a.conn)
+	p.releaseStream(a.conn)
 }
 
 // unread sends requests for large responses and returns those, not read, as if that
@@ -281,7 +281,7 @@ func unread(t *testing.T, p *Pool, o *Order, n int, since time.Duration) (respon
 	}
 	for i, res := range responses {
 		age := since + time.Duration(n-i)*time.Second // the first is the oldest
-		res.Body.(*stream).at.Store(time.Now().Add(-age).UnixNano())
+		res.Body.(*stream).changedAt.Store(time.Now().Add(-age).UnixNano())
 	}
 	return responses
 }
@@ -361,15 +361,15 @@ func TestUnblock(t *testing.T) {
 	}()
 	eventually(t, "somebody reads", s.reading.Load)
 	s.c.unblock(now) // not for long
-	s.at.Store(now.Add(-starveTime - time.Second).UnixNano())
+	s.changedAt.Store(now.Add(-starveTime - time.Second).UnixNano())
 	for i, res := range responses {
-		if res.Body.(*stream).err.Load() != nil {
+		if res.Body.(*stream).endErr.Load() != nil {
 			t.Errorf("response %d was given up too early", i)
 		}
 	}
 	s.c.unblock(now)
 	for i, res := range responses {
-		if given := res.Body.(*stream).err.Load() != nil; given != (i == 0) {
+		if given := res.Body.(*stream).endErr.Load() != nil; given != (i == 0) {
 			t.Errorf("response %d is given up: %t", i, given)
 		}
 	}

@@ -37,9 +37,9 @@ func NewLimits(max int, domainOf func(host string) string) *Limits {
 	return &Limits{max: max, domainOf: domainOf, groups: make(map[string]int)}
 }
 
-// enter counts a connection of a domain that is about to be opened, unless there
+// acquire counts a connection of a domain that is about to be opened, unless there
 // are too many. Idle connections count as free: they are closed for it.
-func (l *Limits) enter(group string) bool {
+func (l *Limits) acquire(group string) bool {
 	for {
 		l.mu.Lock()
 		free := l.max - l.open
@@ -58,8 +58,8 @@ func (l *Limits) enter(group string) bool {
 	}
 }
 
-// leave undoes enter.
-func (l *Limits) leave(group string) {
+// release undoes enter.
+func (l *Limits) release(group string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open--
@@ -68,21 +68,21 @@ func (l *Limits) leave(group string) {
 	}
 }
 
-func (l *Limits) add(p *Pool) {
+func (l *Limits) addPool(p *Pool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pools = append(l.pools, p)
 }
 
-func (l *Limits) remove(p *Pool) {
+func (l *Limits) removePool(p *Pool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pools = slices.DeleteFunc(l.pools, func(other *Pool) bool { return other == p })
 }
 
-// group returns what the connections to a host count for. Where targets share
+// groupOf returns what the connections to a host count for. Where targets share
 // connections that is the address.
-func (l *Limits) group(host string, addr netip.AddrPort) string {
+func (l *Limits) groupOf(host string, addr netip.AddrPort) string {
 	if host == "" {
 		return addr.Addr().String()
 	}

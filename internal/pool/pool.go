@@ -102,12 +102,12 @@ type Pool struct {
 	writers  sync.Pool        // of *bufio.Writer
 	http2    *http2.Transport //nolint:staticcheck // see newHTTP2
 
-	open   atomic.Int64  // connections
-	serial atomic.Uint64 // numbers the moments at which connections became idle
-	seed   maphash.Seed
-	shards [32]shard
+	open    atomic.Int64  // connections
+	idleSeq atomic.Uint64 // numbers the moments at which connections became idle
+	seed    maphash.Seed
+	shards  [32]shard
 
-	surplus sync.Mutex // held by who looks for what to close, so that not too much is
+	closing sync.Mutex // held by who looks for what to close, so that not too much is
 
 	sweeper sweeper
 	watcher watcher
@@ -163,9 +163,9 @@ type Order struct {
 	Target string // the host, for health and errors; empty: nobody's
 	Owner  Owner  // nil: nobody has to permit anything
 
-	Last      bool              // there is no other address to try
-	Deadlines [phases]time.Time // when the time for a phase is over; zero: each dial has all of it
-	Pending   []*Pending        // dials for the same request that are under way
+	Last      bool                      // there is no other address to try
+	Deadlines [dialPhaseCount]time.Time // when the time for a phase is over; zero: each dial has all of it
+	Pending   []*Pending                // dials for the same request that are under way
 }
 
 // Owner stands behind an Order. Its methods may be called after the request has
@@ -208,9 +208,9 @@ func New(config Config, tracker *health.Tracker, limits *Limits) *Pool {
 	for i := range p.shards {
 		p.shards[i].destinations = make(map[Key]*destination)
 	}
-	p.watcher.timer = time.AfterFunc(math.MaxInt64, p.watchAll)
+	p.watcher.timer = time.AfterFunc(math.MaxInt64, p.watchDue)
 	p.http2 = p.newHTTP2()
-	limits.add(p)
+	limits.addPool(p)
 	return p
 }
 
@@ -224,16 +224,16 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 		return nil, &Error{Phase: Prepare, Err: err}
 	}
 	for n := 0; ; {
-		c, fresh, err := p.get(req, o)
+		c, fresh, err := p.getConn(req, o)
 		if err != nil {
 			closeBody(req)
 			return nil, err
 		}
 		var res *http.Response
 		if c.h2 != nil {
-			res, err = c.roundTrip2(req)
+			res, err = c.roundTripHTTP2(req)
 		} else {
-			res, err = c.roundTrip1(req, fresh)
+			res, err = c.roundTripHTTP1(req, fresh)
 		}
 		if err == nil {
 			return res, nil
@@ -243,7 +243,7 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 		if e.Err == errNotQuiet && req.Context().Err() == nil {
 			continue // as if there were no such connection
 		}
-		if !e.bounced && (fresh || n >= maxStale) || n == maxBounced || !e.again(req) {
+		if !e.bounced && (fresh || n >= maxStale) || n == maxBounced || !e.mayRetry(req) {
 			return nil, e
 		}
 		if req = rewind(req); req == nil {
@@ -288,7 +288,7 @@ func (p *Pool) Probe(o *Order) bool {
 		p.startDial(d, o)
 		return true
 	}
-	s.release(d)
+	s.dropUnused(d)
 	return false
 }
 
@@ -296,13 +296,13 @@ func (p *Pool) Probe(o *Order) bool {
 // longer. Requests may still come: they are served, and leave nothing behind.
 func (p *Pool) Close() {
 	p.closed.Store(true)
-	p.limits.remove(p)
+	p.limits.removePool(p)
 	for i := range p.shards {
 		s := &p.shards[i]
 		s.mu.Lock()
 		for _, d := range s.destinations {
 			for _, n := range d.dials {
-				if n.waiters == 0 {
+				if n.assigned == 0 {
 					n.cancel()
 				}
 			}

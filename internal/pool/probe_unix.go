@@ -30,7 +30,7 @@ func (r *rawConn) readable() bool {
 	if r.control == nil {
 		return false
 	}
-	l := &r.poll
+	l := &r.poller
 	if l.poll == nil {
 		l.poll = func(fd uintptr) {
 			l.fds[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
@@ -63,7 +63,7 @@ func (r *rawConn) readNow(p []byte) (int, error) {
 	if r.control == nil {
 		return 0, errWouldBlock
 	}
-	l := &r.poll
+	l := &r.poller
 	if l.read == nil {
 		l.read = func(fd uintptr) { l.n, l.err = unix.Read(int(fd), l.into) }
 	}
@@ -84,54 +84,54 @@ func (r *rawConn) readNow(p []byte) (int, error) {
 }
 
 // canExchange reports whether exchanger works on this system.
-const canExchange = true
+const canCombineIO = true
 
-// exchanger looks whether something has come, writes a request and reads what comes
+// combinedIO looks whether something has come, writes a request and reads what comes
 // then, in one call of the runtime's poller, which would look once more before it
 // waits. It keeps nothing of a connection, but what it needs no new memory for.
-type exchanger struct {
+type combinedIO struct {
 	request, into []byte
-	looked        bool
+	checked       bool
 	written, n    int
 	err           error
-	step          func(fd uintptr) (done bool)
+	stepFunc      func(fd uintptr) (done bool)
 }
 
 // run looks, writes and reads. If written says that not all was written, without an
 // error, nothing was read. It returns an error if the poller has one, as at the end of
 // a deadline.
-func (x *exchanger) run(control syscall.RawConn, request, into []byte) error {
-	if x.step == nil {
-		x.step = func(fd uintptr) bool { return x.next(int(fd)) }
+func (x *combinedIO) run(control syscall.RawConn, request, into []byte) error {
+	if x.stepFunc == nil {
+		x.stepFunc = func(fd uintptr) bool { return x.step(int(fd)) }
 	}
 	x.request, x.into = request, into
-	x.looked, x.written, x.n, x.err = false, 0, 0, nil
-	err := control.Read(x.step)
+	x.checked, x.written, x.n, x.err = false, 0, 0, nil
+	err := control.Read(x.stepFunc)
 	x.request, x.into = nil, nil
 	return err
 }
 
-// next is called at first, and then each time when something may have come.
-func (x *exchanger) next(fd int) (done bool) {
-	n, err := again(unix.Read, fd, x.into)
+// step is called at first, and then each time when something may have come.
+func (x *combinedIO) step(fd int) (done bool) {
+	n, err := ignoringEINTR(unix.Read, fd, x.into)
 	switch {
-	case x.looked && err == unix.EAGAIN:
+	case x.checked && err == unix.EAGAIN:
 		return false
-	case x.looked && err != nil:
+	case x.checked && err != nil:
 		x.err = os.NewSyscallError("read", err)
 		return true
-	case x.looked && n == 0:
+	case x.checked && n == 0:
 		x.err = io.EOF
 		return true
-	case x.looked:
+	case x.checked:
 		x.n = n
 		return true
 	case err != unix.EAGAIN:
 		x.err = errNotQuiet
 		return true
 	}
-	x.looked = true
-	x.written, err = again(unix.Write, fd, x.request)
+	x.checked = true
+	x.written, err = ignoringEINTR(unix.Write, fd, x.request)
 	if err != nil && err != unix.EAGAIN {
 		x.err = os.NewSyscallError("write", err)
 		return true
@@ -139,9 +139,9 @@ func (x *exchanger) next(fd int) (done bool) {
 	return x.written < len(x.request)
 }
 
-// again makes a system call, once more if it is interrupted. It returns no negative
+// ignoringEINTR makes a system call, once more if it is interrupted. It returns no negative
 // number.
-func again(call func(fd int, p []byte) (int, error), fd int, p []byte) (int, error) {
+func ignoringEINTR(call func(fd int, p []byte) (int, error), fd int, p []byte) (int, error) {
 	for {
 		n, err := call(fd, p)
 		if err != unix.EINTR {

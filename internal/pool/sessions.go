@@ -74,16 +74,16 @@ func (s *sessions) remove(e *list.Element) {
 	s.octets -= n.octets
 }
 
-// sessionsOf is the cache for one connection, which knows what certificates the
+// connSessions is the cache for one connection, which knows what certificates the
 // backend has shown.
-type sessionsOf struct {
+type connSessions struct {
 	*sessions
 	chain int // octets
 }
 
 // configure makes a connection keep its sessions.
 func (s *sessions) configure(config *tls.Config) {
-	of := &sessionsOf{sessions: s}
+	of := &connSessions{sessions: s}
 	config.ClientSessionCache = of
 	verify := config.VerifyConnection
 	config.VerifyConnection = func(state tls.ConnectionState) error {
@@ -98,7 +98,7 @@ func (s *sessions) configure(config *tls.Config) {
 }
 
 // Put implements tls.ClientSessionCache.
-func (s *sessionsOf) Put(name string, state *tls.ClientSessionState) {
+func (s *connSessions) Put(name string, state *tls.ClientSessionState) {
 	if state != nil && s.chain > maxChain {
 		return
 	}

@@ -24,7 +24,7 @@ func TestChain(t *testing.T) {
 	s := newSessions(10)
 	state := new(tls.ClientSessionState)
 	for _, test := range []struct{ chain, want int }{{0, 1}, {maxChain, 1}, {maxChain + 1, 0}} {
-		of := &sessionsOf{sessions: s, chain: test.chain}
+		of := &connSessions{sessions: s, chain: test.chain}
 		of.Put("a.example", state)
 		n, octets := s.kept()
 		if n != test.want || octets != test.want*(sessionSize+parsedSize*test.chain) {

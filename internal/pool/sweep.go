@@ -11,7 +11,7 @@ const (
 	sweepInterval = time.Second
 
 	// lookInterval is how long an idle connection is not looked at again.
-	lookInterval = 3 * time.Second
+	checkInterval = 3 * time.Second
 
 	// movedIdle is for how long a connection must have been idle before it is
 	// compared with the answers of the resolver.
@@ -39,7 +39,7 @@ func (w *sweeper) start(p *Pool) {
 		defer close(done)
 		ticker := time.NewTicker(sweepInterval)
 		defer ticker.Stop()
-		for w.goesOn(p) {
+		for w.keepRunning(p) {
 			select {
 			case now := <-ticker.C:
 				p.sweep(now)
@@ -49,8 +49,8 @@ func (w *sweeper) start(p *Pool) {
 	}(w.done)
 }
 
-// goesOn reports whether there is something left to sweep.
-func (w *sweeper) goesOn(p *Pool) bool {
+// keepRunning reports whether there is something left to sweep.
+func (w *sweeper) keepRunning(p *Pool) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.running = p.open.Load() > 0
@@ -91,76 +91,76 @@ func (p *Pool) sweepShard(s *shard, now time.Time) {
 	s.mu.Lock()
 	for _, d := range s.destinations {
 		for _, c := range d.conns {
-			if !c.listed {
+			if !c.idle {
 				busy = append(busy, c)
 				continue
 			}
-			idle := now.Sub(c.since)
+			idle := now.Sub(c.idleSince)
 			switch t := p.config.IdleTimeout; {
 			case t > 0 && idle >= t, idle >= movedIdle && d.moved != nil && d.moved(d.key.Addr.Addr()):
 				closing = append(closing, c)
-			case c.h2 == nil && now.Sub(c.looked) >= lookInterval && idle >= sweepInterval:
-				c.looked = now
+			case c.h2 == nil && now.Sub(c.checkedAt) >= checkInterval && idle >= sweepInterval:
+				c.checkedAt = now
 				look = append(look, c)
 			}
 		}
 	}
 	for _, c := range closing {
-		p.remove(c)
+		p.removeConn(c)
 	}
 	s.mu.Unlock()
 	for _, c := range closing {
 		p.discard(c)
 	}
 	for _, c := range look {
-		p.look(c)
+		p.checkIdleConn(c)
 	}
 	for _, c := range busy {
 		if c.h2 != nil {
 			c.unblock(now)
-			p.freed(c) // its clients may read again
+			p.streamFreed(c) // its clients may read again
 		}
 		if c.isSilent(now) {
-			p.silent(c, now)
+			p.closeSilent(c, now)
 		}
 	}
 }
 
-// look closes an idle connection that the backend has closed, or over which
+// checkIdleConn closes an idle connection that the backend has closed, or over which
 // something has come.
-func (p *Pool) look(c *conn) {
+func (p *Pool) checkIdleConn(c *conn) {
 	if !c.raw.peek() {
 		return
 	}
 	s := c.destination.shard
 	s.mu.Lock()
-	if !c.listed { // it is in use by now
+	if !c.idle { // it is in use by now
 		s.mu.Unlock()
 		return
 	}
-	p.takeIdle(c)
+	p.unlistIdle(c)
 	s.mu.Unlock()
 	if c.quiet() {
-		p.put(c, true)
+		p.putConn(c, true)
 	} else {
 		p.discard(c)
 	}
 }
 
-// silent ends a connection whose backend has gone silent. Idle connections to it
+// closeSilent ends a connection whose backend has gone silent. Idle connections to it
 // from before are closed: they would be no better.
-func (p *Pool) silent(c *conn, now time.Time) {
+func (p *Pool) closeSilent(c *conn, now time.Time) {
 	c.abort(ErrSilent)
 	d := c.destination
 	d.shard.mu.Lock()
 	var idle []*conn
 	for _, other := range d.idle {
-		if now.Sub(other.since) > maxSilence {
+		if now.Sub(other.idleSince) > maxSilence {
 			idle = append(idle, other)
 		}
 	}
 	for _, other := range idle {
-		p.remove(other)
+		p.removeConn(other)
 	}
 	d.shard.mu.Unlock()
 	for _, other := range idle {
@@ -178,8 +178,8 @@ func (p *Pool) closeSurplus() {
 // closeIdle closes idle connections, the one longest idle first, while there are
 // more open ones than limit. It returns how many it closed.
 func (p *Pool) closeIdle(limit int64) (closed int) {
-	p.surplus.Lock()
-	defer p.surplus.Unlock()
+	p.closing.Lock()
+	defer p.closing.Unlock()
 	for p.open.Load() > limit && p.closeOldest() {
 		closed++
 	}
@@ -195,8 +195,8 @@ func (p *Pool) closeOldest() bool {
 		for i := range p.shards {
 			s := &p.shards[i]
 			s.mu.Lock()
-			if s.oldest != nil && s.oldest.moment < first {
-				from, first = s, s.oldest.moment
+			if s.oldest != nil && s.oldest.idleSeq < first {
+				from, first = s, s.oldest.idleSeq
 			}
 			s.mu.Unlock()
 		}
@@ -205,8 +205,8 @@ func (p *Pool) closeOldest() bool {
 		}
 		from.mu.Lock()
 		c := from.oldest
-		if c != nil && c.moment == first {
-			p.remove(c)
+		if c != nil && c.idleSeq == first {
+			p.removeConn(c)
 		} else {
 			c = nil
 		}

@@ -119,7 +119,7 @@ func TestLateRelease(t *testing.T) {
 	d := s.destination(p, o)
 	w := &waiter{order: o, ready: make(chan answer, 1)}
 	d.waiters = append(d.waiters, w)
-	p.dialFor(d, w)
+	p.assignDial(d, w)
 	s.mu.Unlock()
 	eventually(t, "its dial has failed", func() bool { return len(w.ready) == 1 && p.destinations() == 0 })
 
@@ -128,7 +128,7 @@ func TestLateRelease(t *testing.T) {
 		t.Fatal(err)
 	}
 	// its context ends at the same time as its dial
-	_, _, err := p.leave(d, w, &Error{Phase: Connect, Err: context.Canceled})
+	_, _, err := p.giveUp(d, w, &Error{Phase: Connect, Err: context.Canceled})
 	if !errors.Is(err, refused) {
 		t.Errorf("the answer is %v", err)
 	}

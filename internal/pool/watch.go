@@ -30,37 +30,37 @@ type unwatched struct {
 // watched is the part of an exchange that is about its context.
 type watched struct {
 	list  *unwatched // nil: it was watched at once
-	place int        // in the list, under its mu; negative: not there
+	index int        // in the list, under its mu; negative: not there
 	round uint32     // in which it began
 
-	mu   sync.Mutex
-	left bool        // it is over
-	stop func() bool // ends the watch
+	mu    sync.Mutex
+	ended bool        // it is over
+	stop  func() bool // ends the watch
 }
 
-// watchSoon has the context of a request watched, sooner or later. A call of leave
+// startWatch has the context of a request watched, sooner or later. A call of leave
 // has to follow.
-func (p *Pool) watchSoon(x *exchange) {
+func (p *Pool) startWatch(x *exchange) {
 	if deadline, ok := x.req.Context().Deadline(); ok && time.Until(deadline) < 5*watchInterval {
-		x.watch()
+		x.watchContext()
 		return
 	}
 	w, l := &x.watched, &x.c.destination.shard.unwatched
 	l.mu.Lock()
-	w.list, w.place, w.round = l, len(l.list), p.watcher.round.Load()
+	w.list, w.index, w.round = l, len(l.list), p.watcher.round.Load()
 	l.list = append(l.list, x)
 	l.mu.Unlock()
-	p.startWatching()
+	p.startWatchTimer()
 }
 
-func (p *Pool) startWatching() {
+func (p *Pool) startWatchTimer() {
 	if w := &p.watcher; !w.running.Load() && w.running.CompareAndSwap(false, true) {
 		w.timer.Reset(watchInterval)
 	}
 }
 
-// watchAll watches the contexts of requests that have been in flight for an interval.
-func (p *Pool) watchAll() {
+// watchDue watches the contexts of requests that have been in flight for an interval.
+func (p *Pool) watchDue() {
 	w := &p.watcher
 	round := w.round.Add(1)
 	var due []*exchange
@@ -76,7 +76,7 @@ func (p *Pool) watchAll() {
 		l.mu.Unlock()
 	}
 	for _, x := range due {
-		x.watch()
+		x.watchContext()
 	}
 	w.running.Store(false)
 	for i := range p.shards {
@@ -85,7 +85,7 @@ func (p *Pool) watchAll() {
 		some := len(l.list) > 0
 		l.mu.Unlock()
 		if some {
-			p.startWatching()
+			p.startWatchTimer()
 			return
 		}
 	}
@@ -95,30 +95,30 @@ func (p *Pool) watchAll() {
 func (l *unwatched) remove(x *exchange) {
 	last := len(l.list) - 1
 	other := l.list[last]
-	l.list[x.watched.place], other.watched.place = other, x.watched.place
+	l.list[x.watched.index], other.watched.index = other, x.watched.index
 	l.list[last] = nil
 	l.list = l.list[:last]
-	x.watched.place = -1
+	x.watched.index = -1
 }
 
-// watch aborts the request when its context ends.
-func (x *exchange) watch() {
+// watchContext aborts the request when its context ends.
+func (x *exchange) watchContext() {
 	w := &x.watched
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.left {
+	if !w.ended {
 		ctx := x.req.Context()
 		w.stop = context.AfterFunc(ctx, func() { x.c.abort(context.Cause(ctx)) })
 	}
 }
 
-// leave ends the watch over the request's context. It reports whether the request
+// unwatch ends the watch over the request's context. It reports whether the request
 // was not aborted, and will not be.
-func (x *exchange) leave() bool {
+func (x *exchange) unwatch() bool {
 	w := &x.watched
 	if l := w.list; l != nil {
 		l.mu.Lock()
-		unwatched := w.place >= 0
+		unwatched := w.index >= 0
 		if unwatched {
 			l.remove(x)
 		}
@@ -129,6 +129,6 @@ func (x *exchange) leave() bool {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.left = true
+	w.ended = true
 	return w.stop == nil || w.stop()
 }

@@ -161,6 +161,14 @@ func (p *Pool) dialFailed(n *dial, target string, err error) {
 	}
 }
 
+const (
+	// maxShortages is how often a connection is tried to be opened again when there
+	// is nothing left for it, and shortagePause how long others have then to give
+	// something back.
+	maxExhausted   = 5
+	exhaustedPause = 20 * time.Millisecond
+)
+
 // openTCP opens a TCP connection. If there is nothing left on this machine for
 // another one, idle ones are closed.
 func (p *Pool) openTCP(ctx context.Context, o *Order) (net.Conn, error) {
@@ -190,13 +198,18 @@ func (p *Pool) openTCP(ctx context.Context, o *Order) (net.Conn, error) {
 	}
 }
 
-const (
-	// maxShortages is how often a connection is tried to be opened again when there
-	// is nothing left for it, and shortagePause how long others have then to give
-	// something back.
-	maxExhausted   = 5
-	exhaustedPause = 20 * time.Millisecond
-)
+func (p *Pool) dialOnce(ctx context.Context, network, address string) (net.Conn, error) {
+	if t := p.config.DialTimeout; t > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, t)
+		defer cancel()
+	}
+	conn, err := p.Dial(ctx, network, address)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nil, errDialTimeout
+	}
+	return conn, err
+}
 
 // forbiddenError is why a connection may not be used. It is no failure of the address.
 type forbiddenError struct{ error }
@@ -228,19 +241,6 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 		return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	}
 	return netip.AddrPort{}
-}
-
-func (p *Pool) dialOnce(ctx context.Context, network, address string) (net.Conn, error) {
-	if t := p.config.DialTimeout; t > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, t)
-		defer cancel()
-	}
-	conn, err := p.Dial(ctx, network, address)
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return nil, errDialTimeout
-	}
-	return conn, err
 }
 
 // announce sends the header of the PROXY protocol. The destination that the client
@@ -296,147 +296,4 @@ func (p *Pool) handshake(n *dial, c *conn) error {
 		return c.startHTTP2()
 	}
 	return nil
-}
-
-// fullTimeout returns how long a phase may take at all.
-func (p *Pool) fullTimeout(ph Phase) time.Duration {
-	if ph == Handshake {
-		return p.config.HandshakeTimeout
-	}
-	return p.config.DialTimeout
-}
-
-// dialWait is how long a request waits for its dial. While there is another
-// address to try that is only a short time for each phase; where there is none,
-// until one that was given up before has succeeded. The dial goes on then, and is a
-// failure only if it fails.
-type dialWait struct {
-	pool      *Pool
-	d         *destination
-	waiter    *waiter
-	start     time.Time
-	timer     *time.Timer
-	completed chan *Pending
-	stops     []func() bool
-}
-
-func newDialWait(p *Pool, d *destination, w *waiter) *dialWait {
-	t := &dialWait{pool: p, d: d, waiter: w, start: time.Now()}
-	t.timer = time.NewTimer(t.untilCheck(Connect, t.limit(Connect)))
-	if pending := w.order.Pending; len(pending) > 0 {
-		t.completed = make(chan *Pending, len(pending))
-		for _, other := range pending {
-			t.stops = append(t.stops, context.AfterFunc(other.done, func() {
-				if other.Progress() == Succeeded {
-					t.completed <- other
-				}
-			}))
-		}
-	}
-	return t
-}
-
-func (t *dialWait) stop() {
-	t.timer.Stop()
-	for _, stop := range t.stops {
-		stop()
-	}
-}
-
-// aLongTime is how long a request waits where nothing is configured: the dial ends
-// before, or a connection that becomes free is waited for.
-const unlimitedWait = time.Hour
-
-// limit returns how long the request waits in a phase.
-func (t *dialWait) limit(ph Phase) time.Duration {
-	o := t.waiter.order
-	if !o.Last {
-		return failoverTimeout[ph]
-	}
-	full := t.pool.fullTimeout(ph)
-	if end := o.Deadlines[ph]; !end.IsZero() && full > 0 {
-		// all addresses together may take little longer than one
-		if left := time.Until(end); left > 0 {
-			return min(full, max(left, minTimeout[ph]))
-		}
-		return min(full, failoverTimeout[ph])
-	}
-	return unlimitedWait // the dial has its own
-}
-
-// phase returns the phase of the request's dial.
-func (t *dialWait) phase() Phase {
-	t.d.shard.mu.Lock()
-	defer t.d.shard.mu.Unlock()
-	if t.waiter.dial == nil {
-		return Connect
-	}
-	return t.waiter.dial.phase
-}
-
-// expired is called when the time is over. It returns why the request waits no more,
-// or nil if it does: because another phase has begun, or there is no dial and it
-// waits for a connection that becomes free.
-func (t *dialWait) expired() *Error {
-	s := t.d.shard
-	s.mu.Lock()
-	n := t.waiter.dial
-	if n == nil {
-		s.mu.Unlock()
-		t.timer.Reset(unlimitedWait)
-		return nil
-	}
-	since := n.phaseBegan
-	if since.Before(t.start) {
-		since = t.start // the dial is older than the request
-	}
-	ph := n.phase
-	s.mu.Unlock()
-	if left := time.Until(since.Add(t.limit(ph))); left > 0 {
-		t.timer.Reset(t.untilCheck(ph, left))
-		return nil
-	}
-	return t.stillDialing()
-}
-
-// untilCheck returns when to look again whether the time is over of which so much is
-// left in a phase. The next phase may have less time.
-func (t *dialWait) untilCheck(ph Phase, left time.Duration) time.Duration {
-	if ph == Connect && t.d.key.secure() {
-		return min(left, t.limit(Handshake))
-	}
-	return left
-}
-
-// stillDialing returns the error of a request that gives up its dial, which goes
-// on.
-func (t *dialWait) stillDialing() *Error {
-	o := t.waiter.order
-	s := t.d.shard
-	s.mu.Lock()
-	n := t.waiter.dial
-	if n == nil || !slices.Contains(t.d.dials, n) {
-		s.mu.Unlock()
-		return &Error{Phase: Connect, Err: errDialTimeout}
-	}
-	pending := &Pending{Addr: o.Key.Addr, Phase: n.phase, done: n.ctx}
-	n.pending = append(n.pending, pending)
-	left := t.pool.fullTimeout(n.phase) - time.Since(n.phaseBegan)
-	s.mu.Unlock()
-	target := ""
-	if pending.Phase == Handshake {
-		target = o.Target
-	}
-	if o.Target != "" {
-		t.pool.health.Slow(target, o.Key.Addr, left)
-	}
-	return &Error{Phase: pending.Phase, Err: errDialTimeout, Pending: pending}
-}
-
-// guardOf returns by what an order's dial is permitted.
-func guardOf(o *Order) any {
-	if o.Owner == nil {
-		return nil
-	}
-	return o.Owner.Guard()
 }

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -81,25 +79,6 @@ func (e *Error) Dialling() bool { return e.Phase <= Handshake }
 func (e *Error) mayRetry(req *http.Request) bool {
 	return e.stale && req.Context().Err() == nil && (e.Sent == Nothing || isReplayable(req))
 }
-
-// isReplayable reports whether a request may be sent again after it was sent (RFC
-// 9110, section 9.2.2): a GET, and without a body what net/http sends again.
-func isReplayable(req *http.Request) bool {
-	switch req.Method {
-	case "", http.MethodGet:
-		return true
-	case http.MethodHead, http.MethodOptions, http.MethodTrace:
-		return !hasBody(req)
-	}
-	for _, field := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
-		if _, ok := req.Header[field]; ok {
-			return !hasBody(req)
-		}
-	}
-	return false
-}
-
-func hasBody(req *http.Request) bool { return req.Body != nil && req.Body != http.NoBody }
 
 // maxSilence is how long a backend may acknowledge nothing of what was sent.
 const maxSilence = 10 * time.Second
@@ -188,37 +167,3 @@ func isStreamError(err error) bool {
 	_, ok := errors.AsType[http2.StreamError](err)
 	return ok
 }
-
-// Pending is a dial that its request gave up and that goes on.
-type Pending struct {
-	Addr  netip.AddrPort
-	Phase Phase // in which it was given up
-
-	progress atomic.Int32
-	done     context.Context // ends with the dial
-}
-
-// Progress is how far a dial has come.
-type Progress int32
-
-// The values of Progress.
-const (
-	Underway Progress = iota
-	Succeeded
-	Failed
-)
-
-// Progress returns how far the dial has come.
-func (d *Pending) Progress() Progress { return Progress(d.progress.Load()) }
-
-// FailoverTimeout is how long a phase of dialling may take while there is another
-// address to try.
-func FailoverTimeout(ph Phase) time.Duration { return failoverTimeout[ph] }
-
-var (
-	failoverTimeout = [dialPhaseCount]time.Duration{Connect: 300 * time.Millisecond, Handshake: time.Second}
-
-	// minTimeout is how long a phase may take at least where there is none. A SYN is
-	// sent again after a second (RFC 6298).
-	minTimeout = [dialPhaseCount]time.Duration{Connect: 1300 * time.Millisecond, Handshake: 2 * time.Second}
-)

@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"math"
 	"sync"
 	"time"
 )
@@ -165,55 +164,5 @@ func (p *Pool) closeSilent(c *conn, now time.Time) {
 	d.shard.mu.Unlock()
 	for _, other := range idle {
 		p.discard(other)
-	}
-}
-
-// closeSurplus closes idle connections while there are more than there should be.
-func (p *Pool) closeSurplus() {
-	if p.open.Load() > int64(p.config.MaxIdle) {
-		p.closeIdle(int64(p.config.MaxIdle))
-	}
-}
-
-// closeIdle closes idle connections, the one longest idle first, while there are
-// more open ones than limit. It returns how many it closed.
-func (p *Pool) closeIdle(limit int64) (closed int) {
-	p.closing.Lock()
-	defer p.closing.Unlock()
-	for p.open.Load() > limit && p.closeOldest() {
-		closed++
-	}
-	return closed
-}
-
-// closeOldest closes the connection that has been idle longest. It reports whether
-// there was one.
-func (p *Pool) closeOldest() bool {
-	for {
-		var from *shard
-		first := uint64(math.MaxUint64)
-		for i := range p.shards {
-			s := &p.shards[i]
-			s.mu.Lock()
-			if s.oldest != nil && s.oldest.idleSeq < first {
-				from, first = s, s.oldest.idleSeq
-			}
-			s.mu.Unlock()
-		}
-		if from == nil {
-			return false // all are in use
-		}
-		from.mu.Lock()
-		c := from.oldest
-		if c != nil && c.idleSeq == first {
-			p.removeConn(c)
-		} else {
-			c = nil
-		}
-		from.mu.Unlock()
-		if c != nil {
-			p.discard(c)
-			return true
-		}
 	}
 }

@@ -32,9 +32,9 @@ type Config struct {
 	DisableCompression bool  // do not ask for gzip where the client has not
 
 	DisableKeepAlive bool
-	MaxIdlePerKey    int           // idle connections
-	MaxPerKey        int           // connections in all; 0: no limit
-	MaxIdle          int           // open connections beyond which idle ones are closed
+	MaxIdlePerKey    int           // idle connections of HTTP/1.1; 0: no limit
+	MaxPerKey        int           // connections, idle or not, and dials; 0: no limit
+	MaxIdle          int           // open connections above which idle ones are closed; 0: no limit
 	IdleTimeout      time.Duration // after which an idle connection is closed
 }
 
@@ -47,11 +47,11 @@ const (
 	maxFields  = 1000
 	maxInterim = 100
 
-	// maxStale is how many connections that turn out to be closed one RoundTrip
-	// may meet.
+	// maxStale is how many times one RoundTrip sends a request again after it was
+	// sent over a connection that turned out to be closed.
 	maxStale = 3
 
-	// maxBounced is how many there may be if each of them took other requests before
-	// it refused this one.
+	// maxBounced is the same where each of these connections had served other
+	// requests before it refused this one.
 	maxBounced = 8
 )

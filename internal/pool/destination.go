@@ -8,31 +8,32 @@ import (
 )
 
 // destination is a Key that is in use: its connections, the requests that wait for
-// one, and the dials under way. shard.mu guards it.
+// one, and the dials under way. shard.mu guards it. It goes with the last of them.
 type destination struct {
 	key   Key
 	shard *shard
-	group string // for Limits
+	group string // what its connections count for in Limits
 
-	conns       []*conn // all
-	idle        []*conn // of HTTP/1.1, the one used last at the end
-	h2Conns     []*conn // of HTTP/2
+	conns       []*conn // all that are open
+	idle        []*conn // those of HTTP/1.1 that are idle, the one used last at the end
+	h2Conns     []*conn // those of HTTP/2 that take requests, idle or not
 	waiters     []*waiter
 	dials       []*dial
-	speaksHTTP2 bool // that is what the backend speaks
+	speaksHTTP2 bool // the last connection that was opened is one of HTTP/2
 
-	dialCount int                        // of dials
-	dialDelay time.Duration              // of a dial while a connection may become free
-	source    any                        // of the target's addresses
-	moved     func(addr netip.Addr) bool // nil: never
+	dialCount int           // how often delayNextDial was asked
+	dialDelay time.Duration // see firstDialDelay
+
+	source any                        // Owner.Source of the last order
+	moved  func(addr netip.Addr) bool // Owner.Watch of the last order
 }
 
-// destination returns the destination of an order; s.mu is held.
+// destination returns the destination of an order, a new one if need be; s.mu is held.
 func (s *shard) destination(p *Pool, o *Order) *destination {
 	d := s.destinations[o.Key]
 	if d == nil {
 		d = &destination{key: o.Key, shard: s, dialDelay: firstDialDelay, speaksHTTP2: o.Key.Protocol == HTTP2}
-		// a name may be a part of something large
+		// a name may be a substring of something large
 		d.key.Host = strings.Clone(o.Key.Host)
 		d.key.ServerName = d.key.Host
 		if o.Key.ServerName != o.Key.Host {
@@ -47,14 +48,16 @@ func (s *shard) destination(p *Pool, o *Order) *destination {
 	return d
 }
 
-// dropUnused drops a destination that nothing uses; s.mu is held.
+// dropUnused removes a destination that has nothing left; s.mu is held.
 func (s *shard) dropUnused(d *destination) {
 	if len(d.conns)+len(d.waiters)+len(d.dials) == 0 && s.destinations[d.key] == d {
 		delete(s.destinations, d.key)
 	}
 }
 
-// takeAvailable takes a connection that can be used now, or nil; shard.mu is held.
+// takeAvailable returns a connection of HTTP/2 with a free stream, or the idle
+// connection of HTTP/1.1 that was used last, or nil; shard.mu is held. It is in use
+// from then on.
 func (d *destination) takeAvailable() *conn {
 	for _, c := range d.h2Conns {
 		if c.reserveStream() {
@@ -68,26 +71,26 @@ func (d *destination) takeAvailable() *conn {
 	c := d.idle[n]
 	d.idle[n] = nil
 	d.idle = d.idle[:n]
-	d.shard.removeIdle(c)
+	d.shard.unlistIdle(c)
 	return c
 }
 
 // putConn gives back a connection of HTTP/1.1 after a response, or a new one that no
-// request takes: it goes to a waiter, becomes idle, or is closed. looked is true if
-// it was idle before, and was only looked at.
-func (p *Pool) putConn(c *conn, looked bool) {
+// request has taken: it is delivered to a waiter, becomes idle, or is closed. stillIdle
+// is true if it was idle before and was only checked.
+func (p *Pool) putConn(c *conn, stillIdle bool) {
 	d := c.destination
 	s := d.shard
 	now := time.Now()
 	s.mu.Lock()
-	if !looked {
+	if !stillIdle {
 		c.idleSince = now
 	}
 	keep := true
 	if !p.deliver(d, c, false) {
 		if keep = !p.closed.Load() && len(d.idle) < p.config.MaxIdlePerKey; keep {
 			d.idle = append(d.idle, c)
-			s.addIdle(c, p.idleSeq.Add(1))
+			s.listIdle(c)
 		}
 	}
 	s.mu.Unlock()
@@ -110,7 +113,8 @@ func (p *Pool) addConn(d *destination, c *conn) {
 	p.open.Add(1)
 }
 
-// discard closes a connection for good.
+// discard removes a connection from its destination and closes it. It may be called
+// more than once.
 func (p *Pool) discard(c *conn) {
 	d := c.destination
 	s := d.shard
@@ -126,8 +130,8 @@ func (p *Pool) discard(c *conn) {
 	}
 }
 
-// detach takes a connection that changes its protocol out of its destination. It
-// counts until it is discarded.
+// detach removes a connection that changes its protocol from its destination. It
+// counts as open until it is discarded.
 func (p *Pool) detach(c *conn) {
 	s := c.destination.shard
 	s.mu.Lock()
@@ -135,7 +139,8 @@ func (p *Pool) detach(c *conn) {
 	p.removeConn(c)
 }
 
-// removeConn takes a connection out of its destination; shard.mu is held.
+// removeConn removes a connection from its destination, if it is there; shard.mu is
+// held. Waiters may dial in its place.
 func (p *Pool) removeConn(c *conn) {
 	d := c.destination
 	if c.index < 0 {
@@ -150,13 +155,13 @@ func (p *Pool) removeConn(c *conn) {
 	if i := slices.Index(d.h2Conns, c); i >= 0 {
 		d.h2Conns = slices.Delete(d.h2Conns, i, i+1)
 	}
-	p.unlistIdle(c)
+	c.destination.removeIdle(c)
 	p.assignDials(d)
 	d.shard.dropUnused(d)
 }
 
-// deliver gives a connection to the request that has waited longest and reports
-// whether there was one; shard.mu is held.
+// deliver gives a connection to the request that has waited longest. It reports
+// whether a request waited; shard.mu is held.
 func (p *Pool) deliver(d *destination, c *conn, fresh bool) bool {
 	if len(d.waiters) == 0 {
 		return false

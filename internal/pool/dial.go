@@ -12,13 +12,15 @@ import (
 	"github.com/pires/go-proxyproto"
 )
 
-// dial opens one connection, through its phases. shard.mu guards what changes.
+// dial opens one connection, in two phases: Connect, and Handshake with TLS. shard.mu
+// guards what changes. The connection goes to the request that has waited longest. An
+// error goes to all requests that were assigned this dial.
 type dial struct {
-	order      *Order
-	assigned   int // that get its error
+	order      *Order // its own copy
+	assigned   int    // how many waiters it is assigned to
 	phase      Phase
-	phaseBegan time.Time  // when the phase began
-	pending    []*Pending // for requests that gave it up
+	phaseBegan time.Time
+	pending    []*Pending // of requests that gave it up
 
 	ctx    context.Context // ends with the dial
 	cancel context.CancelFunc
@@ -35,33 +37,18 @@ func (p *Pool) startDial(d *destination, o *Order) *dial {
 	return n
 }
 
-// dial opens a connection and delivers it.
+// dial opens a connection and delivers it, or the error.
 func (p *Pool) dial(d *destination, n *dial) {
-	defer n.cancel()
+	defer n.cancel() // last: those who wait for the end of n.ctx read the progress
 	c, err := p.connect(d, n)
-	s := d.shard
-	s.mu.Lock()
-	d.dials = slices.DeleteFunc(d.dials, func(other *dial) bool { return other == n })
-	progress := Failed
-	if err == nil {
-		progress = Succeeded
-	}
-	for _, pending := range n.pending {
-		pending.progress.Store(int32(progress))
-	}
 	if err != nil {
-		for _, w := range slices.Clone(d.waiters) {
-			if w.dial == n {
-				p.removeWaiter(d, w)
-				w.ready <- answer{err: err}
-			}
-		}
-		p.assignDials(d)
-		s.dropUnused(d)
-		s.mu.Unlock()
+		p.deliverError(d, n, err)
 		return
 	}
-	if n.assigned == 0 { // it was a probe, or its request gave it up
+	s := d.shard
+	s.mu.Lock()
+	d.endDial(n, Succeeded)
+	if n.assigned == 0 { // a probe, or its request gave it up: no request will report that the address works
 		p.health.Worked(n.order.Target, n.order.Key.Addr)
 	}
 	p.addConn(d, c)
@@ -75,7 +62,7 @@ func (p *Pool) dial(d *destination, n *dial) {
 	for _, w := range slices.Clone(d.waiters) {
 		switch {
 		case w.dial != n:
-		case c != nil && c.h2 != nil && c.active > 0: // it may take more, see freed
+		case c != nil && c.h2 != nil && c.active > 0: // the connection may take more requests, see streamFreed
 			w.dial = nil
 		default: // another request took the connection
 			w.dial = nil
@@ -96,7 +83,33 @@ func (p *Pool) dial(d *destination, n *dial) {
 	p.closeSurplus()
 }
 
-// connect goes through the phases of a dial.
+// deliverError ends a dial that failed.
+func (p *Pool) deliverError(d *destination, n *dial, err *Error) {
+	s := d.shard
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.endDial(n, Failed)
+	for _, w := range slices.Clone(d.waiters) {
+		if w.dial == n {
+			p.removeWaiter(d, w)
+			w.ready <- answer{err: err}
+		}
+	}
+	p.assignDials(d)
+	s.dropUnused(d)
+}
+
+// endDial removes a dial from its destination and tells the requests that gave it up;
+// shard.mu is held.
+func (d *destination) endDial(n *dial, progress Progress) {
+	d.dials = slices.DeleteFunc(d.dials, func(other *dial) bool { return other == n })
+	for _, pending := range n.pending {
+		pending.progress.Store(int32(progress))
+	}
+}
+
+// connect asks whether the address may be dialled and the limits allow it, and opens
+// the connection.
 func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 	o := n.order
 	if o.Owner != nil {
@@ -107,8 +120,8 @@ func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 	if !p.limits.acquire(d.group) {
 		return nil, &Error{Phase: Connect, Err: ErrLimit}
 	}
-	c, err := p.dialPhases(d, n)
-	if err == nil && c.gone.Load() { // over HTTP/2, as soon as it was opened
+	c, err := p.runPhases(d, n)
+	if err == nil && c.gone.Load() { // the backend closed it at once, over HTTP/2
 		err = &Error{Phase: Response, Err: errClosed}
 	}
 	if err != nil {
@@ -117,12 +130,14 @@ func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 	return c, err
 }
 
-func (p *Pool) dialPhases(d *destination, n *dial) (*conn, *Error) {
+// runPhases goes through the phases of a dial and reports to health what each shows of
+// the address.
+func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 	o := n.order
 	addr := o.Key.Addr
 	raw, err := p.openTCP(n.ctx, o)
-	if refused, ok := errors.AsType[*forbiddenError](err); ok {
-		return nil, &Error{Phase: Connect, Err: refused.error}
+	if forbidden, ok := errors.AsType[*forbiddenError](err); ok {
+		return nil, &Error{Phase: Connect, Err: forbidden.error}
 	}
 	switch {
 	case err == nil:
@@ -131,7 +146,7 @@ func (p *Pool) dialPhases(d *destination, n *dial) (*conn, *Error) {
 		p.health.Reached(addr.Addr(), false)
 	}
 	if err != nil {
-		p.dialFailed(n, "", err)
+		p.reportFailure(n, "", err)
 		return nil, &Error{Phase: Connect, Err: err}
 	}
 	c := newConn(p, d, raw)
@@ -147,30 +162,31 @@ func (p *Pool) dialPhases(d *destination, n *dial) (*conn, *Error) {
 	n.phase, n.phaseBegan = Handshake, time.Now()
 	d.shard.mu.Unlock()
 	if err := p.handshake(n, c); err != nil {
-		p.dialFailed(n, o.Target, err)
+		p.reportFailure(n, o.Target, err)
 		return nil, &Error{Phase: Handshake, Err: err}
 	}
 	return c, nil
 }
 
-// dialFailed records the failure of a dial, unless this side had its part in it.
-func (p *Pool) dialFailed(n *dial, target string, err error) {
-	ended := n.ctx.Err() != nil && time.Since(n.phaseBegan) < minTimeout[n.phase]
-	if !ended && !isLocalExhaustion(err) && err != errNoClient && n.order.Target != "" {
+// reportFailure reports to health that a dial failed, for one target or for all if
+// target is empty. A failure of this side is no failure of the address: resources that
+// ran out, or a dial that was cancelled before the address had time to answer.
+func (p *Pool) reportFailure(n *dial, target string, err error) {
+	cancelled := n.ctx.Err() != nil && time.Since(n.phaseBegan) < minTimeout[n.phase]
+	if !cancelled && !isLocalExhaustion(err) && err != errNoClient && n.order.Target != "" {
 		p.health.Failed(target, n.order.Key.Addr, false)
 	}
 }
 
 const (
-	// maxShortages is how often a connection is tried to be opened again when there
-	// is nothing left for it, and shortagePause how long others have then to give
-	// something back.
+	// maxExhausted is how many times a dial begins again when this machine has no
+	// descriptors, ports or memory left, each time exhaustedPause later.
 	maxExhausted   = 5
 	exhaustedPause = 20 * time.Millisecond
 )
 
-// openTCP opens a TCP connection. If there is nothing left on this machine for
-// another one, idle ones are closed.
+// openTCP opens a TCP connection and announces the client over it. If this machine has
+// no resources left for another connection, it closes idle ones.
 func (p *Pool) openTCP(ctx context.Context, o *Order) (net.Conn, error) {
 	network, address := o.Key.address()
 	for try := 0; ; try++ {
@@ -184,8 +200,8 @@ func (p *Pool) openTCP(ctx context.Context, o *Order) (net.Conn, error) {
 		if err == nil {
 			return conn, nil
 		}
-		if refused, ok := errors.AsType[*forbiddenError](err); ok {
-			return nil, refused
+		if forbidden, ok := errors.AsType[*forbiddenError](err); ok {
+			return nil, forbidden
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -198,6 +214,7 @@ func (p *Pool) openTCP(ctx context.Context, o *Order) (net.Conn, error) {
 	}
 }
 
+// dialOnce calls Dial with the DialTimeout.
 func (p *Pool) dialOnce(ctx context.Context, network, address string) (net.Conn, error) {
 	if t := p.config.DialTimeout; t > 0 {
 		var cancel context.CancelFunc
@@ -211,7 +228,8 @@ func (p *Pool) dialOnce(ctx context.Context, network, address string) (net.Conn,
 	return conn, err
 }
 
-// forbiddenError is why a connection may not be used. It is no failure of the address.
+// forbiddenError is the Owner's reason why a connection may not be used. It is no
+// failure of the address.
 type forbiddenError struct{ error }
 
 func (e *forbiddenError) Unwrap() error { return e.error }

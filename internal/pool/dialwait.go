@@ -2,25 +2,24 @@ package pool
 
 import (
 	"context"
-	"net/netip"
 	"slices"
-	"sync/atomic"
 	"time"
 )
 
-// FailoverTimeout is how long a phase of dialling may take while there is another
-// address to try.
+// FailoverTimeout returns how long a request waits for a phase of its dial, Connect or
+// Handshake, while there is another address to try: 300 ms and 1 s.
 func FailoverTimeout(ph Phase) time.Duration { return failoverTimeout[ph] }
 
 var (
 	failoverTimeout = [dialPhaseCount]time.Duration{Connect: 300 * time.Millisecond, Handshake: time.Second}
 
-	// minTimeout is how long a phase may take at least where there is none. A SYN is
-	// sent again after a second (RFC 6298).
+	// minTimeout is the least that a request waits for a phase where there is no
+	// other address, and time is left. A lost SYN is sent again after a second (RFC
+	// 6298).
 	minTimeout = [dialPhaseCount]time.Duration{Connect: 1300 * time.Millisecond, Handshake: 2 * time.Second}
 )
 
-// fullTimeout returns how long a phase may take at all.
+// fullTimeout returns how long a phase of a dial may take, by the Config.
 func (p *Pool) fullTimeout(ph Phase) time.Duration {
 	if ph == Handshake {
 		return p.config.HandshakeTimeout
@@ -28,22 +27,23 @@ func (p *Pool) fullTimeout(ph Phase) time.Duration {
 	return p.config.DialTimeout
 }
 
-// aLongTime is how long a request waits where nothing is configured: the dial ends
-// before, or a connection that becomes free is waited for.
+// unlimitedWait is the timer of a request that waits for no time: its dial ends by
+// itself, or a connection becomes free.
 const unlimitedWait = time.Hour
 
-// dialWait is how long a request waits for its dial. While there is another
-// address to try that is only a short time for each phase; where there is none,
-// until one that was given up before has succeeded. The dial goes on then, and is a
-// failure only if it fails.
+// dialWait decides how long a request waits for its dial. While there is another
+// address to try, that is failoverTimeout for each phase. At the last address it is
+// until the deadlines of the request. The wait ends, too, when a dial that the request
+// gave up before has succeeded. In each case the dial goes on, and is a failure of the
+// address only if it fails.
 type dialWait struct {
 	pool      *Pool
 	d         *destination
 	waiter    *waiter
 	start     time.Time
 	timer     *time.Timer
-	completed chan *Pending
-	stops     []func() bool
+	completed chan *Pending // dials of Order.Pending that have succeeded
+	stops     []func() bool // release completed
 }
 
 func newDialWait(p *Pool, d *destination, w *waiter) *dialWait {
@@ -69,7 +69,7 @@ func (t *dialWait) stop() {
 	}
 }
 
-// limit returns how long the request waits in a phase.
+// limit returns how long the request waits for a phase.
 func (t *dialWait) limit(ph Phase) time.Duration {
 	o := t.waiter.order
 	if !o.Last {
@@ -77,13 +77,13 @@ func (t *dialWait) limit(ph Phase) time.Duration {
 	}
 	full := t.pool.fullTimeout(ph)
 	if end := o.Deadlines[ph]; !end.IsZero() && full > 0 {
-		// all addresses together may take little longer than one
+		// All addresses together may take little longer than one.
 		if left := time.Until(end); left > 0 {
 			return min(full, max(left, minTimeout[ph]))
 		}
 		return min(full, failoverTimeout[ph])
 	}
-	return unlimitedWait // the dial has its own
+	return unlimitedWait // the dial has a timeout itself
 }
 
 // phase returns the phase of the request's dial.
@@ -96,9 +96,9 @@ func (t *dialWait) phase() Phase {
 	return t.waiter.dial.phase
 }
 
-// expired is called when the time is over. It returns why the request waits no more,
-// or nil if it does: because another phase has begun, or there is no dial and it
-// waits for a connection that becomes free.
+// expired is called when the timer fires. It returns the error with which the request
+// ends, or nil if it goes on waiting: because time is left for the phase, or because no
+// dial is assigned and it waits for a connection to become free.
 func (t *dialWait) expired() *Error {
 	s := t.d.shard
 	s.mu.Lock()
@@ -110,7 +110,7 @@ func (t *dialWait) expired() *Error {
 	}
 	since := n.phaseBegan
 	if since.Before(t.start) {
-		since = t.start // the dial is older than the request
+		since = t.start // another request began the dial
 	}
 	ph := n.phase
 	s.mu.Unlock()
@@ -121,8 +121,8 @@ func (t *dialWait) expired() *Error {
 	return t.stillDialing()
 }
 
-// untilCheck returns when to look again whether the time is over of which so much is
-// left in a phase. The next phase may have less time.
+// untilCheck returns when to call expired if so much time is left for a phase. That is
+// sooner where the handshake follows: it may begin at any time, and may have less time.
 func (t *dialWait) untilCheck(ph Phase, left time.Duration) time.Duration {
 	if ph == Connect && t.d.key.secure() {
 		return min(left, t.limit(Handshake))
@@ -130,8 +130,9 @@ func (t *dialWait) untilCheck(ph Phase, left time.Duration) time.Duration {
 	return left
 }
 
-// stillDialing returns the error of a request that gives up its dial, which goes
-// on.
+// stillDialing returns the error of a request that gives its dial up, with the Pending
+// by which the dial is followed. Health keeps other requests from the address until
+// the dial must have ended.
 func (t *dialWait) stillDialing() *Error {
 	o := t.waiter.order
 	s := t.d.shard
@@ -154,25 +155,3 @@ func (t *dialWait) stillDialing() *Error {
 	}
 	return &Error{Phase: pending.Phase, Err: errDialTimeout, Pending: pending}
 }
-
-// Pending is a dial that its request gave up and that goes on.
-type Pending struct {
-	Addr  netip.AddrPort
-	Phase Phase // in which it was given up
-
-	progress atomic.Int32
-	done     context.Context // ends with the dial
-}
-
-// Progress is how far a dial has come.
-type Progress int32
-
-// The values of Progress.
-const (
-	Underway Progress = iota
-	Succeeded
-	Failed
-)
-
-// Progress returns how far the dial has come.
-func (d *Pending) Progress() Progress { return Progress(d.progress.Load()) }

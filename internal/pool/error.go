@@ -13,7 +13,7 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// Phase is what a request was at when it failed.
+// Phase is the step at which a request failed.
 type Phase int
 
 // The phases of a request.
@@ -22,37 +22,38 @@ const (
 	Handshake              // the TLS handshake
 	Send                   // sending the request
 	Response               // waiting for the response's header and reading it
-	Prepare                // the request cannot be sent as it is
+	Prepare                // before all others: the request cannot be sent as it is
 )
 
-// phases is how many there are of opening a connection.
+// dialPhaseCount is the number of the phases of a dial, Connect and Handshake.
 const dialPhaseCount = 2
 
-// Sent is how much of a request the backend may have seen.
+// Sent is how much of a request the backend may have acted on.
 type Sent int
 
 // The values of Sent.
 const (
-	Nothing Sent = iota // of a request, or the backend said that it will not act on it
+	Nothing Sent = iota // nothing was written, or the backend said that it will not act on it
 	Part
 	All
 )
 
-// Error is why there is no response.
+// Error is the reason why there is no response.
 type Error struct {
 	Phase  Phase
 	Sent   Sent
-	Reused bool // the connection had been idle before
+	Reused bool // the connection had been idle, or carried other requests
 	Err    error
 
-	// Refused says that a backend of HTTP/2 has not acted upon the request.
+	// Refused is true if a backend of HTTP/2 said that it has not acted on the
+	// request, or takes none.
 	Refused bool
 
-	// Pending is the dial that goes on, if the request gave it up.
+	// Pending is the dial that the request gave up and that goes on; nil: none.
 	Pending *Pending
 
-	stale   bool // the connection ended before anything of a response came
-	bounced bool // it took other requests before it ended
+	stale   bool // the connection ended or refused the request before any octet of a response came
+	bounced bool // the connection had served other requests before it refused this one, over HTTP/2
 }
 
 // Error implements error.
@@ -65,30 +66,30 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Timeout implements net.Error: it reports whether a time was over.
+// Timeout implements net.Error: it reports whether a timeout ended the request.
 func (e *Error) Timeout() bool { return isTimeout(e.Err) }
 
 // Temporary implements net.Error.
 func (e *Error) Temporary() bool { return false }
 
-// Dialling reports whether no connection could be opened.
+// Dialling reports whether the request failed before there was a connection.
 func (e *Error) Dialling() bool { return e.Phase <= Handshake }
 
 // mayRetry reports whether a request may be sent over another connection to the same
-// address, since it was the connection that failed.
+// address: the connection failed, not the address.
 func (e *Error) mayRetry(req *http.Request) bool {
 	return e.stale && req.Context().Err() == nil && (e.Sent == Nothing || isReplayable(req))
 }
 
-// maxSilence is how long a backend may acknowledge nothing of what was sent.
+// maxSilence is how long a backend may leave what was sent to it unacknowledged.
 const maxSilence = 10 * time.Second
 
 var (
-	// ErrLimit is why a connection is not opened: too many are in use.
+	// ErrLimit is returned where Limits allow no other connection.
 	ErrLimit = errors.New("too many connections are in use")
 
-	// ErrSilent is the end of a connection whose backend acknowledges nothing any
-	// more.
+	// ErrSilent ends the requests over a connection whose backend acknowledges
+	// nothing any more. It is a timeout.
 	ErrSilent error = &timeoutError{fmt.Sprintf("the backend has gone silent: it has acknowledged nothing for %s", maxSilence)}
 
 	errResponseHeaderTimeout = &timeoutError{"no response header in time"}
@@ -103,7 +104,7 @@ var (
 	errStalled               = errors.New("the client did not read the response, which kept others from theirs")
 )
 
-// timeoutError is an error that there was no time left.
+// timeoutError is an error for which Timeout is true.
 type timeoutError struct{ text string }
 
 func (e *timeoutError) Error() string { return e.text }
@@ -111,13 +112,13 @@ func (e *timeoutError) Error() string { return e.text }
 // Timeout implements net.Error.
 func (*timeoutError) Timeout() bool { return true }
 
-// Temporary implements net.Error. TLS goes on after such an error.
+// Temporary implements net.Error. A tls.Conn can be read again after such an error.
 func (*timeoutError) Temporary() bool { return true }
 
 // Is makes it a context.DeadlineExceeded for errors.Is.
 func (*timeoutError) Is(err error) bool { return err == context.DeadlineExceeded }
 
-// isTimeout reports whether an error says that a time was over.
+// isTimeout reports whether an error is a timeout.
 func isTimeout(err error) bool {
 	var t interface{ Timeout() bool }
 	return errors.As(err, &t) && t.Timeout()
@@ -140,9 +141,9 @@ func isOneOf(err error, codes ...syscall.Errno) bool {
 	return false
 }
 
-// isRefused reports whether a backend of HTTP/2 said, or this side knows, that a
-// stream was not acted upon (RFC 9113, section 8.7). Not all of these errors can be
-// had from golang.org/x/net but as texts.
+// isRefused reports whether the backend did not act on a stream of HTTP/2, because it
+// said so or because nothing was sent (RFC 9113, section 8.7). golang.org/x/net exports
+// only some of these errors; the others are known by their texts.
 func isRefused(err error) bool {
 	if e, ok := errors.AsType[http2.StreamError](err); ok {
 		return e.Code == http2.ErrCodeRefusedStream
@@ -156,13 +157,13 @@ func isRefused(err error) bool {
 	}
 }
 
-// isTooLarge reports whether a request was not sent over HTTP/2 since the backend
-// takes no header as large.
+// isTooLarge reports whether a request was not sent over HTTP/2 because its header is
+// larger than the backend allows.
 func isTooLarge(err error) bool {
 	return strings.Contains(err.Error(), "request header list larger than peer's advertised limit")
 }
 
-// isStreamError reports whether an error is about one stream of HTTP/2.
+// isStreamError reports whether an error ended one stream of HTTP/2, not the connection.
 func isStreamError(err error) bool {
 	_, ok := errors.AsType[http2.StreamError](err)
 	return ok

@@ -119,7 +119,7 @@ func (c *conn) reserveStream() bool {
 		return false
 	}
 	c.active++
-	c.destination.shard.removeIdle(c)
+	c.destination.shard.unlistIdle(c)
 	return true
 }
 
@@ -196,7 +196,7 @@ func (p *Pool) idleOrSurplus(c *conn) (surplus bool) {
 		return true
 	}
 	c.idleSince = time.Now()
-	d.shard.addIdle(c, p.idleSeq.Add(1))
+	d.shard.listIdle(c)
 	return false
 }
 

@@ -5,10 +5,11 @@ import (
 	"slices"
 )
 
-// addIdle puts a connection at the end of the idle ones of a shard; s.mu is held.
-func (s *shard) addIdle(c *conn, moment uint64) {
+// listIdle appends a connection, of either protocol, to the idle ones of a shard;
+// s.mu is held.
+func (s *shard) listIdle(c *conn) {
 	c.pool.limits.idle.Add(1)
-	c.idle, c.idleSeq = true, moment
+	c.idle, c.idleSeq = true, c.pool.idleSeq.Add(1)
 	c.prev, c.next = s.newest, nil
 	if s.newest != nil {
 		s.newest.next = c
@@ -18,7 +19,8 @@ func (s *shard) addIdle(c *conn, moment uint64) {
 	s.newest = c
 }
 
-func (s *shard) removeIdle(c *conn) {
+// unlistIdle removes a connection from the idle ones, if it is there; s.mu is held.
+func (s *shard) unlistIdle(c *conn) {
 	if !c.idle {
 		return
 	}
@@ -36,35 +38,33 @@ func (s *shard) removeIdle(c *conn) {
 	c.idle, c.prev, c.next = false, nil, nil
 }
 
-// unlistIdle takes an idle connection of HTTP/1.1; shard.mu is held.
-func (p *Pool) unlistIdle(c *conn) {
-	d := c.destination
-	d.shard.removeIdle(c)
+// removeIdle removes a connection from the idle ones of its destination and of the
+// shard, if it is there; shard.mu is held.
+func (d *destination) removeIdle(c *conn) {
+	d.shard.unlistIdle(c)
 	if i := slices.Index(d.idle, c); i >= 0 {
 		d.idle = slices.Delete(d.idle, i, i+1)
 	}
 }
 
-// closeSurplus closes idle connections while there are more than there should be.
+// closeSurplus closes idle connections while more than MaxIdle are open.
 func (p *Pool) closeSurplus() {
 	if p.open.Load() > int64(p.config.MaxIdle) {
 		p.closeIdle(int64(p.config.MaxIdle))
 	}
 }
 
-// closeIdle closes idle connections, the one longest idle first, while there are
-// more open ones than limit. It returns how many it closed.
-func (p *Pool) closeIdle(limit int64) (closed int) {
-	p.closing.Lock()
-	defer p.closing.Unlock()
+// closeIdle closes idle connections, the one longest idle first, while more than limit
+// are open.
+func (p *Pool) closeIdle(limit int64) {
+	p.closingIdle.Lock()
+	defer p.closingIdle.Unlock()
 	for p.open.Load() > limit && p.closeOldest() {
-		closed++
 	}
-	return closed
 }
 
 // closeOldest closes the connection that has been idle longest. It reports whether
-// there was one.
+// one was idle.
 func (p *Pool) closeOldest() bool {
 	for {
 		var from *shard

@@ -19,10 +19,10 @@ const (
 
 // Key is all that a connection depends on, beside the Config.
 type Key struct {
-	Addr       netip.AddrPort // where it leads to; not valid: see Dial
+	Addr       netip.AddrPort // of the backend; not valid: see Dial
 	Dial       string         // network and address, separated by a space, if that is no IP address
 	Host       string         // of the target; empty where targets share connections
-	ServerName string         // that the backend proves to have, with TLS
+	ServerName string         // for which the backend's certificate has to be valid, with TLS
 	Protocol   Protocol
 	Client     netip.AddrPort // announced by the PROXY protocol
 }
@@ -38,20 +38,29 @@ func (k *Key) address() (network, address string) {
 
 func (k *Key) secure() bool { return k.Protocol >= TLS }
 
-// Order is what a request wants of a Pool. It does not change: it is all that a
-// dial may look at, which may outlive the request.
+// Order says which connection a request needs and how long it may wait for it. It
+// must not change: a dial looks at it, and may outlive the request.
 type Order struct {
 	Key    Key
-	Target string // the host, for health and errors; empty: nobody's
-	Owner  Owner  // nil: nobody has to permit anything
+	Target string // the host under which health records failures; empty: no failure is recorded
+	Owner  Owner  // nil: each address may be dialled
 
-	Last      bool                      // there is no other address to try
-	Deadlines [dialPhaseCount]time.Time // when the time for a phase is over; zero: each dial has all of it
-	Pending   []*Pending                // dials for the same request that are under way
+	// Last is true if the caller has no other address to try. If it has one, a
+	// request waits no longer than FailoverTimeout for each phase of its dial.
+	Last bool
+
+	// Deadlines are the ends of the phases Connect and Handshake for all addresses
+	// of a request together. They count where Last is true, so that several
+	// addresses take little longer than one. Zero: the dial has its whole timeout.
+	Deadlines [dialPhaseCount]time.Time
+
+	// Pending are the dials that the same request gave up before. When one to
+	// another address succeeds, the request stops waiting for this dial.
+	Pending []*Pending
 }
 
-// Owner stands behind an Order. Its methods may be called after the request has
-// ended.
+// Owner answers for the target of an Order: which addresses may be dialled, and which
+// the target has. Its methods may be called after the request has ended.
 type Owner interface {
 	// Permit returns why an address may not be dialled, or nil. It is asked just
 	// before the connection is opened.
@@ -61,18 +70,20 @@ type Owner interface {
 	// Nothing has been sent. Addresses that are not of TCP are zero values.
 	Confirm(local, remote netip.AddrPort) error
 
-	// Guard returns what Permit goes by, for comparison.
+	// Guard returns a comparable value that stands for the rules of Permit. A dial
+	// serves another request only if both have the same.
 	Guard() any
 
-	// Source returns where the target's addresses come from, for comparison.
+	// Source returns a comparable value that stands for the source of the target's
+	// addresses. Where it differs from that of the request before, Watch is called.
 	Source() any
 
-	// Watch returns a function that reports whether the target has other addresses
-	// now than that of the connection, according to Source; nil: that is never so.
+	// Watch returns a function that reports whether the target no longer has the
+	// address of a connection, according to Source; nil: it always has it.
 	Watch() func(addr netip.Addr) (moved bool)
 }
 
-// guardOf returns by what an order's dial is permitted.
+// guardOf returns the Guard of an order, or nil.
 func guardOf(o *Order) any {
 	if o.Owner == nil {
 		return nil

@@ -32,28 +32,30 @@ type Pool struct {
 	http2    *http2.Transport //nolint:staticcheck // see newHTTP2
 
 	open    atomic.Int64  // connections
-	idleSeq atomic.Uint64 // numbers the moments at which connections became idle
-	seed    maphash.Seed
+	idleSeq atomic.Uint64 // the last conn.idleSeq
+	seed    maphash.Seed  // for shards
 	shards  [32]shard
 
-	closing sync.Mutex // held by who looks for what to close, so that not too much is
+	closingIdle sync.Mutex // held by closeIdle, so that two calls do not close too many
 
 	sweeper sweeper
 	watcher watcher
 	closed  atomic.Bool
 }
 
-// shard is a part of the destinations, with a lock of its own.
+// shard has the destinations whose keys have the same hash, with a lock of its own.
+// Each connection and each idle one is in one shard.
 type shard struct {
 	mu           sync.Mutex
 	destinations map[Key]*destination
-	oldest       *conn // idle connections, the one longest idle first
-	newest       *conn
+	oldest       *conn // the list of idle connections begins with the one longest idle
+	newest       *conn // and ends with this one
 
 	unwatched unwatched
 }
 
-// New returns a pool. It has to be closed.
+// New returns a pool, which has to be closed. It reports to tracker which addresses
+// could be dialled. Pools of the same limits share them.
 func New(config Config, tracker *health.Tracker, limits *Limits) *Pool {
 	config.MaxResponseHeader = cmp.Or(config.MaxResponseHeader, DefaultMaxResponseHeader)
 	config.ReadBuffer = cmp.Or(config.ReadBuffer, 4096)
@@ -77,20 +79,22 @@ func New(config Config, tracker *health.Tracker, limits *Limits) *Pool {
 	return p
 }
 
+// shard returns the shard of a key.
 func (p *Pool) shard(key *Key) *shard {
 	return &p.shards[maphash.Comparable(p.seed, *key)%uint64(len(p.shards))]
 }
 
 // RoundTrip sends a request over a connection for the order's key and returns the
-// response. If the connection turns out to be of no use, and the request may be
-// sent again, it is sent over another one. The body of a request that may be sent
-// again comes from GetBody. Errors are of type *Error.
+// response, whose body has to be closed. If a connection that was idle, or that others
+// share, turns out to be closed, and the request may be sent again, RoundTrip sends it
+// over another connection to the same address, with the body that GetBody returns.
+// Other addresses are the caller's concern. Errors are of type *Error.
 func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 	if err := validate(req); err != nil {
 		closeBody(req)
 		return nil, &Error{Phase: Prepare, Err: err}
 	}
-	for n := 0; ; {
+	for retries := 0; ; {
 		c, fresh, err := p.getConn(req, o)
 		if err != nil {
 			closeBody(req)
@@ -108,35 +112,44 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 		e := err.(*Error)
 		e.Reused = !fresh
 		if e.Err == errNotQuiet && req.Context().Err() == nil {
-			continue // as if there were no such connection
+			continue // nothing was sent, and this connection is closed now
 		}
-		if !e.bounced && (fresh || n >= maxStale) || n == maxBounced || !e.mayRetry(req) {
+		maxRetries := maxStale
+		switch {
+		case e.bounced:
+			maxRetries = maxBounced
+		case fresh:
+			maxRetries = 0
+		}
+		if retries >= maxRetries || !e.mayRetry(req) {
 			return nil, e
 		}
 		if req = rewind(req); req == nil {
 			return nil, e
 		}
-		n++
+		retries++
 	}
 }
 
-// Probe opens a connection in the background, to see whether an address works
-// again. It then waits to be used. Probe reports whether the limits let it.
+// Probe opens a connection in the background, which shows whether an address works
+// again: the pool reports that to health. The connection is idle then, until a request
+// takes it. Probe reports whether MaxPerKey allows another connection.
 func (p *Pool) Probe(o *Order) bool {
 	s := p.shard(&o.Key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.destination(p, o)
-	if limit := p.config.MaxPerKey; limit == 0 || len(d.conns)+len(d.dials) < limit {
-		p.startDial(d, o)
-		return true
+	if !p.mayDial(d) {
+		s.dropUnused(d)
+		return false
 	}
-	s.dropUnused(d)
-	return false
+	p.startDial(d, o)
+	return true
 }
 
-// Close closes what is idle, and lets what is in use be closed as soon as it is no
-// longer. Requests may still come: they are served, and leave nothing behind.
+// Close closes idle connections, and ends dials that no request waits for. Other
+// connections are closed when their requests end. Requests may still come: they are
+// served, and leave nothing behind.
 func (p *Pool) Close() {
 	p.closed.Store(true)
 	p.limits.removePool(p)
@@ -156,5 +169,5 @@ func (p *Pool) Close() {
 	p.sweeper.stop(p)
 }
 
-// Open returns how many connections are open.
+// Open returns how many connections are open, in use or idle.
 func (p *Pool) Open() int { return int(p.open.Load()) }

@@ -16,7 +16,7 @@ func validate(req *http.Request) error {
 			}
 			for _, value := range values {
 				if !httpguts.ValidHeaderFieldValue(value) {
-					return fmt.Errorf("invalid value of the header field %q", name) // which may be a secret
+					return fmt.Errorf("invalid value of the header field %q", name) // the value may be a secret
 				}
 			}
 		}
@@ -29,8 +29,9 @@ func validate(req *http.Request) error {
 	return nil
 }
 
-// isReplayable reports whether a request may be sent again after it was sent (RFC
-// 9110, section 9.2.2): a GET, and without a body what net/http sends again.
+// isReplayable reports whether a request may be sent again although the backend may
+// have acted on it (RFC 9110, section 9.2.2): a GET, and without a body each request
+// that net/http sends again, too.
 func isReplayable(req *http.Request) bool {
 	switch req.Method {
 	case "", http.MethodGet:
@@ -48,8 +49,8 @@ func isReplayable(req *http.Request) bool {
 
 func hasBody(req *http.Request) bool { return req.Body != nil && req.Body != http.NoBody }
 
-// rewind returns the request with its body from the beginning, or nil if there is
-// no such thing.
+// rewind returns the request with its body from the beginning, or nil if GetBody does
+// not return it.
 func rewind(req *http.Request) *http.Request {
 	if !hasBody(req) {
 		return req
@@ -61,7 +62,7 @@ func rewind(req *http.Request) *http.Request {
 	if err != nil {
 		return nil
 	}
-	again := *req // the one before may still be looked at
+	again := *req // the goroutine of an upload may still read the first one
 	again.Body = body
 	return &again
 }

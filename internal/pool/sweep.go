@@ -137,7 +137,7 @@ func (p *Pool) checkIdleConn(c *conn) {
 		s.mu.Unlock()
 		return
 	}
-	p.unlistIdle(c)
+	c.destination.removeIdle(c)
 	s.mu.Unlock()
 	if c.quiet() {
 		p.putConn(c, true)

@@ -7,20 +7,23 @@ import (
 	"time"
 )
 
-// waiter is a request that waits for a connection. It gets one answer at most.
+// waiter is a request that waits for a connection. It gets one answer at most: the
+// first connection that becomes free or is opened, by any dial, or the
+// error of the dial that it was assigned.
 type waiter struct {
 	order *Order
 	ready chan answer // holds one
-	dial  *dial       // that it has caused; nil: none yet
+	dial  *dial       // that it was assigned; nil: it waits for a connection to become free
 }
 
 // answer is a connection or the reason why there is none.
 type answer struct {
 	conn  *conn
-	fresh bool // it was opened just now
+	fresh bool // the connection was just opened and has carried no request
 	err   *Error
 }
 
+// result returns the answer as getConn does.
 func (a answer) result() (*conn, bool, error) {
 	if a.err != nil {
 		return nil, false, a.err
@@ -28,8 +31,8 @@ func (a answer) result() (*conn, bool, error) {
 	return a.conn, a.fresh, nil
 }
 
-// getConn returns a connection for a request, which is in use from then on; fresh says
-// that it was opened for it.
+// getConn returns a connection for a request, which is in use from then on. fresh is
+// true if the connection has carried no request and was never idle.
 func (p *Pool) getConn(req *http.Request, o *Order) (c *conn, fresh bool, err error) {
 	ctx := req.Context()
 	s := p.shard(&o.Key)
@@ -40,7 +43,7 @@ func (p *Pool) getConn(req *http.Request, o *Order) (c *conn, fresh bool, err er
 		if c == nil {
 			w := &waiter{order: o, ready: make(chan answer, 1)}
 			d.waiters = append(d.waiters, w)
-			if d.delaysDial() {
+			if d.delayNextDial() {
 				delay := d.dialDelay
 				s.mu.Unlock()
 				c, fresh, err = p.awaitIdleConn(ctx, d, w, delay)
@@ -60,7 +63,7 @@ func (p *Pool) getConn(req *http.Request, o *Order) (c *conn, fresh bool, err er
 			return c, fresh, nil
 		case c.h2 != nil:
 			if !c.gone.Load() {
-				break // it is full
+				break // it is full: another one is taken
 			}
 			if refused++; refused > maxBounced {
 				return nil, false, &Error{Phase: Response, Refused: true, Err: errNoStreams}
@@ -73,8 +76,8 @@ func (p *Pool) getConn(req *http.Request, o *Order) (c *conn, fresh bool, err er
 	}
 }
 
-// awaitIdleConn waits for a connection that becomes free, for a moment, and then for a
-// new one too.
+// awaitIdleConn waits until a connection becomes free, without a dial. After a delay
+// it waits for a new one, too.
 func (p *Pool) awaitIdleConn(ctx context.Context, d *destination, w *waiter, delay time.Duration) (*conn, bool, error) {
 	s := d.shard
 	timer := time.NewTimer(delay)
@@ -97,7 +100,7 @@ func (p *Pool) awaitIdleConn(ctx context.Context, d *destination, w *waiter, del
 	return p.awaitConn(ctx, d, w)
 }
 
-// awaitConn waits for a connection.
+// awaitConn waits for a connection for as long as the order allows.
 func (p *Pool) awaitConn(ctx context.Context, d *destination, w *waiter) (*conn, bool, error) {
 	t := newDialWait(p, d, w)
 	defer t.stop()
@@ -110,7 +113,7 @@ func (p *Pool) awaitConn(ctx context.Context, d *destination, w *waiter) (*conn,
 				return p.giveUp(d, w, err)
 			}
 		case other := <-t.completed:
-			// it works; if it is for the same address, the connection will come
+			// A connection to the same address is delivered to this waiter.
 			if other.Addr != w.order.Key.Addr {
 				return p.giveUp(d, w, t.stillDialing())
 			}
@@ -120,8 +123,8 @@ func (p *Pool) awaitConn(ctx context.Context, d *destination, w *waiter) (*conn,
 	}
 }
 
-// giveUp ends a waiter, which fails with an error unless an answer came meanwhile.
-// Its dial goes on.
+// giveUp ends a waiter. It returns the error, unless an answer came meanwhile. The
+// waiter's dial goes on.
 func (p *Pool) giveUp(d *destination, w *waiter, err *Error) (*conn, bool, error) {
 	d.shard.mu.Lock()
 	p.removeWaiter(d, w)
@@ -135,7 +138,8 @@ func (p *Pool) giveUp(d *destination, w *waiter, err *Error) (*conn, bool, error
 	}
 }
 
-// removeWaiter takes a waiter from those that wait, and from its dial; shard.mu is held.
+// removeWaiter removes a waiter from its destination and from its dial; shard.mu is
+// held.
 func (p *Pool) removeWaiter(d *destination, w *waiter) {
 	if i := slices.Index(d.waiters, w); i >= 0 {
 		d.waiters = slices.Delete(d.waiters, i, i+1)
@@ -149,35 +153,35 @@ func (p *Pool) removeWaiter(d *destination, w *waiter) {
 }
 
 const (
-	// A dial is delayed for a moment while a connection may become free: for twice
-	// as long as the last time if that saved one, up to maxDialDelay, else for half
-	// as long.
+	// A dial is delayed while a connection may become free: for twice as long as the
+	// last time if that saved a dial, for half as long otherwise.
 	firstDialDelay = 4 * time.Millisecond
 	minDialDelay   = time.Millisecond
 	maxDialDelay   = 16 * time.Millisecond
 
-	// maxDelays is after how many of these delays there is none.
-	delaySkip = 32
+	// One dial of undelayedEvery is not delayed.
+	undelayedEvery = 32
 
 	// maxPerDial is how many requests wait for one dial where the backend speaks
 	// HTTP/2.
 	maxPerDial = 8
 )
 
-// delaysDial reports whether a dial is to be delayed, since a connection may become free
-// before there is another one; shard.mu is held. Waiting costs something, too: now and
-// then it is not, so that there are as many connections as there are requests at a
-// time.
-func (d *destination) delaysDial() bool {
-	if d.dialCount++; d.dialCount%delaySkip == 0 {
+// delayNextDial reports whether the next dial is delayed, because one of the
+// connections may become free before another one is open; shard.mu is held. Delays
+// cost time, too: now and then there is none, so that in the end there are as many
+// connections as requests at a time.
+func (d *destination) delayNextDial() bool {
+	if d.dialCount++; d.dialCount%undelayedEvery == 0 {
 		return false
 	}
 	return slices.ContainsFunc(d.conns, func(c *conn) bool { return c.h2 == nil || c.wasFull })
 }
 
-// assignDial gives a waiter a dial: one that was given up if there is one, one that
-// will serve several requests, or a new one; shard.mu is held. If a limit is reached, the waiter waits for a connection
-// that becomes free.
+// assignDial assigns a waiter the dial whose error it gets, if it has none; shard.mu
+// is held. That is a dial under way that no request waits for, or that will serve
+// several over HTTP/2, or else a new one. Where MaxPerKey allows no other connection,
+// the waiter gets none: it waits until a connection becomes free.
 func (p *Pool) assignDial(d *destination, w *waiter) {
 	if w.dial != nil {
 		return
@@ -192,19 +196,21 @@ func (p *Pool) assignDial(d *destination, w *waiter) {
 			return
 		}
 	}
-	if limit := p.config.MaxPerKey; limit > 0 && len(d.conns)+len(d.dials) >= limit {
-		return
+	if p.mayDial(d) {
+		w.dial = p.startDial(d, w.order)
+		w.dial.assigned++
 	}
-	w.dial = p.startDial(d, w.order)
-	w.dial.assigned++
 }
 
-// assignDials gives requests a dial that wait without one, while the limit
-// allows; shard.mu is held.
+// assignDials is assignDial for all waiters, after a connection or a dial has ended.
 func (p *Pool) assignDials(d *destination) {
 	for _, w := range d.waiters {
-		if w.dial == nil {
-			p.assignDial(d, w)
-		}
+		p.assignDial(d, w)
 	}
+}
+
+// mayDial reports whether MaxPerKey allows another connection; shard.mu is held.
+func (p *Pool) mayDial(d *destination) bool {
+	limit := p.config.MaxPerKey
+	return limit == 0 || len(d.conns)+len(d.dials) < limit
 }

@@ -6,8 +6,8 @@ import (
 	"io"
 )
 
-// upgraded is the body of a response that switched protocols: the connection
-// itself.
+// upgraded is the body of a response that switched protocols. Reads and writes go to
+// the connection.
 type upgraded struct {
 	conn *conn
 	br   *bufio.Reader // what came with the header; nil: nothing is left
@@ -28,7 +28,7 @@ func (u *upgraded) Read(p []byte) (int, error) {
 // Write implements io.Writer.
 func (u *upgraded) Write(p []byte) (int, error) { return u.conn.Conn.Write(p) }
 
-// CloseWrite ends what is sent; what is received goes on.
+// CloseWrite closes the writing side. Reading goes on.
 func (u *upgraded) CloseWrite() error { return closeWrite(u.conn.Conn) }
 
 // Close implements io.Closer.
@@ -37,7 +37,8 @@ func (u *upgraded) Close() error {
 	return nil
 }
 
-// unzipped is the body of a response that this side has asked to be compressed.
+// unzipped is the body of a response that is compressed because this side asked for it,
+// not the client.
 type unzipped struct {
 	body io.ReadCloser
 	zr   *gzip.Reader

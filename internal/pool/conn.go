@@ -21,47 +21,51 @@ type conn struct {
 
 	pool        *Pool
 	destination *destination
-	keepAlive   time.Duration // how long the backend leaves it open while it is idle; 0: not known
 
-	// of a response that is being read
-	header  headerLimit
-	readErr error // of the last read
+	// HTTP/1.1
+	keepAlive time.Duration // how long the backend keeps it open while it is idle; 0: not known
+	header    headerLimit   // of the response that is being read
+	readErr   error         // the first error of Read
 
-	bodies       openBodies  // that are read, over HTTP/2
-	added        atomic.Bool // it is one of its destination's
-	gone         atomic.Bool // it has ended, over HTTP/2
-	settingsRead atomic.Bool // it is known how many requests it takes, over HTTP/2
-	responded    atomic.Bool // there was a response, over HTTP/2
+	// HTTP/2
+	bodies       openBodies
+	added        atomic.Bool // it was added to its destination
+	gone         atomic.Bool // it has ended, by either side
+	settingsRead atomic.Bool // the backend's SETTINGS, which say how many streams it takes, were read
+	responded    atomic.Bool // there was a response
 
 	// under shard.mu
-	index      int  // in destination.conns; negative: not there
-	counted    bool // it is in Pool.open and Limits
-	idle       bool // it is idle
-	prev, next *conn
-	active     int       // requests that use it, over HTTP/2
-	retired    bool      // it takes no more requests, over HTTP/2
-	full       bool      // it takes none just now, over HTTP/2
-	wasFull    bool      // it was full once, over HTTP/2
-	idleSeq    uint64    // when it became idle, in the order of these
-	idleSince  time.Time // the same as a time
-	checkedAt  time.Time // when the sweeper last looked at it
+	index      int       // in destination.conns; negative: not there
+	counted    bool      // in Pool.open and Limits
+	idle       bool      // and in the list of the shard's idle connections
+	prev, next *conn     // in that list
+	idleSeq    uint64    // the order in which connections of the pool became idle
+	idleSince  time.Time // the time at which it did
+	checkedAt  time.Time // when the sweeper last checked it
+
+	// under shard.mu, HTTP/2
+	active  int  // how many requests use it
+	retired bool // it gets no more requests
+	full    bool // it takes no request at the moment
+	wasFull bool // it was full once
 
 	ended struct { // by this side
 		sync.Mutex
 		closed bool
 		cause  error
 	}
-	silence silence // under the sweeper
+	silence silence // used by the sweeper alone
 }
 
+// newConn returns a connection that does not belong to its destination yet: see addConn.
 func newConn(p *Pool, d *destination, c net.Conn) *conn {
 	raw := newRawConn(p, c)
 	raw.records.on = d.key.secure()
 	return &conn{Conn: raw, raw: raw, pool: p, destination: d, index: -1}
 }
 
-// abort closes the connection in the middle of its use: what waits for it fails
-// with the cause.
+// abort closes the connection while it is in use. Its requests fail with the first
+// cause.
 func (c *conn) abort(cause error) {
 	c.ended.Lock()
 	if c.ended.cause == nil {
@@ -101,23 +105,20 @@ func (c *conn) close() {
 	c.closeConn()
 }
 
-// closeConn closes what is underneath.
+// closeConn closes the TLS connection, unless it was aborted, and that of TCP.
 func (c *conn) closeConn() {
-	switch {
-	case c.tls != nil && c.cause(nil) == nil:
-		// a close_notify is sent if that takes no time
+	if c.tls != nil && c.cause(nil) == nil {
+		// A close_notify is sent if that takes no time.
 		_ = c.raw.SetWriteDeadline(time.Now().Add(time.Millisecond))
 		c.raw.closing.Store(true)
 		_ = c.tls.CloseWrite()
-		_ = c.raw.Close()
-	default:
-		_ = c.raw.Close()
 	}
+	_ = c.raw.Close()
 }
 
 // Read reads for the parser of responses. After an error it reads no more: bufio
-// passes over one in the middle of a line, and what came after a timeout would be
-// taken for the rest.
+// ignores one in the middle of a line, and would take what came after a timeout for
+// the rest of the line.
 func (c *conn) Read(p []byte) (n int, err error) {
 	switch {
 	case c.readErr != nil:
@@ -131,8 +132,8 @@ func (c *conn) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// usable reports whether an idle connection may be used for a request. The backend
-// may have closed it, or sent what nobody asked for.
+// usable reports whether a connection that was idle may be used for a request. The
+// backend may have closed it, or may have sent octets that no request asked for.
 func (c *conn) usable(req *http.Request) bool {
 	if timeout := c.pool.config.IdleTimeout; timeout > 0 && time.Since(c.idleSince) > timeout {
 		return false
@@ -143,18 +144,19 @@ func (c *conn) usable(req *http.Request) bool {
 	return c.defersCheck(req) || c.quiet()
 }
 
-// defersCheck reports whether the connection is looked at only when the request is
-// written, which saves a system call.
+// defersCheck reports whether the connection is checked only when the request is
+// written, which saves a system call: see combinedIO.
 func (c *conn) defersCheck(req *http.Request) bool {
 	return canCombineIO && c.tls == nil && c.raw.control != nil && !hasBody(req) && !c.needsKnock(req)
 }
 
-// needsKnock reports whether the first octet of a request is sent ahead: see knock.
+// needsKnock reports whether the first octet of a request is sent before the others:
+// see knock.
 func (c *conn) needsKnock(req *http.Request) bool {
 	return c.keepAlive == 0 && !isReplayable(req) && time.Since(c.idleSince) >= knockIdle
 }
 
-// quiet reports whether the connection is open and nothing has come over it that
+// quiet reports whether an idle connection is open and has no octets to be read, which
 // would be taken for the next response.
 func (c *conn) quiet() bool {
 	if c.tls != nil {
@@ -163,8 +165,8 @@ func (c *conn) quiet() bool {
 	return !c.raw.readable()
 }
 
-// quietTLS is quiet for a connection with TLS, which keeps some of what comes to
-// itself: session tickets and key updates are read, and are no harm.
+// quietTLS is quiet for a connection with TLS. It reads session tickets and key
+// updates, which are no part of a response.
 func (c *conn) quietTLS() bool {
 	c.raw.nonblocking = true
 	defer func() { c.raw.nonblocking = false }()

@@ -12,18 +12,21 @@ import (
 // headerLimit bounds the header of a response while it is read.
 type headerLimit struct {
 	counting bool
-	octets   int64 // that may come
-	lines    int   // that may come
-	empty    bool  // the line has nothing so far
-	err      error // why there is no more
+	octets   int64 // that may still come
+	lines    int   // that may still come
+	empty    bool  // the line has no octets so far
+	err      error // the limit that was exceeded; nil: none
 }
 
+// begin is called before the header of a response, and end after it.
+
 func (l *headerLimit) begin(octets int64) {
-	*l = headerLimit{counting: true, octets: octets, lines: maxFields + 2} // and the status line and the end
+	*l = headerLimit{counting: true, octets: octets, lines: maxFields + 2} // with the status line and the empty one
 }
 
 func (l *headerLimit) end() { l.counting = false }
 
+// read reads from r no more than the limits allow.
 func (l *headerLimit) read(r io.Reader, p []byte) (int, error) {
 	if l.octets <= 0 {
 		l.err = errHeaderSize
@@ -41,7 +44,7 @@ func (l *headerLimit) read(r io.Reader, p []byte) (int, error) {
 			break
 		}
 		if i == 0 && l.empty || i == 1 && l.empty && p[0] == '\r' {
-			l.lines = maxFields + 2 // what follows is no header, or another one
+			l.lines = maxFields + 2 // the body follows, or another header after an interim response
 			break
 		}
 		l.empty, p = true, p[i+1:]
@@ -53,6 +56,7 @@ func (l *headerLimit) read(r io.Reader, p []byte) (int, error) {
 	return n, err
 }
 
+// fieldsOf returns the number of fields of a header.
 func fieldsOf(header http.Header) (n int) {
 	for _, values := range header {
 		n += len(values)
@@ -60,8 +64,8 @@ func fieldsOf(header http.Header) (n int) {
 	return n
 }
 
-// readKeepAlive takes from a response how long the backend leaves the connection
-// open (RFC 2068, section 19.7.1.1, which Node.js and Apache follow).
+// readKeepAlive takes from a response how long the backend keeps the connection open
+// (RFC 2068, section 19.7.1.1, which Node.js and Apache follow).
 func (c *conn) readKeepAlive(header http.Header) {
 	for _, value := range header["Keep-Alive"] {
 		for param := range strings.SplitSeq(value, ",") {

@@ -13,21 +13,21 @@ import (
 	"time"
 )
 
-// exchange is one request and its response over a connection of HTTP/1.1. It is
-// the body of the response.
+// exchange is one request and its response over a connection of HTTP/1.1. To the
+// client it is the body of the response, whose end gives the connection back.
 type exchange struct {
 	c             *conn
 	req           *http.Request
 	res           *http.Response
 	br            *bufio.Reader
 	upload        *upload // nil: the request has no body
-	watched       watched
-	unzip         bool    // this side has asked for gzip
-	writtenBefore int64   // what had been written to the connection before
-	knocked       bool    // the first octet of the request is sent ahead
-	unchecked     bool    // the connection is still to be looked at
-	heldRequest   *writer // has the request, which is written before something is read; nil: no
-	responseBegun bool    // something of a response
+	watched       watched // the state of its watcher
+	unzip         bool    // this side asked for gzip
+	writtenBefore int64   // octets that were written to the connection before the request
+	knocked       bool    // the first octet of the request was sent before: see knock
+	unchecked     bool    // the connection was idle and is still to be checked: see defersCheck
+	heldRequest   *writer // holds the request until the first read: see connWriter; nil: the request was sent
+	responseBegun bool    // the first octet of the response has come
 
 	headerWait struct { // for the header of the response
 		sync.Mutex
@@ -37,10 +37,11 @@ type exchange struct {
 
 	mu   sync.Mutex // held while the body is read
 	body io.ReadCloser
-	err  error // of reads from now on; nil: the connection is in use
+	err  error // of the next read; nil: the connection is in use
 }
 
-// roundTripHTTP1 sends a request over HTTP/1.1.
+// roundTripHTTP1 sends a request and reads the header of the response. fresh is true if
+// the connection has carried no request and was never idle.
 func (c *conn) roundTripHTTP1(req *http.Request, fresh bool) (*http.Response, error) {
 	x := &exchange{c: c, req: req, writtenBefore: c.raw.written.Load()}
 	x.knocked = !fresh && c.needsKnock(req)
@@ -90,8 +91,8 @@ func (c *conn) roundTripHTTP1(req *http.Request, fresh bool) (*http.Response, er
 	return res, nil
 }
 
-// send writes the request. A body is written in the background, since the response
-// may come before its end.
+// send writes the request. If it has a body, an upload writes it, since the response
+// may come before the end of the body.
 func (x *exchange) send() error {
 	c, req := x.c, x.req
 	config := &c.pool.config
@@ -134,20 +135,20 @@ func (x *exchange) send() error {
 	return err
 }
 
-// unsendable is the error of a request that cannot be written as it is.
+// unsendable is an error of the request itself: it cannot be written as it is.
 type unsendable struct{ error }
 
 func (e *unsendable) Unwrap() error { return e.error }
 
-// requestWritten is called when the request has been written.
+// requestWritten begins the ResponseHeaderTimeout.
 func (x *exchange) requestWritten() {
 	if d := x.c.pool.config.ResponseHeaderTimeout; d > 0 {
 		x.abortAfter(d, errResponseHeaderTimeout)
 	}
 }
 
-// abortAfter ends the connection if the header of the response has not come by
-// then.
+// abortAfter aborts the connection if the header of the response has not come in that
+// time.
 func (x *exchange) abortAfter(d time.Duration, err error) {
 	x.headerWait.Lock()
 	defer x.headerWait.Unlock()
@@ -162,7 +163,8 @@ func (x *exchange) abortAfter(d time.Duration, err error) {
 	}
 }
 
-// stopHeaderWait is called when the header of the response has come, or never will.
+// stopHeaderWait is called when the header of the response has come, or the exchange
+// has failed.
 func (x *exchange) stopHeaderWait() {
 	x.headerWait.Lock()
 	defer x.headerWait.Unlock()
@@ -172,8 +174,8 @@ func (x *exchange) stopHeaderWait() {
 	}
 }
 
-// readResponse reads the header of the response, and the interim responses before
-// it.
+// readResponse reads the header of the response, and passes the interim responses
+// before it to the request's trace.
 func (x *exchange) readResponse() (*http.Response, error) {
 	_, err := x.br.Peek(1)
 	if x.heldRequest != nil {
@@ -220,7 +222,9 @@ func (x *exchange) readResponse() (*http.Response, error) {
 	}
 }
 
-// fail ends an exchange without a response.
+// fail ends an exchange without a response. The connection is closed. The error is the
+// cause why it was aborted, if it was, and an error of the request or of its body comes
+// before an error of the connection.
 func (x *exchange) fail(ph Phase, err error) *Error {
 	c := x.c
 	x.stopHeaderWait()
@@ -278,7 +282,7 @@ func (x *exchange) Read(p []byte) (int, error) {
 // Close implements io.Closer. If the body was not read to its end, that closes the
 // connection.
 func (x *exchange) Close() error {
-	if !x.mu.TryLock() { // somebody reads
+	if !x.mu.TryLock() { // a Read is under way
 		x.c.abort(http.ErrBodyReadAfterClose)
 		x.mu.Lock()
 	}
@@ -290,16 +294,17 @@ func (x *exchange) Close() error {
 	return nil
 }
 
-// finish ends an exchange with a response: its connection goes back to the pool if
-// request and response are complete, nothing is left over and nobody said that it
-// ends.
+// finish ends an exchange with a response. Its connection goes back to the pool if
+// request and response are complete, no octets are left over, and neither side wants
+// to close it.
 func (x *exchange) finish(complete bool) {
 	keep := complete && !x.res.Close && !x.req.Close && !x.c.pool.config.DisableKeepAlive && x.br.Buffered() == 0 &&
 		(x.upload == nil || x.upload.waitComplete())
 	x.releaseConn(keep)
 }
 
-// releaseConn gives the connection back.
+// releaseConn gives the connection back to the pool, or closes it if keep is false or
+// the request was aborted.
 func (x *exchange) releaseConn(keep bool) {
 	c := x.c
 	if !x.unwatch() {

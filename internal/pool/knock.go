@@ -6,21 +6,19 @@ import (
 )
 
 const (
-	// knockIdle is how long a connection has been idle of which it is found out
-	// whether it is still open before a request is sent over it that cannot be
-	// repeated.
+	// knockIdle is how long a connection has to have been idle for a knock before a
+	// request that cannot be sent again.
 	knockIdle = 500 * time.Millisecond
 
-	// knockTime is how long the backend's acknowledgement is waited for, and
-	// knockGrace how long a backend has then to end the connection.
+	// knock waits knockTime for the backend's acknowledgement, and then knockGrace
+	// for the end of the connection.
 	knockTime  = time.Second
 	knockGrace = 3 * time.Millisecond
 )
 
-// knock sends the first octet of the request and waits until the backend has it.
-// A backend that was about to close the connection for being idle does that now,
-// and nobody acts upon a request of one octet: it can be sent over another
-// connection.
+// knock sends the first octet of the request and waits until the backend has it. A
+// backend that was about to close the idle connection does that now. It cannot have
+// acted on a request of one octet, so the request may be sent over another connection.
 func (x *exchange) knock() error {
 	c := x.c
 	acked := c.raw.acked()

@@ -2,19 +2,17 @@
 
 package pool
 
-import (
-	"syscall"
-	"time"
-)
+import "time"
 
 type poller struct{}
 
-// lookTime is how long it is waited for something to come where a system cannot
-// say whether a read would wait.
-const lookTime = 100 * time.Microsecond
+// pollTime is how long readNow waits, where the system does not report whether a read
+// would wait.
+const pollTime = 100 * time.Microsecond
 
-// readable reports whether a read would return at once. What comes is lost: with
-// it, the connection is of no use. With TLS it is not known: see drained.
+// readable reports whether a read would return at once. It loses the octet that it
+// reads, so the connection cannot be used after that. With TLS that would lose session
+// tickets: there, quietTLS reads.
 func (r *rawConn) readable() bool {
 	if r.records.on {
 		return true
@@ -24,12 +22,13 @@ func (r *rawConn) readable() bool {
 	return err != errWouldBlock
 }
 
-// peek is readable for a connection that others may be using: that is not known.
+// peek is readable for a connection that another goroutine may use. That is not known
+// here.
 func (r *rawConn) peek() bool { return true }
 
-// readNow reads without waiting long.
+// readNow reads and waits no longer than pollTime.
 func (r *rawConn) readNow(p []byte) (int, error) {
-	if err := r.SetReadDeadline(time.Now().Add(lookTime)); err != nil {
+	if err := r.SetReadDeadline(time.Now().Add(pollTime)); err != nil {
 		return 0, err
 	}
 	n, err := r.Conn.Read(p)
@@ -41,13 +40,3 @@ func (r *rawConn) readNow(p []byte) (int, error) {
 	}
 	return n, err
 }
-
-// canExchange reports whether exchanger works on this system.
-const canExchange = false
-
-type exchanger struct {
-	written, n int
-	err        error
-}
-
-func (x *exchanger) run(syscall.RawConn, []byte, []byte) error { return nil }

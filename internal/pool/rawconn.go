@@ -11,20 +11,21 @@ import (
 	"time"
 )
 
-// rawConn is a connection without TLS. It counts what is written, and can be read
-// and looked at without waiting.
+// rawConn is a TCP connection, below TLS if there is TLS. It sets a deadline for each
+// read and write, counts the octets that were written, and can be checked and read
+// without waiting (poll_unix.go).
 type rawConn struct {
 	net.Conn
-	control syscall.RawConn // nil: there is no such thing
+	control syscall.RawConn // nil: Conn is no socket
 	poller  poller
 
 	readTimeout, writeTimeout time.Duration
 
 	written     atomic.Int64 // octets
-	closing     atomic.Bool  // no time is left to write
+	closing     atomic.Bool  // the write deadline stays as it is
 	nonblocking bool         // Read does not wait
-	unsent      *writer      // has what is written before Read reads
-	records     tlsRecords   // of TLS, in what was read
+	unsent      *writer      // has the request that the next Read writes first; nil: none
+	records     tlsRecords
 }
 
 func newRawConn(p *Pool, c net.Conn) *rawConn {
@@ -56,8 +57,8 @@ func (r *rawConn) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// writeThenRead looks at the connection, writes what the writer has kept and reads what
-// comes then.
+// writeThenRead checks the connection, writes the request that the writer holds, and
+// reads.
 func (r *rawConn) writeThenRead(w *writer, p []byte) (int, error) {
 	request, x := w.conn.held, &w.combined
 	err := x.run(r.control, request, p)
@@ -82,16 +83,16 @@ func (r *rawConn) writeThenRead(w *writer, p []byte) (int, error) {
 	return r.Conn.Read(p)
 }
 
-// opError makes of an error one as net returns it.
+// opError returns the error as package net would.
 func (r *rawConn) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: "tcp", Source: r.LocalAddr(), Addr: r.RemoteAddr(), Err: err}
 }
 
-// errNotQuiet is the error of a request that was not sent, since the connection has
-// ended or something has come over it that no request asked for.
+// errNotQuiet is the error of a request that was not sent, because its connection
+// turned out not to be quiet.
 var errNotQuiet = errors.New("the connection cannot be used again")
 
-// sendError is the error of a read before which the request was to be written.
+// sendError is returned by a read that was to write the request first, and could not.
 type sendError struct{ error }
 
 func (e *sendError) Unwrap() error { return e.error }
@@ -108,8 +109,8 @@ func (r *rawConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// SetWriteDeadline implements net.Conn. While the connection is closed, TLS does not
-// get the time that it would take.
+// SetWriteDeadline implements net.Conn. While the connection is closing, tls.Conn
+// cannot set the longer deadline that it would take for its close_notify.
 func (r *rawConn) SetWriteDeadline(t time.Time) error {
 	if r.closing.Load() {
 		return nil
@@ -117,9 +118,10 @@ func (r *rawConn) SetWriteDeadline(t time.Time) error {
 	return r.Conn.SetWriteDeadline(t)
 }
 
-// CloseWrite ends what is sent.
+// CloseWrite closes the writing side.
 func (r *rawConn) CloseWrite() error { return closeWrite(r.Conn) }
 
+// closeWrite calls the CloseWrite of a connection that has it.
 func closeWrite(conn any) error {
 	if c, ok := conn.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()
@@ -127,6 +129,6 @@ func closeWrite(conn any) error {
 	return errors.ErrUnsupported
 }
 
-// errWouldBlock is the error of a read that would have to wait. It does not end a
-// connection with TLS.
+// errWouldBlock is the error of a read that would have to wait. It is a timeout, so a
+// tls.Conn can be read again after it.
 var errWouldBlock net.Error = &timeoutError{os.ErrDeadlineExceeded.Error()}

@@ -1,13 +1,15 @@
 package pool
 
-// tlsRecords follows the records of TLS in what is read, to know where one ends.
+// tlsRecords follows the records of TLS in the octets that are read, to know where one
+// ends: a connection with half a record has something to be read.
 type tlsRecords struct {
 	on     bool
-	left   int // of the record
+	left   int // octets of the record that are still to come
 	header [5]byte
-	got    int // of the header
+	got    int // octets of the header that have come
 }
 
+// follow is called with each part of what is read.
 func (r *tlsRecords) follow(p []byte) {
 	for r.on && len(p) > 0 {
 		if r.left > 0 {

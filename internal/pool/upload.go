@@ -9,7 +9,8 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
-// upload is the body of a request while it is sent.
+// upload writes a request that has a body, in a goroutine of its own, while the
+// goroutine of the exchange reads the response. For http.Request.Write it is the body.
 type upload struct {
 	x    *exchange
 	w    *writer
@@ -17,26 +18,29 @@ type upload struct {
 
 	headWritten  chan struct{} // closed when the header of the request has been written
 	headOnce     sync.Once
-	expectAnswer chan bool // whether the body is to be sent; nil: it is
+	expectAnswer chan bool // whether the backend wants the body; nil: it was not asked
 	bodyBegun    bool
 
 	mu       sync.Mutex
-	bodyErr  error // of reading the body
-	done     chan struct{}
-	writeErr error // of all, once done is closed
+	bodyErr  error         // of reading the body
+	done     chan struct{} // closed at the end of run
+	writeErr error         // of run, once done is closed
 }
 
-// errNotWanted is the end of a body that the backend did not ask for.
+// errBodyNotWanted ends a body that the backend did not ask for.
 var errBodyNotWanted = errors.New("the backend has answered without the body")
 
-// writeGrace is how long it is waited for the end of a request whose response is
-// complete before its connection is closed, as net/http does it, and lastWords for a
-// response when the request could not be sent any more.
 const (
-	writeGrace       = 50 * time.Millisecond
+	// writeGrace is how long the end of a request is waited for when its response is
+	// complete, before the connection is closed. net/http does the same.
+	writeGrace = 50 * time.Millisecond
+
+	// lateResponseTime is how long a response is waited for when the rest of the
+	// request cannot be sent.
 	lateResponseTime = time.Second
 )
 
+// newUpload returns an upload that begins with run.
 func newUpload(x *exchange, w *writer) *upload {
 	u := &upload{x: x, w: w, body: x.req.Body, headWritten: make(chan struct{}), done: make(chan struct{})}
 	if x.req.ProtoAtLeast(1, 1) && httpguts.HeaderValuesContainsToken(x.req.Header["Expect"], "100-continue") {
@@ -76,10 +80,10 @@ func (u *upload) run() {
 	close(u.done)
 }
 
-// Read implements io.Reader: it reads the body of the request. What came before is
-// sent first, since there may be nothing more for long.
+// Read implements io.Reader: it reads the body of the request. It sends first what it
+// returned before, since the next octets may take long.
 func (u *upload) Read(p []byte) (int, error) {
-	if !u.w.headerDone.Load() { // net/http looks whether there is a body, before it writes the fields
+	if !u.w.headerDone.Load() { // net/http reads an octet to know whether there is a body, before it writes the fields
 		return u.read(p)
 	}
 	if err := u.w.Flush(); err != nil {
@@ -96,6 +100,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	return u.read(p)
 }
 
+// read reads the body and keeps an error of it.
 func (u *upload) read(p []byte) (int, error) {
 	n, err := u.body.Read(p)
 	if err != nil && err != io.EOF {
@@ -110,7 +115,8 @@ func (u *upload) setBodyError(err error) {
 	u.bodyErr = err
 }
 
-// awaitContinue waits until it is known whether the backend wants the body.
+// awaitContinue waits for the backend's answer to Expect: 100-continue and reports
+// whether the body is to be sent. That is so, too, if no answer comes in time.
 func (u *upload) awaitContinue() bool {
 	if u.expectAnswer == nil {
 		return true
@@ -125,7 +131,7 @@ func (u *upload) awaitContinue() bool {
 	}
 }
 
-// answerExpect lets the body be sent, or not.
+// answerExpect passes the backend's answer to awaitContinue. Only the first one counts.
 func (u *upload) answerExpect(wanted bool) {
 	if u.expectAnswer == nil {
 		return
@@ -142,9 +148,9 @@ func (u *upload) Close() error {
 	return u.body.Close()
 }
 
-// waitHeadWritten waits until the header of the request has been written: until then
-// it must not be changed. A backend that answers and does not read it would be
-// waited for in vain.
+// waitHeadWritten waits until the header of the request has been written: the caller
+// of RoundTrip may change it after that. A backend that answers and does not read the
+// header gets lateResponseTime.
 func (u *upload) waitHeadWritten() error {
 	select {
 	case <-u.headWritten:
@@ -161,13 +167,13 @@ func (u *upload) waitHeadWritten() error {
 		u.x.c.abort(err)
 		select {
 		case <-u.headWritten:
-		case <-time.After(lateResponseTime): // a body is waited for that nobody asked for
+		case <-time.After(lateResponseTime): // run may wait for a body of which net/http wants an octet first
 		}
 		return err
 	}
 }
 
-// bodyError returns the error of reading the body, if there was one.
+// bodyError returns the error with which reading the body failed, or nil.
 func (u *upload) bodyError() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -187,7 +193,7 @@ func (u *upload) complete() bool {
 	}
 }
 
-// waitComplete is complete, after a moment if need be.
+// waitComplete is complete, after writeGrace if need be.
 func (u *upload) waitComplete() bool {
 	select {
 	case <-u.done:

@@ -6,7 +6,8 @@ import (
 	"sync/atomic"
 )
 
-// getReader and writer return buffers for a request.
+// getReader returns a buffer for the responses over a connection, and putReader takes
+// it back.
 func (p *Pool) getReader(c *conn) *bufio.Reader {
 	if r, ok := p.readers.Get().(*bufio.Reader); ok {
 		r.Reset(c)
@@ -20,6 +21,8 @@ func (p *Pool) putReader(r *bufio.Reader) {
 	p.readers.Put(r)
 }
 
+// getWriter returns a writer for one request, which leaves out the first octets (skip)
+// and adds fields to the header (extra). putWriter takes it back.
 func (p *Pool) getWriter(c *conn, extra string, skip int) *writer {
 	w, ok := p.writers.Get().(*writer)
 	if !ok {
@@ -38,26 +41,28 @@ func (p *Pool) putWriter(w *writer) {
 	p.writers.Put(w)
 }
 
-// writer is what a request is written to. It adds fields to the end of the header,
-// as net/http does with those that its transport adds. It has no ReadFrom: a body
-// comes in parts as large as net/http reads them.
+// writer is what http.Request.Write writes a request to. It adds fields to the end of
+// the header, as http.Transport does with its own. It has no ReadFrom: a body comes in
+// parts as large as net/http reads them.
 type writer struct {
-	bw          *bufio.Writer
+	bw          *bufio.Writer // writes to conn
 	conn        connWriter
 	combined    combinedIO
-	extraFields string      // fields
-	atLineStart bool        // of a line
-	headerDone  atomic.Bool // the header has
+	extraFields string
+	atLineStart bool
+	headerDone  atomic.Bool // the header has ended
 }
 
-// connWriter writes what is written to it but for its first octets.
+// connWriter writes to a connection, without the first octets, which were sent before.
+// A connection that was idle is checked first. If the whole request is in the buffer,
+// connWriter holds it, so that combinedIO can check and write in one.
 type connWriter struct {
 	w    io.Writer
 	skip int
 
-	unchecked *conn  // is to be looked at before something is written; nil: none
-	hold      bool   // what comes next is all that is left
-	held      []byte // what came then; it is still to be written
+	unchecked *conn  // to be checked before the first octet is written; nil: none
+	hold      bool   // the next Write has the whole request
+	held      []byte // by that Write: the request, which is still to be written
 }
 
 // Write implements io.Writer.
@@ -78,7 +83,7 @@ func (r *connWriter) Write(p []byte) (int, error) {
 	return skipped + n, err
 }
 
-// writeFailed reports whether the connection did not take what was written.
+// writeFailed reports whether a write to the connection failed.
 func (w *writer) writeFailed() bool {
 	_, err := w.bw.Write(nil)
 	return err != nil
@@ -104,7 +109,7 @@ func (w *writer) WriteString(s string) (int, error) {
 	if !w.headerDone.Load() && len(s) > 0 {
 		if w.atLineStart && s == "\r\n" {
 			w.headerDone.Store(true)
-			_, _ = w.bw.WriteString(w.extraFields) // an error stays
+			_, _ = w.bw.WriteString(w.extraFields) // the next write returns an error, too
 		}
 		w.atLineStart = s[len(s)-1] == '\n'
 	}

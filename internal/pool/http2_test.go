@@ -281,7 +281,7 @@ func unread(t *testing.T, p *Pool, o *Order, n int, since time.Duration) (respon
 	}
 	for i, res := range responses {
 		age := since + time.Duration(n-i)*time.Second // the first is the oldest
-		res.Body.(*stream).changedAt.Store(time.Now().Add(-age).UnixNano())
+		res.Body.(*streamBody).changedAt.Store(time.Now().Add(-age).UnixNano())
 	}
 	return responses
 }
@@ -350,7 +350,7 @@ func TestUnblock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := starved.Body.(*stream)
+	s := starved.Body.(*streamBody)
 	responses := unread(t, p, b.order, maxUnread, stallTime)
 	now := time.Now()
 	s.c.unblock(now) // no request waits yet
@@ -363,13 +363,13 @@ func TestUnblock(t *testing.T) {
 	s.c.unblock(now) // not for long
 	s.changedAt.Store(now.Add(-starveTime - time.Second).UnixNano())
 	for i, res := range responses {
-		if res.Body.(*stream).endErr.Load() != nil {
+		if res.Body.(*streamBody).endErr.Load() != nil {
 			t.Errorf("response %d was given up too early", i)
 		}
 	}
 	s.c.unblock(now)
 	for i, res := range responses {
-		if given := res.Body.(*stream).endErr.Load() != nil; given != (i == 0) {
+		if given := res.Body.(*streamBody).endErr.Load() != nil; given != (i == 0) {
 			t.Errorf("response %d is given up: %t", i, given)
 		}
 	}

@@ -7,21 +7,35 @@ import (
 	"time"
 )
 
-// stream is the body of a response over HTTP/2.
-type stream struct {
+const (
+	// A connection gets no more requests while maxUnread responses over it have not
+	// been read for unreadTime: their octets may soon take all of maxConnBuffer.
+	maxUnread  = maxConnBuffer/maxStreamBuffer - 1
+	unreadTime = 100 * time.Millisecond
+
+	// Where maxUnread responses that have not been read for stallTime keep a client of
+	// another one over the same connection waiting for starveTime, the one that has
+	// not been read for longest is ended.
+	stallTime  = 10 * time.Second
+	starveTime = 5 * time.Second
+)
+
+// streamBody is the body of a response over HTTP/2. It knows for how long its client has
+// been reading, or has not been.
+type streamBody struct {
 	body io.ReadCloser
 	c    *conn
 	once sync.Once
 
-	reading   atomic.Bool  // somebody waits for more
-	changedAt atomic.Int64 // since when that is so, or not
-	endErr    atomic.Pointer[error]
+	reading   atomic.Bool           // a Read is under way
+	changedAt atomic.Int64          // when reading changed, in nanoseconds
+	endErr    atomic.Pointer[error] // with which this side ended the response
 
-	prev, next *stream // under streams.mu
+	prev, next *streamBody // in openBodies, under its mu
 }
 
 // Read implements io.Reader.
-func (s *stream) Read(p []byte) (int, error) {
+func (s *streamBody) Read(p []byte) (int, error) {
 	s.changedAt.Store(time.Now().UnixNano())
 	s.reading.Store(true)
 	n, err := s.body.Read(p)
@@ -39,27 +53,28 @@ func (s *stream) Read(p []byte) (int, error) {
 }
 
 // Close implements io.Closer.
-func (s *stream) Close() error {
+func (s *streamBody) Close() error {
 	err := s.body.Close()
 	s.end()
 	return err
 }
 
-func (s *stream) end() {
+// end releases the stream, once.
+func (s *streamBody) end() {
 	s.once.Do(func() {
 		s.c.bodies.remove(s)
 		s.c.pool.releaseStream(s.c)
 	})
 }
 
-// openBodies are the responses that are read from a connection.
+// openBodies are the bodies of responses over a connection that have not ended.
 type openBodies struct {
 	mu    sync.Mutex
 	n     int
-	first *stream
+	first *streamBody
 }
 
-func (l *openBodies) add(s *stream) {
+func (l *openBodies) add(s *streamBody) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.n++
@@ -69,7 +84,7 @@ func (l *openBodies) add(s *stream) {
 	l.first = s
 }
 
-func (l *openBodies) remove(s *stream) {
+func (l *openBodies) remove(s *streamBody) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.n--
@@ -83,8 +98,8 @@ func (l *openBodies) remove(s *stream) {
 	}
 }
 
-// congested reports whether responses that are not read may soon keep others on
-// the connection waiting.
+// congested reports whether responses that are not read may soon keep others over the
+// connection waiting.
 func (c *conn) congested() bool {
 	l := &c.bodies
 	l.mu.Lock()
@@ -101,12 +116,12 @@ func (c *conn) congested() bool {
 	return unread >= maxUnread
 }
 
-// unblock ends the response that was not read for longest, if others wait for
-// theirs because of such responses.
+// unblock ends the response that has not been read for longest, if such responses keep
+// another one waiting.
 func (c *conn) unblock(now time.Time) {
 	l := &c.bodies
 	l.mu.Lock()
-	var longest *stream
+	var longest *streamBody
 	stalled, starving := 0, false
 	for s := l.first; s != nil; s = s.next {
 		switch at := s.changedAt.Load(); {
@@ -121,6 +136,6 @@ func (c *conn) unblock(now time.Time) {
 	l.mu.Unlock()
 	err := errStalled
 	if starving && stalled >= maxUnread && longest.endErr.CompareAndSwap(nil, &err) {
-		go longest.body.Close() // which may have to wait for the backend
+		go longest.body.Close() // Close may have to wait for the backend
 	}
 }

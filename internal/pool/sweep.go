@@ -6,26 +6,27 @@ import (
 )
 
 const (
-	// sweepInterval is how often idle connections are looked at.
+	// sweepInterval is the time between two sweeps.
 	sweepInterval = time.Second
 
-	// lookInterval is how long an idle connection is not looked at again.
+	// checkInterval is the time after which the sweeper checks an idle connection
+	// again.
 	checkInterval = 3 * time.Second
 
-	// movedIdle is for how long a connection must have been idle before it is
-	// compared with the answers of the resolver.
+	// movedIdle is how long a connection has to have been idle before the sweeper asks
+	// whether the target still has its address.
 	movedIdle = 10 * time.Second
 )
 
-// sweeper is a goroutine that runs while there are connections.
+// sweeper is a goroutine that calls sweep while connections are open.
 type sweeper struct {
 	mu      sync.Mutex
 	running bool
-	wake    chan struct{} // ends it if nothing is left to do
+	wake    chan struct{} // makes it see that no connection is open
 	done    chan struct{} // closed at its end
 }
 
-// start starts the sweeper if it does not run.
+// start starts the sweeper if it is not running.
 func (w *sweeper) start(p *Pool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -48,7 +49,7 @@ func (w *sweeper) start(p *Pool) {
 	}(w.done)
 }
 
-// keepRunning reports whether there is something left to sweep.
+// keepRunning reports whether connections are open.
 func (w *sweeper) keepRunning(p *Pool) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -56,8 +57,8 @@ func (w *sweeper) keepRunning(p *Pool) bool {
 	return w.running
 }
 
-// stop ends the sweeper if there are no connections any more. Else it ends by
-// itself, soon after the last one.
+// stop waits for the end of the sweeper if no connection is open. Otherwise the sweeper
+// ends by itself, soon after the last connection.
 func (w *sweeper) stop(p *Pool) {
 	w.mu.Lock()
 	done := w.done
@@ -71,14 +72,14 @@ func (w *sweeper) stop(p *Pool) {
 	if done != nil && p.open.Load() == 0 {
 		select {
 		case <-done:
-		case <-time.After(sweepInterval): // a connection was opened just now
+		case <-time.After(sweepInterval): // a connection was opened meanwhile
 		}
 	}
 }
 
-// sweep closes connections that have been idle for too long, that lead to where
-// the target is no more, or that the backend has closed; and ends those in use
-// whose backend has gone silent.
+// sweep closes connections that have been idle for too long, whose address the target
+// no longer has, or that the backend has closed. It aborts those in use whose backend
+// has gone silent.
 func (p *Pool) sweep(now time.Time) {
 	for i := range p.shards {
 		p.sweepShard(&p.shards[i], now)
@@ -86,7 +87,7 @@ func (p *Pool) sweep(now time.Time) {
 }
 
 func (p *Pool) sweepShard(s *shard, now time.Time) {
-	var closing, look, busy []*conn
+	var closing, checking, busy []*conn
 	s.mu.Lock()
 	for _, d := range s.destinations {
 		for _, c := range d.conns {
@@ -100,7 +101,7 @@ func (p *Pool) sweepShard(s *shard, now time.Time) {
 				closing = append(closing, c)
 			case c.h2 == nil && now.Sub(c.checkedAt) >= checkInterval && idle >= sweepInterval:
 				c.checkedAt = now
-				look = append(look, c)
+				checking = append(checking, c)
 			}
 		}
 	}
@@ -111,13 +112,13 @@ func (p *Pool) sweepShard(s *shard, now time.Time) {
 	for _, c := range closing {
 		p.discard(c)
 	}
-	for _, c := range look {
+	for _, c := range checking {
 		p.checkIdleConn(c)
 	}
 	for _, c := range busy {
 		if c.h2 != nil {
 			c.unblock(now)
-			p.streamFreed(c) // its clients may read again
+			p.streamFreed(c) // it may no longer be congested
 		}
 		if c.isSilent(now) {
 			p.closeSilent(c, now)
@@ -125,15 +126,14 @@ func (p *Pool) sweepShard(s *shard, now time.Time) {
 	}
 }
 
-// checkIdleConn closes an idle connection that the backend has closed, or over which
-// something has come.
+// checkIdleConn closes an idle connection that is no longer quiet: see conn.quiet.
 func (p *Pool) checkIdleConn(c *conn) {
 	if !c.raw.peek() {
 		return
 	}
 	s := c.destination.shard
 	s.mu.Lock()
-	if !c.idle { // it is in use by now
+	if !c.idle { // a request has taken it meanwhile
 		s.mu.Unlock()
 		return
 	}
@@ -146,8 +146,8 @@ func (p *Pool) checkIdleConn(c *conn) {
 	}
 }
 
-// closeSilent ends a connection whose backend has gone silent. Idle connections to it
-// from before are closed: they would be no better.
+// closeSilent aborts a connection whose backend has gone silent, and closes connections
+// to it that have been idle for as long.
 func (p *Pool) closeSilent(c *conn, now time.Time) {
 	c.abort(ErrSilent)
 	d := c.destination

@@ -8,37 +8,38 @@ import (
 	"time"
 )
 
-// watchInterval is how long a request over HTTP/1.1 is in flight at least before its
-// context is watched, and half of how long at most: most requests are over by then,
-// and to watch a context costs as much as to write a request. A context whose
-// deadline is near is watched at once.
+// The context of a request over HTTP/1.1 is watched only after the request has been in
+// flight for one to two watchIntervals: most requests have ended by then, and to watch
+// a context costs as much as to write a request. A context whose deadline is near is
+// watched at once.
 const watchInterval = 20 * time.Millisecond
 
-// watcher ends requests whose contexts end.
+// watcher aborts requests whose contexts end. Its timer calls watchDue while requests
+// are in flight that are not watched yet.
 type watcher struct {
 	timer   *time.Timer
-	running atomic.Bool   // the timer
-	round   atomic.Uint32 // of the timer
+	running atomic.Bool   // the timer is
+	round   atomic.Uint32 // counts the calls of watchDue
 }
 
-// unwatched are the requests in flight whose contexts are not watched yet.
+// unwatched are the requests of a shard in flight whose contexts are not watched yet.
 type unwatched struct {
 	mu   sync.Mutex
 	list []*exchange
 }
 
-// watched is the part of an exchange that is about its context.
+// watched is the state of an exchange for the watcher.
 type watched struct {
-	list  *unwatched // nil: it was watched at once
+	list  *unwatched // nil: the context was watched at once
 	index int        // in the list, under its mu; negative: not there
-	round uint32     // in which it began
+	round uint32     // of the watcher when the exchange began
 
 	mu    sync.Mutex
-	ended bool        // it is over
-	stop  func() bool // ends the watch
+	ended bool        // the exchange has
+	stop  func() bool // ends the watch; nil: the context is not watched
 }
 
-// startWatch has the context of a request watched, sooner or later. A call of leave
+// startWatch has the context of a request watched, at once or later. A call of unwatch
 // has to follow.
 func (p *Pool) startWatch(x *exchange) {
 	if deadline, ok := x.req.Context().Deadline(); ok && time.Until(deadline) < 5*watchInterval {
@@ -53,13 +54,15 @@ func (p *Pool) startWatch(x *exchange) {
 	p.startWatchTimer()
 }
 
+// startWatchTimer has watchDue called after watchInterval.
 func (p *Pool) startWatchTimer() {
 	if w := &p.watcher; !w.running.Load() && w.running.CompareAndSwap(false, true) {
 		w.timer.Reset(watchInterval)
 	}
 }
 
-// watchDue watches the contexts of requests that have been in flight for an interval.
+// watchDue watches the contexts of requests that have been in flight for an interval or
+// more.
 func (p *Pool) watchDue() {
 	w := &p.watcher
 	round := w.round.Add(1)
@@ -67,7 +70,7 @@ func (p *Pool) watchDue() {
 	for i := range p.shards {
 		l := &p.shards[i].unwatched
 		l.mu.Lock()
-		for _, x := range slices.Backward(l.list) { // what takes the place of one was looked at
+		for _, x := range slices.Backward(l.list) { // remove puts in its place one that was seen before
 			if round-x.watched.round > 1 {
 				l.remove(x)
 				due = append(due, x)
@@ -91,7 +94,7 @@ func (p *Pool) watchDue() {
 	}
 }
 
-// remove takes a request out; l.mu is held.
+// remove removes a request; l.mu is held.
 func (l *unwatched) remove(x *exchange) {
 	last := len(l.list) - 1
 	other := l.list[last]
@@ -101,7 +104,7 @@ func (l *unwatched) remove(x *exchange) {
 	x.watched.index = -1
 }
 
-// watchContext aborts the request when its context ends.
+// watchContext has the connection aborted when the context ends.
 func (x *exchange) watchContext() {
 	w := &x.watched
 	w.mu.Lock()
@@ -112,8 +115,8 @@ func (x *exchange) watchContext() {
 	}
 }
 
-// unwatch ends the watch over the request's context. It reports whether the request
-// was not aborted, and will not be.
+// unwatch ends the watch. It reports whether the request was not aborted, and will not
+// be.
 func (x *exchange) unwatch() bool {
 	w := &x.watched
 	if l := w.list; l != nil {

@@ -51,7 +51,7 @@ func TestHealth(t *testing.T) {
 			h.Failed("", addrA, false)
 			advance(duration)
 			h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
-			advance(trialTime)
+			advance(trialTimeout)
 		}, "a.example", NeedsProbe},
 		{"looking is not trying", func(h *Tracker, advance func(time.Duration)) {
 			h.Failed("", addrA, false)

@@ -222,7 +222,7 @@ func TestRelease(t *testing.T) {
 		t.Errorf("state %d", got)
 	}
 	_, first = h.Claim(p, "a.example", addrA)
-	advance(trialTime)
+	advance(trialTimeout)
 	_, second := h.Claim(p, "a.example", addrA)
 	first.Release()
 	if got := h.State(p, "a.example", addrA); got != Ejected {

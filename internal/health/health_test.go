@@ -42,18 +42,18 @@ func TestHealth(t *testing.T) {
 			h.Failed("", addrA, false)
 			advance(duration)
 		}, "a.example", NeedsProbe},
-		{"somebody tries it", func(h *Tracker, advance func(time.Duration)) {
+		{"another request probes it", func(h *Tracker, advance func(time.Duration)) {
 			h.Failed("", addrA, false)
 			advance(duration)
 			h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
 		}, "a.example", Ejected},
-		{"who tried it was never heard of", func(h *Tracker, advance func(time.Duration)) {
+		{"the outcome of the probe never came", func(h *Tracker, advance func(time.Duration)) {
 			h.Failed("", addrA, false)
 			advance(duration)
 			h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
 			advance(trialTimeout)
 		}, "a.example", NeedsProbe},
-		{"looking is not trying", func(h *Tracker, advance func(time.Duration)) {
+		{"State claims nothing", func(h *Tracker, advance func(time.Duration)) {
 			h.Failed("", addrA, false)
 			advance(duration)
 			h.State(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
@@ -76,8 +76,8 @@ func TestHealth(t *testing.T) {
 			h.Failed("", addrA, false)
 			advance(duration)
 		}, "a.example", NeedsTrial},
-		{"a cut dial is under way", func(h *Tracker, _ func(time.Duration)) { h.Slow("", addrA, time.Second) }, "a.example", Ejected},
-		{"and is over", func(h *Tracker, advance func(time.Duration)) {
+		{"a dial that was given up is under way", func(h *Tracker, _ func(time.Duration)) { h.Slow("", addrA, time.Second) }, "a.example", Ejected},
+		{"and must have ended", func(h *Tracker, advance func(time.Duration)) {
 			h.Slow("", addrA, time.Second)
 			advance(2 * time.Second)
 		}, "a.example", Healthy},
@@ -92,22 +92,22 @@ func TestHealth(t *testing.T) {
 		})
 	}
 
-	t.Run("what cannot be repeated is tried later", func(t *testing.T) {
+	t.Run("requests that are not retryable try an address later", func(t *testing.T) {
 		get, post := Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, Policy{MaxFails: 1, EjectFor: duration}
 		h, advance := testHealth()
 		h.Failed("a.example", addrA, true)
 		advance(duration)
 		if g, p := h.State(&get, "a.example", addrA), h.State(&post, "a.example", addrA); g != NeedsTrial || p != Ejected {
-			t.Errorf("%d for what can be repeated, %d for what cannot", g, p)
+			t.Errorf("state %d for a retryable request, %d for another one, want %d and %d", g, p, NeedsTrial, Ejected)
 		}
 		advance(duration)
 		if p := h.State(&post, "a.example", addrA); p != NeedsTrial {
-			t.Errorf("%d for what cannot be repeated, when nothing else came", p)
+			t.Errorf("state %d for a request that is not retryable, when no other one came, want %d", p, NeedsTrial)
 		}
 		h.Failed("a.example", addrA, false)
 		advance(duration)
 		if p := h.State(&post, "a.example", addrA); p != NeedsProbe {
-			t.Errorf("%d for what cannot be repeated, where it would not be sent", p)
+			t.Errorf("state %d for a request that is not retryable, after a failed connection, want %d", p, NeedsProbe)
 		}
 	})
 	t.Run("max_fails", func(t *testing.T) {
@@ -125,7 +125,7 @@ func TestHealth(t *testing.T) {
 		advance(forgetAfter + time.Minute)
 		h.Failed("b.example", addrA, false)
 		if n := h.Len(); n != 1 {
-			t.Errorf("%d are remembered", n)
+			t.Errorf("%d records, want 1", n)
 		}
 	})
 	t.Run("bound", func(t *testing.T) {
@@ -134,12 +134,12 @@ func TestHealth(t *testing.T) {
 			h.Failed(fmt.Sprint(i), addrA, false)
 		}
 		if n := h.Len(); n != maxRecords {
-			t.Errorf("%d are remembered", n)
+			t.Errorf("%d records, want %d", n, maxRecords)
 		}
 	})
 }
 
-// TestFamilies: a family of which nothing can be reached is left out as a whole.
+// TestFamilies: all addresses of a family are left out if none can be reached.
 func TestFamilies(t *testing.T) {
 	const duration = 10 * time.Second
 	dead := []string{"2001:db8:1::1", "2001:db8:2::1", "2001:db8:3::1"}
@@ -177,7 +177,7 @@ func TestFamilies(t *testing.T) {
 			unreached(dead...)
 			advance(duration)
 		}, NeedsProbe},
-		{"somebody tries it", func(h *Tracker, advance func(time.Duration), unreached func(...string)) {
+		{"another request probes it", func(h *Tracker, advance func(time.Duration), unreached func(...string)) {
 			unreached(dead...)
 			advance(duration)
 			if s, _ := h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", netip.MustParseAddrPort("[2001:db8:9::1]:80")); s != NeedsProbe {

@@ -9,7 +9,7 @@ import (
 
 var addrC = netip.MustParseAddrPort("192.0.2.3:443")
 
-// TestRanOut has what the timeouts teach that clients choose.
+// TestRanOut has the cases in which timeouts that clients choose eject an address.
 func TestRanOut(t *testing.T) {
 	const target = "a.example"
 	const usual = 50 * time.Millisecond // of addresses B and C
@@ -65,7 +65,7 @@ func TestRanOut(t *testing.T) {
 				w.h.RanOut(target, addrA, 200*time.Millisecond, begun, w.h.now())
 			}
 		}, 200 * time.Millisecond, Healthy},
-		{"most of the time was spent elsewhere", func(w world) {
+		{"the request was at other addresses for most of the time", func(w world) {
 			for range 10 {
 				w.advance(160 * time.Millisecond)
 				begun := w.h.now()
@@ -135,7 +135,7 @@ func TestRanOut(t *testing.T) {
 				t.Errorf("state %d, want %d", got, test.want)
 			}
 			if got := h.State(&Policy{MaxFails: 1, EjectFor: 10 * time.Second, Retryable: true, Timeout: time.Millisecond}, "b.example", addrA); got != Healthy {
-				t.Errorf("state %d for another target", got)
+				t.Errorf("state %d for another target, want %d", got, Healthy)
 			}
 		})
 	}
@@ -149,7 +149,7 @@ func TestRanOut(t *testing.T) {
 		}
 		inARow(10, time.Second)(w)
 		if n := h.Len(); n != 0 {
-			t.Errorf("%d failures", n)
+			t.Errorf("%d records, want none", n)
 		}
 	})
 	t.Run("max_fails", func(t *testing.T) {
@@ -171,8 +171,8 @@ func TestRanOut(t *testing.T) {
 	})
 }
 
-// TestUsual: the estimate is where about one of 20 responses takes longer, follows
-// changes, and what is kept has bounds.
+// TestUsual: about one response of 20 takes longer than the estimate, which follows
+// changes. The number of targets and addresses has bounds.
 func TestUsual(t *testing.T) {
 	h, _ := testHealth()
 	now := h.now()
@@ -180,16 +180,16 @@ func TestUsual(t *testing.T) {
 		h.usual.took("a.example", addrA, time.Duration(1+i*37%100)*time.Millisecond, now)
 	}
 	if usual, ok := h.usual.elsewhere("a.example", addrB, now); !ok || usual < 85*time.Millisecond || usual > 101*time.Millisecond {
-		t.Errorf("%s, %t", usual, ok)
+		t.Errorf("the usual time is %s, %t, want about 95 ms", usual, ok)
 	}
 	for range 1000 {
 		h.usual.took("a.example", addrA, time.Millisecond, now)
 	}
 	if usual, _ := h.usual.elsewhere("a.example", addrB, now); usual > 2*time.Millisecond {
-		t.Errorf("%s after it has become faster", usual)
+		t.Errorf("the usual time is %s after the address has become faster, want at most 2 ms", usual)
 	}
 	if _, ok := h.usual.elsewhere("a.example", addrB, now.Add(2*forgetAfter)); ok {
-		t.Error("known for ever")
+		t.Error("a usual time is known after forgetAfter, want none")
 	}
 	for i := range 2 * maxUsualAddrs {
 		h.usual.took("a.example", netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 443), time.Second, now.Add(time.Duration(i)))
@@ -200,13 +200,13 @@ func TestUsual(t *testing.T) {
 	for i := range h.usual.shards {
 		s := &h.usual.shards[i]
 		if len(s.targets) > maxUsualTargets || len(s.targets["a.example"]) > maxUsualAddrs {
-			t.Errorf("%d targets, %d addresses", len(s.targets), len(s.targets["a.example"]))
+			t.Errorf("%d targets, %d addresses, want no more than the bounds", len(s.targets), len(s.targets["a.example"]))
 		}
 	}
 }
 
-// TestRelease: who claimed an address and did not try it gives it back, but not what
-// another request has claimed since.
+// TestRelease: a request that has claimed an address and does not try it releases its
+// own claim, and none that another request has made since.
 func TestRelease(t *testing.T) {
 	h, advance := testHealth()
 	p := &Policy{MaxFails: 1, EjectFor: time.Second, Retryable: true, Limits: [2]Limit{"a", "b"}}
@@ -215,23 +215,23 @@ func TestRelease(t *testing.T) {
 	advance(time.Second)
 	state, first := h.Claim(p, "a.example", addrA)
 	if state != NeedsTrial || h.State(p, "a.example", addrA) != Ejected {
-		t.Fatal(state)
+		t.Fatalf("state %d when it was claimed, want %d, and %d for others", state, NeedsTrial, Ejected)
 	}
 	first.Release()
 	if got := h.State(p, "a.example", addrA); got != NeedsTrial {
-		t.Errorf("state %d", got)
+		t.Errorf("state %d after the claim was released, want %d", got, NeedsTrial)
 	}
 	_, first = h.Claim(p, "a.example", addrA)
 	advance(trialTimeout)
 	_, second := h.Claim(p, "a.example", addrA)
 	first.Release()
 	if got := h.State(p, "a.example", addrA); got != Ejected {
-		t.Errorf("state %d: it is the second one's", got)
+		t.Errorf("state %d while the second request has the claim, want %d", got, Ejected)
 	}
 	h.Exceeded("b", "a.example", addrA)
 	second.Release()
 	if got := h.State(p, "a.example", addrA); got != Ejected {
-		t.Errorf("state %d: it has failed", got)
+		t.Errorf("state %d after the trial failed, want %d", got, Ejected)
 	}
 	for i := range deadNetworks {
 		h.Reached(netip.AddrFrom4([4]byte{byte(i + 1)}), false)
@@ -239,11 +239,11 @@ func TestRelease(t *testing.T) {
 	advance(time.Second)
 	state, trial := h.Claim(p, "b.example", addrB)
 	if state != NeedsProbe {
-		t.Fatal(state)
+		t.Fatalf("state %d of the family, want %d", state, NeedsProbe)
 	}
 	trial.Release()
 	if got := h.State(p, "b.example", addrB); got != NeedsProbe {
-		t.Errorf("state %d of a family", got)
+		t.Errorf("state %d of the family after the claim was released, want %d", got, NeedsProbe)
 	}
 }
 

@@ -382,25 +382,25 @@ func play2(t *testing.T, program, raw []byte, flags uint16) {
 	start := time.Now()
 	res, err := p.RoundTrip(req, order)
 	if took := time.Since(start); took > min(timeout, fuzzHeader+pauses+fuzzRead) {
-		t.Errorf("RoundTrip took %v: %v", took, err)
+		t.Errorf("RoundTrip took %v, want less: %v", took, err)
 	}
 	retried := s.n.Load() > 1 // the response may be that of another connection
 	if err == nil {
 		if res.StatusCode < 100 || res.StatusCode > 999 || res.StatusCode == http.StatusSwitchingProtocols {
-			t.Errorf("status %d", res.StatusCode)
+			t.Errorf("status %d, want 100 to 999", res.StatusCode)
 		}
 		if !is(h2Drop) {
 			got, err := io.ReadAll(res.Body)
 			if took := time.Since(start); took > timeout {
-				t.Errorf("reading took %v: %v", took, err)
+				t.Errorf("reading the body took %v, want less: %v", took, err)
 			}
 			if len(raw) == 0 && !fr.raw && !retried && !res.Uncompressed && !fr.sent(got) && res.Header.Get("X-Token") != "/first" {
-				t.Errorf("body %q that was not sent", got)
+				t.Errorf("body %q, want one that was sent", got)
 			}
 		}
 		_ = res.Body.Close()
 	} else if _, ok := err.(*Error); !ok {
-		t.Errorf("an error of type %T", err)
+		t.Errorf("an error of type %T, want *Error: %v", err, err)
 	}
 	<-s.sent
 	synctest.Wait() // until all was read: it may be for the stream of the next request
@@ -411,18 +411,18 @@ func play2(t *testing.T, program, raw []byte, flags uint16) {
 		start := time.Now()
 		res, err := p.RoundTrip(req, order)
 		if took := time.Since(start); took > 2*time.Second {
-			t.Errorf("%s took %v", path, took)
+			t.Errorf("%s took %v, want less", path, took)
 		}
 		if err != nil {
 			if must {
-				t.Errorf("%s: %v", path, err)
+				t.Errorf("%s: %v, want a response", path, err)
 			}
 			return
 		}
 		defer res.Body.Close()
 		body, err := io.ReadAll(res.Body)
 		if res.StatusCode != http.StatusOK || res.Header.Get("X-Token") != path || err == nil && string(body) != path || !strings.HasPrefix(path, string(body)) {
-			t.Errorf("%s got %q, %q, %q, %v", path, res.Status, res.Header, body, err)
+			t.Errorf("%s got %q, %q, %q, %v, want its own response", path, res.Status, res.Header, body, err)
 		}
 	}
 	next(order, "/second", false)
@@ -439,6 +439,6 @@ func play2(t *testing.T, program, raw []byte, flags uint16) {
 	limits.mu.Lock()
 	defer limits.mu.Unlock()
 	if p.Open() != 0 || p.destinations() != 0 || limits.open != 0 || len(limits.groups) != 0 {
-		t.Errorf("left: %d connections, %d destinations, %d in limits, %v", p.Open(), p.destinations(), limits.open, limits.groups)
+		t.Errorf("%d connections, %d destinations, %d in limits, %v are left, want none", p.Open(), p.destinations(), limits.open, limits.groups)
 	}
 }

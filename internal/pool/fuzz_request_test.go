@@ -117,11 +117,11 @@ func playRequest(t *testing.T, method, host, path, fields string, body []byte, f
 	sent := req.Clone(ctx)
 	if method == http.MethodConnect {
 		if _, err := url.Parse("http://" + host); err != nil || is(reqOpaque) {
-			t.Skip("net/http does not look at that")
+			t.Skip("net/http does not check that")
 		}
 	}
 	if uri := req.URL.RequestURI(); method != http.MethodConnect && strings.Contains(uri, " ") {
-		t.Skip("net/http does not look at that")
+		t.Skip("net/http does not check that")
 	} else if _, err := url.ParseRequestURI(uri); err != nil && !strings.ContainsFunc(uri, unicode.IsControl) {
 		t.Skip("and not at that")
 	}
@@ -134,7 +134,7 @@ func playRequest(t *testing.T, method, host, path, fields string, body []byte, f
 		got, err := http.ReadRequest(br)
 		if err != nil {
 			if conn.octets.Len() > 0 && err != io.EOF && err != io.ErrUnexpectedEOF {
-				t.Errorf("%v: %q", err, conn.octets.Bytes())
+				t.Errorf("the request cannot be read: %v: %q", err, conn.octets.Bytes())
 			}
 			return
 		}
@@ -163,26 +163,26 @@ func playRequest(t *testing.T, method, host, path, fields string, body []byte, f
 	time.Sleep(2 * sweepInterval)
 	synctest.Wait()
 	if p.Open() != 0 || p.destinations() != 0 {
-		t.Errorf("left: %d connections, %d destinations", p.Open(), p.destinations())
+		t.Errorf("%d connections and %d destinations are left, want none", p.Open(), p.destinations())
 	}
 	if s.n.Load() > 1 {
-		t.Fatalf("%d connections", s.n.Load())
+		t.Fatalf("%d connections were opened, want one at most", s.n.Load())
 	}
 	octets := conn.octets.Bytes()
 	if err != nil {
 		if invalid := validate(sent); invalid != nil && (len(octets) > 0 || s.n.Load() > 0) {
-			t.Errorf("%v, but %q was sent", invalid, octets)
+			t.Errorf("%q was sent, want nothing: %v", octets, invalid)
 		}
 		if !wrong && len(octets) > 0 && !is(reqTrailer) {
-			t.Errorf("%v, but %q was sent", err, octets)
+			t.Errorf("%q was sent, want nothing after %v", octets, err)
 		}
 		if e := err.(*Error); (e.Sent == Nothing) != (len(octets) == 0) {
-			t.Errorf("sent %d, but %q was sent", e.Sent, octets)
+			t.Errorf("Sent is %d, but the octets %q were sent", e.Sent, octets)
 		}
 	}
 	if len(octets) == 0 {
 		if err == nil {
-			t.Error("a response to nothing")
+			t.Error("there is a response although nothing was sent, want none")
 		}
 		return
 	}
@@ -190,13 +190,13 @@ func playRequest(t *testing.T, method, host, path, fields string, body []byte, f
 	got, parseErr := http.ReadRequest(br)
 	if parseErr != nil {
 		if err == nil {
-			t.Errorf("%v: %q", parseErr, octets)
+			t.Errorf("what was sent is no request: %v: %q", parseErr, octets)
 		}
 		return
 	}
 	gotBody, bodyErr := io.ReadAll(got.Body)
 	if rest, _ := io.ReadAll(br); len(rest) > 0 {
-		t.Errorf("beyond the request: %q", rest)
+		t.Errorf("%q was sent after the request, want nothing", rest)
 	}
 	if method == "" {
 		method = http.MethodGet

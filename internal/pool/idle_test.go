@@ -154,10 +154,10 @@ func TestIdleCost(t *testing.T) {
 			part = 2
 		}
 		if ours-bare > (theirs-bare)/part {
-			t.Errorf("%s: %d octets more than a bare connection, http.Transport %d", scheme, ours-bare, theirs-bare)
+			t.Errorf("%s: %d octets more than a bare connection, want at most %d, a part of those of http.Transport", scheme, ours-bare, (theirs-bare)/part)
 		}
 		if ourGoroutines > goroutines+2 { // the sweeper
-			t.Errorf("%s: %d goroutines, with bare connections %d", scheme, ourGoroutines, goroutines)
+			t.Errorf("%s: %d goroutines, want as many as with bare connections (%d) and the sweeper", scheme, ourGoroutines, goroutines)
 		}
 	}
 }

@@ -20,69 +20,73 @@ var (
 	addr6 = netip.MustParseAddrPort("[2001:db8::1]:443")
 )
 
+// duration is for how long an address is ejected.
+const duration = 10 * time.Second
+
+// healthTests are what failures do to the state of address A for a host.
+var healthTests = []struct {
+	name string
+	do   func(h *Tracker, advance func(time.Duration))
+	host string
+	want State
+}{
+	{"nothing failed", func(*Tracker, func(time.Duration)) {}, "a.example", Healthy},
+	{"TCP counts for all targets", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrA, false) }, "b.example", Ejected},
+	{"TLS counts for the target", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "a.example", Ejected},
+	{"and for no other", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "b.example", Healthy},
+	{"nor for another address", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrB, false) }, "a.example", Healthy},
+	{"it works again", func(h *Tracker, _ func(time.Duration)) {
+		h.Failed("", addrA, false)
+		h.Failed("a.example", addrA, false)
+		h.Worked("a.example", addrA)
+	}, "a.example", Healthy},
+	{"the time is over", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("", addrA, false)
+		advance(duration)
+	}, "a.example", NeedsProbe},
+	{"another request probes it", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("", addrA, false)
+		advance(duration)
+		h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
+	}, "a.example", Ejected},
+	{"the outcome of the probe never came", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("", addrA, false)
+		advance(duration)
+		h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
+		advance(trialTimeout)
+	}, "a.example", NeedsProbe},
+	{"State claims nothing", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("", addrA, false)
+		advance(duration)
+		h.State(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
+	}, "a.example", NeedsProbe},
+	{"due for one level, Ejected for the other: no trial is used up", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("", addrA, false)
+		advance(duration / 2)
+		h.Failed("b.example", addrA, false)
+		advance(duration / 2)
+		if s, _ := h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA); s != Ejected {
+			panic("not ejected")
+		}
+	}, "a.example", NeedsProbe},
+	{"a request failed, and the time is over", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("a.example", addrA, true)
+		advance(duration)
+	}, "a.example", NeedsTrial},
+	{"a request failed, and then a connection", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("a.example", addrA, true)
+		h.Failed("", addrA, false)
+		advance(duration)
+	}, "a.example", NeedsTrial},
+	{"a dial that was given up is under way", func(h *Tracker, _ func(time.Duration)) { h.Slow("", addrA, time.Second) }, "a.example", Ejected},
+	{"and must have ended", func(h *Tracker, advance func(time.Duration)) {
+		h.Slow("", addrA, time.Second)
+		advance(2 * time.Second)
+	}, "a.example", Healthy},
+}
+
 func TestHealth(t *testing.T) {
-	const duration = 10 * time.Second
-	tests := []struct {
-		name string
-		do   func(h *Tracker, advance func(time.Duration))
-		host string
-		want State
-	}{
-		{"nothing failed", func(*Tracker, func(time.Duration)) {}, "a.example", Healthy},
-		{"TCP counts for all targets", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrA, false) }, "b.example", Ejected},
-		{"TLS counts for the target", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "a.example", Ejected},
-		{"and for no other", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "b.example", Healthy},
-		{"nor for another address", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrB, false) }, "a.example", Healthy},
-		{"it works again", func(h *Tracker, _ func(time.Duration)) {
-			h.Failed("", addrA, false)
-			h.Failed("a.example", addrA, false)
-			h.Worked("a.example", addrA)
-		}, "a.example", Healthy},
-		{"the time is over", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("", addrA, false)
-			advance(duration)
-		}, "a.example", NeedsProbe},
-		{"another request probes it", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("", addrA, false)
-			advance(duration)
-			h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
-		}, "a.example", Ejected},
-		{"the outcome of the probe never came", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("", addrA, false)
-			advance(duration)
-			h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
-			advance(trialTimeout)
-		}, "a.example", NeedsProbe},
-		{"State claims nothing", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("", addrA, false)
-			advance(duration)
-			h.State(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
-		}, "a.example", NeedsProbe},
-		{"due for one level, Ejected for the other: no trial is used up", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("", addrA, false)
-			advance(duration / 2)
-			h.Failed("b.example", addrA, false)
-			advance(duration / 2)
-			if s, _ := h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA); s != Ejected {
-				panic("not ejected")
-			}
-		}, "a.example", NeedsProbe},
-		{"a request failed, and the time is over", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("a.example", addrA, true)
-			advance(duration)
-		}, "a.example", NeedsTrial},
-		{"a request failed, and then a connection", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("a.example", addrA, true)
-			h.Failed("", addrA, false)
-			advance(duration)
-		}, "a.example", NeedsTrial},
-		{"a dial that was given up is under way", func(h *Tracker, _ func(time.Duration)) { h.Slow("", addrA, time.Second) }, "a.example", Ejected},
-		{"and must have ended", func(h *Tracker, advance func(time.Duration)) {
-			h.Slow("", addrA, time.Second)
-			advance(2 * time.Second)
-		}, "a.example", Healthy},
-	}
-	for _, test := range tests {
+	for _, test := range healthTests {
 		t.Run(test.name, func(t *testing.T) {
 			h, advance := testHealth()
 			test.do(h, advance)
@@ -141,7 +145,6 @@ func TestHealth(t *testing.T) {
 
 // TestFamilies: all addresses of a family are left out if none can be reached.
 func TestFamilies(t *testing.T) {
-	const duration = 10 * time.Second
 	dead := []string{"2001:db8:1::1", "2001:db8:2::1", "2001:db8:3::1"}
 	tests := []struct {
 		name string

@@ -9,158 +9,173 @@ import (
 
 var addrC = netip.MustParseAddrPort("192.0.2.3:443")
 
-// TestRanOut has the cases in which timeouts that clients choose eject an address.
-func TestRanOut(t *testing.T) {
-	const target = "a.example"
-	const usual = 50 * time.Millisecond // of addresses B and C
-	type world struct {
-		h       *Tracker
-		advance func(time.Duration)
-	}
-	// ranOut is a request to address A that begins now and whose time runs out.
-	ranOut := func(w world, timeout time.Duration) {
-		begun := w.h.now()
-		w.advance(timeout)
-		w.h.RanOut(target, addrA, timeout, begun, w.h.now())
-	}
-	worked := func(w world, addr netip.AddrPort, took, timeout time.Duration) {
-		w.advance(took)
-		w.h.WorkedIn(took, timeout, target, addr)
-	}
-	inARow := func(n int, timeout time.Duration) func(w world) {
-		return func(w world) {
-			for range n {
-				ranOut(w, timeout)
-			}
+const (
+	target = "a.example"
+	usual  = 50 * time.Millisecond // of addresses B and C
+)
+
+// world is a Tracker with a clock that tests advance.
+type world struct {
+	h       *Tracker
+	advance func(time.Duration)
+}
+
+func newWorld() world {
+	h, advance := testHealth()
+	return world{h, advance}
+}
+
+// ranOut is a request to address A that begins now and runs out of time.
+func (w world) ranOut(timeout time.Duration) {
+	begun := w.h.now()
+	w.advance(timeout)
+	w.h.RanOut(target, addrA, timeout, begun, w.h.now())
+}
+
+// worked is a request to an address that begins now and gets a response.
+func (w world) worked(addr netip.AddrPort, took, timeout time.Duration) {
+	w.advance(took)
+	w.h.WorkedIn(took, timeout, target, addr)
+}
+
+// inARow is so many requests that run out of time, one after the other.
+func inARow(n int, timeout time.Duration) func(w world) {
+	return func(w world) {
+		for range n {
+			w.ranOut(timeout)
 		}
 	}
-	for _, test := range []struct {
-		name    string
-		do      func(w world)
-		timeout time.Duration // of the request that asks
-		want    State
-	}{
-		{"three in a row", inARow(3, 200*time.Millisecond), 200 * time.Millisecond, Ejected},
-		{"two in a row", inARow(2, 200*time.Millisecond), 200 * time.Millisecond, Healthy},
-		{"requests with less time", inARow(3, 200*time.Millisecond), 20 * time.Millisecond, Ejected},
-		{"requests with about as much time", inARow(3, 200*time.Millisecond), 250 * time.Millisecond, Ejected},
-		{"requests with more time", inARow(3, 200*time.Millisecond), time.Second, Healthy},
-		{"requests with any time", inARow(3, 200*time.Millisecond), 0, Healthy},
-		{"an hour", inARow(3, 200*time.Millisecond), time.Hour, Healthy},
-		{"in an hour", inARow(3, 20*time.Minute), time.Hour, Ejected},
-		{"shorter than usual", inARow(1000, 49*time.Millisecond), 49 * time.Millisecond, Healthy},
-		{"a millisecond, ever again", inARow(10_000, time.Millisecond), time.Millisecond, Healthy},
-		{"a millisecond, ever again, for others", inARow(10_000, time.Millisecond), 200 * time.Millisecond, Healthy},
-		{"this machine is busy", func(w world) {
-			for range 10 {
-				begun := w.h.now()
-				w.advance(time.Second)
-				w.h.RanOut(target, addrA, time.Millisecond, begun, begun.Add(time.Millisecond))
-			}
-		}, time.Millisecond, Healthy},
-		{"at the same time", func(w world) {
+}
+
+// ranOutTests are what requests that run out of time do to the state of address A.
+var ranOutTests = []struct {
+	name    string
+	do      func(w world)
+	timeout time.Duration // of the request that asks
+	want    State
+}{
+	{"three in a row", inARow(3, 200*time.Millisecond), 200 * time.Millisecond, Ejected},
+	{"two in a row", inARow(2, 200*time.Millisecond), 200 * time.Millisecond, Healthy},
+	{"requests with less time", inARow(3, 200*time.Millisecond), 20 * time.Millisecond, Ejected},
+	{"requests with about as much time", inARow(3, 200*time.Millisecond), 250 * time.Millisecond, Ejected},
+	{"requests with more time", inARow(3, 200*time.Millisecond), time.Second, Healthy},
+	{"requests with any time", inARow(3, 200*time.Millisecond), 0, Healthy},
+	{"an hour", inARow(3, 200*time.Millisecond), time.Hour, Healthy},
+	{"in an hour", inARow(3, 20*time.Minute), time.Hour, Ejected},
+	{"shorter than usual", inARow(1000, 49*time.Millisecond), 49 * time.Millisecond, Healthy},
+	{"a millisecond, ever again", inARow(10_000, time.Millisecond), time.Millisecond, Healthy},
+	{"a millisecond, ever again, for others", inARow(10_000, time.Millisecond), 200 * time.Millisecond, Healthy},
+	{"this machine is busy", func(w world) {
+		for range 10 {
 			begun := w.h.now()
-			w.advance(200 * time.Millisecond)
-			for range 1000 {
-				w.h.RanOut(target, addrA, 200*time.Millisecond, begun, w.h.now())
-			}
-		}, 200 * time.Millisecond, Healthy},
-		{"the request was at other addresses for most of the time", func(w world) {
-			for range 10 {
-				w.advance(160 * time.Millisecond)
-				begun := w.h.now()
-				w.advance(40 * time.Millisecond)
-				w.h.RanOut(target, addrA, 200*time.Millisecond, begun, w.h.now())
-			}
-		}, 200 * time.Millisecond, Healthy},
-		{"with a success between", func(w world) {
-			for range 100 {
-				inARow(2, 200*time.Millisecond)(w)
-				worked(w, addrA, 50*time.Millisecond, 200*time.Millisecond)
-			}
-		}, 200 * time.Millisecond, Healthy},
-		{"with a success between that took longer than they have", func(w world) {
-			for range 3 {
-				ranOut(w, 200*time.Millisecond)
-				worked(w, addrA, 500*time.Millisecond, time.Second)
-			}
-		}, 200 * time.Millisecond, Ejected},
-		{"and a quick success of one that has more time", func(w world) {
-			inARow(3, 200*time.Millisecond)(w)
-			worked(w, addrA, 60*time.Millisecond, time.Second)
-		}, 200 * time.Millisecond, Healthy},
-		{"with a success elsewhere between", func(w world) {
-			for range 3 {
-				ranOut(w, 200*time.Millisecond)
-				worked(w, addrB, 50*time.Millisecond, 200*time.Millisecond)
-			}
-		}, 200 * time.Millisecond, Ejected},
-		{"its time is over", func(w world) {
-			inARow(3, 200*time.Millisecond)(w)
-			w.advance(10 * time.Second)
-		}, 200 * time.Millisecond, NeedsTrial},
-		{"its time is over, and the trial fails", func(w world) {
-			inARow(3, 200*time.Millisecond)(w)
-			w.advance(10 * time.Second)
-			ranOut(w, 200*time.Millisecond)
-		}, 200 * time.Millisecond, Ejected},
-		{"its time is over, and the trial works", func(w world) {
-			inARow(3, 200*time.Millisecond)(w)
-			w.advance(10 * time.Second)
-			worked(w, addrA, 150*time.Millisecond, 200*time.Millisecond)
-		}, 200 * time.Millisecond, Healthy},
-		{"one other address is slow, too", func(w world) {
-			for range 100 {
-				worked(w, addrC, time.Second, 0)
-			}
-			inARow(3, 200*time.Millisecond)(w)
-		}, 200 * time.Millisecond, Ejected},
-		{"all other addresses are slow, too", func(w world) {
-			for range 100 {
-				worked(w, addrC, time.Second, 0)
-				worked(w, addrB, time.Second, 0)
-			}
-			inARow(3, 200*time.Millisecond)(w)
-		}, 200 * time.Millisecond, Healthy},
-	} {
+			w.advance(time.Second)
+			w.h.RanOut(target, addrA, time.Millisecond, begun, begun.Add(time.Millisecond))
+		}
+	}, time.Millisecond, Healthy},
+	{"at the same time", func(w world) {
+		begun := w.h.now()
+		w.advance(200 * time.Millisecond)
+		for range 1000 {
+			w.h.RanOut(target, addrA, 200*time.Millisecond, begun, w.h.now())
+		}
+	}, 200 * time.Millisecond, Healthy},
+	{"the request was at other addresses for most of the time", func(w world) {
+		for range 10 {
+			w.advance(160 * time.Millisecond)
+			begun := w.h.now()
+			w.advance(40 * time.Millisecond)
+			w.h.RanOut(target, addrA, 200*time.Millisecond, begun, w.h.now())
+		}
+	}, 200 * time.Millisecond, Healthy},
+	{"with a success between", func(w world) {
+		for range 100 {
+			inARow(2, 200*time.Millisecond)(w)
+			w.worked(addrA, 50*time.Millisecond, 200*time.Millisecond)
+		}
+	}, 200 * time.Millisecond, Healthy},
+	{"with a success between that took longer than they have", func(w world) {
+		for range 3 {
+			w.ranOut(200 * time.Millisecond)
+			w.worked(addrA, 500*time.Millisecond, time.Second)
+		}
+	}, 200 * time.Millisecond, Ejected},
+	{"and a quick success of one that has more time", func(w world) {
+		inARow(3, 200*time.Millisecond)(w)
+		w.worked(addrA, 60*time.Millisecond, time.Second)
+	}, 200 * time.Millisecond, Healthy},
+	{"with a success elsewhere between", func(w world) {
+		for range 3 {
+			w.ranOut(200 * time.Millisecond)
+			w.worked(addrB, 50*time.Millisecond, 200*time.Millisecond)
+		}
+	}, 200 * time.Millisecond, Ejected},
+	{"its time is over", func(w world) {
+		inARow(3, 200*time.Millisecond)(w)
+		w.advance(10 * time.Second)
+	}, 200 * time.Millisecond, NeedsTrial},
+	{"its time is over, and the trial fails", func(w world) {
+		inARow(3, 200*time.Millisecond)(w)
+		w.advance(10 * time.Second)
+		w.ranOut(200 * time.Millisecond)
+	}, 200 * time.Millisecond, Ejected},
+	{"its time is over, and the trial works", func(w world) {
+		inARow(3, 200*time.Millisecond)(w)
+		w.advance(10 * time.Second)
+		w.worked(addrA, 150*time.Millisecond, 200*time.Millisecond)
+	}, 200 * time.Millisecond, Healthy},
+	{"one other address is slow, too", func(w world) {
+		for range 100 {
+			w.worked(addrC, time.Second, 0)
+		}
+		inARow(3, 200*time.Millisecond)(w)
+	}, 200 * time.Millisecond, Ejected},
+	{"all other addresses are slow, too", func(w world) {
+		for range 100 {
+			w.worked(addrC, time.Second, 0)
+			w.worked(addrB, time.Second, 0)
+		}
+		inARow(3, 200*time.Millisecond)(w)
+	}, 200 * time.Millisecond, Healthy},
+}
+
+// TestRanOut has the cases in which timeouts that clients choose eject an address.
+func TestRanOut(t *testing.T) {
+	for _, test := range ranOutTests {
 		t.Run(test.name, func(t *testing.T) {
-			h, advance := testHealth()
-			w := world{h, advance}
+			w := newWorld()
 			for range 30 {
-				worked(w, addrB, usual, 0)
-				worked(w, addrC, usual, 0)
+				w.worked(addrB, usual, 0)
+				w.worked(addrC, usual, 0)
 			}
 			test.do(w)
-			if got := h.State(&Policy{MaxFails: 1, EjectFor: 10 * time.Second, Retryable: true, Timeout: test.timeout}, target, addrA); got != test.want {
+			if got := w.h.State(&Policy{MaxFails: 1, EjectFor: 10 * time.Second, Retryable: true, Timeout: test.timeout}, target, addrA); got != test.want {
 				t.Errorf("state %d, want %d", got, test.want)
 			}
-			if got := h.State(&Policy{MaxFails: 1, EjectFor: 10 * time.Second, Retryable: true, Timeout: time.Millisecond}, "b.example", addrA); got != Healthy {
+			if got := w.h.State(&Policy{MaxFails: 1, EjectFor: 10 * time.Second, Retryable: true, Timeout: time.Millisecond}, "b.example", addrA); got != Healthy {
 				t.Errorf("state %d for another target, want %d", got, Healthy)
 			}
 		})
 	}
 
 	t.Run("nothing is known of other addresses", func(t *testing.T) {
-		h, advance := testHealth()
-		w := world{h, advance}
+		w := newWorld()
 		for range 30 {
-			worked(w, addrA, usual, 0)
+			w.worked(addrA, usual, 0)
 			w.h.WorkedIn(usual, 0, target, netip.AddrPortFrom(addrB.Addr(), 80)) // which is another service
 		}
 		inARow(10, time.Second)(w)
-		if n := h.Len(); n != 0 {
+		if n := w.h.Len(); n != 0 {
 			t.Errorf("%d records, want none", n)
 		}
 	})
 	t.Run("max_fails", func(t *testing.T) {
-		h, advance := testHealth()
-		w := world{h, advance}
+		w := newWorld()
 		for range 30 {
-			worked(w, addrB, usual, 0)
+			w.worked(addrB, usual, 0)
 		}
 		for i := range 6 {
-			ranOut(w, time.Second)
-			got, want := h.State(&Policy{MaxFails: 5, EjectFor: time.Hour, Timeout: time.Second}, target, addrA), Healthy
+			w.ranOut(time.Second)
+			got, want := w.h.State(&Policy{MaxFails: 5, EjectFor: time.Hour, Timeout: time.Second}, target, addrA), Healthy
 			if i >= 4 {
 				want = Ejected
 			}

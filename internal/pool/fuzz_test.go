@@ -364,8 +364,7 @@ func (s *stage) play(config Config, key Key) {
 	if s.together {
 		config.MaxPerKey = 1
 	}
-	limits := NewLimits(0, nil)
-	p := New(config, health.New(), limits)
+	p := New(config, health.New(), NewLimits(0, nil))
 	p.Dial = s.dial
 	order := &Order{Key: key, Target: key.Host, Last: true}
 	var second sync.WaitGroup
@@ -403,6 +402,12 @@ func (s *stage) play(config Config, key Key) {
 	} else {
 		eventually(t, "nothing is left", func() bool { return p.Open() == 0 && p.destinations() == 0 })
 	}
+	p.checkEmpty(t)
+}
+
+// checkEmpty checks that nothing is left of a pool that was closed.
+func (p *Pool) checkEmpty(t *testing.T) {
+	limits := p.limits
 	limits.mu.Lock()
 	defer limits.mu.Unlock()
 	if p.Open() != 0 || p.destinations() != 0 || limits.open != 0 || len(limits.groups) != 0 || len(limits.pools) != 0 {
@@ -464,15 +469,32 @@ func (s *stage) slack() time.Duration {
 // first sends the first request and compares its response with what net/http reads.
 // It reports whether the connection may be used again.
 func (s *stage) first(p *Pool, order *Order) (reusable bool) {
-	t := s.t
 	want := s.parse()
-	_, pauses := s.groups()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	if s.cancel {
 		cancel()
 		ctx, cancel = context.WithTimeout(context.Background(), fuzzCancel)
 	}
 	defer cancel()
+	req := s.firstRequest(ctx)
+	start := time.Now()
+	res, err := p.RoundTrip(req, order)
+	s.checkTime(time.Since(start), req.Body != nil, order.Key.secure(), err)
+	if err != nil {
+		s.checkError(want, req.Body != nil, err)
+		return false
+	}
+	s.checkHeader(res, want)
+	if s.drop {
+		_ = res.Body.Close()
+		return res.Body == http.NoBody && s.clean(want)
+	}
+	return s.checkBody(res, want)
+}
+
+// firstRequest returns the request that the plan describes.
+func (s *stage) firstRequest(ctx context.Context) *http.Request {
+	t := s.t
 	var body io.Reader
 	if s.method == http.MethodPost {
 		body = strings.NewReader("body")
@@ -491,32 +513,44 @@ func (s *stage) first(p *Pool, order *Order) (reusable bool) {
 	if s.expect && body != nil {
 		req.Header.Set("Expect", "100-continue")
 	}
-	start := time.Now()
-	res, err := p.RoundTrip(req, order)
-	took := time.Since(start)
+	return req
+}
+
+// checkTime checks how long RoundTrip took.
+func (s *stage) checkTime(took time.Duration, hasBody, secure bool, err error) {
+	_, pauses := s.groups()
 	bound := fuzzHeader + 2*fuzzHandshake
-	if !order.Key.secure() {
+	if !secure {
 		bound = fuzzHeader
 	}
-	if body != nil {
+	if hasBody {
 		bound += lateResponseTime + pauses + fuzzRead + 20*time.Millisecond
 	}
 	if s.cancel {
 		bound = fuzzCancel
 	}
 	if took > bound+s.slack() {
-		t.Errorf("RoundTrip took %v, want at most %v: %v", took, bound, err)
+		s.t.Errorf("RoundTrip took %v, want at most %v: %v", took, bound, err)
 	}
-	if err != nil {
-		if _, ok := err.(*Error); !ok {
-			t.Errorf("an error of type %T, want *Error: %v", err, err)
-		}
-		plain := !s.unasked && !s.cancel && !s.real && !s.early && pauses == 0 && s.end <= endShut && !s.incomplete && !s.foreign
-		if plain && body == nil && want.err == nil && want.interim < maxInterim && fieldsOf(want.res.Header) <= maxFields && !s.huge() {
-			t.Errorf("%v, want a response", err)
-		}
-		return false
+}
+
+// checkError checks the error of RoundTrip, which must not be where net/http reads a
+// response and nothing in the plan stands in its way.
+func (s *stage) checkError(want answer1, hasBody bool, err error) {
+	t := s.t
+	if _, ok := err.(*Error); !ok {
+		t.Errorf("an error of type %T, want *Error: %v", err, err)
 	}
+	_, pauses := s.groups()
+	plain := !s.unasked && !s.cancel && !s.real && !s.early && pauses == 0 && s.end <= endShut && !s.incomplete && !s.foreign
+	if plain && !hasBody && want.err == nil && want.interim < maxInterim && fieldsOf(want.res.Header) <= maxFields && !s.huge() {
+		t.Errorf("%v, want a response", err)
+	}
+}
+
+// checkHeader compares the header of a response with what net/http reads.
+func (s *stage) checkHeader(res *http.Response, want answer1) {
+	t := s.t
 	if res.StatusCode < 100 || res.StatusCode > 999 {
 		t.Fatalf("status %d, want 100 to 999", res.StatusCode)
 	}
@@ -534,17 +568,20 @@ func (s *stage) first(p *Pool, order *Order) (reusable bool) {
 	if !reflect.DeepEqual(res.Header, header) && len(res.Header)+len(header) > 0 {
 		t.Errorf("header %q, want %q", res.Header, header)
 	}
-	if s.drop {
-		_ = res.Body.Close()
-		return res.Body == http.NoBody && s.clean(want)
-	}
+}
+
+// checkBody reads the body of a response and compares it with what net/http reads. It
+// reports whether the connection may be used again.
+func (s *stage) checkBody(res *http.Response, want answer1) (reusable bool) {
+	t := s.t
+	_, pauses := s.groups()
 	if w, ok := res.Body.(io.Writer); ok {
 		_, _ = w.Write([]byte("GET /upgraded HTTP/1.1\r\nHost: a\r\n\r\n"))
 	}
-	start = time.Now()
+	start := time.Now()
 	got, err := io.ReadAll(res.Body)
-	took = time.Since(start)
-	bound = pauses + fuzzRead + writeGrace
+	took := time.Since(start)
+	bound := pauses + fuzzRead + writeGrace
 	if s.cancel && res.StatusCode != http.StatusSwitchingProtocols { // as with net/http
 		bound = fuzzCancel + writeGrace
 	}

@@ -269,7 +269,7 @@ func TestHeaderTime(t *testing.T) {
 // TestKeepAliveOff: no connection carries a second request, even if the backend keeps
 // it open.
 func TestKeepAliveOff(t *testing.T) {
-	var most, asked atomic.Int64
+	var highest, asked atomic.Int64
 	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
 		for i := int64(1); ; i++ {
 			req, err := http.ReadRequest(r)
@@ -280,7 +280,7 @@ func TestKeepAliveOff(t *testing.T) {
 				asked.Add(1)
 			}
 			if i > 1 {
-				most.Store(i)
+				highest.Store(i)
 			}
 			fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		}
@@ -297,8 +297,8 @@ func TestKeepAliveOff(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if most.Load() > 1 || b.opened.Load() != 8 || asked.Load() != 8 || p.Open() != 0 {
-		t.Errorf("%d requests over a connection, %d connections, %d asked to be closed, %d left, want 1, 8, 8, 0", max(most.Load(), 1), b.opened.Load(), asked.Load(), p.Open())
+	if highest.Load() > 1 || b.opened.Load() != 8 || asked.Load() != 8 || p.Open() != 0 {
+		t.Errorf("%d requests over a connection, %d connections, %d asked to be closed, %d left, want 1, 8, 8, 0", max(highest.Load(), 1), b.opened.Load(), asked.Load(), p.Open())
 	}
 }
 

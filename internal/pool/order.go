@@ -38,8 +38,8 @@ func (k *Key) address() (network, address string) {
 
 func (k *Key) secure() bool { return k.Protocol >= TLS }
 
-// Order says which connection a request needs and how long it may wait for it. It
-// must not change: a dial looks at it, and may outlive the request.
+// Order is the connection that a request needs, and how long it may wait for it. It must
+// not change before RoundTrip returns. A dial may outlive the request and has a copy.
 type Order struct {
 	Key    Key
 	Target string // the host under which health records failures; empty: no failure is recorded

@@ -39,12 +39,19 @@ func (p *Pool) startDial(d *destination, o *Order) *dial {
 
 // dial opens a connection and delivers it, or the error.
 func (p *Pool) dial(d *destination, n *dial) {
-	defer n.cancel() // last: those who wait for the end of n.ctx read the progress
+	defer n.cancel() // after the progress was set: see Pending.done
 	c, err := p.connect(d, n)
 	if err != nil {
 		p.deliverError(d, n, err)
-		return
+	} else {
+		p.deliverConn(d, n, c)
 	}
+}
+
+// deliverConn ends a dial that succeeded. The connection goes to the request that has
+// waited longest, or becomes idle. The requests that this dial was assigned to and that
+// did not get the connection are assigned another dial.
+func (p *Pool) deliverConn(d *destination, n *dial, c *conn) {
 	s := d.shard
 	s.mu.Lock()
 	d.endDial(n, Succeeded)
@@ -83,7 +90,8 @@ func (p *Pool) dial(d *destination, n *dial) {
 	p.closeSurplus()
 }
 
-// deliverError ends a dial that failed.
+// deliverError ends a dial that failed. All requests that it was assigned to get the
+// error. Others that wait may dial now.
 func (p *Pool) deliverError(d *destination, n *dial, err *Error) {
 	s := d.shard
 	s.mu.Lock()

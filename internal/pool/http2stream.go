@@ -8,7 +8,7 @@ import (
 // A request over HTTP/2 gets a stream in two steps. reserveStream takes one by what the
 // pool knows. It is called with shard.mu held, so it must not wait for the client of
 // HTTP/2, whose locks are held during writes. claimStream then asks the client, without
-// shard.mu. releaseStream ends both.
+// shard.mu. releaseStream is called at the end of the request.
 
 // reserveStream reserves a stream for a request and reports whether there may be one;
 // shard.mu is held.
@@ -22,8 +22,9 @@ func (c *conn) reserveStream() bool {
 	return true
 }
 
-// claimStream reserves a stream of the client of HTTP/2, for a request that has reserved
-// one of the pool. If the client has none, the connection is full, and both are released.
+// claimStream reserves a stream of the client of HTTP/2, for a request for which the pool
+// has reserved one. If the client has none, the connection counts as full, and the pool
+// releases the stream.
 func (c *conn) claimStream() bool {
 	if c.h2.ReserveNewRequest() {
 		return true

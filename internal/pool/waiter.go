@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// waiter is a request that waits for a connection. It gets one answer at most: the
-// first connection that becomes free or is opened, by any dial, or the
-// error of the dial that it was assigned.
+// waiter is a request that waits for a connection. It gets one answer at most: the first
+// connection that becomes free or is opened, by any dial, or the error of the dial that
+// it was assigned.
 type waiter struct {
 	order *Order
 	ready chan answer // holds one

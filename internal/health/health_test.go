@@ -20,69 +20,73 @@ var (
 	addr6 = netip.MustParseAddrPort("[2001:db8::1]:443")
 )
 
+// duration is for how long an address is ejected.
+const duration = 10 * time.Second
+
+// healthTests are what failures do to the state of address A for a host.
+var healthTests = []struct {
+	name string
+	do   func(h *Tracker, advance func(time.Duration))
+	host string
+	want State
+}{
+	{"nothing failed", func(*Tracker, func(time.Duration)) {}, "a.example", Healthy},
+	{"TCP counts for all targets", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrA, false) }, "b.example", Ejected},
+	{"TLS counts for the target", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "a.example", Ejected},
+	{"and for no other", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "b.example", Healthy},
+	{"nor for another address", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrB, false) }, "a.example", Healthy},
+	{"it works again", func(h *Tracker, _ func(time.Duration)) {
+		h.Failed("", addrA, false)
+		h.Failed("a.example", addrA, false)
+		h.Worked("a.example", addrA)
+	}, "a.example", Healthy},
+	{"the time is over", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("", addrA, false)
+		advance(duration)
+	}, "a.example", NeedsProbe},
+	{"another request probes it", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("", addrA, false)
+		advance(duration)
+		h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
+	}, "a.example", Ejected},
+	{"the outcome of the probe never came", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("", addrA, false)
+		advance(duration)
+		h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
+		advance(trialTimeout)
+	}, "a.example", NeedsProbe},
+	{"State claims nothing", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("", addrA, false)
+		advance(duration)
+		h.State(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
+	}, "a.example", NeedsProbe},
+	{"due for one level, Ejected for the other: no trial is used up", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("", addrA, false)
+		advance(duration / 2)
+		h.Failed("b.example", addrA, false)
+		advance(duration / 2)
+		if s, _ := h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA); s != Ejected {
+			panic("not ejected")
+		}
+	}, "a.example", NeedsProbe},
+	{"a request failed, and the time is over", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("a.example", addrA, true)
+		advance(duration)
+	}, "a.example", NeedsTrial},
+	{"a request failed, and then a connection", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("a.example", addrA, true)
+		h.Failed("", addrA, false)
+		advance(duration)
+	}, "a.example", NeedsTrial},
+	{"a dial that was given up is under way", func(h *Tracker, _ func(time.Duration)) { h.Slow("", addrA, time.Second) }, "a.example", Ejected},
+	{"and must have ended", func(h *Tracker, advance func(time.Duration)) {
+		h.Slow("", addrA, time.Second)
+		advance(2 * time.Second)
+	}, "a.example", Healthy},
+}
+
 func TestHealth(t *testing.T) {
-	const duration = 10 * time.Second
-	tests := []struct {
-		name string
-		do   func(h *Tracker, advance func(time.Duration))
-		host string
-		want State
-	}{
-		{"nothing failed", func(*Tracker, func(time.Duration)) {}, "a.example", Healthy},
-		{"TCP counts for all targets", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrA, false) }, "b.example", Ejected},
-		{"TLS counts for the target", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "a.example", Ejected},
-		{"and for no other", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "b.example", Healthy},
-		{"nor for another address", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrB, false) }, "a.example", Healthy},
-		{"it works again", func(h *Tracker, _ func(time.Duration)) {
-			h.Failed("", addrA, false)
-			h.Failed("a.example", addrA, false)
-			h.Worked("a.example", addrA)
-		}, "a.example", Healthy},
-		{"the time is over", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("", addrA, false)
-			advance(duration)
-		}, "a.example", NeedsProbe},
-		{"somebody tries it", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("", addrA, false)
-			advance(duration)
-			h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
-		}, "a.example", Ejected},
-		{"who tried it was never heard of", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("", addrA, false)
-			advance(duration)
-			h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
-			advance(trialTime)
-		}, "a.example", NeedsProbe},
-		{"looking is not trying", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("", addrA, false)
-			advance(duration)
-			h.State(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
-		}, "a.example", NeedsProbe},
-		{"due for one level, Ejected for the other: no trial is used up", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("", addrA, false)
-			advance(duration / 2)
-			h.Failed("b.example", addrA, false)
-			advance(duration / 2)
-			if s, _ := h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA); s != Ejected {
-				panic("not ejected")
-			}
-		}, "a.example", NeedsProbe},
-		{"a request failed, and the time is over", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("a.example", addrA, true)
-			advance(duration)
-		}, "a.example", NeedsTrial},
-		{"a request failed, and then a connection", func(h *Tracker, advance func(time.Duration)) {
-			h.Failed("a.example", addrA, true)
-			h.Failed("", addrA, false)
-			advance(duration)
-		}, "a.example", NeedsTrial},
-		{"a cut dial is under way", func(h *Tracker, _ func(time.Duration)) { h.Slow("", addrA, time.Second) }, "a.example", Ejected},
-		{"and is over", func(h *Tracker, advance func(time.Duration)) {
-			h.Slow("", addrA, time.Second)
-			advance(2 * time.Second)
-		}, "a.example", Healthy},
-	}
-	for _, test := range tests {
+	for _, test := range healthTests {
 		t.Run(test.name, func(t *testing.T) {
 			h, advance := testHealth()
 			test.do(h, advance)
@@ -92,22 +96,22 @@ func TestHealth(t *testing.T) {
 		})
 	}
 
-	t.Run("what cannot be repeated is tried later", func(t *testing.T) {
+	t.Run("requests that are not retryable try an address later", func(t *testing.T) {
 		get, post := Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, Policy{MaxFails: 1, EjectFor: duration}
 		h, advance := testHealth()
 		h.Failed("a.example", addrA, true)
 		advance(duration)
 		if g, p := h.State(&get, "a.example", addrA), h.State(&post, "a.example", addrA); g != NeedsTrial || p != Ejected {
-			t.Errorf("%d for what can be repeated, %d for what cannot", g, p)
+			t.Errorf("state %d for a retryable request, %d for another one, want %d and %d", g, p, NeedsTrial, Ejected)
 		}
 		advance(duration)
 		if p := h.State(&post, "a.example", addrA); p != NeedsTrial {
-			t.Errorf("%d for what cannot be repeated, when nothing else came", p)
+			t.Errorf("state %d for a request that is not retryable, when no other one came, want %d", p, NeedsTrial)
 		}
 		h.Failed("a.example", addrA, false)
 		advance(duration)
 		if p := h.State(&post, "a.example", addrA); p != NeedsProbe {
-			t.Errorf("%d for what cannot be repeated, where it would not be sent", p)
+			t.Errorf("state %d for a request that is not retryable, after a failed connection, want %d", p, NeedsProbe)
 		}
 	})
 	t.Run("max_fails", func(t *testing.T) {
@@ -125,7 +129,7 @@ func TestHealth(t *testing.T) {
 		advance(forgetAfter + time.Minute)
 		h.Failed("b.example", addrA, false)
 		if n := h.Len(); n != 1 {
-			t.Errorf("%d are remembered", n)
+			t.Errorf("%d records, want 1", n)
 		}
 	})
 	t.Run("bound", func(t *testing.T) {
@@ -134,14 +138,13 @@ func TestHealth(t *testing.T) {
 			h.Failed(fmt.Sprint(i), addrA, false)
 		}
 		if n := h.Len(); n != maxRecords {
-			t.Errorf("%d are remembered", n)
+			t.Errorf("%d records, want %d", n, maxRecords)
 		}
 	})
 }
 
-// TestFamilies: a family of which nothing can be reached is left out as a whole.
+// TestFamilies: all addresses of a family are left out if none can be reached.
 func TestFamilies(t *testing.T) {
-	const duration = 10 * time.Second
 	dead := []string{"2001:db8:1::1", "2001:db8:2::1", "2001:db8:3::1"}
 	tests := []struct {
 		name string
@@ -177,7 +180,7 @@ func TestFamilies(t *testing.T) {
 			unreached(dead...)
 			advance(duration)
 		}, NeedsProbe},
-		{"somebody tries it", func(h *Tracker, advance func(time.Duration), unreached func(...string)) {
+		{"another request probes it", func(h *Tracker, advance func(time.Duration), unreached func(...string)) {
 			unreached(dead...)
 			advance(duration)
 			if s, _ := h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", netip.MustParseAddrPort("[2001:db8:9::1]:80")); s != NeedsProbe {

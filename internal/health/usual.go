@@ -14,12 +14,13 @@ type usualTimes struct {
 	shards [64]usualShard
 }
 
+// usualShard has the targets whose names have the same hash.
 type usualShard struct {
 	mu      sync.Mutex
-	targets map[string][]usualTime
+	targets map[string][]usualTime // by address
 }
 
-// usualTime is how long an address usually takes.
+// usualTime is the estimate for an address.
 type usualTime struct {
 	addr  netip.AddrPort
 	usual time.Duration
@@ -29,22 +30,23 @@ type usualTime struct {
 
 const (
 	// maxUsualTargets bounds the targets of a shard, maxUsualAddrs the addresses of a
-	// target. Beyond them something else is forgotten.
+	// target. Beyond that, another one is forgotten.
 	maxUsualTargets = 1024
 	maxUsualAddrs   = 16
 
-	// The longest of the first firstCount responses is where an estimate begins; before
-	// there are minUsualCount there is none. Then, with each response, it grows by usualUp
-	// of itself if that took longer, else it shrinks by usualDown: it rests where one of
-	// 20 takes longer.
-	minUsualCount = 5
-	firstCount    = 20
-	usualUp       = 0.19
-	usualDown     = 0.01
+	// An estimate begins as the longest of the first firstCount responses, and counts
+	// after minUsualCount. Each further response that took longer makes it grow by the
+	// part usualGrowth, each other one shrink by usualShrinkage: the two are in balance
+	// where one response of 20 takes longer.
+	minUsualCount  = 5
+	firstCount     = 20
+	usualGrowth    = 0.19
+	usualShrinkage = 0.01
 )
 
 var usualSeed = maphash.MakeSeed()
 
+// shard returns the shard of a target.
 func (u *usualTimes) shard(target string) *usualShard {
 	return &u.shards[maphash.String(usualSeed, target)%uint64(len(u.shards))]
 }
@@ -82,12 +84,12 @@ func (u *usualTimes) took(target string, addr netip.AddrPort, took time.Duration
 				break
 			}
 		}
-		target = strings.Clone(target) // it may be a part of something large
+		target = strings.Clone(target) // it may be a substring of something large
 	}
 	s.targets[target] = append(times, first)
 }
 
-// add takes another response into account.
+// add adjusts the estimate to another response.
 func (t *usualTime) add(took time.Duration, now time.Time) {
 	t.last = now
 	switch {
@@ -95,9 +97,9 @@ func (t *usualTime) add(took time.Duration, now time.Time) {
 		t.count++
 		t.usual = max(t.usual, took)
 	case took > t.usual:
-		t.usual = min(took, t.usual+time.Duration(float64(t.usual)*usualUp)+1)
+		t.usual = min(took, t.usual+time.Duration(float64(t.usual)*usualGrowth)+1)
 	default:
-		t.usual = max(took, t.usual-time.Duration(float64(t.usual)*usualDown))
+		t.usual = max(took, t.usual-time.Duration(float64(t.usual)*usualShrinkage))
 	}
 }
 

@@ -12,13 +12,15 @@ import (
 	"github.com/pires/go-proxyproto"
 )
 
-// dial opens one connection, through its phases. shard.mu guards what changes.
+// dial opens one connection, in two phases: Connect, and Handshake with TLS. shard.mu
+// guards what changes. The connection goes to the request that has waited longest. An
+// error goes to all requests that were assigned this dial.
 type dial struct {
-	order   *Order
-	waiters int // that get its error
-	phase   Phase
-	since   time.Time  // when the phase began
-	pending []*Pending // for requests that gave it up
+	order      *Order // its own copy
+	assigned   int    // how many waiters it is assigned to
+	phase      Phase
+	phaseBegan time.Time
+	pending    []*Pending // of requests that gave it up
 
 	ctx    context.Context // ends with the dial
 	cancel context.CancelFunc
@@ -28,58 +30,50 @@ type dial struct {
 func (p *Pool) startDial(d *destination, o *Order) *dial {
 	order := *o // the original belongs to the request
 	order.Pending = nil
-	n := &dial{order: &order, since: time.Now()}
+	n := &dial{order: &order, phaseBegan: time.Now()}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	d.dials = append(d.dials, n)
 	go p.dial(d, n)
 	return n
 }
 
-// dial opens a connection and delivers it.
+// dial opens a connection and delivers it, or the error.
 func (p *Pool) dial(d *destination, n *dial) {
-	defer n.cancel()
+	defer n.cancel() // after the progress was set: see Pending.done
 	c, err := p.connect(d, n)
+	if err != nil {
+		p.deliverError(d, n, err)
+	} else {
+		p.deliverConn(d, n, c)
+	}
+}
+
+// deliverConn ends a dial that succeeded. The connection goes to the request that has
+// waited longest, or becomes idle. The requests that this dial was assigned to and that
+// did not get the connection are assigned another dial.
+func (p *Pool) deliverConn(d *destination, n *dial, c *conn) {
 	s := d.shard
 	s.mu.Lock()
-	d.dials = slices.DeleteFunc(d.dials, func(other *dial) bool { return other == n })
-	progress := Failed
-	if err == nil {
-		progress = Succeeded
-	}
-	for _, pending := range n.pending {
-		pending.progress.Store(int32(progress))
-	}
-	if err != nil {
-		for _, w := range slices.Clone(d.waiters) {
-			if w.dial == n {
-				p.abandon(d, w)
-				w.ready <- answer{err: err}
-			}
-		}
-		p.dialForRest(d)
-		s.release(d)
-		s.mu.Unlock()
-		return
-	}
-	if n.waiters == 0 { // it was a probe, or its request gave it up
+	d.endDial(n, Succeeded)
+	if n.assigned == 0 { // a probe, or its request gave it up: no request will report that the address works
 		p.health.Worked(n.order.Target, n.order.Key.Addr)
 	}
-	p.add(d, c)
+	p.addConn(d, c)
 	surplus := false
-	d.http2 = c.h2 != nil
+	d.speaksHTTP2 = c.h2 != nil
 	if c.h2 != nil {
-		surplus = !p.serve2(c, true) && (len(d.shared) > 1 || p.idle2(c))
+		surplus = !p.serveWaiters(c, true) && (len(d.h2Conns) > 1 || p.idleOrSurplus(c))
 	} else if p.deliver(d, c, true) {
 		c = nil
 	}
 	for _, w := range slices.Clone(d.waiters) {
 		switch {
 		case w.dial != n:
-		case c != nil && c.h2 != nil && c.active > 0: // it may take more, see freed
+		case c != nil && c.h2 != nil && c.active > 0: // the connection may take more requests, see streamFreed
 			w.dial = nil
 		default: // another request took the connection
 			w.dial = nil
-			p.dialFor(d, w)
+			p.assignDial(d, w)
 		}
 	}
 	s.mu.Unlock()
@@ -88,7 +82,7 @@ func (p *Pool) dial(d *destination, n *dial) {
 	case surplus:
 		p.discard(c)
 	case c.h2 == nil:
-		p.put(c, false)
+		p.putConn(c, false)
 	case c.gone.Load(): // it ended before it was added
 		p.discard(c)
 	}
@@ -96,7 +90,34 @@ func (p *Pool) dial(d *destination, n *dial) {
 	p.closeSurplus()
 }
 
-// connect goes through the phases of a dial.
+// deliverError ends a dial that failed. All requests that it was assigned to get the
+// error. Others that wait may dial now.
+func (p *Pool) deliverError(d *destination, n *dial, err *Error) {
+	s := d.shard
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.endDial(n, Failed)
+	for _, w := range slices.Clone(d.waiters) {
+		if w.dial == n {
+			p.removeWaiter(d, w)
+			w.ready <- answer{err: err}
+		}
+	}
+	p.assignDials(d)
+	s.dropUnused(d)
+}
+
+// endDial removes a dial from its destination and tells the requests that gave it up;
+// shard.mu is held.
+func (d *destination) endDial(n *dial, progress Progress) {
+	d.dials = slices.DeleteFunc(d.dials, func(other *dial) bool { return other == n })
+	for _, pending := range n.pending {
+		pending.progress.Store(int32(progress))
+	}
+}
+
+// connect asks whether the address may be dialled and the limits allow it, and opens
+// the connection.
 func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 	o := n.order
 	if o.Owner != nil {
@@ -104,25 +125,27 @@ func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 			return nil, &Error{Phase: Connect, Err: err}
 		}
 	}
-	if !p.limits.enter(d.group) {
+	if !p.limits.acquire(d.group) {
 		return nil, &Error{Phase: Connect, Err: ErrLimit}
 	}
-	c, err := p.connectLimited(d, n)
-	if err == nil && c.gone.Load() { // over HTTP/2, as soon as it was opened
+	c, err := p.runPhases(d, n)
+	if err == nil && c.gone.Load() { // the backend closed it at once, over HTTP/2
 		err = &Error{Phase: Response, Err: errClosed}
 	}
 	if err != nil {
-		p.limits.leave(d.group)
+		p.limits.release(d.group)
 	}
 	return c, err
 }
 
-func (p *Pool) connectLimited(d *destination, n *dial) (*conn, *Error) {
+// runPhases goes through the phases of a dial and reports to health what each shows of
+// the address.
+func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 	o := n.order
 	addr := o.Key.Addr
 	raw, err := p.openTCP(n.ctx, o)
-	if refused, ok := errors.AsType[*refusedError](err); ok {
-		return nil, &Error{Phase: Connect, Err: refused.error}
+	if forbidden, ok := errors.AsType[*forbiddenError](err); ok {
+		return nil, &Error{Phase: Connect, Err: forbidden.error}
 	}
 	switch {
 	case err == nil:
@@ -131,38 +154,47 @@ func (p *Pool) connectLimited(d *destination, n *dial) (*conn, *Error) {
 		p.health.Reached(addr.Addr(), false)
 	}
 	if err != nil {
-		p.dialFailed(n, "", err)
+		p.reportFailure(n, "", err)
 		return nil, &Error{Phase: Connect, Err: err}
 	}
 	c := newConn(p, d, raw)
 	if !o.Key.secure() {
 		if o.Key.Protocol == HTTP2 {
-			if err := c.start2(); err != nil {
+			if err := c.startHTTP2(); err != nil {
 				return nil, &Error{Phase: Connect, Err: err}
 			}
 		}
 		return c, nil
 	}
 	d.shard.mu.Lock()
-	n.phase, n.since = Handshake, time.Now()
+	n.phase, n.phaseBegan = Handshake, time.Now()
 	d.shard.mu.Unlock()
 	if err := p.handshake(n, c); err != nil {
-		p.dialFailed(n, o.Target, err)
+		p.reportFailure(n, o.Target, err)
 		return nil, &Error{Phase: Handshake, Err: err}
 	}
 	return c, nil
 }
 
-// dialFailed records the failure of a dial, unless this side had its part in it.
-func (p *Pool) dialFailed(n *dial, target string, err error) {
-	ended := n.ctx.Err() != nil && time.Since(n.since) < minTimeout[n.phase]
-	if !ended && !isLocalExhaustion(err) && err != errNoClient && n.order.Target != "" {
+// reportFailure reports to health that a dial failed, for one target or for all if
+// target is empty. A failure of this side is no failure of the address: resources that
+// ran out, or a dial that was cancelled before the address had time to answer.
+func (p *Pool) reportFailure(n *dial, target string, err error) {
+	cancelled := n.ctx.Err() != nil && time.Since(n.phaseBegan) < minTimeout[n.phase]
+	if !cancelled && !isLocalExhaustion(err) && err != errNoClient && n.order.Target != "" {
 		p.health.Failed(target, n.order.Key.Addr, false)
 	}
 }
 
-// openTCP opens a TCP connection. If there is nothing left on this machine for
-// another one, idle ones are closed.
+const (
+	// maxExhausted is how many times a dial begins again when this machine has no
+	// descriptors, ports or memory left, each time exhaustedPause later.
+	maxExhausted   = 5
+	exhaustedPause = 20 * time.Millisecond
+)
+
+// openTCP opens a TCP connection and announces the client over it. If this machine has
+// no resources left for another connection, it closes idle ones.
 func (p *Pool) openTCP(ctx context.Context, o *Order) (net.Conn, error) {
 	network, address := o.Key.address()
 	for try := 0; ; try++ {
@@ -176,32 +208,39 @@ func (p *Pool) openTCP(ctx context.Context, o *Order) (net.Conn, error) {
 		if err == nil {
 			return conn, nil
 		}
-		if refused, ok := errors.AsType[*refusedError](err); ok {
-			return nil, refused
+		if forbidden, ok := errors.AsType[*forbiddenError](err); ok {
+			return nil, forbidden
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if !isLocalExhaustion(err) || try == maxShortages {
+		if !isLocalExhaustion(err) || try == maxExhausted {
 			return nil, err
 		}
 		p.closeIdle(p.open.Load() / 8 * 7)
-		time.Sleep(shortagePause)
+		time.Sleep(exhaustedPause)
 	}
 }
 
-const (
-	// maxShortages is how often a connection is tried to be opened again when there
-	// is nothing left for it, and shortagePause how long others have then to give
-	// something back.
-	maxShortages  = 5
-	shortagePause = 20 * time.Millisecond
-)
+// dialOnce calls Dial with the DialTimeout.
+func (p *Pool) dialOnce(ctx context.Context, network, address string) (net.Conn, error) {
+	if t := p.config.DialTimeout; t > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, t)
+		defer cancel()
+	}
+	conn, err := p.Dial(ctx, network, address)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nil, errDialTimeout
+	}
+	return conn, err
+}
 
-// refusedError is why a connection may not be used. It is no failure of the address.
-type refusedError struct{ error }
+// forbiddenError is the Owner's reason why a connection may not be used. It is no
+// failure of the address.
+type forbiddenError struct{ error }
 
-func (e *refusedError) Unwrap() error { return e.error }
+func (e *forbiddenError) Unwrap() error { return e.error }
 
 // confirm asks the owner about a connection that was opened, and closes it if it may
 // not be used.
@@ -218,7 +257,7 @@ func (o *Order) confirm(conn net.Conn) error {
 		return nil
 	}
 	_ = conn.Close()
-	return &refusedError{err}
+	return &forbiddenError{err}
 }
 
 // addrPortOf returns the address of TCP that a is; the zero value if it is none.
@@ -228,19 +267,6 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 		return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	}
 	return netip.AddrPort{}
-}
-
-func (p *Pool) dialOnce(ctx context.Context, network, address string) (net.Conn, error) {
-	if t := p.config.DialTimeout; t > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, t)
-		defer cancel()
-	}
-	conn, err := p.Dial(ctx, network, address)
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return nil, errNoTime
-	}
-	return conn, err
 }
 
 // announce sends the header of the PROXY protocol. The destination that the client
@@ -280,163 +306,20 @@ func (p *Pool) handshake(n *dial, c *conn) error {
 	ctx := n.ctx
 	if t := p.config.HandshakeTimeout; t > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, t, errNoTime)
+		ctx, cancel = context.WithTimeoutCause(ctx, t, errDialTimeout)
 		defer cancel()
 	}
 	secured := tls.Client(c.raw, config)
 	if err := secured.HandshakeContext(ctx); err != nil {
 		_ = c.raw.Close()
 		if ctx.Err() != nil && n.ctx.Err() == nil {
-			return errNoTime
+			return errDialTimeout
 		}
 		return err
 	}
 	c.Conn, c.tls = secured, secured
 	if secured.ConnectionState().NegotiatedProtocol == "h2" {
-		return c.start2()
+		return c.startHTTP2()
 	}
 	return nil
-}
-
-// fullTimeout returns how long a phase may take at all.
-func (p *Pool) fullTimeout(ph Phase) time.Duration {
-	if ph == Handshake {
-		return p.config.HandshakeTimeout
-	}
-	return p.config.DialTimeout
-}
-
-// patience is how long a request waits for its dial. While there is another
-// address to try that is only a short time for each phase; where there is none,
-// until one that was given up before has succeeded. The dial goes on then, and is a
-// failure only if it fails.
-type patience struct {
-	pool    *Pool
-	d       *destination
-	w       *waiter
-	start   time.Time
-	timer   *time.Timer
-	through chan *Pending
-	stops   []func() bool
-}
-
-func newPatience(p *Pool, d *destination, w *waiter) *patience {
-	t := &patience{pool: p, d: d, w: w, start: time.Now()}
-	t.timer = time.NewTimer(t.untilLook(Connect, t.limit(Connect)))
-	if pending := w.order.Pending; len(pending) > 0 {
-		t.through = make(chan *Pending, len(pending))
-		for _, other := range pending {
-			t.stops = append(t.stops, context.AfterFunc(other.done, func() {
-				if other.Progress() == Succeeded {
-					t.through <- other
-				}
-			}))
-		}
-	}
-	return t
-}
-
-func (t *patience) stop() {
-	t.timer.Stop()
-	for _, stop := range t.stops {
-		stop()
-	}
-}
-
-// aLongTime is how long a request waits where nothing is configured: the dial ends
-// before, or a connection that becomes free is waited for.
-const aLongTime = time.Hour
-
-// limit returns how long the request waits in a phase.
-func (t *patience) limit(ph Phase) time.Duration {
-	o := t.w.order
-	if !o.Last {
-		return failoverTimeout[ph]
-	}
-	full := t.pool.fullTimeout(ph)
-	if end := o.Deadlines[ph]; !end.IsZero() && full > 0 {
-		// all addresses together may take little longer than one
-		if left := time.Until(end); left > 0 {
-			return min(full, max(left, minTimeout[ph]))
-		}
-		return min(full, failoverTimeout[ph])
-	}
-	return aLongTime // the dial has its own
-}
-
-// phase returns the phase of the request's dial.
-func (t *patience) phase() Phase {
-	t.d.shard.mu.Lock()
-	defer t.d.shard.mu.Unlock()
-	if t.w.dial == nil {
-		return Connect
-	}
-	return t.w.dial.phase
-}
-
-// over is called when the time is over. It returns why the request waits no more,
-// or nil if it does: because another phase has begun, or there is no dial and it
-// waits for a connection that becomes free.
-func (t *patience) over() *Error {
-	s := t.d.shard
-	s.mu.Lock()
-	n := t.w.dial
-	if n == nil {
-		s.mu.Unlock()
-		t.timer.Reset(aLongTime)
-		return nil
-	}
-	since := n.since
-	if since.Before(t.start) {
-		since = t.start // the dial is older than the request
-	}
-	ph := n.phase
-	s.mu.Unlock()
-	if left := time.Until(since.Add(t.limit(ph))); left > 0 {
-		t.timer.Reset(t.untilLook(ph, left))
-		return nil
-	}
-	return t.stillDialing()
-}
-
-// untilLook returns when to look again whether the time is over of which so much is
-// left in a phase. The next phase may have less time.
-func (t *patience) untilLook(ph Phase, left time.Duration) time.Duration {
-	if ph == Connect && t.d.key.secure() {
-		return min(left, t.limit(Handshake))
-	}
-	return left
-}
-
-// stillDialing returns the error of a request that gives up its dial, which goes
-// on.
-func (t *patience) stillDialing() *Error {
-	o := t.w.order
-	s := t.d.shard
-	s.mu.Lock()
-	n := t.w.dial
-	if n == nil || !slices.Contains(t.d.dials, n) {
-		s.mu.Unlock()
-		return &Error{Phase: Connect, Err: errNoTime}
-	}
-	pending := &Pending{Addr: o.Key.Addr, Phase: n.phase, done: n.ctx}
-	n.pending = append(n.pending, pending)
-	left := t.pool.fullTimeout(n.phase) - time.Since(n.since)
-	s.mu.Unlock()
-	target := ""
-	if pending.Phase == Handshake {
-		target = o.Target
-	}
-	if o.Target != "" {
-		t.pool.health.Slow(target, o.Key.Addr, left)
-	}
-	return &Error{Phase: pending.Phase, Err: errNoTime, Pending: pending}
-}
-
-// guardOf returns by what an order's dial is permitted.
-func guardOf(o *Order) any {
-	if o.Owner == nil {
-		return nil
-	}
-	return o.Owner.Guard()
 }

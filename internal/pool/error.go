@@ -6,16 +6,14 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/net/http2"
 )
 
-// Phase is what a request was at when it failed.
+// Phase is the step at which a request failed.
 type Phase int
 
 // The phases of a request.
@@ -24,37 +22,38 @@ const (
 	Handshake              // the TLS handshake
 	Send                   // sending the request
 	Response               // waiting for the response's header and reading it
-	Prepare                // the request cannot be sent as it is
+	Prepare                // before all others: the request cannot be sent as it is
 )
 
-// phases is how many there are of opening a connection.
-const phases = 2
+// dialPhaseCount is the number of the phases of a dial, Connect and Handshake.
+const dialPhaseCount = 2
 
-// Sent is how much of a request the backend may have seen.
+// Sent is how much of a request the backend may have acted on.
 type Sent int
 
 // The values of Sent.
 const (
-	Nothing Sent = iota // of a request, or the backend said that it will not act on it
+	Nothing Sent = iota // nothing was written, or the backend said that it will not act on it
 	Part
 	All
 )
 
-// Error is why there is no response.
+// Error is the reason why there is no response.
 type Error struct {
 	Phase  Phase
 	Sent   Sent
-	Reused bool // the connection had been idle before
+	Reused bool // the connection had been idle, or carried other requests
 	Err    error
 
-	// Refused says that a backend of HTTP/2 has not acted upon the request.
+	// Refused is true if a backend of HTTP/2 said that it has not acted on the
+	// request, or takes none.
 	Refused bool
 
-	// Pending is the dial that goes on, if the request gave it up.
+	// Pending is the dial that the request gave up and that goes on; nil: none.
 	Pending *Pending
 
-	stale   bool // the connection ended before anything of a response came
-	bounced bool // it took other requests before it ended
+	stale   bool // the connection ended or refused the request before any octet of a response came
+	bounced bool // the connection had served other requests before it refused this one, over HTTP/2
 }
 
 // Error implements error.
@@ -67,53 +66,34 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Timeout implements net.Error: it reports whether a time was over.
+// Timeout implements net.Error: it reports whether a timeout ended the request.
 func (e *Error) Timeout() bool { return isTimeout(e.Err) }
 
 // Temporary implements net.Error.
 func (e *Error) Temporary() bool { return false }
 
-// Dialling reports whether no connection could be opened.
+// Dialling reports whether the request failed before there was a connection.
 func (e *Error) Dialling() bool { return e.Phase <= Handshake }
 
-// again reports whether a request may be sent over another connection to the same
-// address, since it was the connection that failed.
-func (e *Error) again(req *http.Request) bool {
+// mayRetry reports whether a request may be sent over another connection to the same
+// address: the connection failed, not the address.
+func (e *Error) mayRetry(req *http.Request) bool {
 	return e.stale && req.Context().Err() == nil && (e.Sent == Nothing || isReplayable(req))
 }
 
-// isReplayable reports whether a request may be sent again after it was sent (RFC
-// 9110, section 9.2.2): a GET, and without a body what net/http sends again.
-func isReplayable(req *http.Request) bool {
-	switch req.Method {
-	case "", http.MethodGet:
-		return true
-	case http.MethodHead, http.MethodOptions, http.MethodTrace:
-		return !hasBody(req)
-	}
-	for _, field := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
-		if _, ok := req.Header[field]; ok {
-			return !hasBody(req)
-		}
-	}
-	return false
-}
-
-func hasBody(req *http.Request) bool { return req.Body != nil && req.Body != http.NoBody }
-
-// maxSilence is how long a backend may acknowledge nothing of what was sent.
+// maxSilence is how long a backend may leave what was sent to it unacknowledged.
 const maxSilence = 10 * time.Second
 
 var (
-	// ErrLimit is why a connection is not opened: too many are in use.
+	// ErrLimit is returned where Limits allow no other connection.
 	ErrLimit = errors.New("too many connections are in use")
 
-	// ErrSilent is the end of a connection whose backend acknowledges nothing any
-	// more.
+	// ErrSilent ends the requests over a connection whose backend acknowledges
+	// nothing any more. It is a timeout.
 	ErrSilent error = &timeoutError{fmt.Sprintf("the backend has gone silent: it has acknowledged nothing for %s", maxSilence)}
 
 	errResponseHeaderTimeout = &timeoutError{"no response header in time"}
-	errNoTime                = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}
+	errDialTimeout           = &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}
 	errNoStreams             = errors.New("the backend takes no requests")
 	errNoClient              = errors.New("PROXY protocol: the client has no IP address")
 	errClosed                = errors.New("the backend closed the connection without a response")
@@ -124,7 +104,7 @@ var (
 	errStalled               = errors.New("the client did not read the response, which kept others from theirs")
 )
 
-// timeoutError is an error that there was no time left.
+// timeoutError is an error for which Timeout is true.
 type timeoutError struct{ text string }
 
 func (e *timeoutError) Error() string { return e.text }
@@ -132,13 +112,13 @@ func (e *timeoutError) Error() string { return e.text }
 // Timeout implements net.Error.
 func (*timeoutError) Timeout() bool { return true }
 
-// Temporary implements net.Error. TLS goes on after such an error.
+// Temporary implements net.Error. A tls.Conn can be read again after such an error.
 func (*timeoutError) Temporary() bool { return true }
 
 // Is makes it a context.DeadlineExceeded for errors.Is.
 func (*timeoutError) Is(err error) bool { return err == context.DeadlineExceeded }
 
-// isTimeout reports whether an error says that a time was over.
+// isTimeout reports whether an error is a timeout.
 func isTimeout(err error) bool {
 	var t interface{ Timeout() bool }
 	return errors.As(err, &t) && t.Timeout()
@@ -161,9 +141,9 @@ func isOneOf(err error, codes ...syscall.Errno) bool {
 	return false
 }
 
-// isRefused reports whether a backend of HTTP/2 said, or this side knows, that a
-// stream was not acted upon (RFC 9113, section 8.7). Not all of these errors can be
-// had from golang.org/x/net but as texts.
+// isRefused reports whether the backend did not act on a stream of HTTP/2, because it
+// said so or because nothing was sent (RFC 9113, section 8.7). golang.org/x/net exports
+// only some of these errors; the others are known by their texts.
 func isRefused(err error) bool {
 	if e, ok := errors.AsType[http2.StreamError](err); ok {
 		return e.Code == http2.ErrCodeRefusedStream
@@ -177,48 +157,14 @@ func isRefused(err error) bool {
 	}
 }
 
-// isTooLarge reports whether a request was not sent over HTTP/2 since the backend
-// takes no header as large.
+// isTooLarge reports whether a request was not sent over HTTP/2 because its header is
+// larger than the backend allows.
 func isTooLarge(err error) bool {
 	return strings.Contains(err.Error(), "request header list larger than peer's advertised limit")
 }
 
-// isStreamError reports whether an error is about one stream of HTTP/2.
+// isStreamError reports whether an error ended one stream of HTTP/2, not the connection.
 func isStreamError(err error) bool {
 	_, ok := errors.AsType[http2.StreamError](err)
 	return ok
 }
-
-// Pending is a dial that its request gave up and that goes on.
-type Pending struct {
-	Addr  netip.AddrPort
-	Phase Phase // in which it was given up
-
-	progress atomic.Int32
-	done     context.Context // ends with the dial
-}
-
-// Progress is how far a dial has come.
-type Progress int32
-
-// The values of Progress.
-const (
-	Underway Progress = iota
-	Succeeded
-	Failed
-)
-
-// Progress returns how far the dial has come.
-func (d *Pending) Progress() Progress { return Progress(d.progress.Load()) }
-
-// FailoverTimeout is how long a phase of dialling may take while there is another
-// address to try.
-func FailoverTimeout(ph Phase) time.Duration { return failoverTimeout[ph] }
-
-var (
-	failoverTimeout = [phases]time.Duration{Connect: 300 * time.Millisecond, Handshake: time.Second}
-
-	// minTimeout is how long a phase may take at least where there is none. A SYN is
-	// sent again after a second (RFC 6298).
-	minTimeout = [phases]time.Duration{Connect: 1300 * time.Millisecond, Handshake: 2 * time.Second}
-)

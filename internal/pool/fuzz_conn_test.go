@@ -31,7 +31,7 @@ type half struct {
 
 func newHalf(limit int) *half { return &half{changed: make(chan struct{}), limit: limit} }
 
-// change does something and wakes who waits.
+// change calls f and wakes the goroutines that wait.
 func (h *half) change(do func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -56,7 +56,7 @@ func (h *half) push(end error, segments ...[]byte) {
 	})
 }
 
-// wait waits until ready says so; h.mu is held. side is 0 for reads, 1 for writes.
+// wait waits until ready returns true; h.mu is held. side is 0 for reads, 1 for writes.
 func (h *half) wait(side int, ready func() bool) error {
 	for {
 		deadline := h.deadline[side]
@@ -192,7 +192,7 @@ func (c *memConn) lose() {
 	c.out.change(func() { c.out.segments, c.out.size = nil, 0 })
 }
 
-// CloseWrite ends what is sent.
+// CloseWrite closes the writing side.
 func (c *memConn) CloseWrite() error {
 	c.out.push(io.EOF)
 	return nil
@@ -283,7 +283,7 @@ func (r *memRaw) fill(n int) {
 }
 
 // Read calls f with a descriptor that can be read and written, and again each time
-// when there is something to read, until f says that it is done.
+// that there is something to read, until f returns true.
 func (r *memRaw) Read(f func(fd uintptr) (done bool)) error {
 	h := r.in
 	for {

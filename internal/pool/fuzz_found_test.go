@@ -23,9 +23,9 @@ import (
 
 // TestWindowOverflow: one WINDOW_UPDATE by which a stream's window exceeds 2^31-1
 // ends the request, and no more. In net/http of Go 1.26.8 the loop that reads the
-// connection locks itself out there (processWindowUpdate, under cc.mu, calls
-// abortStream, which locks it): with its http.ClientConn the request stayed beyond
-// all its times. golang.org/x/net has that mended.
+// connection deadlocks there (processWindowUpdate, under cc.mu, calls abortStream, which
+// locks it): with its http.ClientConn the request never ended. golang.org/x/net has
+// fixed that.
 func TestWindowOverflow(t *testing.T) {
 	b := newBackend(t, func(c net.Conn, _ *bufio.Reader) {
 		in := reader2(c)
@@ -61,7 +61,7 @@ func TestWindowOverflow(t *testing.T) {
 		case err := <-done:
 			t.Logf("request %d: %v", i, err)
 		case <-time.After(3 * time.Second):
-			t.Errorf("request %d, which has one second, goes on for ever", i)
+			t.Errorf("request %d, which has one second, has not ended", i)
 		}
 	}
 	stuck := 0
@@ -73,12 +73,12 @@ func TestWindowOverflow(t *testing.T) {
 		}
 	}
 	if stuck > 0 {
-		t.Errorf("%d of %d shards are locked for good", stuck, len(p.shards))
+		t.Errorf("%d of %d shards stay locked, want none", stuck, len(p.shards))
 	}
 }
 
-// TestExpectEnds: the body of a request that has failed is let go at once. It was
-// held until ExpectContinueTimeout, with a goroutine, since nothing tells the upload
+// TestExpectEnds: the body of a request that has failed is closed at once. It used to
+// stay open until ExpectContinueTimeout, with a goroutine, since the upload was not told
 // that there will be no 100 (Continue).
 func TestExpectEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -102,13 +102,13 @@ func TestExpectEnds(t *testing.T) {
 		_, err := p.RoundTrip(req, &Order{Key: memKey, Target: memKey.Host, Last: true})
 		time.Sleep(time.Second)
 		if !body.closed.Load() {
-			t.Errorf("%v, and a second later the body is still open", err)
+			t.Errorf("%v, and a second later the body is open, want it closed", err)
 		}
 	})
 }
 
-// TestMaxPerKeyFailed: a request that waits for want of a limit gets a dial when the
-// one that reached it has failed. It waited for ever, or until the next request.
+// TestMaxPerKeyFailed: a request that waits because MaxPerKey was reached is assigned a
+// dial when the one before has failed. It used to wait until the next request came.
 func TestMaxPerKeyFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		config := fuzzConfig()
@@ -139,7 +139,7 @@ func TestMaxPerKeyFailed(t *testing.T) {
 					_ = res.Body.Close()
 				}
 				if took := time.Since(start); took > time.Minute {
-					t.Errorf("request %d took %v: %v", i, took, err)
+					t.Errorf("request %d took %v, want less: %v", i, took, err)
 				}
 			})
 		}

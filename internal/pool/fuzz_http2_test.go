@@ -294,16 +294,9 @@ func FuzzHTTP2(f *testing.F) {
 	})
 }
 
-func play2(t *testing.T, program, raw []byte, flags uint16) {
-	is := func(flag uint16) bool { return flags&flag != 0 }
-	s := newStage(t, &plan{end: int(flags&7) % ends})
-	fr := newFrames(program)
-	segments := fr.all()
-	pauses := time.Duration(0)
-	if is(h2Pause) {
-		pauses = time.Duration(len(segments)) * fuzzPause
-	}
-	s.serve = func(c net.Conn) {
+// replyHTTP2 returns what serves the first connection: it sends the segments and then raw.
+func (s *stage) replyHTTP2(segments [][]byte, raw []byte, is func(flag uint16) bool) func(net.Conn) {
+	return func(c net.Conn) {
 		in := reader2(c)
 		if in == nil {
 			return
@@ -349,14 +342,26 @@ func play2(t *testing.T, program, raw []byte, flags uint16) {
 			answer2(in, c)
 		}
 	}
+}
+
+// play2 plays a program of frames and raw octets.
+func play2(t *testing.T, program, raw []byte, flags uint16) {
+	is := func(flag uint16) bool { return flags&flag != 0 }
+	s := newStage(t, &plan{end: int(flags&7) % ends})
+	fr := newFrames(program)
+	segments := fr.all()
+	pauses := time.Duration(0)
+	if is(h2Pause) {
+		pauses = time.Duration(len(segments)) * fuzzPause
+	}
+	s.serve = s.replyHTTP2(segments, raw, is)
 	s.later = func(c net.Conn) {
 		if in := reader2(c); in != nil {
 			hello2(c)
 			answer2(in, c)
 		}
 	}
-	limits := NewLimits(0, nil)
-	p := New(fuzzConfig(), health.New(), limits)
+	p := New(fuzzConfig(), health.New(), NewLimits(0, nil))
 	p.Dial = s.dial
 	key := memKey
 	key.Protocol = HTTP2
@@ -382,63 +387,62 @@ func play2(t *testing.T, program, raw []byte, flags uint16) {
 	start := time.Now()
 	res, err := p.RoundTrip(req, order)
 	if took := time.Since(start); took > min(timeout, fuzzHeader+pauses+fuzzRead) {
-		t.Errorf("RoundTrip took %v: %v", took, err)
+		t.Errorf("RoundTrip took %v, want less: %v", took, err)
 	}
 	retried := s.n.Load() > 1 // the response may be that of another connection
 	if err == nil {
 		if res.StatusCode < 100 || res.StatusCode > 999 || res.StatusCode == http.StatusSwitchingProtocols {
-			t.Errorf("status %d", res.StatusCode)
+			t.Errorf("status %d, want 100 to 999", res.StatusCode)
 		}
 		if !is(h2Drop) {
 			got, err := io.ReadAll(res.Body)
 			if took := time.Since(start); took > timeout {
-				t.Errorf("reading took %v: %v", took, err)
+				t.Errorf("reading the body took %v, want less: %v", took, err)
 			}
 			if len(raw) == 0 && !fr.raw && !retried && !res.Uncompressed && !fr.sent(got) && res.Header.Get("X-Token") != "/first" {
-				t.Errorf("body %q that was not sent", got)
+				t.Errorf("body %q, want one that was sent", got)
 			}
 		}
 		_ = res.Body.Close()
 	} else if _, ok := err.(*Error); !ok {
-		t.Errorf("an error of type %T", err)
+		t.Errorf("an error of type %T, want *Error: %v", err, err)
 	}
 	<-s.sent
 	synctest.Wait() // until all was read: it may be for the stream of the next request
-	next := func(order *Order, path string, must bool) {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		defer cancel()
-		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://backend.example"+path, nil)
-		start := time.Now()
-		res, err := p.RoundTrip(req, order)
-		if took := time.Since(start); took > 2*time.Second {
-			t.Errorf("%s took %v", path, took)
-		}
-		if err != nil {
-			if must {
-				t.Errorf("%s: %v", path, err)
-			}
-			return
-		}
-		defer res.Body.Close()
-		body, err := io.ReadAll(res.Body)
-		if res.StatusCode != http.StatusOK || res.Header.Get("X-Token") != path || err == nil && string(body) != path || !strings.HasPrefix(path, string(body)) {
-			t.Errorf("%s got %q, %q, %q, %v", path, res.Status, res.Header, body, err)
-		}
-	}
-	next(order, "/second", false)
-	next(order, "/third", false)
+	next2(t, p, order, "/second", false)
+	next2(t, p, order, "/third", false)
 	other := *order
 	other.Key.Host = "other.example"
-	next(&other, "/other", true)
+	next2(t, p, &other, "/other", true)
 	synctest.Wait()
 	p.checkIdle(t)
 	p.Close()
 	s.wg.Wait()
 	time.Sleep(2 * sweepInterval) // the sweeper may have to end by itself
 	synctest.Wait()
-	limits.mu.Lock()
-	defer limits.mu.Unlock()
-	if p.Open() != 0 || p.destinations() != 0 || limits.open != 0 || len(limits.groups) != 0 {
-		t.Errorf("left: %d connections, %d destinations, %d in limits, %v", p.Open(), p.destinations(), limits.open, limits.groups)
+	p.checkEmpty(t)
+}
+
+// next2 sends another request, which may fail unless it must not, but gets no response
+// but its own.
+func next2(t *testing.T, p *Pool, order *Order, path string, must bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://backend.example"+path, nil)
+	start := time.Now()
+	res, err := p.RoundTrip(req, order)
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("%s took %v, want less", path, took)
+	}
+	if err != nil {
+		if must {
+			t.Errorf("%s: %v, want a response", path, err)
+		}
+		return
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if res.StatusCode != http.StatusOK || res.Header.Get("X-Token") != path || err == nil && string(body) != path || !strings.HasPrefix(path, string(body)) {
+		t.Errorf("%s got %q, %q, %q, %v, want its own response", path, res.Status, res.Header, body, err)
 	}
 }

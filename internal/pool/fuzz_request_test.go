@@ -5,6 +5,7 @@ package pool
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"io"
 	"net"
@@ -67,65 +68,82 @@ func FuzzRequest(f *testing.F) {
 		if len(method)+len(host)+len(path)+len(fields)+len(body) > maxFuzz {
 			t.Skip()
 		}
-		synctest.Test(t, func(t *testing.T) { playRequest(t, method, host, path, fields, body, flags) })
+		synctest.Test(t, func(t *testing.T) {
+			(&fuzzedRequest{method: method, host: host, path: path, fields: fields, body: body, flags: flags}).play(t)
+		})
 	})
 }
 
-func playRequest(t *testing.T, method, host, path, fields string, body []byte, flags uint16) {
-	is := func(flag uint16) bool { return flags&flag != 0 }
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
+// fuzzedRequest is a request that is made out of fuzzed values.
+type fuzzedRequest struct {
+	method, host, path, fields string
+	body                       []byte
+	flags                      uint16
+	wrong                      bool // its ContentLength is not that of its body
+}
+
+func (f *fuzzedRequest) is(flag uint16) bool { return f.flags&flag != 0 }
+
+// build returns the request. It skips those for which net/http does not check what is
+// to be checked here.
+func (f *fuzzedRequest) build(ctx context.Context, t *testing.T) *http.Request {
 	req := (&http.Request{
-		Method: method, Host: host, URL: &url.URL{Scheme: "http", Host: "backend.example", Path: path},
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: make(http.Header), Close: is(reqClose),
+		Method: f.method, Host: f.host, URL: &url.URL{Scheme: "http", Host: "backend.example", Path: f.path},
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: make(http.Header), Close: f.is(reqClose),
 	}).WithContext(ctx)
-	if is(reqOpaque) {
-		req.URL.Path, req.URL.Opaque = "", path
+	if f.is(reqOpaque) {
+		req.URL.Path, req.URL.Opaque = "", f.path
 	}
-	if is(reqRaw) {
-		req.URL.RawPath, req.URL.RawQuery = path, path
+	if f.is(reqRaw) {
+		req.URL.RawPath, req.URL.RawQuery = f.path, f.path
 	}
-	if fields != "" {
-		for line := range strings.SplitSeq(fields, "\n") {
+	if f.fields != "" {
+		for line := range strings.SplitSeq(f.fields, "\n") {
 			name, value, _ := strings.Cut(line, ":")
 			req.Header.Add(name, value)
 		}
 	}
-	if is(reqExpect) {
+	if f.is(reqExpect) {
 		req.Header.Set("Expect", "100-continue")
 	}
-	switch flags & reqBody {
+	switch f.flags & reqBody {
 	case 1: // of a known length
-		req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(f.body)), int64(len(f.body))
 	case 2: // of an unknown length
-		req.Body, req.ContentLength = io.NopCloser(io.MultiReader(bytes.NewReader(body))), -1
+		req.Body, req.ContentLength = io.NopCloser(io.MultiReader(bytes.NewReader(f.body))), -1
 	case 3:
 		req.Body = http.NoBody
 	}
-	wrong := is(reqWrong) && flags&reqBody == 1 && len(body) > 0
-	if wrong {
-		req.ContentLength += int64(body[0])%5 - 2
-		wrong = int(req.ContentLength) != len(body)
+	if f.is(reqWrong) && f.flags&reqBody == 1 && len(f.body) > 0 {
+		req.ContentLength += int64(f.body[0])%5 - 2
+		f.wrong = int(req.ContentLength) != len(f.body)
 	}
-	if is(reqTrailer) && req.ContentLength < 0 {
+	if f.is(reqTrailer) && req.ContentLength < 0 {
 		req.Trailer = http.Header{"X-T": {"t"}}
 		for name, values := range req.Header {
 			req.Trailer[name] = values
 			break
 		}
 	}
-	sent := req.Clone(ctx)
-	if method == http.MethodConnect {
-		if _, err := url.Parse("http://" + host); err != nil || is(reqOpaque) {
-			t.Skip("net/http does not look at that")
+	if f.method == http.MethodConnect {
+		if _, err := url.Parse("http://" + f.host); err != nil || f.is(reqOpaque) {
+			t.Skip("net/http does not check that")
 		}
 	}
-	if uri := req.URL.RequestURI(); method != http.MethodConnect && strings.Contains(uri, " ") {
-		t.Skip("net/http does not look at that")
+	if uri := req.URL.RequestURI(); f.method != http.MethodConnect && strings.Contains(uri, " ") {
+		t.Skip("net/http does not check that")
 	} else if _, err := url.ParseRequestURI(uri); err != nil && !strings.ContainsFunc(uri, unicode.IsControl) {
-		t.Skip("and not at that")
+		t.Skip("nor that")
 	}
+	return req
+}
 
+// play sends the request and checks what the backend got.
+func (f *fuzzedRequest) play(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	req := f.build(ctx, t)
+	sent := req.Clone(ctx)
 	s := newStage(t, new(plan))
 	conn := new(recorded)
 	s.serve = func(c net.Conn) {
@@ -134,7 +152,7 @@ func playRequest(t *testing.T, method, host, path, fields string, body []byte, f
 		got, err := http.ReadRequest(br)
 		if err != nil {
 			if conn.octets.Len() > 0 && err != io.EOF && err != io.ErrUnexpectedEOF {
-				t.Errorf("%v: %q", err, conn.octets.Bytes())
+				t.Errorf("the request cannot be read: %v: %q", err, conn.octets.Bytes())
 			}
 			return
 		}
@@ -146,12 +164,12 @@ func playRequest(t *testing.T, method, host, path, fields string, body []byte, f
 		_, _ = io.Copy(io.Discard, br) // nothing more is to come
 	}
 	config := fuzzConfig()
-	config.DisableCompression, config.DisableKeepAlive = !is(reqUnzip), is(reqOnce)
+	config.DisableCompression, config.DisableKeepAlive = !f.is(reqUnzip), f.is(reqOnce)
 	p := New(config, health.New(), NewLimits(0, nil))
 	p.Dial = s.dial
 	start := time.Now()
 	res, err := p.RoundTrip(req, &Order{Key: memKey, Target: memKey.Host, Last: true})
-	if took := time.Since(start); took > fuzzHeader+lastWords+fuzzRead+200*time.Millisecond {
+	if took := time.Since(start); took > fuzzHeader+lateResponseTime+fuzzRead+200*time.Millisecond {
 		t.Errorf("RoundTrip took %v: %v", took, err)
 	}
 	if err == nil {
@@ -163,26 +181,31 @@ func playRequest(t *testing.T, method, host, path, fields string, body []byte, f
 	time.Sleep(2 * sweepInterval)
 	synctest.Wait()
 	if p.Open() != 0 || p.destinations() != 0 {
-		t.Errorf("left: %d connections, %d destinations", p.Open(), p.destinations())
+		t.Errorf("%d connections and %d destinations are left, want none", p.Open(), p.destinations())
 	}
 	if s.n.Load() > 1 {
-		t.Fatalf("%d connections", s.n.Load())
+		t.Fatalf("%d connections were opened, want one at most", s.n.Load())
 	}
-	octets := conn.octets.Bytes()
+	f.check(t, sent, s.n.Load() > 0, conn.octets.Bytes(), err)
+}
+
+// check compares the octets that were sent with the request. dialled is true if a
+// connection was opened, err the error of RoundTrip.
+func (f *fuzzedRequest) check(t *testing.T, sent *http.Request, dialled bool, octets []byte, err error) {
 	if err != nil {
-		if invalid := validate(sent); invalid != nil && (len(octets) > 0 || s.n.Load() > 0) {
-			t.Errorf("%v, but %q was sent", invalid, octets)
+		if invalid := validate(sent); invalid != nil && (len(octets) > 0 || dialled) {
+			t.Errorf("%q was sent, want nothing: %v", octets, invalid)
 		}
-		if !wrong && len(octets) > 0 && !is(reqTrailer) {
-			t.Errorf("%v, but %q was sent", err, octets)
+		if !f.wrong && len(octets) > 0 && !f.is(reqTrailer) {
+			t.Errorf("%q was sent, want nothing after %v", octets, err)
 		}
 		if e := err.(*Error); (e.Sent == Nothing) != (len(octets) == 0) {
-			t.Errorf("sent %d, but %q was sent", e.Sent, octets)
+			t.Errorf("Sent is %d, but the octets %q were sent", e.Sent, octets)
 		}
 	}
 	if len(octets) == 0 {
 		if err == nil {
-			t.Error("a response to nothing")
+			t.Error("there is a response although nothing was sent, want none")
 		}
 		return
 	}
@@ -190,35 +213,48 @@ func playRequest(t *testing.T, method, host, path, fields string, body []byte, f
 	got, parseErr := http.ReadRequest(br)
 	if parseErr != nil {
 		if err == nil {
-			t.Errorf("%v: %q", parseErr, octets)
+			t.Errorf("what was sent is no request: %v: %q", parseErr, octets)
 		}
 		return
 	}
 	gotBody, bodyErr := io.ReadAll(got.Body)
 	if rest, _ := io.ReadAll(br); len(rest) > 0 {
-		t.Errorf("beyond the request: %q", rest)
+		t.Errorf("%q was sent after the request, want nothing", rest)
 	}
-	if method == "" {
-		method = http.MethodGet
-	}
+	method := cmp.Or(f.method, http.MethodGet)
 	if got.Method != method {
 		t.Errorf("method %q, want %q", got.Method, method)
 	}
 	if want := sent.URL.RequestURI(); got.RequestURI != want && method != http.MethodConnect {
 		t.Errorf("URI %q, want %q", got.RequestURI, want)
 	}
-	wantBody := body
+	wantBody := f.body
 	if sent.Body == nil || sent.Body == http.NoBody {
 		wantBody = nil
 	}
 	switch {
-	case wrong:
+	case f.wrong:
 		if !bytes.HasPrefix(wantBody, gotBody) {
 			t.Errorf("body %q, want %q", gotBody, wantBody)
 		}
 	case bodyErr != nil && err == nil || bodyErr == nil && !bytes.Equal(gotBody, wantBody):
 		t.Errorf("body %q, %v, want %q", gotBody, bodyErr, wantBody)
 	}
+	want := f.wantHeader(sent, method)
+	got.Header.Del("Content-Length")
+	if len(want["Pragma"]) > 0 { // net/http adds a field
+		want.Del("Cache-Control")
+		got.Header.Del("Cache-Control")
+	}
+	slices.Sort(got.Header["Connection"])
+	slices.Sort(want["Connection"])
+	if !reflect.DeepEqual(got.Header, want) {
+		t.Errorf("header %q, want %q: %q", got.Header, want, octets)
+	}
+}
+
+// wantHeader returns the header that the backend has to get.
+func (f *fuzzedRequest) wantHeader(sent *http.Request, method string) http.Header {
 	want := make(http.Header)
 	for name, values := range sent.Header {
 		switch name {
@@ -236,24 +272,16 @@ func playRequest(t *testing.T, method, host, path, fields string, body []byte, f
 	if _, ok := sent.Header["User-Agent"]; !ok {
 		want.Set("User-Agent", "Go-http-client/1.1")
 	}
-	if is(reqUnzip) && sent.Header.Get("Accept-Encoding") == "" && sent.Header.Get("Range") == "" && method != http.MethodHead {
+	if f.is(reqUnzip) && sent.Header.Get("Accept-Encoding") == "" && sent.Header.Get("Range") == "" && method != http.MethodHead {
 		want["Accept-Encoding"] = append(want["Accept-Encoding"], "gzip")
 	}
-	if is(reqClose) || is(reqOnce) && sent.Header["Upgrade"] == nil {
+	if f.is(reqClose) || f.is(reqOnce) && sent.Header["Upgrade"] == nil {
 		want["Connection"] = append([]string{"close"}, want["Connection"]...)
 	}
-	got.Header.Del("Content-Length")
-	if len(want["Pragma"]) > 0 { // net/http adds a field
-		want.Del("Cache-Control")
-		got.Header.Del("Cache-Control")
-	}
-	slices.Sort(got.Header["Connection"])
-	slices.Sort(want["Connection"])
-	if !reflect.DeepEqual(got.Header, want) {
-		t.Errorf("header %q, want %q: %q", got.Header, want, octets)
-	}
+	return want
 }
 
+// trimmed returns a value of a field as it is sent.
 func trimmed(value string) string {
 	return strings.Trim(strings.NewReplacer("\n", " ", "\r", " ").Replace(value), " \t")
 }

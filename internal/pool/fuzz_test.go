@@ -186,7 +186,7 @@ type answer1 struct {
 	interim int
 	body    []byte
 	bodyErr error
-	surplus []byte // what reaches nobody
+	surplus []byte // what no client may get
 }
 
 func (pl *plan) parse() (a answer1) {
@@ -357,15 +357,14 @@ func (s *stage) answer(br *bufio.Reader, c net.Conn, got func(path string)) {
 	}
 }
 
-// play sends requests to the stage and looks at the results.
+// play sends requests to the stage and checks the results.
 func (s *stage) play(config Config, key Key) {
 	t := s.t
 	config.DisableCompression = !s.gzip
 	if s.together {
 		config.MaxPerKey = 1
 	}
-	limits := NewLimits(0, nil)
-	p := New(config, health.New(), limits)
+	p := New(config, health.New(), NewLimits(0, nil))
 	p.Dial = s.dial
 	order := &Order{Key: key, Target: key.Host, Last: true}
 	var second sync.WaitGroup
@@ -383,10 +382,10 @@ func (s *stage) play(config Config, key Key) {
 	}
 	s.next(p, order, "/third")
 	if s.reused.Load() && !reusable && !s.foreign {
-		t.Error("the connection was used again")
+		t.Error("the connection was used again, want another one")
 	}
 	if !s.reused.Load() && reusable && !s.foreign && !s.cancel && !s.real {
-		t.Error("the connection was not used again")
+		t.Error("the connection was not used again, want it used")
 	}
 	other := *order
 	other.Key.Host = "other.example"
@@ -403,14 +402,20 @@ func (s *stage) play(config Config, key Key) {
 	} else {
 		eventually(t, "nothing is left", func() bool { return p.Open() == 0 && p.destinations() == 0 })
 	}
+	p.checkEmpty(t)
+}
+
+// checkEmpty checks that nothing is left of a pool that was closed.
+func (p *Pool) checkEmpty(t *testing.T) {
+	limits := p.limits
 	limits.mu.Lock()
 	defer limits.mu.Unlock()
 	if p.Open() != 0 || p.destinations() != 0 || limits.open != 0 || len(limits.groups) != 0 || len(limits.pools) != 0 {
-		t.Errorf("left: %d connections, %d destinations, %d in limits, %v", p.Open(), p.destinations(), limits.open, limits.groups)
+		t.Errorf("%d connections, %d destinations, %d in limits, %v are left, want none", p.Open(), p.destinations(), limits.open, limits.groups)
 	}
 }
 
-// checkIdle looks at what a pool knows while no request is under way.
+// checkIdle checks the state of a pool while no request is under way.
 func (p *Pool) checkIdle(t *testing.T) {
 	open := 0
 	for i := range p.shards {
@@ -422,11 +427,11 @@ func (p *Pool) checkIdle(t *testing.T) {
 		}
 		for _, d := range s.destinations {
 			if len(d.waiters)+len(d.dials) > 0 {
-				t.Errorf("%d requests wait, %d dials", len(d.waiters), len(d.dials))
+				t.Errorf("%d requests wait and %d dials are under way, want none", len(d.waiters), len(d.dials))
 			}
 			for _, c := range d.conns {
-				if !c.listed && !c.retired || c.active != 0 {
-					t.Errorf("listed %t, active %d, retired %t", c.listed, c.active, c.retired)
+				if !c.idle && !c.retired || c.active != 0 {
+					t.Errorf("a connection that no request uses: idle %t, active %d, retired %t, want it idle or retired, and not active", c.idle, c.active, c.retired)
 				}
 			}
 			open += len(d.conns)
@@ -434,20 +439,20 @@ func (p *Pool) checkIdle(t *testing.T) {
 		}
 		s.mu.Unlock()
 		if listed != 0 {
-			t.Errorf("%d too many are listed", listed)
+			t.Errorf("%d connections more are in the list of idle ones than are open, want none", listed)
 		}
 	}
 	if p.Open() != open {
-		t.Errorf("%d are open, %d are known", p.Open(), open)
+		t.Errorf("Open returns %d, want %d, the connections of all destinations", p.Open(), open)
 	}
 }
 
-// traced1 returns a context by which interim responses are looked at.
+// traced1 returns a context that checks interim responses.
 func traced1(ctx context.Context, t *testing.T) context.Context {
 	n := 0
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
 		if n++; n > maxInterim || code == http.StatusSwitchingProtocols || code > 199 {
-			t.Errorf("interim response %d: %d", n, code)
+			t.Errorf("interim response %d has status %d, want at most %d of status 100 to 199 but 101", n, code, maxInterim)
 		}
 		return nil
 	}})
@@ -464,15 +469,32 @@ func (s *stage) slack() time.Duration {
 // first sends the first request and compares its response with what net/http reads.
 // It reports whether the connection may be used again.
 func (s *stage) first(p *Pool, order *Order) (reusable bool) {
-	t := s.t
 	want := s.parse()
-	_, pauses := s.groups()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	if s.cancel {
 		cancel()
 		ctx, cancel = context.WithTimeout(context.Background(), fuzzCancel)
 	}
 	defer cancel()
+	req := s.firstRequest(ctx)
+	start := time.Now()
+	res, err := p.RoundTrip(req, order)
+	s.checkTime(time.Since(start), req.Body != nil, order.Key.secure(), err)
+	if err != nil {
+		s.checkError(want, req.Body != nil, err)
+		return false
+	}
+	s.checkHeader(res, want)
+	if s.drop {
+		_ = res.Body.Close()
+		return res.Body == http.NoBody && s.clean(want)
+	}
+	return s.checkBody(res, want)
+}
+
+// firstRequest returns the request that the plan describes.
+func (s *stage) firstRequest(ctx context.Context) *http.Request {
+	t := s.t
 	var body io.Reader
 	if s.method == http.MethodPost {
 		body = strings.NewReader("body")
@@ -491,34 +513,46 @@ func (s *stage) first(p *Pool, order *Order) (reusable bool) {
 	if s.expect && body != nil {
 		req.Header.Set("Expect", "100-continue")
 	}
-	start := time.Now()
-	res, err := p.RoundTrip(req, order)
-	took := time.Since(start)
+	return req
+}
+
+// checkTime checks how long RoundTrip took.
+func (s *stage) checkTime(took time.Duration, hasBody, secure bool, err error) {
+	_, pauses := s.groups()
 	bound := fuzzHeader + 2*fuzzHandshake
-	if !order.Key.secure() {
+	if !secure {
 		bound = fuzzHeader
 	}
-	if body != nil {
-		bound += lastWords + pauses + fuzzRead + 20*time.Millisecond
+	if hasBody {
+		bound += lateResponseTime + pauses + fuzzRead + 20*time.Millisecond
 	}
 	if s.cancel {
 		bound = fuzzCancel
 	}
 	if took > bound+s.slack() {
-		t.Errorf("RoundTrip took %v, not %v: %v", took, bound, err)
+		s.t.Errorf("RoundTrip took %v, want at most %v: %v", took, bound, err)
 	}
-	if err != nil {
-		if _, ok := err.(*Error); !ok {
-			t.Errorf("an error of type %T: %v", err, err)
-		}
-		plain := !s.unasked && !s.cancel && !s.real && !s.early && pauses == 0 && s.end <= endShut && !s.incomplete && !s.foreign
-		if plain && body == nil && want.err == nil && want.interim < maxInterim && fieldsOf(want.res.Header) <= maxFields && !s.huge() {
-			t.Errorf("no response: %v", err)
-		}
-		return false
+}
+
+// checkError checks the error of RoundTrip, which must not be where net/http reads a
+// response and nothing in the plan stands in its way.
+func (s *stage) checkError(want answer1, hasBody bool, err error) {
+	t := s.t
+	if _, ok := err.(*Error); !ok {
+		t.Errorf("an error of type %T, want *Error: %v", err, err)
 	}
+	_, pauses := s.groups()
+	plain := !s.unasked && !s.cancel && !s.real && !s.early && pauses == 0 && s.end <= endShut && !s.incomplete && !s.foreign
+	if plain && !hasBody && want.err == nil && want.interim < maxInterim && fieldsOf(want.res.Header) <= maxFields && !s.huge() {
+		t.Errorf("%v, want a response", err)
+	}
+}
+
+// checkHeader compares the header of a response with what net/http reads.
+func (s *stage) checkHeader(res *http.Response, want answer1) {
+	t := s.t
 	if res.StatusCode < 100 || res.StatusCode > 999 {
-		t.Fatalf("status %d", res.StatusCode)
+		t.Fatalf("status %d, want 100 to 999", res.StatusCode)
 	}
 	if want.err != nil {
 		t.Fatalf("a response %d where net/http has %v", res.StatusCode, want.err)
@@ -534,22 +568,25 @@ func (s *stage) first(p *Pool, order *Order) (reusable bool) {
 	if !reflect.DeepEqual(res.Header, header) && len(res.Header)+len(header) > 0 {
 		t.Errorf("header %q, want %q", res.Header, header)
 	}
-	if s.drop {
-		_ = res.Body.Close()
-		return res.Body == http.NoBody && s.clean(want)
-	}
+}
+
+// checkBody reads the body of a response and compares it with what net/http reads. It
+// reports whether the connection may be used again.
+func (s *stage) checkBody(res *http.Response, want answer1) (reusable bool) {
+	t := s.t
+	_, pauses := s.groups()
 	if w, ok := res.Body.(io.Writer); ok {
 		_, _ = w.Write([]byte("GET /upgraded HTTP/1.1\r\nHost: a\r\n\r\n"))
 	}
-	start = time.Now()
+	start := time.Now()
 	got, err := io.ReadAll(res.Body)
-	took = time.Since(start)
-	bound = pauses + fuzzRead + writeGrace
+	took := time.Since(start)
+	bound := pauses + fuzzRead + writeGrace
 	if s.cancel && res.StatusCode != http.StatusSwitchingProtocols { // as with net/http
 		bound = fuzzCancel + writeGrace
 	}
 	if took > bound+s.slack() {
-		t.Errorf("reading the body took %v, not %v: %v", took, bound, err)
+		t.Errorf("reading the body took %v, want at most %v: %v", took, bound, err)
 	}
 	_ = res.Body.Close()
 	body1 := want.body
@@ -616,18 +653,18 @@ func (s *stage) next(p *Pool, order *Order, path string) {
 	start := time.Now()
 	res, err := p.RoundTrip(req, order)
 	if took := time.Since(start); !s.together && !s.real && took > fuzzHeader+2*fuzzHandshake+s.slack() {
-		t.Errorf("%s took %v", path, took)
+		t.Errorf("%s took %v, want less", path, took)
 	}
 	if err != nil {
 		if !s.real || method == http.MethodGet && !isTimeout(err) { // a busy machine may be late
-			t.Errorf("%s: %v", path, err)
+			t.Errorf("%s: %v, want a response", path, err)
 		}
 		return
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	if res.StatusCode != http.StatusOK || string(body) != path || err != nil || res.Header.Get("X-Token") != path {
-		t.Errorf("%s got %q, %q, %q, %v", path, res.Status, res.Header, body, err)
+		t.Errorf("%s got %q, %q, %q, %v, want its own response", path, res.Status, res.Header, body, err)
 	}
 }
 
@@ -703,8 +740,8 @@ func seedPlans(add func(cuts []byte, flags uint16)) {
 	add(bytes.Repeat([]byte{0x8f}, 10), flagCancel)
 }
 
-// FuzzResponse: whatever a backend sends, in whatever segments, its client gets
-// what net/http reads from it or an error in time, and no other client any of it.
+// FuzzResponse: of all that a backend may send, in all segments, its client gets what
+// net/http reads from it, or an error in time. No other client gets any of it.
 func FuzzResponse(f *testing.F) {
 	n := 0
 	for _, reply := range replies() {

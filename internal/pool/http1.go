@@ -2,7 +2,6 @@ package pool
 
 import (
 	"bufio"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -12,27 +11,25 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/net/http/httpguts"
 )
 
-// exchange is one request and its response over a connection of HTTP/1.1. It is
-// the body of the response.
+// exchange is one request and its response over a connection of HTTP/1.1. To the
+// client it is the body of the response, whose end gives the connection back.
 type exchange struct {
-	c        *conn
-	req      *http.Request
-	res      *http.Response
-	br       *bufio.Reader
-	upload   *upload // nil: the request has no body
-	watched  watched
-	unzip    bool    // this side has asked for gzip
-	start    int64   // what had been written to the connection before
-	knocked  bool    // the first octet of the request is sent ahead
-	unseen   bool    // the connection is still to be looked at
-	w        *writer // has the request, which is written before something is read; nil: no
-	received bool    // something of a response
+	c             *conn
+	req           *http.Request
+	res           *http.Response
+	br            *bufio.Reader
+	upload        *upload // nil: the request has no body
+	watched       watched // the state of its watcher
+	unzip         bool    // this side asked for gzip
+	writtenBefore int64   // octets that were written to the connection before the request
+	knocked       bool    // the first octet of the request was sent before: see knock
+	unchecked     bool    // the connection was idle and is still to be checked: see defersCheck
+	heldRequest   *writer // holds the request until the first read: see connWriter; nil: the request was sent
+	responseBegun bool    // the first octet of the response has come
 
-	wait struct { // for the header of the response
+	headerWait struct { // for the header of the response
 		sync.Mutex
 		over  bool
 		timer *time.Timer
@@ -40,15 +37,16 @@ type exchange struct {
 
 	mu   sync.Mutex // held while the body is read
 	body io.ReadCloser
-	err  error // of reads from now on; nil: the connection is in use
+	err  error // of the next read; nil: the connection is in use
 }
 
-// roundTrip1 sends a request over HTTP/1.1.
-func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error) {
-	x := &exchange{c: c, req: req, start: c.raw.written.Load()}
-	x.knocked = !fresh && c.knocks(req)
-	x.unseen = !fresh && c.looksLater(req)
-	c.pool.watchSoon(x)
+// roundTripHTTP1 sends a request and reads the header of the response. fresh is true if
+// the connection has carried no request and was never idle.
+func (c *conn) roundTripHTTP1(req *http.Request, fresh bool) (*http.Response, error) {
+	x := &exchange{c: c, req: req, writtenBefore: c.raw.written.Load()}
+	x.knocked = !fresh && c.needsKnock(req)
+	x.unchecked = !fresh && c.defersCheck(req)
+	c.pool.startWatch(x)
 	if x.knocked {
 		if err := x.knock(); err != nil {
 			return nil, x.fail(Send, err)
@@ -57,7 +55,7 @@ func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error)
 	if err := x.send(); err != nil {
 		return nil, x.fail(Send, err)
 	}
-	x.br = c.pool.reader(c)
+	x.br = c.pool.getReader(c)
 	res, err := x.readResponse()
 	if e, ok := err.(*sendError); ok {
 		return nil, x.fail(Send, e.error)
@@ -66,16 +64,16 @@ func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error)
 		return nil, x.fail(Response, err)
 	}
 	if x.upload != nil {
-		if err := x.upload.headWritten(); err != nil {
+		if err := x.upload.waitHeadWritten(); err != nil {
 			return nil, x.fail(Send, err)
 		}
 	}
-	x.stopWaiting()
+	x.stopHeaderWait()
 	x.res = res
 	c.readKeepAlive(res.Header)
 	switch {
 	case res.StatusCode == http.StatusSwitchingProtocols:
-		x.leave()
+		x.unwatch()
 		c.pool.detach(c)
 		res.Body = &upgraded{conn: c, br: x.br}
 	case res.Body == http.NoBody:
@@ -93,45 +91,8 @@ func (c *conn) roundTrip1(req *http.Request, fresh bool) (*http.Response, error)
 	return res, nil
 }
 
-const (
-	// knockIdle is how long a connection has been idle of which it is found out
-	// whether it is still open before a request is sent over it that cannot be
-	// repeated.
-	knockIdle = 500 * time.Millisecond
-
-	// knockTime is how long the backend's acknowledgement is waited for, and
-	// knockGrace how long a backend has then to end the connection.
-	knockTime  = time.Second
-	knockGrace = 3 * time.Millisecond
-)
-
-// knock sends the first octet of the request and waits until the backend has it.
-// A backend that was about to close the connection for being idle does that now,
-// and nobody acts upon a request of one octet: it can be sent over another
-// connection.
-func (x *exchange) knock() error {
-	c := x.c
-	acked := c.raw.acked()
-	if _, err := c.Conn.Write([]byte(x.req.Method[:1])); err != nil {
-		return err
-	}
-	x.start = c.raw.written.Load()
-	begun := time.Now()
-	for wait := 50 * time.Microsecond; acked > 0 && c.raw.acked() == acked && time.Since(begun) < knockTime; wait *= 2 {
-		if c.raw.readable() {
-			break
-		}
-		time.Sleep(wait)
-	}
-	time.Sleep(knockGrace)
-	if !c.quiet() {
-		return io.EOF
-	}
-	return nil
-}
-
-// send writes the request. A body is written in the background, since the response
-// may come before its end.
+// send writes the request. If it has a body, an upload writes it, since the response
+// may come before the end of the body.
 func (x *exchange) send() error {
 	c, req := x.c, x.req
 	config := &c.pool.config
@@ -146,84 +107,85 @@ func (x *exchange) send() error {
 	if x.knocked {
 		skip = 1
 	}
-	w := c.pool.writer(c, extra, skip)
+	w := c.pool.getWriter(c, extra, skip)
 	if hasBody(req) {
 		x.upload = newUpload(x, w)
 		go x.upload.run()
 		return nil
 	}
-	if x.unseen {
-		w.rest.unseen = c
+	if x.unchecked {
+		w.conn.unchecked = c
 	}
 	err := req.Write(w)
 	if err == nil {
-		w.rest.keep = true
+		w.conn.hold = true
 		err = w.Flush()
 	}
 	switch {
 	case err == nil:
-		x.sent()
-	case !w.failed():
+		x.requestWritten()
+	case !w.writeFailed():
 		err = &unsendable{err}
 	}
-	if w.rest.kept != nil {
-		x.w, c.raw.ahead = w, w
+	if w.conn.held != nil {
+		x.heldRequest, c.raw.unsent = w, w
 		return nil
 	}
 	c.pool.putWriter(w)
 	return err
 }
 
-// unsendable is the error of a request that cannot be written as it is.
+// unsendable is an error of the request itself: it cannot be written as it is.
 type unsendable struct{ error }
 
 func (e *unsendable) Unwrap() error { return e.error }
 
-// sent is called when the request has been written.
-func (x *exchange) sent() {
+// requestWritten begins the ResponseHeaderTimeout.
+func (x *exchange) requestWritten() {
 	if d := x.c.pool.config.ResponseHeaderTimeout; d > 0 {
 		x.abortAfter(d, errResponseHeaderTimeout)
 	}
 }
 
-// abortAfter ends the connection if the header of the response has not come by
-// then.
+// abortAfter aborts the connection if the header of the response has not come in that
+// time.
 func (x *exchange) abortAfter(d time.Duration, err error) {
-	x.wait.Lock()
-	defer x.wait.Unlock()
-	if !x.wait.over {
-		x.wait.timer = time.AfterFunc(d, func() {
-			x.wait.Lock()
-			defer x.wait.Unlock()
-			if !x.wait.over {
+	x.headerWait.Lock()
+	defer x.headerWait.Unlock()
+	if !x.headerWait.over {
+		x.headerWait.timer = time.AfterFunc(d, func() {
+			x.headerWait.Lock()
+			defer x.headerWait.Unlock()
+			if !x.headerWait.over {
 				x.c.abort(err)
 			}
 		})
 	}
 }
 
-// stopWaiting is called when the header of the response has come, or never will.
-func (x *exchange) stopWaiting() {
-	x.wait.Lock()
-	defer x.wait.Unlock()
-	x.wait.over = true
-	if x.wait.timer != nil {
-		x.wait.timer.Stop()
+// stopHeaderWait is called when the header of the response has come, or the exchange
+// has failed.
+func (x *exchange) stopHeaderWait() {
+	x.headerWait.Lock()
+	defer x.headerWait.Unlock()
+	x.headerWait.over = true
+	if x.headerWait.timer != nil {
+		x.headerWait.timer.Stop()
 	}
 }
 
-// readResponse reads the header of the response, and the interim responses before
-// it.
+// readResponse reads the header of the response, and passes the interim responses
+// before it to the request's trace.
 func (x *exchange) readResponse() (*http.Response, error) {
 	_, err := x.br.Peek(1)
-	if x.w != nil {
-		x.c.pool.putWriter(x.w)
-		x.w = nil
+	if x.heldRequest != nil {
+		x.c.pool.putWriter(x.heldRequest)
+		x.heldRequest = nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	x.received = true
+	x.responseBegun = true
 	limit := &x.c.header
 	defer limit.end()
 	for interim := 0; ; interim++ {
@@ -242,13 +204,13 @@ func (x *exchange) readResponse() (*http.Response, error) {
 			return nil, fmt.Errorf("malformed HTTP status code %03d", code)
 		case code == http.StatusSwitchingProtocols || code >= 200:
 			if x.upload != nil {
-				x.upload.proceed(!res.Close && !x.req.Close)
+				x.upload.answerExpect(!res.Close && !x.req.Close)
 			}
 			return res, nil
 		case interim == maxInterim:
 			return nil, errInterim
 		case code == http.StatusContinue && x.upload != nil:
-			x.upload.proceed(true)
+			x.upload.answerExpect(true)
 		}
 		if trace := httptrace.ContextClientTrace(x.req.Context()); trace != nil {
 			if trace.Got1xxResponse != nil {
@@ -260,21 +222,16 @@ func (x *exchange) readResponse() (*http.Response, error) {
 	}
 }
 
-func fieldsOf(header http.Header) (n int) {
-	for _, values := range header {
-		n += len(values)
-	}
-	return n
-}
-
-// fail ends an exchange without a response.
+// fail ends an exchange without a response. The connection is closed. The error is the
+// cause why it was aborted, if it was, and an error of the request or of its body comes
+// before an error of the connection.
 func (x *exchange) fail(ph Phase, err error) *Error {
 	c := x.c
-	x.stopWaiting()
+	x.stopHeaderWait()
 	e := &Error{Phase: ph, Err: c.cause(nil)}
 	if e.Err == nil {
 		e.Err = err
-		e.stale = !x.received && !isTimeout(err)
+		e.stale = !x.responseBegun && !isTimeout(err)
 	}
 	if u, ok := errors.AsType[*unsendable](e.Err); ok {
 		e.Phase, e.Err, e.stale = Prepare, u.error, false
@@ -282,15 +239,15 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 	c.abort(err)
 	complete := ph == Response
 	if x.upload != nil {
-		x.upload.proceed(false)
-		_ = x.upload.headWritten()
-		if body := x.upload.failed(); body != nil {
+		x.upload.answerExpect(false)
+		_ = x.upload.waitHeadWritten()
+		if body := x.upload.bodyError(); body != nil {
 			e.Phase, e.Err, e.stale = Send, body, false
 		}
 		complete = x.upload.complete()
 	}
 	switch {
-	case c.raw.written.Load() == x.start:
+	case c.raw.written.Load() == x.writtenBefore:
 		e.Sent = Nothing
 	case complete:
 		e.Sent = All
@@ -300,7 +257,7 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 	if errors.Is(e.Err, io.EOF) {
 		e.Err = errClosed
 	}
-	x.end(false)
+	x.releaseConn(false)
 	return e
 }
 
@@ -325,7 +282,7 @@ func (x *exchange) Read(p []byte) (int, error) {
 // Close implements io.Closer. If the body was not read to its end, that closes the
 // connection.
 func (x *exchange) Close() error {
-	if !x.mu.TryLock() { // somebody reads
+	if !x.mu.TryLock() { // a Read is under way
 		x.c.abort(http.ErrBodyReadAfterClose)
 		x.mu.Lock()
 	}
@@ -337,19 +294,20 @@ func (x *exchange) Close() error {
 	return nil
 }
 
-// finish ends an exchange with a response: its connection goes back to the pool if
-// request and response are complete, nothing is left over and nobody said that it
-// ends.
+// finish ends an exchange with a response. Its connection goes back to the pool if
+// request and response are complete, no octets are left over, and neither side wants
+// to close it.
 func (x *exchange) finish(complete bool) {
 	keep := complete && !x.res.Close && !x.req.Close && !x.c.pool.config.DisableKeepAlive && x.br.Buffered() == 0 &&
-		(x.upload == nil || x.upload.finished())
-	x.end(keep)
+		(x.upload == nil || x.upload.waitComplete())
+	x.releaseConn(keep)
 }
 
-// end gives the connection back.
-func (x *exchange) end(keep bool) {
+// releaseConn gives the connection back to the pool, or closes it if keep is false or
+// the request was aborted.
+func (x *exchange) releaseConn(keep bool) {
 	c := x.c
-	if !x.leave() {
+	if !x.unwatch() {
 		keep = false
 	}
 	if x.br != nil {
@@ -357,278 +315,8 @@ func (x *exchange) end(keep bool) {
 		x.br = nil
 	}
 	if keep && c.cause(nil) == nil {
-		c.pool.put(c, false)
+		c.pool.putConn(c, false)
 	} else {
 		c.pool.discard(c)
 	}
-}
-
-// upload is the body of a request while it is sent.
-type upload struct {
-	x    *exchange
-	w    *writer
-	body io.ReadCloser
-
-	head     chan struct{} // closed when the header of the request has been written
-	headOnce sync.Once
-	expects  chan bool // whether the body is to be sent; nil: it is
-	started  bool
-
-	mu   sync.Mutex
-	err  error // of reading the body
-	done chan struct{}
-	fail error // of all, once done is closed
-}
-
-// errNotWanted is the end of a body that the backend did not ask for.
-var errNotWanted = errors.New("the backend has answered without the body")
-
-// writeGrace is how long it is waited for the end of a request whose response is
-// complete before its connection is closed, as net/http does it, and lastWords for a
-// response when the request could not be sent any more.
-const (
-	writeGrace = 50 * time.Millisecond
-	lastWords  = time.Second
-)
-
-func newUpload(x *exchange, w *writer) *upload {
-	u := &upload{x: x, w: w, body: x.req.Body, head: make(chan struct{}), done: make(chan struct{})}
-	if x.req.ProtoAtLeast(1, 1) && httpguts.HeaderValuesContainsToken(x.req.Header["Expect"], "100-continue") {
-		u.expects = make(chan bool, 1)
-	}
-	return u
-}
-
-// run writes the request.
-func (u *upload) run() {
-	c, req := u.x.c, *u.x.req
-	req.Body = u
-	err := req.Write(u.w)
-	if err == nil {
-		err = u.w.Flush()
-	}
-	failed := u.w.failed()
-	c.pool.putWriter(u.w)
-	u.headOnce.Do(func() { close(u.head) })
-	u.mu.Lock()
-	body := u.err
-	u.mu.Unlock()
-	switch {
-	case err == nil:
-		u.x.sent()
-	case body == errNotWanted:
-	case body != nil:
-		c.abort(body)
-	case !failed:
-		c.abort(&unsendable{err})
-	case isTimeout(err):
-		c.abort(err)
-	default: // the response may be there nevertheless
-		u.x.abortAfter(lastWords, err)
-	}
-	u.fail = err
-	close(u.done)
-}
-
-// Read implements io.Reader: it reads the body of the request. What came before is
-// sent first, since there may be nothing more for long.
-func (u *upload) Read(p []byte) (int, error) {
-	if !u.w.ended.Load() { // net/http looks whether there is a body, before it writes the fields
-		return u.read(p)
-	}
-	if err := u.w.Flush(); err != nil {
-		return 0, err
-	}
-	if !u.started {
-		u.started = true
-		u.headOnce.Do(func() { close(u.head) })
-		if !u.wanted() {
-			u.setError(errNotWanted)
-			return 0, errNotWanted
-		}
-	}
-	return u.read(p)
-}
-
-func (u *upload) read(p []byte) (int, error) {
-	n, err := u.body.Read(p)
-	if err != nil && err != io.EOF {
-		u.setError(err)
-	}
-	return n, err
-}
-
-func (u *upload) setError(err error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.err = err
-}
-
-// wanted waits until it is known whether the backend wants the body.
-func (u *upload) wanted() bool {
-	if u.expects == nil {
-		return true
-	}
-	timer := time.NewTimer(u.x.c.pool.config.ExpectContinueTimeout)
-	defer timer.Stop()
-	select {
-	case wanted := <-u.expects:
-		return wanted
-	case <-timer.C:
-		return true
-	}
-}
-
-// proceed lets the body be sent, or not.
-func (u *upload) proceed(wanted bool) {
-	if u.expects == nil {
-		return
-	}
-	select {
-	case u.expects <- wanted:
-	default:
-	}
-}
-
-// Close implements io.Closer.
-func (u *upload) Close() error {
-	u.headOnce.Do(func() { close(u.head) })
-	return u.body.Close()
-}
-
-// headWritten waits until the header of the request has been written: until then
-// it must not be changed. A backend that answers and does not read it would be
-// waited for in vain.
-func (u *upload) headWritten() error {
-	select {
-	case <-u.head:
-		return nil
-	default:
-	}
-	timer := time.NewTimer(lastWords)
-	defer timer.Stop()
-	select {
-	case <-u.head:
-		return nil
-	case <-timer.C:
-		err := &timeoutError{"the backend does not read the request"}
-		u.x.c.abort(err)
-		select {
-		case <-u.head:
-		case <-time.After(lastWords): // a body is waited for that nobody asked for
-		}
-		return err
-	}
-}
-
-// failed returns the error of reading the body, if there was one.
-func (u *upload) failed() error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.err == errNotWanted {
-		return nil
-	}
-	return u.err
-}
-
-// complete reports whether all of the request has been written.
-func (u *upload) complete() bool {
-	select {
-	case <-u.done:
-		return u.fail == nil
-	default:
-		return false
-	}
-}
-
-// finished is complete, after a moment if need be.
-func (u *upload) finished() bool {
-	select {
-	case <-u.done:
-	default:
-		timer := time.NewTimer(writeGrace)
-		defer timer.Stop()
-		select {
-		case <-u.done:
-		case <-timer.C:
-			return false
-		}
-	}
-	return u.fail == nil
-}
-
-// upgraded is the body of a response that switched protocols: the connection
-// itself.
-type upgraded struct {
-	conn *conn
-	br   *bufio.Reader // what came with the header; nil: nothing is left
-}
-
-// Read implements io.Reader.
-func (u *upgraded) Read(p []byte) (int, error) {
-	if u.br != nil {
-		if n := u.br.Buffered(); n > 0 {
-			return u.br.Read(p[:min(n, len(p))])
-		}
-		u.conn.pool.putReader(u.br)
-		u.br = nil
-	}
-	return u.conn.Conn.Read(p)
-}
-
-// Write implements io.Writer.
-func (u *upgraded) Write(p []byte) (int, error) { return u.conn.Conn.Write(p) }
-
-// CloseWrite ends what is sent; what is received goes on.
-func (u *upgraded) CloseWrite() error { return closeWrite(u.conn.Conn) }
-
-// Close implements io.Closer.
-func (u *upgraded) Close() error {
-	u.conn.pool.discard(u.conn)
-	return nil
-}
-
-// unzipped is the body of a response that this side has asked to be compressed.
-type unzipped struct {
-	body io.ReadCloser
-	zr   *gzip.Reader
-	err  error
-}
-
-// Read implements io.Reader.
-func (u *unzipped) Read(p []byte) (int, error) {
-	if u.zr == nil {
-		if u.err == nil {
-			u.zr, u.err = gzip.NewReader(u.body)
-		}
-		if u.err != nil {
-			return 0, u.err
-		}
-	}
-	return u.zr.Read(p)
-}
-
-// Close implements io.Closer.
-func (u *unzipped) Close() error { return u.body.Close() }
-
-// validate returns why a request cannot be sent, as net/http decides it.
-func validate(req *http.Request) error {
-	for _, header := range [...]http.Header{req.Header, req.Trailer} {
-		for name, values := range header {
-			if !httpguts.ValidHeaderFieldName(name) {
-				return fmt.Errorf("invalid header field name %q", name)
-			}
-			for _, value := range values {
-				if !httpguts.ValidHeaderFieldValue(value) {
-					return fmt.Errorf("invalid value of the header field %q", name) // which may be a secret
-				}
-			}
-		}
-	}
-	for i := range len(req.Method) {
-		if !httpguts.IsTokenRune(rune(req.Method[i])) {
-			return fmt.Errorf("invalid method %q", req.Method)
-		}
-	}
-	return nil
 }

@@ -3,14 +3,10 @@ package pool
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -18,29 +14,15 @@ import (
 
 const (
 	// maxStreamBuffer and maxConnBuffer are how many octets of responses a backend
-	// may send ahead of those who read them, over one stream and over one connection.
+	// may send before clients read them, over one stream and over one connection.
 	maxStreamBuffer = 256 << 10
 	maxConnBuffer   = 1 << 20
-
-	// fullTime is for how long it is looked whether a connection that was full takes
-	// more requests, once one has ended.
-	fullTime = 200 * time.Millisecond
-
-	// A connection gets no more requests while maxUnread responses on it have not
-	// been read for unreadTime: their octets would soon take all of the window.
-	maxUnread  = maxConnBuffer/maxStreamBuffer - 1
-	unreadTime = 100 * time.Millisecond
-
-	// Where responses that were not read for stallTime keep another one on the same
-	// connection waiting for starveTime, the one that was not read for longest ends.
-	stallTime  = 10 * time.Second
-	starveTime = 5 * time.Second
 )
 
-// newHTTP2 returns what makes connections of HTTP/2 from others, with or without TLS.
-// The package is deprecated in favour of net/http, whose http.ClientConn is the same;
-// but that of Go 1.26 locks itself up for good when a WINDOW_UPDATE makes a window too
-// large.
+// newHTTP2 returns the Transport that makes a client of HTTP/2 from a connection, with
+// or without TLS. The package is deprecated in favour of net/http, whose
+// http.ClientConn is the same; but that of Go 1.26 deadlocks when a WINDOW_UPDATE makes
+// a window too large.
 func (p *Pool) newHTTP2() *http2.Transport { //nolint:staticcheck // see above
 	config := &p.config
 	t, err := http2.ConfigureTransports(&http.Transport{ //nolint:staticcheck // see above
@@ -57,226 +39,108 @@ func (p *Pool) newHTTP2() *http2.Transport { //nolint:staticcheck // see above
 		},
 	})
 	if err != nil {
-		panic(err) // it is configured once
+		panic(err) // it fails only for a Transport that was configured before
 	}
 	return t
 }
 
-// start2 makes the connection one of HTTP/2.
-func (c *conn) start2() (err error) {
-	if c.h2, err = c.pool.http2.NewClientConn(&settledConn{Conn: c.Conn, c: c}); err != nil { //nolint:staticcheck // see newHTTP2
+// startHTTP2 makes the connection one of HTTP/2. If that fails, it is closed.
+func (c *conn) startHTTP2() (err error) {
+	if c.h2, err = c.pool.http2.NewClientConn(&settingsConn{Conn: c.Conn, c: c}); err != nil { //nolint:staticcheck // see newHTTP2
 		_ = c.raw.Close()
 	}
 	return err
 }
 
-// settledConn is what the client of HTTP/2 reads and writes. It knows when the client
-// has read the backend's SETTINGS, which come first and say how many requests the
-// connection takes.
-type settledConn struct {
+// settingsConn is the connection below the client of HTTP/2. It notices when the client
+// has read the backend's SETTINGS, which come first and limit the number of streams,
+// and when the client closes the connection.
+type settingsConn struct {
 	net.Conn
 	c *conn
 
-	read   int     // octets
-	header [3]byte // of the first frame: its length
+	octets int     // that were read
+	length [3]byte // of the first frame
 }
 
 // Read implements net.Conn.
-func (f *settledConn) Read(p []byte) (int, error) {
+func (f *settingsConn) Read(p []byte) (int, error) {
 	const frameHeader = 9
-	settled := f.c.settled.Load()
-	if !settled && f.read >= frameHeader+int(f.header[0])<<16+int(f.header[1])<<8+int(f.header[2]) {
-		f.c.settled.Store(true)
+	settingsRead := f.c.settingsRead.Load()
+	if !settingsRead && f.octets >= frameHeader+int(f.length[0])<<16+int(f.length[1])<<8+int(f.length[2]) {
+		f.c.settingsRead.Store(true)
 		if f.c.added.Load() {
-			go f.c.pool.freed(f.c)
+			go f.c.pool.streamFreed(f.c)
 		}
 	}
 	n, err := f.Conn.Read(p)
-	if !settled {
-		if f.read < len(f.header) {
-			copy(f.header[f.read:], p[:n])
+	if !settingsRead {
+		if f.octets < len(f.length) {
+			copy(f.length[f.octets:], p[:n])
 		}
-		f.read += n
+		f.octets += n
 	}
 	return n, err
 }
 
-// Close implements net.Conn. It is called at the end of the connection, also by the
-// client of HTTP/2, with locks that are not ours.
-func (f *settledConn) Close() error {
+// Close implements net.Conn. The client of HTTP/2 calls it with its locks held, so the
+// connection is removed by another goroutine.
+func (f *settingsConn) Close() error {
 	c := f.c
 	c.gone.Store(true)
 	c.closeConn()
-	if c.added.Load() { // or else it is seen then that it is gone
+	if c.added.Load() { // otherwise the dial finds it gone
 		go c.pool.discard(c)
 	}
 	return nil
 }
 
-// reserve takes a place for a request on a connection of HTTP/2 and reports
-// whether there may be one, which claim finds out; shard.mu is held. No lock of the
-// client of HTTP/2 is waited for meanwhile.
-func (c *conn) reserve() bool {
-	// as long as it is not known how many requests it takes, that is one
-	if c.retired || c.full || c.gone.Load() || c.active > 0 && !c.settled.Load() || c.congested() {
-		return false
-	}
-	c.active++
-	c.destination.shard.unlist(c)
-	return true
-}
-
-// claim makes a place that was reserved one of the client's. If there is none, the
-// place is given back.
-func (c *conn) claim() bool {
-	if c.h2.ReserveNewRequest() {
-		return true
-	}
-	p, s := c.pool, c.destination.shard
-	ending := c.gone.Load() || !c.settled.Load() && !c.h2.CanTakeNewRequest()
-	s.mu.Lock()
-	c.active--
-	c.full, c.limited = true, true
-	over := c.active == 0 && ending || p.idle2(c)
-	s.mu.Unlock()
-	if over {
-		p.discard(c)
-	} else {
-		go p.recheck(c)
-	}
-	return false
-}
-
-// recheck waits until a connection that was full takes requests again. The client of
-// HTTP/2 takes notice of the end of a stream a little later than those who read it.
-// A connection that takes none although none is in flight, after a GOAWAY, is closed.
-func (p *Pool) recheck(c *conn) {
-	for wait := 50 * time.Microsecond; wait < fullTime && !c.gone.Load(); wait *= 2 {
-		if c.h2.CanTakeNewRequest() {
-			p.freed(c)
-			return
-		}
-		time.Sleep(wait)
-	}
-	s := c.destination.shard
-	s.mu.Lock()
-	over := c.active == 0
-	s.mu.Unlock()
-	if over {
-		p.discard(c)
-	}
-}
-
-// serve2 gives places on a connection to requests that wait and reports whether
-// the connection is in use; shard.mu is held.
-func (p *Pool) serve2(c *conn, fresh bool) bool {
-	d := c.destination
-	for len(d.waiters) > 0 && c.index >= 0 && c.reserve() {
-		p.deliver(d, c, fresh)
-		fresh = false
-	}
-	return c.active > 0
-}
-
-// freed is called when there is a place on a connection again.
-func (p *Pool) freed(c *conn) {
-	s := c.destination.shard
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c.full = false
-	p.serve2(c, false)
-	p.dialForRest(c.destination)
-}
-
-// idle2 lists a connection as idle if no request uses it and reports whether it is
-// to be closed instead; shard.mu is held.
-func (p *Pool) idle2(c *conn) (surplus bool) {
-	d := c.destination
-	if c.active > 0 || c.index < 0 || c.listed {
-		return false
-	}
-	if c.retired || p.closed.Load() || p.config.DisableKeepAlive {
-		return true
-	}
-	c.since = time.Now()
-	d.shard.list(c, p.serial.Add(1))
-	return false
-}
-
-// done2 is called when a request needs its place on a connection no more.
-func (p *Pool) done2(c *conn) {
-	s := c.destination.shard
-	s.mu.Lock()
-	c.active--
-	recheck := c.full
-	if !recheck && len(c.destination.waiters) > 0 {
-		if recheck = c.limited; !recheck {
-			p.serve2(c, false)
-		}
-	}
-	surplus := p.idle2(c)
-	s.mu.Unlock()
-	if recheck && !surplus {
-		go p.recheck(c)
-	}
-	if surplus {
-		p.discard(c)
-	}
-	p.closeSurplus()
-}
-
-// retire keeps requests from a connection. It is closed when no request uses it any
-// more.
-func (p *Pool) retire(c *conn) {
-	d := c.destination
-	d.shard.mu.Lock()
-	defer d.shard.mu.Unlock()
-	c.retired = true
-	if i := slices.Index(d.shared, c); i >= 0 {
-		d.shared = slices.Delete(d.shared, i, i+1)
-	}
-}
-
-// roundTrip2 sends a request over HTTP/2.
-func (c *conn) roundTrip2(req *http.Request) (*http.Response, error) {
-	ctx := newTraced(req.Context())
+// roundTripHTTP2 sends a request over a stream that was claimed, and returns the
+// response.
+func (c *conn) roundTripHTTP2(req *http.Request) (*http.Response, error) {
+	ctx := newTracedContext(req.Context())
 	res, err := c.h2.RoundTrip(req.WithContext(ctx))
 	if err == nil {
-		if ctx.err = check2(res); ctx.err != nil {
+		if ctx.err = checkResponse(res); ctx.err != nil {
 			_ = res.Body.Close()
 			err = ctx.err
 		}
 	}
 	if err != nil {
-		e := &Error{Phase: Response, Sent: All, Err: c.cause(err)}
-		switch {
-		case req.Context().Err() != nil:
-			e.Err = context.Cause(req.Context())
-		case ctx.err != nil: // a backend that does so is no good for others either
-			e.Err = ctx.err
-			c.pool.retire(c)
-		case isTooLarge(err):
-			e.Phase, e.Sent = Prepare, Nothing
-		case isRefused(err):
-			e.Sent, e.Refused = Nothing, true
-			e.stale = true
-			e.bounced = !isStreamError(err) && c.served.Load()
-		default:
-			e.stale = c.gone.Load() && !isTimeout(err)
-		}
-		c.pool.done2(c)
-		return nil, e
+		return nil, c.failHTTP2(ctx, err)
 	}
-	c.served.Store(true)
-	s := &stream{body: res.Body, c: c}
-	s.at.Store(time.Now().UnixNano())
-	c.streams.add(s)
+	c.responded.Store(true)
+	s := &streamBody{body: res.Body, c: c}
+	s.changedAt.Store(time.Now().UnixNano())
+	c.bodies.add(s)
 	res.Body = s
 	return res, nil
 }
 
-// check2 returns what is wrong with a response.
-func check2(res *http.Response) error {
+// failHTTP2 ends a request without a response.
+func (c *conn) failHTTP2(ctx *tracedContext, err error) *Error {
+	e := &Error{Phase: Response, Sent: All, Err: c.cause(err)}
+	switch {
+	case ctx.Err() != nil:
+		e.Err = context.Cause(ctx.Context)
+	case ctx.err != nil: // the backend broke the protocol: other requests are kept from the connection, too
+		e.Err = ctx.err
+		c.pool.retire(c)
+	case isTooLarge(err):
+		e.Phase, e.Sent = Prepare, Nothing
+	case isRefused(err):
+		e.Sent, e.Refused = Nothing, true
+		e.stale = true
+		e.bounced = !isStreamError(err) && c.responded.Load()
+	default:
+		e.stale = c.gone.Load() && !isTimeout(err)
+	}
+	c.pool.releaseStream(c)
+	return e
+}
+
+// checkResponse returns an error if a response is not allowed.
+func checkResponse(res *http.Response) error {
 	switch {
 	case res.StatusCode < 100 || res.StatusCode > 999:
 		return fmt.Errorf("malformed HTTP status code %03d", res.StatusCode)
@@ -286,17 +150,18 @@ func check2(res *http.Response) error {
 	return nil
 }
 
-// traced is the context of a request over HTTP/2. Its trace bounds the interim
-// responses.
-type traced struct {
+// tracedContext is the context of a request over HTTP/2. Its trace ends a request with
+// too many interim responses, and passes the others to the caller's trace.
+type tracedContext struct {
 	context.Context
-	trace context.Context
-	count int
-	err   error // why the request was ended
+	trace context.Context // has the trace
+	count int             // of interim responses
+	err   error           // the error with which the trace ended the request
 }
 
-func newTraced(ctx context.Context) *traced {
-	t := &traced{Context: ctx}
+// newTracedContext returns the context for a request with the context ctx.
+func newTracedContext(ctx context.Context) *tracedContext {
+	t := &tracedContext{Context: ctx}
 	var trace httptrace.ClientTrace
 	if outer := httptrace.ContextClientTrace(ctx); outer != nil {
 		trace = *outer
@@ -318,127 +183,9 @@ func newTraced(ctx context.Context) *traced {
 }
 
 // Value implements context.Context.
-func (t *traced) Value(key any) any {
+func (t *tracedContext) Value(key any) any {
 	if value := t.trace.Value(key); value != nil {
 		return value
 	}
 	return t.Context.Value(key)
-}
-
-// stream is the body of a response over HTTP/2.
-type stream struct {
-	body io.ReadCloser
-	c    *conn
-	once sync.Once
-
-	reading atomic.Bool  // somebody waits for more
-	at      atomic.Int64 // since when that is so, or not
-	err     atomic.Pointer[error]
-
-	prev, next *stream // under streams.mu
-}
-
-// Read implements io.Reader.
-func (s *stream) Read(p []byte) (int, error) {
-	s.at.Store(time.Now().UnixNano())
-	s.reading.Store(true)
-	n, err := s.body.Read(p)
-	s.reading.Store(false)
-	s.at.Store(time.Now().UnixNano())
-	if err != nil {
-		if other := s.err.Load(); other != nil {
-			err = *other
-		} else if err != io.EOF {
-			err = s.c.cause(err)
-		}
-		s.end()
-	}
-	return n, err
-}
-
-// Close implements io.Closer.
-func (s *stream) Close() error {
-	err := s.body.Close()
-	s.end()
-	return err
-}
-
-func (s *stream) end() {
-	s.once.Do(func() {
-		s.c.streams.remove(s)
-		s.c.pool.done2(s.c)
-	})
-}
-
-// streams are the responses that are read from a connection.
-type streams struct {
-	mu    sync.Mutex
-	n     int
-	first *stream
-}
-
-func (l *streams) add(s *stream) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.n++
-	if s.next = l.first; s.next != nil {
-		s.next.prev = s
-	}
-	l.first = s
-}
-
-func (l *streams) remove(s *stream) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.n--
-	if s.prev != nil {
-		s.prev.next = s.next
-	} else {
-		l.first = s.next
-	}
-	if s.next != nil {
-		s.next.prev = s.prev
-	}
-}
-
-// congested reports whether responses that are not read may soon keep others on
-// the connection waiting.
-func (c *conn) congested() bool {
-	l := &c.streams
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.n < maxUnread {
-		return false
-	}
-	unread, since := 0, time.Now().Add(-unreadTime).UnixNano()
-	for s := l.first; s != nil; s = s.next {
-		if !s.reading.Load() && s.at.Load() < since {
-			unread++
-		}
-	}
-	return unread >= maxUnread
-}
-
-// unblock ends the response that was not read for longest, if others wait for
-// theirs because of such responses.
-func (c *conn) unblock(now time.Time) {
-	l := &c.streams
-	l.mu.Lock()
-	var longest *stream
-	stalled, starving := 0, false
-	for s := l.first; s != nil; s = s.next {
-		switch at := s.at.Load(); {
-		case s.reading.Load():
-			starving = starving || now.UnixNano()-at > int64(starveTime)
-		case now.UnixNano()-at > int64(stallTime):
-			if stalled++; longest == nil || at < longest.at.Load() {
-				longest = s
-			}
-		}
-	}
-	l.mu.Unlock()
-	err := errStalled
-	if starving && stalled >= maxUnread && longest.err.CompareAndSwap(nil, &err) {
-		go longest.body.Close() // which may have to wait for the backend
-	}
 }

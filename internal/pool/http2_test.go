@@ -59,7 +59,7 @@ func anyCertificate() *tls.Config {
 	return &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}}
 }
 
-// from answers with the client's address, by which connections are told apart.
+// from answers with the client's address, which shows over which connection it came.
 func from(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.RemoteAddr) }
 
 // getWithin is get with a time limit.
@@ -80,11 +80,11 @@ func getWithin(p *Pool, o *Order, d time.Duration) error {
 }
 
 // TestFewStreams: many requests at once to a backend that takes few on a connection
-// all succeed. Where it is known that it speaks HTTP/2 they share dials.
+// all succeed. They share dials if it is known that the backend speaks HTTP/2.
 func TestFewStreams(t *testing.T) {
 	for _, test := range []struct {
-		secure                 bool
-		streams, clients, most int
+		secure                bool
+		streams, clients, max int
 	}{
 		{false, 1, 2, 2}, {false, 1, 8, 8}, {false, 2, 8, 8}, {false, 10, 32, 16}, {false, 100, 32, 8},
 		{true, 1, 2, 2}, {true, 2, 8, 8}, {true, 10, 16, 16},
@@ -99,12 +99,12 @@ func TestFewStreams(t *testing.T) {
 			for range test.clients {
 				wg.Go(func() {
 					if err := getWithin(p, b.order, 10*time.Second); err != nil {
-						t.Error(err)
+						t.Errorf("a request: %v, want a response", err)
 					}
 				})
 			}
 			wg.Wait()
-			if n := b.opened.Load(); n > int64(test.most) {
+			if n := b.opened.Load(); n > int64(test.max) {
 				t.Errorf("%d connections", n)
 			}
 		})
@@ -125,19 +125,19 @@ func TestOneStream(t *testing.T) {
 			wg.Go(func() {
 				for range 100 {
 					if err := getWithin(p, b.order, 10*time.Second); err != nil {
-						t.Error(err)
+						t.Errorf("a request: %v, want a response", err)
 					}
 				}
 			})
 		}
 		wg.Wait()
 		if n := b.opened.Load(); n > int64(3*clients) {
-			t.Errorf("%d clients, one request at a time: %d connections", clients, n)
+			t.Errorf("%d clients, one request at a time: %d connections, want fewer", clients, n)
 		}
 	}
 }
 
-// TestNoStreams: a backend that takes no requests at all is not dialled for ever.
+// TestNoStreams: a backend that takes no requests at all is dialled only a few times.
 func TestNoStreams(t *testing.T) {
 	for name, frames := range map[string]string{
 		"SETTINGS: no streams": "\x00\x00\x06\x04\x00\x00\x00\x00\x00" + "\x00\x03\x00\x00\x00\x00",
@@ -155,13 +155,13 @@ func TestNoStreams(t *testing.T) {
 			for range 8 {
 				wg.Go(func() {
 					if err := getWithin(p, o, 500*time.Millisecond); err == nil {
-						t.Error("there was a response")
+						t.Error("there was a response, want an error")
 					}
 				})
 			}
 			wg.Wait()
 			if n := b.opened.Load(); n > 8*(maxStale+1) {
-				t.Errorf("%d dials for 8 requests", n)
+				t.Errorf("%d dials for 8 requests, want at most %d", n, 8*(maxStale+1))
 			}
 		})
 	}
@@ -195,7 +195,7 @@ func TestRetired(t *testing.T) {
 	start := func(path string, to chan<- string) {
 		got, err := get(t, p, b.order, path)
 		if err != nil {
-			t.Error(err)
+			t.Errorf("a request: %v, want a response", err)
 		}
 		to <- got
 	}
@@ -234,11 +234,11 @@ func TestRetired(t *testing.T) {
 		t.Error("a request that waited was sent over the retired connection")
 	}
 	if got, err := get(t, p, b.order, "/"); err != nil || got == old {
-		t.Errorf("%v, a request was sent over the retired connection: %t", err, got == old)
+		t.Errorf("%v, sent over the retired connection: %t, want it sent over another one", err, got == old)
 	}
 	eventually(t, "the retired connection is closed", func() bool { return p.Open() == 1 })
 	if n := b.opened.Load(); n != 2 {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections, want 2", n)
 	}
 }
 
@@ -246,7 +246,7 @@ func TestRetired(t *testing.T) {
 func TestRetiredHandOver(t *testing.T) {
 	b := newBackend2(t, false, 100, from)
 	p := newPool(t, Config{})
-	c, _, err := p.get(request(t, http.MethodGet, "/", nil), b.order)
+	c, _, err := p.getConn(request(t, http.MethodGet, "/", nil), b.order)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestRetiredHandOver(t *testing.T) {
 	s.mu.Lock()
 	c.destination.waiters = append(c.destination.waiters, w)
 	s.mu.Unlock()
-	p.done2(c)
+	p.releaseStream(c)
 	a := <-w.ready
 	if a.err != nil {
 		t.Fatal(a.err)
@@ -264,11 +264,11 @@ func TestRetiredHandOver(t *testing.T) {
 	if a.conn == c {
 		t.Error("a request that waited got the retired connection")
 	}
-	p.done2(a.conn)
+	p.releaseStream(a.conn)
 }
 
-// unread sends requests for large responses and returns those, not read, as if that
-// had been so for a while.
+// unread sends requests for large responses and returns these. They seem not to have
+// been read since then.
 func unread(t *testing.T, p *Pool, o *Order, n int, since time.Duration) (responses []*http.Response) {
 	t.Helper()
 	for range n {
@@ -281,12 +281,12 @@ func unread(t *testing.T, p *Pool, o *Order, n int, since time.Duration) (respon
 	}
 	for i, res := range responses {
 		age := since + time.Duration(n-i)*time.Second // the first is the oldest
-		res.Body.(*stream).at.Store(time.Now().Add(-age).UnixNano())
+		res.Body.(*streamBody).changedAt.Store(time.Now().Add(-age).UnixNano())
 	}
 	return responses
 }
 
-// large answers /large with more than a connection takes ahead, and others as from.
+// large answers /large with more than maxConnBuffer, and others as from does.
 func large(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != "/large" {
 		from(w, r)
@@ -313,29 +313,29 @@ func TestCongested(t *testing.T) {
 	}
 	responses := unread(t, p, b.order, maxUnread-1, 0)
 	if got, err := get(t, p, b.order, "/"); err != nil || got != old {
-		t.Errorf("%v, other connection: %t, with %d unread responses", err, got != old, maxUnread-1)
+		t.Errorf("%v, other connection: %t, want false with %d unread responses", err, got != old, maxUnread-1)
 	}
 	responses = append(responses, unread(t, p, b.order, 1, 0)...)
 	if got, err := get(t, p, b.order, "/"); err != nil || got == old {
-		t.Errorf("%v, other connection: %t, with %d unread responses", err, got != old, maxUnread)
+		t.Errorf("%v, other connection: %t, want true with %d unread responses", err, got != old, maxUnread)
 	}
 	// they are whole nevertheless, and do not count while they are read
 	var wg sync.WaitGroup
 	for _, res := range responses {
 		wg.Go(func() {
 			if n, err := io.Copy(io.Discard, res.Body); err != nil || n != 2*maxConnBuffer {
-				t.Errorf("%d octets, %v", n, err)
+				t.Errorf("%d octets, %v, want %d", n, err, 2*maxConnBuffer)
 			}
 		})
 	}
 	wg.Wait()
 	if n := b.opened.Load(); n != 2 {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections, want 2", n)
 	}
 }
 
-// TestUnblock: where a response comes no further since others are not read, the one
-// that was not read for longest is given up, and only that one.
+// TestUnblock: where responses that are not read keep another one waiting, the one that
+// has not been read for longest is ended, and only that one.
 func TestUnblock(t *testing.T) {
 	more := make(chan struct{})
 	b := newBackend2(t, false, 100, func(w http.ResponseWriter, r *http.Request) {
@@ -350,7 +350,7 @@ func TestUnblock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := starved.Body.(*stream)
+	s := starved.Body.(*streamBody)
 	responses := unread(t, p, b.order, maxUnread, stallTime)
 	now := time.Now()
 	s.c.unblock(now) // no request waits yet
@@ -359,29 +359,29 @@ func TestUnblock(t *testing.T) {
 		_, err := io.Copy(io.Discard, starved.Body)
 		done <- err
 	}()
-	eventually(t, "somebody reads", s.reading.Load)
+	eventually(t, "a client reads", s.reading.Load)
 	s.c.unblock(now) // not for long
-	s.at.Store(now.Add(-starveTime - time.Second).UnixNano())
+	s.changedAt.Store(now.Add(-starveTime - time.Second).UnixNano())
 	for i, res := range responses {
-		if res.Body.(*stream).err.Load() != nil {
-			t.Errorf("response %d was given up too early", i)
+		if res.Body.(*streamBody).endErr.Load() != nil {
+			t.Errorf("response %d was ended before a client had waited for starveTime", i)
 		}
 	}
 	s.c.unblock(now)
 	for i, res := range responses {
-		if given := res.Body.(*stream).err.Load() != nil; given != (i == 0) {
-			t.Errorf("response %d is given up: %t", i, given)
+		if ended := res.Body.(*streamBody).endErr.Load() != nil; ended != (i == 0) {
+			t.Errorf("response %d was ended: %t, want %t", i, ended, i == 0)
 		}
 	}
 	if _, err := io.Copy(io.Discard, responses[0].Body); !errors.Is(err, errStalled) {
-		t.Errorf("the response that was given up: %v", err)
+		t.Errorf("the response that was ended: %v, want %v", err, errStalled)
 	}
 	close(more)
 	if err := <-done; err != nil {
-		t.Error(err)
+		t.Errorf("the response that was starved: %v, want all of it", err)
 	}
 	if n, err := io.Copy(io.Discard, responses[1].Body); err != nil || n != 2*maxConnBuffer {
-		t.Errorf("another response: %d octets, %v", n, err)
+		t.Errorf("another response: %d octets, %v, want %d", n, err, 2*maxConnBuffer)
 	}
 }
 
@@ -398,12 +398,12 @@ func TestHeaderList(t *testing.T) {
 	req := request(t, http.MethodPost, "/", nil)
 	req.Header.Set("X", strings.Repeat("x", 20000))
 	if _, err := p.RoundTrip(req, b.order); err == nil {
-		t.Error("it was sent")
+		t.Error("the request was sent, want an error")
 	}
 	if got, err := get(t, p, b.order, "/"); err != nil || got != old {
-		t.Errorf("%v, same connection: %t", err, got == old)
+		t.Errorf("%v, same connection: %t, want true", err, got == old)
 	}
 	if n := p.health.Len(); n != 0 {
-		t.Errorf("%d records of failures", n)
+		t.Errorf("%d records of failures, want none", n)
 	}
 }

@@ -8,28 +8,27 @@ import (
 	"sync/atomic"
 )
 
-// Limits bounds the connections of all pools of a process together, so that
-// descriptors are left for others. The domain of a target may have a quarter of
-// what is free (Choudhury and Hahne, "Dynamic queue length thresholds for shared
-// memory packet switches", 1998): the more connections are in use, the less one
-// domain gets.
+// Limits bounds the connections of all pools of a process together, so that descriptors
+// are left for other uses. The domain of a target may have a quarter of the connections
+// that are free or idle (Choudhury and Hahne, "Dynamic queue length thresholds for
+// shared memory packet switches", 1998): the more are in use, the fewer one domain gets.
 type Limits struct {
 	max      int
-	domainOf func(host string) string // nil: each host is its own
+	domainOf func(host string) string // nil: each host is its own domain
 
-	idle atomic.Int64 // connections, which can be closed
+	idle atomic.Int64 // idle connections
 
 	mu     sync.Mutex
-	open   int
-	groups map[string]int // open connections of a domain
+	open   int            // open connections, with dials
+	groups map[string]int // the same by domain
 	pools  []*Pool
 }
 
-// share is the part of what is free that one domain may have.
+// One domain may have a share-th of the connections that are free or idle.
 const share = 4
 
-// NewLimits returns limits for at most max connections in use; zero: no limit.
-// domainOf returns the domain to which a host belongs; nil: each host is its own.
+// NewLimits returns limits for at most max open connections; zero: no limit. domainOf
+// returns the domain to which a host belongs; nil: each host is its own domain.
 func NewLimits(max int, domainOf func(host string) string) *Limits {
 	if max <= 0 {
 		max = math.MaxInt
@@ -37,9 +36,9 @@ func NewLimits(max int, domainOf func(host string) string) *Limits {
 	return &Limits{max: max, domainOf: domainOf, groups: make(map[string]int)}
 }
 
-// enter counts a connection of a domain that is about to be opened, unless there
-// are too many. Idle connections count as free: they are closed for it.
-func (l *Limits) enter(group string) bool {
+// acquire counts a connection that is about to be opened and reports whether that is
+// allowed. If need be it closes the connection that has been idle longest.
+func (l *Limits) acquire(group string) bool {
 	for {
 		l.mu.Lock()
 		free := l.max - l.open
@@ -58,8 +57,8 @@ func (l *Limits) enter(group string) bool {
 	}
 }
 
-// leave undoes enter.
-func (l *Limits) leave(group string) {
+// release undoes enter.
+func (l *Limits) release(group string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open--
@@ -68,21 +67,22 @@ func (l *Limits) leave(group string) {
 	}
 }
 
-func (l *Limits) add(p *Pool) {
+// addPool adds a pool, whose idle connections acquire may close.
+func (l *Limits) addPool(p *Pool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pools = append(l.pools, p)
 }
 
-func (l *Limits) remove(p *Pool) {
+func (l *Limits) removePool(p *Pool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pools = slices.DeleteFunc(l.pools, func(other *Pool) bool { return other == p })
 }
 
-// group returns what the connections to a host count for. Where targets share
-// connections that is the address.
-func (l *Limits) group(host string, addr netip.AddrPort) string {
+// groupOf returns the name under which connections are counted: the domain of the host,
+// or the address where targets share connections.
+func (l *Limits) groupOf(host string, addr netip.AddrPort) string {
 	if host == "" {
 		return addr.Addr().String()
 	}

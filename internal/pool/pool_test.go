@@ -134,7 +134,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("still not: %s", what)
+			t.Fatalf("waited for too long until %s", what)
 		}
 	}
 }
@@ -162,7 +162,7 @@ func TestReuse(t *testing.T) {
 		}
 	}
 	if n := b.opened.Load(); n != 2 {
-		t.Errorf("%d connections were opened for two targets", n)
+		t.Errorf("%d connections were opened for two targets, want 2", n)
 	}
 	b.closeAll()
 	eventually(t, "connections that the backend closed are gone", func() bool { return p.Open() == 0 && p.destinations() == 0 })
@@ -178,7 +178,7 @@ func TestTotal(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := p.Open(); n > 2 {
-			t.Errorf("%d connections are open", n)
+			t.Errorf("%d connections are open, want at most 2", n)
 		}
 	}
 	eventually(t, "two are left", func() bool { return b.openConns() <= 2 })
@@ -192,7 +192,7 @@ func TestTotal(t *testing.T) {
 		}
 	}
 	if b.opened.Load() != opened {
-		t.Error("the two that were used last are not the two that are kept")
+		t.Error("a connection was opened, want the two kept that were used last")
 	}
 }
 
@@ -206,11 +206,11 @@ func TestClosing(t *testing.T) {
 	p := newPool(t, Config{})
 	for range 50 {
 		if got, err := get(t, p, b.order("a.example"), "/"); err != nil || got != "ok" {
-			t.Fatal(got, err)
+			t.Fatalf("got %q, %v, want ok", got, err)
 		}
 	}
 	if p.Open() != 0 || p.destinations() != 0 || len(p.limits.groups) != 0 {
-		t.Errorf("%d connections, %d destinations, %v are left", p.Open(), p.destinations(), p.limits.groups)
+		t.Errorf("%d connections, %d destinations, %v are left, want none", p.Open(), p.destinations(), p.limits.groups)
 	}
 }
 
@@ -247,15 +247,15 @@ func TestStale(t *testing.T) {
 		}
 		_, err := p.RoundTrip(req, o)
 		if (err == nil) != test.ok {
-			t.Errorf("%s, key %t: %v", test.method, test.key, err)
+			t.Errorf("%s, key %t: %v, want success: %t", test.method, test.key, err, test.ok)
 		}
 		if e, ok := errors.AsType[*Error](err); ok && (e.Sent != All || !e.Reused || e.Phase != Response) {
-			t.Errorf("%s: sent %d, reused %t, phase %d", test.method, e.Sent, e.Reused, e.Phase)
+			t.Errorf("%s: sent %d, reused %t, phase %d, want %d, true, %d", test.method, e.Sent, e.Reused, e.Phase, All, Response)
 		}
 	}
 }
 
-// TestOctetsLeftOver: what a backend sends beyond a response reaches nobody.
+// TestOctetsLeftOver: no client gets what a backend sends beyond a response.
 func TestOctetsLeftOver(t *testing.T) {
 	for name, extra := range map[string]string{
 		"a second response": "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
@@ -298,8 +298,8 @@ func TestOctetsLeftOver(t *testing.T) {
 	}
 }
 
-// TestWaiting: a request takes the first connection that becomes free, and a new
-// one that its request needs no more serves the next request.
+// TestWaiting: a request takes the first connection that becomes free. The one that was
+// dialled for it serves a later request.
 func TestWaiting(t *testing.T) {
 	b := newBackend(t, echo)
 	p := newPool(t, Config{})
@@ -334,7 +334,7 @@ func TestWaiting(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := b.opened.Load(); n != 1 {
-		t.Errorf("%d connections were used", n)
+		t.Errorf("%d connections were opened, want 1", n)
 	}
 	close(slow)
 	eventually(t, "the other connection is idle", func() bool { return p.Open() == 2 })
@@ -344,20 +344,20 @@ func TestWaiting(t *testing.T) {
 	}
 	defer res.Body.Close()
 	if _, err := get(t, p, o, "/4"); err != nil || b.opened.Load() != 2 {
-		t.Errorf("%v, %d connections", err, b.opened.Load())
+		t.Errorf("%v, %d connections were opened, want 2", err, b.opened.Load())
 	}
 }
 
 // TestMaxPerKey: a request waits for a connection where no more may be opened.
 func TestMaxPerKey(t *testing.T) {
-	var inFlight, most atomic.Int64
+	var inFlight, highest atomic.Int64
 	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
 		for {
 			if _, err := http.ReadRequest(r); err != nil {
 				return
 			}
-			if n := inFlight.Add(1); n > most.Load() {
-				most.Store(n)
+			if n := inFlight.Add(1); n > highest.Load() {
+				highest.Store(n)
 			}
 			time.Sleep(time.Millisecond)
 			inFlight.Add(-1)
@@ -370,19 +370,19 @@ func TestMaxPerKey(t *testing.T) {
 		wg.Go(func() {
 			for range 5 {
 				if _, err := get(t, p, b.order("a.example"), "/"); err != nil {
-					t.Error(err)
+					t.Errorf("a request: %v, want a response", err)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	if most.Load() > 3 || b.opened.Load() > 3 {
-		t.Errorf("%d requests at a time, %d connections", most.Load(), b.opened.Load())
+	if highest.Load() > 3 || b.opened.Load() > 3 {
+		t.Errorf("%d requests at a time, %d connections, want at most 3", highest.Load(), b.opened.Load())
 	}
 }
 
-// TestLimits: one domain may have a quarter of what is free, and all together no
-// more than the limit; idle connections make room.
+// TestLimits: one domain may have a quarter of the connections that are free, and all
+// together no more than the limit. Idle connections are closed for new ones.
 func TestLimits(t *testing.T) {
 	hold := make(chan struct{})
 	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
@@ -406,7 +406,7 @@ func TestLimits(t *testing.T) {
 			if _, err := get(t, p, b.order(host), "/hold"); errors.Is(err, ErrLimit) {
 				limited.Add(1)
 			} else if err != nil {
-				t.Error(err)
+				t.Errorf("a request: %v, want a response", err)
 			}
 		})
 	}
@@ -415,26 +415,26 @@ func TestLimits(t *testing.T) {
 	}
 	eventually(t, "the rest is refused", func() bool { return p.Open()+int(limited.Load()) == 10 })
 	if n := p.Open(); n != 4 { // a quarter of 16
-		t.Errorf("one domain has %d of 20 connections", n)
+		t.Errorf("one domain has %d of 20 connections, want 4", n)
 	}
 	for i := range 8 {
 		if _, err := get(t, p, b.order(fmt.Sprintf("a.other%d", i)), "/"); err != nil {
-			t.Errorf("another domain: %v", err)
+			t.Errorf("another domain: %v, want a response", err)
 		}
 	}
 	for i := range 40 {
 		if _, err := get(t, p, b.order(fmt.Sprintf("many%d.test", i)), "/"); err != nil {
-			t.Errorf("idle connections make no room: %v", err)
+			t.Errorf("%v, want an idle connection closed for this one", err)
 		}
 		if n := p.Open(); n > 20 {
-			t.Fatalf("%d connections are open", n)
+			t.Fatalf("%d connections are open, want at most 20", n)
 		}
 	}
 	close(hold)
 	wg.Wait()
 }
 
-// TestLimitsAtOnce: idle connections make room for as many as are opened at a time.
+// TestLimitsAtOnce: idle connections are closed for all that are opened at a time.
 func TestLimitsAtOnce(t *testing.T) {
 	b := newBackend(t, echo)
 	p := New(Config{}, health.New(), NewLimits(40, nil))
@@ -444,7 +444,7 @@ func TestLimitsAtOnce(t *testing.T) {
 		wg.Go(func() {
 			for n := range 200 {
 				if _, err := get(t, p, b.order(fmt.Sprintf("n%d-%d.test", i, n)), "/"); err != nil {
-					t.Errorf("with at most 16 of 40 connections in use: %v", err)
+					t.Errorf("with at most 16 of 40 connections in use: %v, want a response", err)
 					return
 				}
 			}
@@ -524,7 +524,7 @@ func TestStress(t *testing.T) {
 	})
 }
 
-// TestKeys: whatever a connection depends on tells connections apart.
+// TestKeys: requests with different keys share no connection.
 func TestKeys(t *testing.T) {
 	b := newBackend(t, echo)
 	p := newPool(t, Config{ProxyProtocol: 0, TLS: new(tls.Config)})
@@ -539,7 +539,7 @@ func TestKeys(t *testing.T) {
 		}
 	}
 	if n := b.opened.Load(); n != 3 {
-		t.Errorf("%d connections for three keys", n)
+		t.Errorf("%d connections for three keys, want 3", n)
 	}
 }
 

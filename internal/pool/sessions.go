@@ -8,19 +8,20 @@ import (
 )
 
 const (
-	// maxChain is how many octets of certificates a TLS session may have to be kept.
+	// maxChain is how many octets of certificates a backend may show for its session
+	// to be kept.
 	maxChain = 16 << 10
 
-	// maxSessions is how many octets all sessions may have: each one sessionSize, and
-	// its certificates, which take parsedSize times as much in memory as on the wire.
+	// maxSessions is how many octets of memory all sessions may take. One counts as
+	// sessionSize and parsedSize octets for each octet of its certificates.
 	maxSessions = 64 << 20
 	sessionSize = 1 << 10
 	parsedSize  = 3
 )
 
-// sessions keeps TLS sessions to be resumed, by server name. Those that were used
-// least recently go first. Everything else by which a session was verified belongs
-// to the Config.
+// sessions keeps TLS sessions to be resumed, by server name: all else that their
+// verification depends on belongs to the Config. Those that were used least recently
+// are dropped first.
 type sessions struct {
 	limit int
 
@@ -52,6 +53,7 @@ func (s *sessions) Get(name string) (*tls.ClientSessionState, bool) {
 	return e.Value.(*session).state, true
 }
 
+// put keeps a session; a nil state drops the one of that name.
 func (s *sessions) put(name string, state *tls.ClientSessionState, octets int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -74,21 +76,21 @@ func (s *sessions) remove(e *list.Element) {
 	s.octets -= n.octets
 }
 
-// sessionsOf is the cache for one connection, which knows what certificates the
-// backend has shown.
-type sessionsOf struct {
+// connSessions is the cache for one connection. It knows how large the certificates are
+// that the backend has shown.
+type connSessions struct {
 	*sessions
 	chain int // octets
 }
 
 // configure makes a connection keep its sessions.
 func (s *sessions) configure(config *tls.Config) {
-	of := &sessionsOf{sessions: s}
-	config.ClientSessionCache = of
+	cache := &connSessions{sessions: s}
+	config.ClientSessionCache = cache
 	verify := config.VerifyConnection
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		for _, certificate := range state.PeerCertificates {
-			of.chain += len(certificate.Raw)
+			cache.chain += len(certificate.Raw)
 		}
 		if verify != nil {
 			return verify(state)
@@ -98,7 +100,7 @@ func (s *sessions) configure(config *tls.Config) {
 }
 
 // Put implements tls.ClientSessionCache.
-func (s *sessionsOf) Put(name string, state *tls.ClientSessionState) {
+func (s *connSessions) Put(name string, state *tls.ClientSessionState) {
 	if state != nil && s.chain > maxChain {
 		return
 	}

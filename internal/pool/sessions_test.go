@@ -24,15 +24,15 @@ func TestChain(t *testing.T) {
 	s := newSessions(10)
 	state := new(tls.ClientSessionState)
 	for _, test := range []struct{ chain, want int }{{0, 1}, {maxChain, 1}, {maxChain + 1, 0}} {
-		of := &sessionsOf{sessions: s, chain: test.chain}
-		of.Put("a.example", state)
+		cache := &connSessions{sessions: s, chain: test.chain}
+		cache.Put("a.example", state)
 		n, octets := s.kept()
 		if n != test.want || octets != test.want*(sessionSize+parsedSize*test.chain) {
-			t.Errorf("%d octets of certificates: %d sessions of %d octets", test.chain, n, octets)
+			t.Errorf("%d octets of certificates: %d sessions of %d octets, want %d sessions", test.chain, n, octets, test.want)
 		}
-		of.Put("a.example", nil) // it did not work
+		cache.Put("a.example", nil) // it did not work
 		if n, octets := s.kept(); n != 0 || octets != 0 {
-			t.Errorf("%d sessions of %d octets are left", n, octets)
+			t.Errorf("%d sessions of %d octets are left, want none", n, octets)
 		}
 	}
 }
@@ -66,17 +66,17 @@ func TestChainOfBackend(t *testing.T) {
 			}
 		}
 		if resumed == long {
-			t.Errorf("%d octets of certificates: resumed %t", octets, resumed)
+			t.Errorf("%d octets of certificates: resumed %t, want %t", octets, resumed, !long)
 		}
 		n, size := p.sessions.kept()
 		if want := !long; (n == 1) != want || want && size != sessionSize+parsedSize*octets {
-			t.Errorf("%d octets of certificates: %d sessions of %d octets", octets, n, size)
+			t.Errorf("%d octets of certificates: %d sessions of %d octets, want one: %t", octets, n, size, want)
 		}
 	}
 }
 
-// TestSessionsBounds: sessions take no more room than they may, and are no more than
-// they may be. Those that were used least recently go first.
+// TestSessionsBounds: neither the number nor the octets of sessions exceed their bounds.
+// Those that were used least recently are dropped first.
 func TestSessionsBounds(t *testing.T) {
 	state := new(tls.ClientSessionState)
 	there := func(s *sessions, name string) bool {
@@ -96,7 +96,7 @@ func TestSessionsBounds(t *testing.T) {
 		}
 		n, octets := s.kept()
 		if n != test.want || octets != test.want*test.octets {
-			t.Errorf("%s: %d sessions of %d octets", name, n, octets)
+			t.Errorf("%s: %d sessions of %d octets, want %d of %d", name, n, octets, test.want, test.want*test.octets)
 		}
 		for i := range 10 {
 			if want := i == 0 || i > 10-test.want; there(s, fmt.Sprint(i)) != want {
@@ -105,7 +105,7 @@ func TestSessionsBounds(t *testing.T) {
 		}
 		s.put("9", state, test.octets/2) // in its place
 		if n, octets := s.kept(); n != test.want || octets != (test.want-1)*test.octets+test.octets/2 {
-			t.Errorf("%s: %d sessions of %d octets after one was replaced", name, n, octets)
+			t.Errorf("%s: %d sessions of %d octets after one was replaced, want %d sessions, one half as large", name, n, octets, test.want)
 		}
 	}
 }

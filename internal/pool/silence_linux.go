@@ -9,23 +9,23 @@ import (
 // HTTP/2 is not pinged: TCP_INFO shows whether the backend is there.
 const pingAfter, pingTimeout = 0, 0
 
-// silence is since when a backend has acknowledged nothing of what was sent. A
-// backend that is busy acknowledges, if only that it takes no more (a window of
-// zero); so TCP_USER_TIMEOUT will not do, which ends such connections too.
+// silence is the time since which a backend has acknowledged nothing and sent nothing.
+// A busy backend does acknowledge, even that it takes no more (a window of zero).
+// TCP_USER_TIMEOUT would end such connections, too.
 type silence struct {
 	since           time.Time
 	acked, received uint64
 }
 
-// isSilent reports whether the backend of a connection has not acknowledged for
-// maxSilence what was sent, and has sent nothing.
+// isSilent reports whether the backend of a connection, for maxSilence, has not
+// acknowledged what was sent and has sent nothing. The sweeper calls it again and again.
 func (c *conn) isSilent(now time.Time) bool {
 	info := c.raw.tcpInfo()
 	if info == nil {
 		return false
 	}
-	// what was sent after the last acknowledgement, or questions whether the window
-	// is open
+	// Octets were sent after the last acknowledgement, or probes of a closed window
+	// were not answered.
 	unanswered := info.Unacked > 0 && info.Last_data_sent <= info.Last_ack_recv || info.Probes > 1
 	l := &c.silence
 	if !unanswered || l.since.IsZero() || info.Bytes_acked != l.acked || info.Bytes_received != l.received ||
@@ -47,7 +47,7 @@ func (r *rawConn) acked() uint64 {
 	return 0
 }
 
-// tcpInfo returns what the system knows of a TCP connection, or nil.
+// tcpInfo returns the TCP_INFO of a connection, or nil.
 func (r *rawConn) tcpInfo() (info *unix.TCPInfo) {
 	if r.control == nil {
 		return nil

@@ -13,9 +13,8 @@ const (
 
 type silence struct{}
 
-// acked would return how many octets the backend has acknowledged. That is not known
-// here.
+// acked returns 0: how many octets the backend has acknowledged is not known here.
 func (*rawConn) acked() uint64 { return 0 }
 
-// isSilent would report whether a backend has gone silent. That is not known here.
+// isSilent returns false: pings end connections to silent backends over HTTP/2.
 func (*conn) isSilent(time.Time) bool { return false }

@@ -1,32 +1,32 @@
 package pool
 
 import (
-	"math"
 	"sync"
 	"time"
 )
 
 const (
-	// sweepInterval is how often idle connections are looked at.
+	// sweepInterval is the time between two sweeps.
 	sweepInterval = time.Second
 
-	// lookInterval is how long an idle connection is not looked at again.
-	lookInterval = 3 * time.Second
+	// checkInterval is the time after which the sweeper checks an idle connection
+	// again.
+	checkInterval = 3 * time.Second
 
-	// movedIdle is for how long a connection must have been idle before it is
-	// compared with the answers of the resolver.
+	// movedIdle is how long a connection has to have been idle before the sweeper asks
+	// whether the target still has its address.
 	movedIdle = 10 * time.Second
 )
 
-// sweeper is a goroutine that runs while there are connections.
+// sweeper is a goroutine that calls sweep while connections are open.
 type sweeper struct {
 	mu      sync.Mutex
 	running bool
-	wake    chan struct{} // ends it if nothing is left to do
+	wake    chan struct{} // makes it see that no connection is open
 	done    chan struct{} // closed at its end
 }
 
-// start starts the sweeper if it does not run.
+// start starts the sweeper if it is not running.
 func (w *sweeper) start(p *Pool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -39,7 +39,7 @@ func (w *sweeper) start(p *Pool) {
 		defer close(done)
 		ticker := time.NewTicker(sweepInterval)
 		defer ticker.Stop()
-		for w.goesOn(p) {
+		for w.keepRunning(p) {
 			select {
 			case now := <-ticker.C:
 				p.sweep(now)
@@ -49,16 +49,16 @@ func (w *sweeper) start(p *Pool) {
 	}(w.done)
 }
 
-// goesOn reports whether there is something left to sweep.
-func (w *sweeper) goesOn(p *Pool) bool {
+// keepRunning reports whether connections are open.
+func (w *sweeper) keepRunning(p *Pool) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.running = p.open.Load() > 0
 	return w.running
 }
 
-// stop ends the sweeper if there are no connections any more. Else it ends by
-// itself, soon after the last one.
+// stop waits for the end of the sweeper if no connection is open. Otherwise the sweeper
+// ends by itself, soon after the last connection.
 func (w *sweeper) stop(p *Pool) {
 	w.mu.Lock()
 	done := w.done
@@ -72,14 +72,14 @@ func (w *sweeper) stop(p *Pool) {
 	if done != nil && p.open.Load() == 0 {
 		select {
 		case <-done:
-		case <-time.After(sweepInterval): // a connection was opened just now
+		case <-time.After(sweepInterval): // a connection was opened meanwhile
 		}
 	}
 }
 
-// sweep closes connections that have been idle for too long, that lead to where
-// the target is no more, or that the backend has closed; and ends those in use
-// whose backend has gone silent.
+// sweep closes connections that have been idle for too long, whose address the target
+// no longer has, or that the backend has closed. It aborts those in use whose backend
+// has gone silent.
 func (p *Pool) sweep(now time.Time) {
 	for i := range p.shards {
 		p.sweepShard(&p.shards[i], now)
@@ -87,133 +87,82 @@ func (p *Pool) sweep(now time.Time) {
 }
 
 func (p *Pool) sweepShard(s *shard, now time.Time) {
-	var closing, look, busy []*conn
+	var closing, checking, busy []*conn
 	s.mu.Lock()
 	for _, d := range s.destinations {
 		for _, c := range d.conns {
-			if !c.listed {
+			if !c.idle {
 				busy = append(busy, c)
 				continue
 			}
-			idle := now.Sub(c.since)
+			idle := now.Sub(c.idleSince)
 			switch t := p.config.IdleTimeout; {
 			case t > 0 && idle >= t, idle >= movedIdle && d.moved != nil && d.moved(d.key.Addr.Addr()):
 				closing = append(closing, c)
-			case c.h2 == nil && now.Sub(c.looked) >= lookInterval && idle >= sweepInterval:
-				c.looked = now
-				look = append(look, c)
+			case c.h2 == nil && now.Sub(c.checkedAt) >= checkInterval && idle >= sweepInterval:
+				c.checkedAt = now
+				checking = append(checking, c)
 			}
 		}
 	}
 	for _, c := range closing {
-		p.remove(c)
+		p.removeConn(c)
 	}
 	s.mu.Unlock()
 	for _, c := range closing {
 		p.discard(c)
 	}
-	for _, c := range look {
-		p.look(c)
+	for _, c := range checking {
+		p.checkIdleConn(c)
 	}
 	for _, c := range busy {
 		if c.h2 != nil {
 			c.unblock(now)
-			p.freed(c) // its clients may read again
+			p.streamFreed(c) // it may no longer be congested
 		}
 		if c.isSilent(now) {
-			p.silent(c, now)
+			p.closeSilent(c, now)
 		}
 	}
 }
 
-// look closes an idle connection that the backend has closed, or over which
-// something has come.
-func (p *Pool) look(c *conn) {
+// checkIdleConn closes an idle connection that is no longer quiet: see conn.quiet.
+func (p *Pool) checkIdleConn(c *conn) {
 	if !c.raw.peek() {
 		return
 	}
 	s := c.destination.shard
 	s.mu.Lock()
-	if !c.listed { // it is in use by now
+	if !c.idle { // a request has taken it meanwhile
 		s.mu.Unlock()
 		return
 	}
-	p.takeIdle(c)
+	c.destination.removeIdle(c)
 	s.mu.Unlock()
 	if c.quiet() {
-		p.put(c, true)
+		p.putConn(c, true)
 	} else {
 		p.discard(c)
 	}
 }
 
-// silent ends a connection whose backend has gone silent. Idle connections to it
-// from before are closed: they would be no better.
-func (p *Pool) silent(c *conn, now time.Time) {
+// closeSilent aborts a connection whose backend has gone silent, and closes connections
+// to it that have been idle for as long.
+func (p *Pool) closeSilent(c *conn, now time.Time) {
 	c.abort(ErrSilent)
 	d := c.destination
 	d.shard.mu.Lock()
 	var idle []*conn
 	for _, other := range d.idle {
-		if now.Sub(other.since) > maxSilence {
+		if now.Sub(other.idleSince) > maxSilence {
 			idle = append(idle, other)
 		}
 	}
 	for _, other := range idle {
-		p.remove(other)
+		p.removeConn(other)
 	}
 	d.shard.mu.Unlock()
 	for _, other := range idle {
 		p.discard(other)
-	}
-}
-
-// closeSurplus closes idle connections while there are more than there should be.
-func (p *Pool) closeSurplus() {
-	if p.open.Load() > int64(p.config.MaxIdle) {
-		p.closeIdle(int64(p.config.MaxIdle))
-	}
-}
-
-// closeIdle closes idle connections, the one longest idle first, while there are
-// more open ones than limit. It returns how many it closed.
-func (p *Pool) closeIdle(limit int64) (closed int) {
-	p.surplus.Lock()
-	defer p.surplus.Unlock()
-	for p.open.Load() > limit && p.closeOldest() {
-		closed++
-	}
-	return closed
-}
-
-// closeOldest closes the connection that has been idle longest. It reports whether
-// there was one.
-func (p *Pool) closeOldest() bool {
-	for {
-		var from *shard
-		first := uint64(math.MaxUint64)
-		for i := range p.shards {
-			s := &p.shards[i]
-			s.mu.Lock()
-			if s.oldest != nil && s.oldest.moment < first {
-				from, first = s, s.oldest.moment
-			}
-			s.mu.Unlock()
-		}
-		if from == nil {
-			return false // all are in use
-		}
-		from.mu.Lock()
-		c := from.oldest
-		if c != nil && c.moment == first {
-			p.remove(c)
-		} else {
-			c = nil
-		}
-		from.mu.Unlock()
-		if c != nil {
-			p.discard(c)
-			return true
-		}
 	}
 }

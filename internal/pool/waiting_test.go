@@ -27,8 +27,8 @@ func (p *Pool) waiting(o *Order) int {
 	return len(d.waiters)
 }
 
-// TestWaiterWithoutDial: a request that may not dial, since another one does, gets
-// a dial of its own when that one fails.
+// TestWaiterWithoutDial: a request that may not dial, since MaxPerKey allows one dial,
+// is assigned a dial when that one has failed.
 func TestWaiterWithoutDial(t *testing.T) {
 	b := newBackend(t, echo)
 	p := newPool(t, Config{MaxPerKey: 1})
@@ -57,20 +57,20 @@ func TestWaiterWithoutDial(t *testing.T) {
 	eventually(t, "two requests wait", func() bool { return p.waiting(o) == 2 })
 	close(fail)
 	if err := <-first; !errors.Is(err, refused) {
-		t.Errorf("the request whose dial failed: %v", err)
+		t.Errorf("the request whose dial failed: %v, want %v", err, refused)
 	}
 	select {
 	case err := <-second:
 		if err != nil || dials.Load() != 2 {
-			t.Errorf("%v after %d dials", err, dials.Load())
+			t.Errorf("%v after %d dials, want a response after 2", err, dials.Load())
 		}
 	case <-time.After(10 * time.Second):
-		t.Fatal("the other request waits for nothing")
+		t.Fatal("the other request has no dial, want one of its own")
 	}
 }
 
-// TestHandOver: a connection that goes from one request to the next was never idle,
-// so it has not been idle for too long.
+// TestHandOver: a connection that is delivered from one request to the next was never
+// idle, so IdleTimeout does not end it.
 func TestHandOver(t *testing.T) {
 	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
 		for {
@@ -86,18 +86,18 @@ func TestHandOver(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			if _, err := get(t, p, b.order("a.example"), "/"); err != nil {
-				t.Error(err)
+				t.Errorf("a request: %v, want a response", err)
 			}
 		})
 	}
 	wg.Wait()
 	if n := b.opened.Load(); n != 1 {
-		t.Errorf("%d connections were opened where there may be one at a time", n)
+		t.Errorf("%d connections were opened, want 1", n)
 	}
 }
 
-// TestLateRelease: a request that has been answered and looks at its answer late
-// does not take away the destination that others have begun meanwhile.
+// TestLateRelease: a request that reads its answer late does not remove the destination
+// that other requests have begun meanwhile.
 func TestLateRelease(t *testing.T) {
 	b := newBackend(t, echo)
 	p := newPool(t, Config{IdleTimeout: time.Minute})
@@ -119,7 +119,7 @@ func TestLateRelease(t *testing.T) {
 	d := s.destination(p, o)
 	w := &waiter{order: o, ready: make(chan answer, 1)}
 	d.waiters = append(d.waiters, w)
-	p.dialFor(d, w)
+	p.assignDial(d, w)
 	s.mu.Unlock()
 	eventually(t, "its dial has failed", func() bool { return len(w.ready) == 1 && p.destinations() == 0 })
 
@@ -128,24 +128,24 @@ func TestLateRelease(t *testing.T) {
 		t.Fatal(err)
 	}
 	// its context ends at the same time as its dial
-	_, _, err := p.leave(d, w, &Error{Phase: Connect, Err: context.Canceled})
+	_, _, err := p.giveUp(d, w, &Error{Phase: Connect, Err: context.Canceled})
 	if !errors.Is(err, refused) {
-		t.Errorf("the answer is %v", err)
+		t.Errorf("the answer is %v, want %v", err, refused)
 	}
 	if p.destinations() != 1 {
-		t.Error("the destination of an idle connection is gone")
+		t.Errorf("%d destinations, want that of the idle connection", p.destinations())
 	}
 	if _, err := get(t, p, o, "/2"); err != nil || b.opened.Load() != 1 {
-		t.Errorf("%v, %d connections were opened", err, b.opened.Load())
+		t.Errorf("%v, %d connections were opened, want 1", err, b.opened.Load())
 	}
 	p.sweep(time.Now().Add(2 * time.Minute))
 	if p.Open() != 0 || p.destinations() != 0 {
-		t.Error("the sweeper does not see the connection")
+		t.Errorf("%d connections and %d destinations after a sweep, want none", p.Open(), p.destinations())
 	}
 }
 
-// TestShare: a domain that has all of its share closes no idle connections of
-// others, which count as free when the share is taken.
+// TestShare: idle connections count as free for the share of a domain, but a domain that
+// has its share closes no idle connections of others.
 func TestShare(t *testing.T) {
 	hold := make(chan struct{})
 	slow := newBackend(t, func(_ net.Conn, r *bufio.Reader) {
@@ -186,25 +186,25 @@ func TestShare(t *testing.T) {
 		t.Errorf("one domain has %d of 100 connections, want 20", n)
 	}
 	if n := b.openConns(); n != 2*others {
-		t.Errorf("%d of %d idle connections of others are left", n, 2*others)
+		t.Errorf("%d idle connections of others are left, want %d", n, 2*others)
 	}
 	opened := b.opened.Load()
 	for i := range others {
 		if _, err := get(t, p, b.order(fmt.Sprintf("good%d.example", i)), "/"); err != nil {
-			t.Error(err)
+			t.Errorf("a request: %v, want a response", err)
 		}
 	}
 	if n := b.opened.Load() - opened; n != 0 {
-		t.Errorf("%d connections of others had to be opened again", n)
+		t.Errorf("%d connections of others were opened again, want none", n)
 	}
 	cancel()
 	close(hold)
 	wg.Wait()
 }
 
-// TestGivenUpDial: a connection that comes after its request has gone is looked at
-// before it is used, like any other. If the backend has closed it meanwhile, a request
-// that cannot be repeated does not fail for it.
+// TestGivenUpDial: a connection that is opened after its request has gone is checked
+// before it is used, as each idle one is. If the backend has closed it meanwhile, a
+// request that cannot be sent again does not fail.
 func TestGivenUpDial(t *testing.T) {
 	b := newBackend(t, echo)
 	p := newPool(t, Config{})
@@ -232,7 +232,7 @@ func TestGivenUpDial(t *testing.T) {
 	b.closeAll()
 	for range 2 {
 		if err := post(t, p, o, http.NoBody); err != nil {
-			t.Errorf("a POST after the backend closed the connection: %v", err)
+			t.Errorf("a POST after the backend closed the connection: %v, want a response", err)
 		}
 	}
 	if n := b.opened.Load(); n != 2 {

@@ -8,66 +8,69 @@ import (
 	"time"
 )
 
-// watchInterval is how long a request over HTTP/1.1 is in flight at least before its
-// context is watched, and half of how long at most: most requests are over by then,
-// and to watch a context costs as much as to write a request. A context whose
-// deadline is near is watched at once.
+// The context of a request over HTTP/1.1 is watched only after the request has been in
+// flight for one to two watchIntervals: most requests have ended by then, and to watch
+// a context costs as much as to write a request. A context whose deadline is near is
+// watched at once.
 const watchInterval = 20 * time.Millisecond
 
-// watcher ends requests whose contexts end.
+// watcher aborts requests whose contexts end. Its timer calls watchDue while requests
+// are in flight that are not watched yet.
 type watcher struct {
 	timer   *time.Timer
-	running atomic.Bool   // the timer
-	round   atomic.Uint32 // of the timer
+	running atomic.Bool   // the timer is
+	round   atomic.Uint32 // counts the calls of watchDue
 }
 
-// unwatched are the requests in flight whose contexts are not watched yet.
+// unwatched are the requests of a shard in flight whose contexts are not watched yet.
 type unwatched struct {
 	mu   sync.Mutex
 	list []*exchange
 }
 
-// watched is the part of an exchange that is about its context.
+// watched is the state of an exchange for the watcher.
 type watched struct {
-	list  *unwatched // nil: it was watched at once
-	place int        // in the list, under its mu; negative: not there
-	round uint32     // in which it began
+	list  *unwatched // nil: the context was watched at once
+	index int        // in the list, under its mu; negative: not there
+	round uint32     // of the watcher when the exchange began
 
-	mu   sync.Mutex
-	left bool        // it is over
-	stop func() bool // ends the watch
+	mu    sync.Mutex
+	ended bool        // the exchange has
+	stop  func() bool // ends the watch; nil: the context is not watched
 }
 
-// watchSoon has the context of a request watched, sooner or later. A call of leave
+// startWatch has the context of a request watched, at once or later. A call of unwatch
 // has to follow.
-func (p *Pool) watchSoon(x *exchange) {
+func (p *Pool) startWatch(x *exchange) {
 	if deadline, ok := x.req.Context().Deadline(); ok && time.Until(deadline) < 5*watchInterval {
-		x.watch()
+		x.watchContext()
 		return
 	}
 	w, l := &x.watched, &x.c.destination.shard.unwatched
 	l.mu.Lock()
-	w.list, w.place, w.round = l, len(l.list), p.watcher.round.Load()
+	w.list, w.index, w.round = l, len(l.list), p.watcher.round.Load()
 	l.list = append(l.list, x)
 	l.mu.Unlock()
-	p.startWatching()
+	p.startWatchTimer()
 }
 
-func (p *Pool) startWatching() {
+// startWatchTimer has watchDue called after watchInterval.
+func (p *Pool) startWatchTimer() {
 	if w := &p.watcher; !w.running.Load() && w.running.CompareAndSwap(false, true) {
 		w.timer.Reset(watchInterval)
 	}
 }
 
-// watchAll watches the contexts of requests that have been in flight for an interval.
-func (p *Pool) watchAll() {
+// watchDue watches the contexts of requests that have been in flight for an interval or
+// more.
+func (p *Pool) watchDue() {
 	w := &p.watcher
 	round := w.round.Add(1)
 	var due []*exchange
 	for i := range p.shards {
 		l := &p.shards[i].unwatched
 		l.mu.Lock()
-		for _, x := range slices.Backward(l.list) { // what takes the place of one was looked at
+		for _, x := range slices.Backward(l.list) { // remove puts in its place one that was seen before
 			if round-x.watched.round > 1 {
 				l.remove(x)
 				due = append(due, x)
@@ -76,7 +79,7 @@ func (p *Pool) watchAll() {
 		l.mu.Unlock()
 	}
 	for _, x := range due {
-		x.watch()
+		x.watchContext()
 	}
 	w.running.Store(false)
 	for i := range p.shards {
@@ -85,40 +88,40 @@ func (p *Pool) watchAll() {
 		some := len(l.list) > 0
 		l.mu.Unlock()
 		if some {
-			p.startWatching()
+			p.startWatchTimer()
 			return
 		}
 	}
 }
 
-// remove takes a request out; l.mu is held.
+// remove removes a request; l.mu is held.
 func (l *unwatched) remove(x *exchange) {
 	last := len(l.list) - 1
 	other := l.list[last]
-	l.list[x.watched.place], other.watched.place = other, x.watched.place
+	l.list[x.watched.index], other.watched.index = other, x.watched.index
 	l.list[last] = nil
 	l.list = l.list[:last]
-	x.watched.place = -1
+	x.watched.index = -1
 }
 
-// watch aborts the request when its context ends.
-func (x *exchange) watch() {
+// watchContext has the connection aborted when the context ends.
+func (x *exchange) watchContext() {
 	w := &x.watched
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.left {
+	if !w.ended {
 		ctx := x.req.Context()
 		w.stop = context.AfterFunc(ctx, func() { x.c.abort(context.Cause(ctx)) })
 	}
 }
 
-// leave ends the watch over the request's context. It reports whether the request
-// was not aborted, and will not be.
-func (x *exchange) leave() bool {
+// unwatch ends the watch. It reports whether the request was not aborted, and will not
+// be.
+func (x *exchange) unwatch() bool {
 	w := &x.watched
 	if l := w.list; l != nil {
 		l.mu.Lock()
-		unwatched := w.place >= 0
+		unwatched := w.index >= 0
 		if unwatched {
 			l.remove(x)
 		}
@@ -129,6 +132,6 @@ func (x *exchange) leave() bool {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.left = true
+	w.ended = true
 	return w.stop == nil || w.stop()
 }

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TestWatch: a request ends with its context, before and after this is watched, and a
-// context that ends later does no harm to the connection.
+// TestWatch: a request ends with its context, before and after that is watched. A
+// context that ends after the response does not end the connection.
 func TestWatch(t *testing.T) {
 	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
 		for {
@@ -61,9 +61,9 @@ func TestWatch(t *testing.T) {
 	eventually(t, "no request is left to be watched", func() bool { return !p.watcher.running.Load() })
 }
 
-// TestLookLater: a request over a connection that had been idle is written only if
-// nothing has come, whole even if the system takes a part of it at a time.
-func TestLookLater(t *testing.T) {
+// TestDeferredCheck: a request over a connection that was idle is written only if no
+// octets have come over it. It is written whole even if the system takes it in parts.
+func TestDeferredCheck(t *testing.T) {
 	surplus := make(chan struct{}, 1)
 	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
 		for {

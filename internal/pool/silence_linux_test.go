@@ -30,8 +30,8 @@ func deaf(t *testing.T, c net.Conn) {
 	}
 }
 
-// pair returns both ends of a connection; that of this side as in a pool, but nobody
-// else looks at it.
+// pair returns both ends of a connection, that of this side as a conn of a pool that
+// does not know it.
 func pair(t *testing.T) (*conn, net.Conn) {
 	t.Helper()
 	accepted := make(chan net.Conn)
@@ -52,8 +52,8 @@ func pair(t *testing.T) (*conn, net.Conn) {
 	return newConn(newPool(t, Config{}), new(destination), raw), other
 }
 
-// TestSilence: a backend that acknowledges is not silent, nor is one that takes no
-// more and says so; one that does not is, after a while.
+// TestSilence: a backend that acknowledges is not silent, nor is one that takes no more
+// octets and acknowledges that. One that acknowledges nothing is, after maxSilence.
 func TestSilence(t *testing.T) {
 	t.Run("acknowledges", func(t *testing.T) {
 		c, _ := pair(t)
@@ -61,7 +61,7 @@ func TestSilence(t *testing.T) {
 		eventually(t, "all is acknowledged", func() bool { return c.raw.tcpInfo().Unacked == 0 })
 		for _, after := range []time.Duration{0, 2 * maxSilence, 4 * maxSilence} {
 			if c.isSilent(time.Now().Add(after)) || !c.silence.since.IsZero() {
-				t.Error("it is taken for silent")
+				t.Error("the backend is silent, want not silent")
 			}
 		}
 	})
@@ -75,7 +75,7 @@ func TestSilence(t *testing.T) {
 		for i := range 20 { // it is asked meanwhile whether the window is open
 			for _, after := range []time.Duration{0, 2 * maxSilence, 4 * maxSilence} {
 				if c.isSilent(time.Now().Add(after)) {
-					t.Fatalf("it is taken for silent in round %d", i)
+					t.Fatalf("the backend is silent in round %d, want not silent", i)
 				}
 			}
 			time.Sleep(20 * time.Millisecond)
@@ -88,20 +88,20 @@ func TestSilence(t *testing.T) {
 		time.Sleep(20 * time.Millisecond) // the clock of the system is coarse
 		begun := time.Now()
 		if c.isSilent(begun) || !c.silence.since.Equal(begun) {
-			t.Error("its silence does not begin")
+			t.Errorf("silent since %v, want %v", c.silence.since, begun)
 		}
 		for range 3 {
 			time.Sleep(100 * time.Millisecond)
 			if c.isSilent(time.Now()) || !c.silence.since.Equal(begun) {
-				t.Error("its silence does not go on")
+				t.Errorf("silent since %v, want %v as before", c.silence.since, begun)
 			}
 		}
-		if os.Getenv("SLOW_TESTS") == "" { // the system says when something was acknowledged, and its clock goes as it goes
+		if os.Getenv("SLOW_TESTS") == "" { // the time depends on the coarse clock of TCP_INFO
 			return
 		}
 		eventually(t, "it is taken for silent", func() bool { return c.isSilent(time.Now()) })
 		if d := time.Since(begun); d < maxSilence {
-			t.Errorf("it is taken for silent after %s", d)
+			t.Errorf("the backend is silent after %s, want %s or more", d, maxSilence)
 		}
 	})
 }

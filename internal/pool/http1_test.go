@@ -27,7 +27,7 @@ func (p *Pool) age(o *Order, by time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.destinations[o.Key].idle {
-		c.since = c.since.Add(-by)
+		c.idleSince = c.idleSince.Add(-by)
 	}
 }
 
@@ -106,14 +106,14 @@ func testKnock(t *testing.T, secure bool) {
 				r = strings.NewReader(body)
 			}
 			if err := post(t, p, o, r); err != nil {
-				t.Errorf("body %q, closing %t: %v", body, close, err)
+				t.Errorf("body %q, closing %t: %v, want a response", body, close, err)
 			}
 			want := int64(0)
 			if close {
 				want = 1
 			}
 			if n := posts.Load(); n != 1 {
-				t.Errorf("body %q, closing %t: executed %d times", body, close, n)
+				t.Errorf("body %q, closing %t: executed %d times, want once", body, close, n)
 			}
 			if n, m := closes.Load(), b.opened.Load()-opened; n != want || m != want {
 				t.Errorf("body %q, closing %t: %d connections closed, %d opened, want %d", body, close, n, m, want)
@@ -121,7 +121,7 @@ func testKnock(t *testing.T, secure bool) {
 		}
 	}
 	if bad.Load() != 0 {
-		t.Error("a backend got more than one octet, or a broken request")
+		t.Error("a backend got more than one octet before it closed a connection, or a broken request")
 	}
 }
 
@@ -132,8 +132,8 @@ func serverTLS() *tls.Config {
 	return &tls.Config{Certificates: s.TLS.Certificates, NextProtos: []string{"http/1.1"}}
 }
 
-// TestNoKnock: nothing is sent ahead where a request may be repeated, or the
-// connection was used just now.
+// TestNoKnock: there is no knock where a request may be sent again, or the connection
+// was used a moment before.
 func TestNoKnock(t *testing.T) {
 	b := newBackend(t, echo)
 	p := newPool(t, Config{})
@@ -152,66 +152,66 @@ func TestNoKnock(t *testing.T) {
 			t.Fatal(err)
 		}
 		if x := res.Body.(*exchange); x.knocked != test.knock {
-			t.Errorf("%s after %s: knocked %t", test.method, test.idle, x.knocked)
+			t.Errorf("%s after %s: knocked %t, want %t", test.method, test.idle, x.knocked, test.knock)
 		}
 		_, _ = io.Copy(io.Discard, res.Body)
 		res.Body.Close()
 	}
 	if n := b.opened.Load(); n != 1 {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections were opened, want 1", n)
 	}
 }
 
-// TestLateTimer: the timer for the header of a response, however late it fires, ends
-// no connection that its request has done with.
+// TestLateTimer: the timer for the header of a response, however late it fires, aborts
+// no connection whose request has ended.
 func TestLateTimer(t *testing.T) {
 	b := newBackend(t, echo)
 	p := newPool(t, Config{})
 	take := func() *exchange {
-		c, _, err := p.get(request(t, http.MethodGet, "/", nil), b.order("a.example"))
+		c, _, err := p.getConn(request(t, http.MethodGet, "/", nil), b.order("a.example"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return &exchange{c: c}
 	}
 
-	// it fires, and is about to look at the exchange when the response comes
+	// it fires, and is about to lock the exchange when the response comes
 	x := take()
 	x.abortAfter(20*time.Millisecond, errResponseHeaderTimeout)
-	x.wait.Lock()
+	x.headerWait.Lock()
 	time.Sleep(40 * time.Millisecond)
-	x.wait.over = true // what stopWaiting does
-	x.wait.Unlock()
+	x.headerWait.over = true // what stopWaiting does
+	x.headerWait.Unlock()
 	time.Sleep(10 * time.Millisecond)
 	if err := x.c.cause(nil); err != nil {
-		t.Errorf("a connection was ended that its request has done with: %v", err)
+		t.Errorf("the connection was aborted after its request had ended: %v", err)
 	}
 
-	// it is about to end the connection: the request does not go on until it has
+	// it is about to abort the connection: the request does not go on until it has
 	x = &exchange{c: x.c}
 	x.c.ended.Lock()
 	x.abortAfter(time.Millisecond, errResponseHeaderTimeout)
 	eventually(t, "the timer has fired", func() bool {
-		free := x.wait.TryLock()
+		free := x.headerWait.TryLock()
 		if free {
-			x.wait.Unlock()
+			x.headerWait.Unlock()
 		}
 		return !free
 	})
 	stopped := make(chan struct{})
 	go func() {
-		x.stopWaiting()
+		x.stopHeaderWait()
 		close(stopped)
 	}()
 	select {
 	case <-stopped:
-		t.Error("the request goes on with a connection that is about to be ended")
+		t.Error("the request goes on before the timer has aborted the connection")
 	case <-time.After(20 * time.Millisecond):
 	}
 	x.c.ended.Unlock()
 	<-stopped
 	if err := x.c.cause(nil); err != errResponseHeaderTimeout {
-		t.Errorf("the connection was not ended, but %v", err)
+		t.Errorf("the connection was aborted with %v, want %v", err, errResponseHeaderTimeout)
 	}
 	p.discard(x.c)
 
@@ -221,18 +221,18 @@ func TestLateTimer(t *testing.T) {
 		x.abortAfter(50*time.Microsecond, errResponseHeaderTimeout)
 		for begin := time.Now(); time.Since(begin) < time.Duration(40+i%20)*time.Microsecond; {
 		}
-		x.stopWaiting()
+		x.stopHeaderWait()
 		before := x.c.cause(nil)
 		time.Sleep(200 * time.Microsecond)
 		if after := x.c.cause(nil); after != before {
-			t.Fatalf("ended later: %v", after)
+			t.Fatalf("the connection was aborted with %v after its request had ended, want %v as before", after, before)
 		}
 		p.discard(x.c)
 	}
 }
 
-// TestHeaderTime: the time for the header of a response ends with the header, and
-// is no concern of the next request on the same connection.
+// TestHeaderTime: the time for the header of a response ends with the header, and does
+// not end the next request over the same connection.
 func TestHeaderTime(t *testing.T) {
 	const limit = 50 * time.Millisecond
 	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
@@ -254,22 +254,22 @@ func TestHeaderTime(t *testing.T) {
 	p := newPool(t, Config{ResponseHeaderTimeout: limit})
 	for _, path := range []string{"/", "/slow", "/", "/slow"} {
 		if got, err := get(t, p, b.order("a.example"), path); err != nil || got != "body" {
-			t.Errorf("%s: %q, %v", path, got, err)
+			t.Errorf("%s: %q, %v, want the body", path, got, err)
 		}
 	}
 	if n := b.opened.Load(); n != 1 {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections were opened, want 1", n)
 	}
 	_, err := get(t, p, b.order("a.example"), "/late")
 	if e, ok := errors.AsType[*Error](err); !ok || e.Err != errResponseHeaderTimeout || e.Phase != Response || e.Sent != All {
-		t.Errorf("a late header: %v", err)
+		t.Errorf("a late header: %v, want %v after all was sent", err, errResponseHeaderTimeout)
 	}
 }
 
-// TestKeepAliveOff: no connection carries a second request, whatever the backend
-// thinks.
+// TestKeepAliveOff: no connection carries a second request, even if the backend keeps
+// it open.
 func TestKeepAliveOff(t *testing.T) {
-	var most, asked atomic.Int64
+	var highest, asked atomic.Int64
 	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
 		for i := int64(1); ; i++ {
 			req, err := http.ReadRequest(r)
@@ -280,7 +280,7 @@ func TestKeepAliveOff(t *testing.T) {
 				asked.Add(1)
 			}
 			if i > 1 {
-				most.Store(i)
+				highest.Store(i)
 			}
 			fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		}
@@ -291,18 +291,18 @@ func TestKeepAliveOff(t *testing.T) {
 		wg.Go(func() {
 			for range 2 {
 				if got, err := get(t, p, b.order("a.example"), "/"); err != nil || got != "ok" {
-					t.Error(got, err)
+					t.Errorf("got %q, %v, want ok", got, err)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	if most.Load() > 1 || b.opened.Load() != 8 || asked.Load() != 8 || p.Open() != 0 {
-		t.Errorf("%d requests on a connection, %d connections, %d asked to be closed, %d left", most.Load(), b.opened.Load(), asked.Load(), p.Open())
+	if highest.Load() > 1 || b.opened.Load() != 8 || asked.Load() != 8 || p.Open() != 0 {
+		t.Errorf("%d requests over a connection, %d connections, %d asked to be closed, %d left, want 1, 8, 8, 0", max(highest.Load(), 1), b.opened.Load(), asked.Load(), p.Open())
 	}
 }
 
-// TestUnsendable: a request that cannot be written as it is fails for itself alone.
+// TestUnsendable: a request that cannot be written as it is fails, without harm to others.
 func TestUnsendable(t *testing.T) {
 	var requests atomic.Int64
 	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
@@ -344,24 +344,24 @@ func TestUnsendable(t *testing.T) {
 				req := request(t, http.MethodPost, "/", r)
 				change(req)
 				_, err := p.RoundTrip(req, o)
-				if e, ok := errors.AsType[*Error](err); !ok || e.Phase != Prepare || e.Sent != Nothing || e.again(req) {
-					t.Errorf("%s, body %t, idle connection %t: %+v", name, body, idle, err)
+				if e, ok := errors.AsType[*Error](err); !ok || e.Phase != Prepare || e.Sent != Nothing || e.mayRetry(req) {
+					t.Errorf("%s, body %t, idle connection %t: %+v, want an error of the request", name, body, idle, err)
 				}
 				if n := p.health.Len(); n != 0 {
-					t.Errorf("%s: %d records of failures", name, n)
+					t.Errorf("%s: %d records of failures, want none", name, n)
 				}
 			}
 		}
 	}
 	if _, err := get(t, p, o, "/"); err != nil {
-		t.Error(err)
+		t.Errorf("a GET after these: %v, want a response", err)
 	}
 	if n := requests.Load(); n != served+1 {
 		t.Errorf("the backend got %d requests, want %d", n, served+1)
 	}
 }
 
-// segments is a connection that keeps what it reads apart.
+// segments has the octets of each read.
 type segments struct {
 	mu  sync.Mutex
 	all []string
@@ -382,9 +382,8 @@ func (s *segments) get() []string {
 	return s.all
 }
 
-// TestHeadOfUnknownLength: net/http looks whether a DELETE has a body before it
-// writes the header. The header comes in one piece nevertheless, with the first
-// octet of the body at the earliest.
+// TestHeadOfUnknownLength: net/http reads an octet of a DELETE's body before it writes
+// the header. The header comes in one piece nevertheless, alone or with that octet.
 func TestHeadOfUnknownLength(t *testing.T) {
 	var got segments
 	b := newBackend(t, func(c net.Conn, _ *bufio.Reader) {
@@ -411,7 +410,7 @@ func TestHeadOfUnknownLength(t *testing.T) {
 		t.Errorf("the header does not come in one piece: %q", all)
 	}
 	if text := strings.Join(all, ""); !strings.HasSuffix(text, "\r\n\r\n1\r\nx\r\n0\r\n\r\n") {
-		t.Errorf("%q", text)
+		t.Errorf("got %q, want a chunk of one octet after the header", text)
 	}
 }
 
@@ -433,13 +432,13 @@ func TestHeadFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := res.Body.(*exchange).c.raw.written.Load(); n < int64(len("DELETE / HTTP/1.1\r\nHost: backend.example\r\n\r\n")) {
-		t.Errorf("RoundTrip has returned when %d octets were written", n)
+		t.Errorf("RoundTrip has returned when %d octets were written, want the whole header", n)
 	}
 	pw.Close()
 	res.Body.Close()
 }
 
-// TestRecords: it is known where records of TLS end, in whatever pieces they come.
+// TestRecords: tlsRecords knows where records end, in all pieces in which they may come.
 func TestRecords(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
@@ -451,23 +450,23 @@ func TestRecords(t *testing.T) {
 			stream = append(stream, bytes.Repeat([]byte{0xff}, n)...)
 			ends[len(stream)] = true
 		}
-		r := records{on: true}
+		r := tlsRecords{on: true}
 		largest := [...]int{1, 3, 7, 100, 40000}[random.IntN(5)]
 		for at := 0; ; {
 			if r.complete() != ends[at] {
-				t.Fatalf("after %d octets: complete is %t, in pieces of up to %d", at, r.complete(), largest)
+				t.Fatalf("after %d octets, in pieces of up to %d: complete is %t, want %t", at, largest, r.complete(), ends[at])
 			}
 			if at == len(stream) {
 				break
 			}
 			n := min(random.IntN(largest+1), len(stream)-at)
-			r.read(stream[at : at+n])
+			r.follow(stream[at : at+n])
 			at += n
 		}
 	}
-	off := records{}
-	if off.read([]byte("HTTP")); !off.complete() {
-		t.Error("records are looked for without TLS")
+	off := tlsRecords{}
+	if off.follow([]byte("HTTP")); !off.complete() {
+		t.Error("half a record without TLS, want none")
 	}
 }
 
@@ -480,8 +479,8 @@ func fields(n int) string {
 	return b.String()
 }
 
-// TestHeaderLimit: a header may have a thousand fields, in whatever pieces it comes;
-// interim responses have their own.
+// TestHeaderLimit: a header may have a thousand fields, in all pieces in which it may
+// come. Each interim response may have as many.
 func TestHeaderLimit(t *testing.T) {
 	const interim = "HTTP/1.1 103 Early Hints\r\n"
 	const ok = "HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n" // which is one field
@@ -490,7 +489,7 @@ func TestHeaderLimit(t *testing.T) {
 		response string
 		err      error
 	}{
-		"most":                        {ok + fields(maxFields-1) + "\r\n" + body, nil},
+		"as many as allowed":          {ok + fields(maxFields-1) + "\r\n" + body, nil},
 		"one more":                    {ok + fields(maxFields) + "\r\n" + body, errHeaderFields},
 		"more without an end":         {ok + fields(3*maxFields), errHeaderFields},
 		"only line feeds":             {strings.ReplaceAll(ok+fields(maxFields-1)+"\r\n", "\r", "") + body, nil},
@@ -517,14 +516,14 @@ func TestHeaderLimit(t *testing.T) {
 			}
 			got, err := io.ReadAll(res.Body)
 			if err != nil || string(got) != body {
-				t.Errorf("%s in pieces of %d: %d octets of body, %v", name, piece, len(got), err)
+				t.Errorf("%s in pieces of %d: %d octets of body, %v, want %d", name, piece, len(got), err, len(body))
 			}
 			res.Body.Close()
 		}
 	}
 }
 
-// TestHeaderLimitPieces: the end of a header is seen wherever CR LF is split.
+// TestHeaderLimitPieces: the end of a header is found where CR LF is split, too.
 func TestHeaderLimitPieces(t *testing.T) {
 	for _, end := range []string{"\r\n", "\n"} {
 		text := "HTTP/1.1 200 OK" + end + "A: b" + end + "C: d\re" + end
@@ -535,14 +534,14 @@ func TestHeaderLimitPieces(t *testing.T) {
 			r := io.MultiReader(strings.NewReader(whole[:at]), strings.NewReader(whole[at:]))
 			read(t, &l, r)
 			if l.lines != maxFields+2 {
-				t.Errorf("%q split at %d: the end is not seen, %d lines are left", end, at, l.lines)
+				t.Errorf("%q split at %d: %d lines are left, want %d after the end of the header", end, at, l.lines, maxFields+2)
 			}
 		}
 		var l headerLimit
 		l.begin(1 << 20)
 		read(t, &l, iotest.OneByteReader(strings.NewReader(text)))
 		if l.lines != maxFields+2-3 {
-			t.Errorf("%q: %d lines are left after 3", end, l.lines)
+			t.Errorf("%q: %d lines are left after 3, want %d", end, l.lines, maxFields+2-3)
 		}
 	}
 }
@@ -575,16 +574,16 @@ func (*script) Write(p []byte) (int, error) { return len(p), nil }
 // Close implements net.Conn.
 func (*script) Close() error { return nil }
 
-// dialScript returns a function that opens one connection, which is there already.
+// dialScript returns a Dial that returns this connection.
 func dialScript(c net.Conn) func(context.Context, string, string) (net.Conn, error) {
 	return func(context.Context, string, string) (net.Conn, error) { return c, nil }
 }
 
 // pieces reads no more than so many octets at a time.
 type pieces struct {
-	r    io.Reader
-	most int
+	r   io.Reader
+	max int
 }
 
 // Read implements io.Reader.
-func (r *pieces) Read(p []byte) (int, error) { return r.r.Read(p[:min(r.most, len(p))]) }
+func (r *pieces) Read(p []byte) (int, error) { return r.r.Read(p[:min(r.max, len(p))]) }

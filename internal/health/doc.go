@@ -1,0 +1,25 @@
+// Package health remembers which addresses failed, so that they can be left out while
+// others remain.
+//
+// A Tracker has records of failures at two levels. A connection that cannot be opened
+// counts for the address and port, whatever the target. A failed TLS handshake, a reset
+// or a missing response counts for one target at the address: one bad site at the
+// address of a CDN does not take the address from the others. A record is deleted when
+// the address works.
+//
+// Some failures depend on a limit: with another timeout there might have been a
+// response. They count only for requests with the same Limit, which is the text of a
+// configured timeout or a class of timeouts that clients choose. The latter count only
+// if several requests in a row ran out of time (RanOut), each of which had as much as
+// another address of the target usually takes (usualTimes).
+//
+// State classifies an address for a request, by these records and the request's Policy.
+// An address with enough failures is Ejected for EjectFor. After that one request finds
+// out whether it works again, by a connection (NeedsProbe) or by being sent to it
+// (NeedsTrial), and claims that first (Claim): until its outcome is recorded, or its
+// Trial is released, others find the address Ejected. Where nothing of a family can be
+// reached, IPv4 or IPv6, all its addresses are left out in the same way (family).
+//
+// The records are spread over shards with a lock each. The lock of a shard in which
+// nothing has failed is not taken.
+package health

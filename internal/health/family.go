@@ -1,0 +1,102 @@
+package health
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A family counts as unreachable when connections to addresses in deadNetworks different
+// networks failed, each within familyTime of the one before, and none was opened
+// meanwhile.
+const (
+	deadNetworks = 3
+	familyTime   = 5 * time.Minute
+)
+
+// family is IPv4 or IPv6: the networks that could not be reached since one could.
+type family struct {
+	count atomic.Int32 // of networks
+
+	mu         sync.Mutex
+	networks   [deadNetworks]netip.Prefix
+	lastFailed time.Time
+	trialBegan time.Time // as in record
+}
+
+// family returns the family of an address.
+func (t *Tracker) family(addr netip.Addr) *family {
+	if addr.Is4() {
+		return &t.families[0]
+	}
+	return &t.families[1]
+}
+
+// Reached records that a connection to an address was opened (ok), or that there was no
+// answer or no route to the address.
+func (t *Tracker) Reached(addr netip.Addr, ok bool) {
+	f := t.family(addr)
+	switch {
+	case !addr.IsValid():
+	case !ok:
+		f.unreached(addr, t.now())
+	case f.count.Load() > 0:
+		f.mu.Lock()
+		f.count.Store(0)
+		f.mu.Unlock()
+	}
+}
+
+// unreached adds the network of an address.
+func (f *family) unreached(addr netip.Addr, now time.Time) {
+	bits := 16
+	if addr.Is6() {
+		bits = 48
+	}
+	network, _ := addr.Prefix(bits)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.count.Load()
+	if now.Sub(f.lastFailed) > familyTime {
+		n = 0
+	}
+	f.lastFailed, f.trialBegan = now, time.Time{}
+	if int(n) < deadNetworks && !slices.Contains(f.networks[:n], network) {
+		f.networks[n] = network
+		n++
+	}
+	f.count.Store(n)
+}
+
+// dead reports whether the family counts as unreachable.
+func (f *family) dead() bool { return f.count.Load() >= deadNetworks }
+
+// state is as Tracker.state.
+func (f *family) state(now time.Time, ejectFor time.Duration, claim bool) State {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case !f.dead():
+		return Healthy
+	case now.Sub(f.lastFailed) < ejectFor || now.Sub(f.trialBegan) < trialTimeout:
+		return Ejected
+	}
+	if claim {
+		f.trialBegan = now
+	}
+	return NeedsProbe
+}
+
+// release gives up the claim that was made at that time.
+func (f *family) release(claimed time.Time) {
+	if !f.dead() {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.trialBegan.Equal(claimed) {
+		f.trialBegan = time.Time{}
+	}
+}

@@ -1,0 +1,153 @@
+package health
+
+import (
+	"iter"
+	"net/netip"
+	"time"
+)
+
+// Limit names a limit that a site has configured, such as "timeout 200ms". A failure
+// that was one only by a limit counts only for requests with the same limit.
+type Limit string
+
+// Policy is what failures mean to a request.
+type Policy struct {
+	MaxFails int           // the number of failures in a row for which an address is ejected
+	EjectFor time.Duration // for how long
+
+	// Retryable is true if the request may be sent again after an address fails that
+	// has got it. Other requests are kept twice as long from an address that failed
+	// after a request was sent. A retryable one may show before that whether it works.
+	Retryable bool
+
+	// Limits are the limits of the request; empty ones are ignored.
+	Limits [2]Limit
+
+	// Timeout is the one that the client has chosen for this request; zero: none. It
+	// makes failures count that RanOut recorded for timeouts of about this length or
+	// longer.
+	Timeout time.Duration
+}
+
+// State classifies an address for a request.
+type State int
+
+// The states of an address, each worse than the one before it.
+const (
+	Healthy    State = iota
+	NeedsProbe       // EjectFor is over: a connection will show whether it works again
+	NeedsTrial       // EjectFor is over: only a request will show it
+	Ejected
+)
+
+// trialTimeout is how long a probe or a trial may take before another request may
+// claim the address.
+const trialTimeout = 5 * time.Second
+
+// State classifies an address for a request to target.
+func (t *Tracker) State(p *Policy, target string, addr netip.AddrPort) State {
+	return t.state(p, target, addr, time.Time{})
+}
+
+// Claim is State for a request that will probe or try the address if it needs that. For
+// others the address is ejected then, until the outcome is recorded, the Trial is
+// released, or trialTimeout is over.
+func (t *Tracker) Claim(p *Policy, target string, addr netip.AddrPort) (State, Trial) {
+	now := t.now()
+	return t.state(p, target, addr, now), Trial{t, *p, target, addr, now}
+}
+
+// Trial is a claim of a request to probe or try an address.
+type Trial struct {
+	tracker *Tracker
+	policy  Policy
+	target  string
+	addr    netip.AddrPort
+	claimed time.Time // identifies the claim in the records
+}
+
+// Release gives the claim up, unless its outcome was recorded. Another request may then
+// claim the address.
+func (l *Trial) Release() {
+	s, family := l.tracker.shard(l.addr), l.tracker.family(l.addr.Addr())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r := range s.relevant(&l.policy, l.target, l.addr) {
+		if r.trialBegan.Equal(l.claimed) {
+			r.trialBegan = time.Time{}
+		}
+	}
+	family.release(l.claimed)
+}
+
+// state is State, or Claim if claimed is not zero.
+func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claimed time.Time) State {
+	s, family := t.shard(addr), t.family(addr.Addr())
+	if s.size.Load() == 0 && !family.dead() {
+		return Healthy
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := claimed
+	if claimed.IsZero() {
+		now = t.now()
+	}
+	state := Healthy
+	var buf [4]*record
+	due := buf[:0]
+	for r, maxFails := range s.relevant(p, target, addr) {
+		switch {
+		case now.Before(r.dialEnds):
+			return Ejected
+		case r.fails < maxFails:
+			continue
+		case now.Sub(r.lastFailed) < p.EjectFor || now.Sub(r.trialBegan) < trialTimeout:
+			return Ejected
+		case r.sent && !p.Retryable && now.Sub(r.lastFailed) < 2*p.EjectFor:
+			return Ejected
+		case r.sent:
+			state = NeedsTrial
+		default:
+			state = max(state, NeedsProbe)
+		}
+		due = append(due, r)
+	}
+	if family.dead() {
+		state = max(state, family.state(now, p.EjectFor, !claimed.IsZero()))
+	}
+	if state != Ejected && !claimed.IsZero() {
+		for _, r := range due {
+			r.trialBegan = now
+		}
+	}
+	return state
+}
+
+// relevant yields the records that count for a request to target, each with the number
+// of failures for which it ejects the address; s.mu is held.
+func (s *shard) relevant(p *Policy, target string, addr netip.AddrPort) iter.Seq2[*record, int] {
+	return func(yield func(*record, int) bool) {
+		if r := s.records[recordID{addr: addr}]; r != nil && !yield(r, p.MaxFails) {
+			return
+		}
+		if r := s.records[recordID{target: target, addr: addr}]; r != nil && !yield(r, p.MaxFails) {
+			return
+		}
+		for _, limit := range p.Limits {
+			if limit == "" {
+				continue
+			}
+			if r := s.records[recordID{target, addr, limit}]; r != nil && !yield(r, p.MaxFails) {
+				return
+			}
+		}
+		if p.Timeout == 0 {
+			return
+		}
+		for _, limit := range timeoutLimits[timeoutClass(p.Timeout):] {
+			if r := s.records[recordID{target, addr, limit}]; r != nil && !yield(r, max(p.MaxFails, maxRanOut)) {
+				return
+			}
+		}
+	}
+}

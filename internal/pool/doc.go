@@ -1,0 +1,47 @@
+// Package pool keeps connections to backends that no configuration lists, and
+// sends requests over them.
+//
+// A Key is all that a connection depends on: the address, the host of the target,
+// the TLS server name, the protocol. An Order is a Key and what a request allows:
+// how long it waits, and who is asked whether the address may be dialled (its Owner).
+// For each Key in use the Pool has a destination, which holds its connections
+// (conn), the requests that wait for one (waiter) and the dials under way (dial).
+//
+// A request takes the connection that was used last. If there is none, it becomes a
+// waiter and is assigned a dial. It gets what comes first, a connection that becomes
+// free or a new one, and waits only as long as its Order allows (dialWait). A request
+// that gives its dial up gets an Error with a Pending: the dial goes on, and its
+// connection is then idle until a request takes it. A dial may outlive its request, so
+// it looks at a copy of the Order and at nothing else of the request.
+//
+// A connection of HTTP/1.1 (http1.go) has no goroutine. An exchange is one request
+// and its response: the goroutine of the request writes one and reads the other, with
+// buffers that it has only meanwhile; a request's body is an upload, with a goroutine
+// of its own. On Unix, a combinedIO checks an idle connection, writes the request and
+// waits for the response in one call of the runtime's poller. A connection of HTTP/2
+// (http2.go) is an http2.ClientConn of golang.org/x/net. The sweeper (sweep.go) closes
+// connections that were idle for too long or that the backend has closed, and aborts
+// those whose backend has gone silent. The watcher (watch.go) aborts requests over
+// HTTP/1.1 whose contexts end. Limits bound the connections of all pools together.
+//
+// # One address at a time
+//
+// A Pool knows one address of a target, that of the Key. The caller tries the others.
+// Take a GET request to a target with four addresses, of which A refuses connections,
+// B does not answer, C resets them and D works:
+//
+//   - A: the dial fails at once. The Pool records the failure in health; RoundTrip
+//     returns an Error with the Phase Connect, and nothing was sent.
+//   - B: the Order is not the Last, so the request waits for FailoverTimeout. RoundTrip
+//     returns an Error with a Pending. Health keeps other requests from B while the
+//     dial goes on. If it fails in the end, that is recorded, too.
+//   - C: the connection is opened, the request is written, the connection is reset.
+//     RoundTrip returns an Error with the Phase Response; all of the request may have
+//     been seen (Sent). Whether another address may get it is the caller's decision,
+//     and so is what is recorded. Had the connection been idle before, RoundTrip would
+//     itself have sent the request again, over another connection to C.
+//   - D: the Order is the Last and has the Pending of B. The request waits for the
+//     whole dial timeout, less what the other addresses have used (Deadlines). If B's
+//     dial succeeds first, RoundTrip returns an Error with the Pending of D, and the
+//     caller goes back to B, whose connection is idle by then.
+package pool

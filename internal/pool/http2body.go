@@ -1,0 +1,141 @@
+package pool
+
+import (
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// A connection gets no more requests while maxUnread responses over it have not
+	// been read for unreadTime: their octets may soon take all of maxConnBuffer.
+	maxUnread  = maxConnBuffer/maxStreamBuffer - 1
+	unreadTime = 100 * time.Millisecond
+
+	// Where maxUnread responses that have not been read for stallTime keep a client of
+	// another one over the same connection waiting for starveTime, the one that has
+	// not been read for longest is ended.
+	stallTime  = 10 * time.Second
+	starveTime = 5 * time.Second
+)
+
+// streamBody is the body of a response over HTTP/2. It knows for how long its client has
+// been reading, or has not been.
+type streamBody struct {
+	body io.ReadCloser
+	c    *conn
+	once sync.Once
+
+	reading   atomic.Bool           // a Read is under way
+	changedAt atomic.Int64          // when reading changed, in nanoseconds
+	endErr    atomic.Pointer[error] // with which this side ended the response
+
+	prev, next *streamBody // in openBodies, under its mu
+}
+
+// Read implements io.Reader.
+func (s *streamBody) Read(p []byte) (int, error) {
+	s.changedAt.Store(time.Now().UnixNano())
+	s.reading.Store(true)
+	n, err := s.body.Read(p)
+	s.reading.Store(false)
+	s.changedAt.Store(time.Now().UnixNano())
+	if err != nil {
+		if other := s.endErr.Load(); other != nil {
+			err = *other
+		} else if err != io.EOF {
+			err = s.c.cause(err)
+		}
+		s.end()
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (s *streamBody) Close() error {
+	err := s.body.Close()
+	s.end()
+	return err
+}
+
+// end releases the stream, once.
+func (s *streamBody) end() {
+	s.once.Do(func() {
+		s.c.bodies.remove(s)
+		s.c.pool.releaseStream(s.c)
+	})
+}
+
+// openBodies are the bodies of responses over a connection that have not ended.
+type openBodies struct {
+	mu    sync.Mutex
+	n     int
+	first *streamBody
+}
+
+func (l *openBodies) add(s *streamBody) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.n++
+	if s.next = l.first; s.next != nil {
+		s.next.prev = s
+	}
+	l.first = s
+}
+
+func (l *openBodies) remove(s *streamBody) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.n--
+	if s.prev != nil {
+		s.prev.next = s.next
+	} else {
+		l.first = s.next
+	}
+	if s.next != nil {
+		s.next.prev = s.prev
+	}
+}
+
+// congested reports whether responses that are not read may soon keep others over the
+// connection waiting.
+func (c *conn) congested() bool {
+	l := &c.bodies
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.n < maxUnread {
+		return false
+	}
+	unread, since := 0, time.Now().Add(-unreadTime).UnixNano()
+	for s := l.first; s != nil; s = s.next {
+		if !s.reading.Load() && s.changedAt.Load() < since {
+			unread++
+		}
+	}
+	return unread >= maxUnread
+}
+
+// unblock ends the response that has not been read for longest, if such responses keep
+// another one waiting.
+func (c *conn) unblock(now time.Time) {
+	l := &c.bodies
+	l.mu.Lock()
+	var longest *streamBody
+	stalled, starving := 0, false
+	for s := l.first; s != nil; s = s.next {
+		switch at := s.changedAt.Load(); {
+		case s.reading.Load():
+			starving = starving || now.UnixNano()-at > int64(starveTime)
+		case now.UnixNano()-at > int64(stallTime):
+			if stalled++; longest == nil || at < longest.changedAt.Load() {
+				longest = s
+			}
+		}
+	}
+	l.mu.Unlock()
+	err := errStalled
+	if starving && stalled >= maxUnread && longest.endErr.CompareAndSwap(nil, &err) {
+		go longest.body.Close() // Close may have to wait for the backend
+	}
+}

@@ -18,11 +18,11 @@ import (
 )
 
 const (
-	// patience is a timeout that a reply meets however busy the machine is.
-	patience = 20 * time.Second
+	// longTimeout is a timeout that a reply meets however busy the machine is.
+	longTimeout = 20 * time.Second
 
-	// brief is a timeout for replies that never come.
-	brief = 50 * time.Millisecond
+	// shortTimeout is a timeout for replies that never come.
+	shortTimeout = 50 * time.Millisecond
 )
 
 const (
@@ -198,7 +198,7 @@ func TestLookup(t *testing.T) {
 				forged.Id++
 				q.reply(forged)
 			},
-			timeout: brief,
+			timeout: shortTimeout,
 			kind:    Timeout, rcode: -1, text: "no nameserver replied in time (127.0.0.1:", ignored: 1,
 		},
 
@@ -727,7 +727,7 @@ func TestLookup(t *testing.T) {
 		},
 		{
 			name:    "silence",
-			timeout: brief, tries: 2,
+			timeout: shortTimeout, tries: 2,
 			kind: Timeout, rcode: -1, text: "looking up a.example (A): no nameserver replied in time (127.0.0.1:", udpQueries: 2,
 		},
 		{
@@ -895,7 +895,7 @@ func TestTrace(t *testing.T) {
 	late := newScript(t, nil, nil)
 	good := newScript(t, func(q *query) { q.reply(q.answer(good)) }, nil)
 	c := newClient(t, Config{Tries: 3, Trace: func(trace *Trace) { traces = append(traces, trace) }}, cut, late, good)
-	c.intervals.patience = brief
+	c.intervals.maxHedgeDelay = shortTimeout
 	if _, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil {
 		t.Fatal(err)
 	}
@@ -922,7 +922,7 @@ func TestTrace(t *testing.T) {
 		t.Errorf("tries are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	if x := traces[0]; x.Name != "a.example" || x.Type != dns.TypeA || x.Err != nil || x.TTL != time.Minute ||
-		!slices.Equal(x.Addrs, addrs("192.0.2.1")) || x.Duration < brief {
+		!slices.Equal(x.Addrs, addrs("192.0.2.1")) || x.Duration < shortTimeout {
 		t.Errorf("the trace is %+v", x)
 	}
 }
@@ -964,7 +964,7 @@ func TestRoute(t *testing.T) {
 
 	// an outage there is none of the first server
 	outside.play(nil)
-	other.Change(other.Nameservers(), Settings{Timeout: brief, Tries: 1})
+	other.Change(other.Nameservers(), Settings{Timeout: shortTimeout, Tries: 1})
 	waitForOutage(t, other)
 	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)
 	if e := wantError(t, err, Outage); e.Outage() || c.Outage() != nil || !strings.Contains(err.Error(), outside.String()) {
@@ -1189,7 +1189,7 @@ func TestCancel(t *testing.T) {
 func TestDeadline(t *testing.T) {
 	s := newScript(t, nil, nil)
 	c := newClient(t, Config{Timeout: time.Hour, Tries: 3}, s)
-	ctx, cancel := context.WithTimeout(t.Context(), brief)
+	ctx, cancel := context.WithTimeout(t.Context(), shortTimeout)
 	defer cancel()
 	_, _, err := c.Lookup(ctx, "a.example", dns.TypeA)
 	e := wantError(t, err, Timeout)
@@ -1203,7 +1203,7 @@ func TestDeadlineAfterReply(t *testing.T) {
 	a := newScript(t, func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) }, nil)
 	b := newScript(t, nil, nil)
 	c := newClient(t, Config{Timeout: time.Hour, Tries: 3}, a, b)
-	ctx, cancel := context.WithTimeout(t.Context(), brief)
+	ctx, cancel := context.WithTimeout(t.Context(), shortTimeout)
 	defer cancel()
 	_, _, err := c.Lookup(ctx, "a.example", dns.TypeA)
 	wantError(t, err, ServerFailure)

@@ -254,7 +254,7 @@ func TestTLSHandshakeStalls(t *testing.T) {
 	}
 	defer listener.Close()
 	s := &script{Nameserver: Nameserver{Network: "tls", AddrPort: listener.Addr().(*net.TCPAddr).AddrPort()}}
-	c := newClient(t, Config{Timeout: brief}, s)
+	c := newClient(t, Config{Timeout: shortTimeout}, s)
 	start := time.Now()
 	wantError(t, lookUp(t, c, "a.example"), Timeout)
 	if c.Close(); time.Since(start) >= minDial {

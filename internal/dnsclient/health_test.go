@@ -27,11 +27,11 @@ func answeringMost(q *query) {
 }
 
 // lookUp asks for the addresses of name. For a name that begins with "dead" its
-// deadline is brief, while probes have all the time of a try.
+// deadline is shortTimeout, while probes have all the time of a try.
 func lookUp(t *testing.T, c *Client, name string) error {
 	ctx, cancel := t.Context(), context.CancelFunc(func() {})
 	if strings.HasPrefix(name, "dead") {
-		ctx, cancel = context.WithTimeout(ctx, brief)
+		ctx, cancel = context.WithTimeout(ctx, shortTimeout)
 	}
 	defer cancel()
 	_, _, err := c.Lookup(ctx, name, dns.TypeA)
@@ -70,7 +70,7 @@ func TestDeadFirstServer(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if failures := c.servers[0].failures; failures != 1 {
+		if failures := c.servers[0].health.failures; failures != 1 {
 			t.Errorf("the dead server was asked %d times, want once", failures)
 		}
 	})
@@ -83,18 +83,16 @@ func TestLateServer(t *testing.T) {
 		first := newScript(t, func(q *query) { arrived <- q }, nil)
 		second := newScript(t, answering, nil)
 		c := newClient(t, Config{Tries: 3}, first, second)
-		c.intervals.patience = brief
+		c.intervals.maxHedgeDelay = shortTimeout
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
 		}
-		c.mu.Lock()
-		if n := c.servers[0].failures; n != 1 {
+		if n := c.servers[0].health.rank().failures; n != 1 {
 			t.Errorf("%d failures, want 1", n)
 		}
-		c.mu.Unlock()
 		answering(<-arrived)
 		c.running.Wait()
-		if n := c.servers[0].failures; n != 1 {
+		if n := c.servers[0].health.failures; n != 1 {
 			t.Errorf("%d failures after the late answer, want 1: others are faster", n)
 		}
 	})
@@ -103,7 +101,7 @@ func TestLateServer(t *testing.T) {
 		first := newScript(t, func(q *query) { arrived <- q }, nil)
 		second := newScript(t, func(*query) { answering(<-arrived) }, nil)
 		c := newClient(t, Config{Tries: 2}, first, second)
-		c.intervals.patience = brief
+		c.intervals.maxHedgeDelay = shortTimeout
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
 		}
@@ -114,13 +112,13 @@ func TestLateServer(t *testing.T) {
 	t.Run("it never answers", func(t *testing.T) {
 		first, second := newScript(t, nil, nil), newScript(t, answering, nil)
 		c := newClient(t, Config{Tries: 3, Timeout: time.Second}, first, second)
-		c.intervals.patience = brief
+		c.intervals.maxHedgeDelay = shortTimeout
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
 		}
 		c.running.Wait()
-		if s := c.servers[0]; s.failures != 1 || s.silent != 1 {
-			t.Errorf("%d failures, %d of them silent, want 1", s.failures, s.silent)
+		if s := c.servers[0]; s.health.failures != 1 || s.health.silent != 1 {
+			t.Errorf("%d failures, %d of them silent, want 1", s.health.failures, s.health.silent)
 		}
 	})
 	t.Run("it is alone", func(t *testing.T) {
@@ -143,29 +141,29 @@ func TestLateServer(t *testing.T) {
 	})
 }
 
-func TestPatience(t *testing.T) {
+func TestHedgeDelay(t *testing.T) {
 	c := newClient(t, Config{Timeout: 2 * time.Second})
 	s := c.newServer(Nameserver{})
 	want := func(what string, want time.Duration) {
 		t.Helper()
-		if got := c.patience(s, false); got.Round(time.Millisecond) != want {
+		if got := s.hedgeDelay(false); got.Round(time.Millisecond) != want {
 			t.Errorf("%s: %s, want %s", what, got, want)
 		}
-		if got := c.patience(s, true); got != 1500*time.Millisecond {
-			t.Errorf("%s: %s before the same server is asked again", what, got)
+		if got, want := s.hedgeDelay(true), 1500*time.Millisecond; got != want {
+			t.Errorf("%s: %s before the same server is asked again, want %s", what, got, want)
 		}
 	}
 	want("unknown", time.Second)
-	c.gotReply(s, 100*time.Millisecond)
+	s.replied(100 * time.Millisecond)
 	want("one reply", 300*time.Millisecond)
 	for range 50 {
-		c.gotReply(s, 100*time.Millisecond)
+		s.replied(100 * time.Millisecond)
 	}
 	want("many replies", 250*time.Millisecond)
-	c.gotReply(s, 500*time.Millisecond)
+	s.replied(500 * time.Millisecond)
 	want("one slow reply", 550*time.Millisecond)
 	for range 50 {
-		c.gotReply(s, 3*time.Second)
+		s.replied(3 * time.Second)
 	}
 	want("all slow", time.Second)
 }
@@ -185,11 +183,9 @@ func TestFailingServerGivesWay(t *testing.T) {
 			t.Fatalf("%d lookups and %d queries", i+1, n)
 		}
 	}
-	c.mu.Lock()
-	if n := c.servers[0].failures; n != 1 {
+	if n := c.servers[0].health.rank().failures; n != 1 {
 		t.Errorf("%d lookups failed there, want 1", n)
 	}
-	c.mu.Unlock()
 	first.mu.Lock()
 	for i, q := range first.seen {
 		if i > 0 && q.Question[0].Name != "." {
@@ -213,7 +209,7 @@ func TestFailingServerGivesWay(t *testing.T) {
 func TestProbesOfSuspects(t *testing.T) {
 	s := newScript(t, answeringMost, nil)
 	c := newClient(t, Config{}, s)
-	c.intervals.evidence = 0
+	c.intervals.minSilence = 0
 	for range 5 * suspectAfter {
 		lookUp(t, c, "dead.example")
 		c.running.Wait()
@@ -226,7 +222,7 @@ func TestProbesOfSuspects(t *testing.T) {
 			probes++
 		}
 	}
-	if most := 1 + int(time.Since(c.servers[0].suspected)/c.intervals.probe); probes < 1 || probes > most {
+	if most := 1 + int(time.Since(c.servers[0].health.watchedAt)/c.intervals.probe); probes < 1 || probes > most {
 		t.Errorf("%d probes, want 1 to %d", probes, most)
 	}
 }
@@ -261,7 +257,8 @@ func TestDownServerIsLastResort(t *testing.T) {
 	} {
 		c := newClient(t, Config{Tries: tries}, down, a, b)
 		c.intervals.recheck = never
-		c.servers[0].down, c.servers[0].failures, c.servers[0].failed = true, 3, time.Now()
+		h := &c.servers[0].health
+		h.down, h.failures, h.failedAt = true, 3, time.Now()
 		var asked []Nameserver
 		c.trace = func(trace *Trace) {
 			for _, try := range trace.Tries {
@@ -272,7 +269,7 @@ func TestDownServerIsLastResort(t *testing.T) {
 		if !slices.Equal(asked, want) {
 			t.Errorf("%d tries went to %v, want %v", tries, asked, want)
 		}
-		if up := !c.servers[0].down; up != (err == nil) {
+		if up := !c.servers[0].health.isDown(); up != (err == nil) {
 			t.Errorf("%d tries: the server is up: %v", tries, up)
 		}
 	}
@@ -294,10 +291,10 @@ func waitForOutage(t *testing.T, c *Client) <-chan struct{} {
 func TestOutage(t *testing.T) {
 	t.Run("lookups send nothing", func(t *testing.T) {
 		a, b := newScript(t, nil, nil), newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: brief}, a, b)
+		c := newClient(t, Config{Timeout: shortTimeout}, a, b)
 		c.intervals.probe = never
 		outage := waitForOutage(t, c)
-		time.Sleep(brief) // for what was sent to arrive
+		time.Sleep(shortTimeout) // for what was sent to arrive
 		before := a.queries("udp") + b.queries("udp")
 		for range 100 {
 			_, _, err := c.Lookup(t.Context(), "b.example", dns.TypeA)
@@ -324,12 +321,12 @@ func TestOutage(t *testing.T) {
 
 	t.Run("probes go out until one is answered", func(t *testing.T) {
 		s := newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: brief}, s)
+		c := newClient(t, Config{Timeout: shortTimeout}, s)
 		c.intervals.probe = 10 * time.Millisecond
 		outage := waitForOutage(t, c)
 		s.play(answering)
 		<-outage
-		for lookUp(t, c, "a.example") != nil { // may take longer than brief
+		for lookUp(t, c, "a.example") != nil { // may take longer than shortTimeout
 		}
 		if c.Outage() != nil {
 			t.Error("still an outage")
@@ -338,10 +335,10 @@ func TestOutage(t *testing.T) {
 
 	t.Run("no more probes than one an interval", func(t *testing.T) {
 		s := newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: brief}, s)
+		c := newClient(t, Config{Timeout: shortTimeout}, s)
 		c.intervals.probe = 20 * time.Millisecond
 		waitForOutage(t, c)
-		time.Sleep(brief)
+		time.Sleep(shortTimeout)
 		before, start := s.queries("udp"), time.Now()
 		for range 100 {
 			c.Lookup(t.Context(), "b.example", dns.TypeA)
@@ -381,7 +378,7 @@ func TestOutage(t *testing.T) {
 
 	t.Run("a lookup under way ends", func(t *testing.T) {
 		s := newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: brief, Tries: 3}, s)
+		c := newClient(t, Config{Timeout: shortTimeout, Tries: 3}, s)
 		s.play(func(*query) { c.SetNameservers(nil) })
 		_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 		if e := wantError(t, err, Outage); len(e.Tries) != 1 {
@@ -396,7 +393,7 @@ func TestProbesTakeTurns(t *testing.T) {
 	for _, answered := range []string{"a.example.", ".", "new.example."} {
 		t.Run(answered, func(t *testing.T) {
 			s := newScript(t, answering, nil)
-			c := newClient(t, Config{Timeout: brief}, s)
+			c := newClient(t, Config{Timeout: shortTimeout}, s)
 			c.intervals.probe = 10 * time.Millisecond
 			for lookUp(t, c, "a.example") != nil {
 			}
@@ -438,7 +435,7 @@ func TestDeadNameIsNoOutage(t *testing.T) {
 			t.Parallel()
 			s := newScript(t, answeringMost, nil)
 			c := newClient(t, Config{}, s) // probes have all the time
-			c.intervals.evidence = 0
+			c.intervals.minSilence = 0
 			test.before(t, c, s)
 			for range 4 * suspectAfter {
 				wantError(t, lookUp(t, c, "dead.example"), Timeout)
@@ -461,16 +458,16 @@ func TestDeadNameIsNoOutage(t *testing.T) {
 func TestCutShort(t *testing.T) {
 	s := newScript(t, nil, nil)
 	c := newClient(t, Config{}, s)
-	c.intervals.evidence = never
+	c.intervals.minSilence = never
 	lookUp(t, c, "dead.example")
 	c.running.Wait()
-	if c.servers[0].failures != 0 {
+	if c.servers[0].health.failures != 0 {
 		t.Error("a query that had no time counts as unanswered")
 	}
-	c.intervals.evidence = 0
+	c.intervals.minSilence = 0
 	lookUp(t, c, "dead.example")
 	c.running.Wait()
-	if c.servers[0].failures != 1 {
+	if c.servers[0].health.failures != 1 {
 		t.Error("a query that had time does not count as unanswered")
 	}
 }
@@ -478,7 +475,7 @@ func TestCutShort(t *testing.T) {
 func TestSetNameserversKeepsHealth(t *testing.T) {
 	a, b := newScript(t, nil, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{}, a, b)
-	c.servers[0].failures = 2
+	c.servers[0].health.failures = 2
 	kept, removed := c.servers[0], c.servers[1]
 	if err := lookUp(t, c, "a.example"); err != nil {
 		t.Fatal(err)
@@ -502,7 +499,7 @@ func TestRemovedWhileSuspect(t *testing.T) {
 	}, nil)
 	other := newScript(t, answering, nil)
 	c := newClient(t, Config{}, s)
-	c.intervals.evidence = 0
+	c.intervals.minSilence = 0
 	for range suspectAfter {
 		lookUp(t, c, "dead.example")
 	}
@@ -510,7 +507,7 @@ func TestRemovedWhileSuspect(t *testing.T) {
 	removed := c.servers[0]
 	c.SetNameservers([]Nameserver{other.Nameserver})
 	c.running.Wait()
-	if removed.down || c.Outage() != nil {
+	if removed.health.isDown() || c.Outage() != nil {
 		t.Error("an outage without a server that is down")
 	}
 	if err := lookUp(t, c, "a.example"); err != nil {
@@ -522,7 +519,7 @@ func TestRemovedWhileSuspect(t *testing.T) {
 func TestHealth(t *testing.T) {
 	s := newScript(t, nil, nil)
 	told := make(chan string, 10)
-	c := newClient(t, Config{Timeout: brief, Health: func(server Nameserver, why string) {
+	c := newClient(t, Config{Timeout: shortTimeout, Health: func(server Nameserver, why string) {
 		told <- fmt.Sprintf("%s: %q", server, why)
 	}}, s)
 	c.intervals.probe = 10 * time.Millisecond
@@ -541,7 +538,7 @@ func TestHealth(t *testing.T) {
 func TestDownWithoutFailures(t *testing.T) {
 	down, up := newScript(t, answering, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{Tries: 3}, down, up)
-	c.servers[0].down = true
+	c.servers[0].health.down = true
 	if err := lookUp(t, c, "a.example"); err != nil || up.queries("udp") != 1 {
 		t.Errorf("%d queries to the one that is up, %v", up.queries("udp"), err)
 	}
@@ -553,13 +550,13 @@ func TestSlowProbe(t *testing.T) {
 	c := newClient(t, Config{}, s)
 	server := c.servers[0]
 	for _, test := range []struct {
-		patience time.Duration
+		delay    time.Duration
 		failures int
-	}{{0, 1}, {patience, 0}} {
-		server.failures = 1
-		c.intervals.patience = test.patience
-		if !c.probe(t.Context(), server, server.first, rootQuestion) || server.failures != test.failures {
-			t.Errorf("%d failures, want %d", server.failures, test.failures)
+	}{{0, 1}, {longTimeout, 0}} {
+		server.health.failures = 1
+		c.intervals.maxHedgeDelay = test.delay
+		if !server.probe(t.Context(), server.first, rootQuestion) || server.health.failures != test.failures {
+			t.Errorf("%d failures, want %d", server.health.failures, test.failures)
 		}
 	}
 }
@@ -577,7 +574,7 @@ func TestConfirmation(t *testing.T) {
 	s.Network = "tcp"
 	c := newClient(t, Config{}, s)
 	c.servers[0].first = broken{c.servers[0].first}
-	if c.confirmDown(c.servers[0]) || c.Outage() != nil {
+	if c.servers[0].confirmDown() || c.Outage() != nil {
 		t.Error("it is down")
 	}
 }

@@ -109,7 +109,7 @@ func TestHTTPS(t *testing.T) {
 	})
 	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
 	w.Path = "/q?tenant=1"
-	c := w.client(t, patience)
+	c := w.client(t, longTimeout)
 	for range 2 {
 		if got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil || len(got) != 1 || got[0].String() != "192.0.2.1" {
 			t.Errorf("got %v, %v", got, err)
@@ -159,7 +159,7 @@ func TestHTTPSNames(t *testing.T) {
 			if w.Name = test.verified; test.byName {
 				w.AddrPort = portOf(w.AddrPort)
 			}
-			err := lookUp(t, w.client(t, patience), "a.example")
+			err := lookUp(t, w.client(t, longTimeout), "a.example")
 			if test.text != "" {
 				if wantError(t, err, Network); !strings.Contains(err.Error(), test.text) {
 					t.Errorf("got %v", err)
@@ -249,7 +249,7 @@ func TestHTTPSRefusesBadResponses(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWeb(t, test.handler)
-			err := lookUp(t, w.client(t, patience), "a.example")
+			err := lookUp(t, w.client(t, longTimeout), "a.example")
 			if test.kind == 0 {
 				if err != nil {
 					t.Error(err)
@@ -266,7 +266,7 @@ func TestHTTPSRefusesBadResponses(t *testing.T) {
 func TestHTTPSNeedsHTTP2(t *testing.T) {
 	t.Run("other protocols", func(t *testing.T) {
 		w := newWeb(t, onWeb(t), func(s *httptest.Server) { s.EnableHTTP2 = false })
-		err := lookUp(t, w.client(t, patience), "a.example")
+		err := lookUp(t, w.client(t, longTimeout), "a.example")
 		if wantError(t, err, Network); !strings.Contains(err.Error(), "no application protocol") {
 			t.Errorf("got %v", err)
 		}
@@ -297,7 +297,7 @@ func TestHTTPSBurst(t *testing.T) {
 		inFlight.Add(-1)
 		answer(w, r)
 	}, func(s *httptest.Server) { s.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 100} })
-	c := w.client(t, patience)
+	c := w.client(t, longTimeout)
 	burst := func(n int) {
 		var running sync.WaitGroup
 		for i := range n {
@@ -320,7 +320,7 @@ func TestHTTPSBurst(t *testing.T) {
 func TestHTTPSServerFallsSilent(t *testing.T) {
 	t.Parallel()
 	w := newWeb(t, onWeb(t))
-	c := w.client(t, patience)
+	c := w.client(t, longTimeout)
 	if err := lookUp(t, c, "a.example"); err != nil {
 		t.Fatal(err)
 	}
@@ -329,7 +329,7 @@ func TestHTTPSServerFallsSilent(t *testing.T) {
 	if err := lookUp(t, c, "a.example"); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(start); took > patience/2 {
+	if took := time.Since(start); took > longTimeout/2 {
 		t.Errorf("noticed after %v", took)
 	}
 	if n := w.conns.Load(); n != 2 {
@@ -340,7 +340,7 @@ func TestHTTPSServerFallsSilent(t *testing.T) {
 // A server that goes away between two queries costs a connection, not a query.
 func TestHTTPSServerCloses(t *testing.T) {
 	w := newWeb(t, onWeb(t))
-	c := w.client(t, patience)
+	c := w.client(t, longTimeout)
 	for range 3 {
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
@@ -397,7 +397,7 @@ func newFramed(t *testing.T, onConn func(*http2.Framer) bool, onRequest func(f *
 			}
 			s.conns.Add(1)
 			running.Go(func() {
-				conn.SetDeadline(time.Now().Add(patience))
+				conn.SetDeadline(time.Now().Add(longTimeout))
 				serve(conn)
 			})
 		}
@@ -474,7 +474,7 @@ func TestHTTPSServerRefuses(t *testing.T) {
 				var running sync.WaitGroup
 				for range n {
 					running.Go(func() {
-						_, _, err := h.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true)
+						_, _, err := h.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true)
 						if err == nil || errors.Is(err, errHungUp) != test.hungUp || test.hungUp && err != errHungUp {
 							t.Errorf("%d at a time: got error %v", n, err)
 						}
@@ -486,7 +486,7 @@ func TestHTTPSServerRefuses(t *testing.T) {
 				} else {
 					t.Logf("%d exchanges: %d connections, %d requests", total, conns, requests)
 				}
-				if took := time.Since(start); took > patience/2 {
+				if took := time.Since(start); took > longTimeout/2 {
 					t.Errorf("%d at a time: took %v", n, took)
 				}
 			}
@@ -511,7 +511,7 @@ func TestHTTPSRefusedOnce(t *testing.T) {
 			})
 			h := newHTTPS(s.Nameserver, s.roots)
 			defer h.close()
-			if _, _, err := h.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true); err != nil {
+			if _, _, err := h.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true); err != nil {
 				t.Error(err)
 			}
 			if n := s.requests.Load(); n != 2 {
@@ -541,7 +541,7 @@ func TestHTTPSDialErrors(t *testing.T) {
 	for _, network := range []string{"tls", "https"} {
 		ns := Nameserver{Network: network, AddrPort: listener.Addr().(*net.TCPAddr).AddrPort(), Path: defaultPath}
 		tr, _ := newTransports(ns, nil, new(atomic.Uint64))
-		if _, _, err := tr.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true); err == nil || errors.Is(err, errHungUp) {
+		if _, _, err := tr.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true); err == nil || errors.Is(err, errHungUp) {
 			t.Errorf("%s: got error %v", network, err)
 		}
 		tr.close()
@@ -558,7 +558,7 @@ func TestHTTPSCallerLeaves(t *testing.T) {
 		<-release
 		answer(w, r)
 	})
-	c := w.client(t, patience)
+	c := w.client(t, longTimeout)
 	ctx, cancel := context.WithCancel(t.Context())
 	errs := make(chan error, 2)
 	for _, ctx := range []context.Context{ctx, t.Context()} {
@@ -596,7 +596,7 @@ func TestCloseHTTPS(t *testing.T) {
 		})
 		h = newHTTPS(w.Nameserver, w.roots)
 		for range 2 {
-			if _, _, err := h.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true); err != nil {
+			if _, _, err := h.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true); err != nil {
 				t.Error(err)
 			}
 			if n := links(h); n != 0 {
@@ -615,7 +615,7 @@ func TestCloseHTTPS(t *testing.T) {
 		defer listener.Close()
 		h := newHTTPS(Nameserver{Network: "https", AddrPort: listener.Addr().(*net.TCPAddr).AddrPort(), Path: "/"}, nil)
 		start := time.Now()
-		if _, _, err := h.exchange(t.Context(), time.Now().Add(brief), rootQuestion, true); !errors.Is(err, context.DeadlineExceeded) {
+		if _, _, err := h.exchange(t.Context(), time.Now().Add(shortTimeout), rootQuestion, true); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}
 		h.close()

@@ -129,7 +129,7 @@ func FuzzReply(f *testing.F) {
 		if !bytes.Equal(msg, before) {
 			t.Fatal("the message has changed")
 		}
-		if f := r.judge(false); err != nil || f.kind != 0 && f.kind != NotFound {
+		if f := r.classify(false); err != nil || f.kind != 0 && f.kind != NotFound {
 			return
 		}
 		if r.truncated || r.links > maxLinks || r.ttl < 0 {

@@ -45,7 +45,7 @@ func TestRotate(t *testing.T) {
 	}
 	// what changes does so for the next lookup
 	other := newScript(t, ok, nil)
-	c.Change([]Nameserver{other.Nameserver}, Settings{Timeout: patience, Tries: 1})
+	c.Change([]Nameserver{other.Nameserver}, Settings{Timeout: longTimeout, Tries: 1})
 	lookUp(c)
 	if n := other.queries("udp"); n != lookups {
 		t.Errorf("%d queries to the new one", n)

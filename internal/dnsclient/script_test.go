@@ -222,7 +222,7 @@ func newClient(t testing.TB, cfg Config, scripts ...*script) *Client {
 		cfg.Tries = 1
 	}
 	if cfg.Timeout == 0 {
-		cfg.Timeout = patience
+		cfg.Timeout = longTimeout
 	}
 	var servers []Nameserver
 	for _, s := range scripts {

@@ -39,8 +39,8 @@ import (
 // and dnsdist ask; dnsmasq asks unbound. Each is started for the test, on free
 // ports of 127.0.0.1, and knows nothing of the world outside.
 
-// patience is how long a test waits for something that has to happen.
-const patience = 60 * time.Second
+// longTimeout is how long a test waits for something that has to happen.
+const longTimeout = 60 * time.Second
 
 // serverName is the name in the certificate of all servers.
 const serverName = "dns.example"
@@ -382,7 +382,7 @@ func (s *server) run(t testing.TB) error {
 		return err
 	}
 
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(longTimeout); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		select {
 		case <-s.ended:
 			return errEnded
@@ -427,7 +427,7 @@ func (s *server) kill() {
 // keys of s: the true one of example, and for bogus one that is not.
 func (s *server) anchors(t testing.TB) []string {
 	t.Helper()
-	client := dns.Client{Net: "tcp", Timeout: patience}
+	client := dns.Client{Net: "tcp", Timeout: longTimeout}
 	reply, _, err := client.Exchange(new(dns.Msg).SetQuestion("example.", dns.TypeDNSKEY), fmt.Sprint("127.0.0.1:", s.ports["tcp"]))
 	if err != nil {
 		t.Fatal(err)
@@ -692,7 +692,7 @@ func uri(scheme, name string, port uint16) string {
 // newClient returns a patient client that ends with the test.
 func newClient(t testing.TB, ca *authority, servers ...dnsclient.Nameserver) *dnsclient.Client {
 	t.Helper()
-	c := dnsclient.New(servers, dnsclient.Config{Timeout: patience / 3, Roots: ca.pool()})
+	c := dnsclient.New(servers, dnsclient.Config{Timeout: longTimeout / 3, Roots: ca.pool()})
 	t.Cleanup(c.Close)
 	return c
 }
@@ -700,7 +700,7 @@ func newClient(t testing.TB, ca *authority, servers ...dnsclient.Nameserver) *dn
 // lookup asks for one name, for an error that is an *Error.
 func lookup(t testing.TB, c *dnsclient.Client, name string, qtype uint16) ([]netip.Addr, time.Duration, *dnsclient.Error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), longTimeout)
 	defer cancel()
 	addrs, ttl, err := c.Lookup(ctx, name, qtype)
 	slices.SortFunc(addrs, netip.Addr.Compare)
@@ -958,7 +958,7 @@ func ttlCounts(t *testing.T, ca *authority, e endpoint) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for start := time.Now(); time.Since(start) < 2*time.Second || e.caches && time.Since(start) < patience; {
+	for start := time.Now(); time.Since(start) < 2*time.Second || e.caches && time.Since(start) < longTimeout; {
 		time.Sleep(200 * time.Millisecond) // the clock is the server's
 		_, ttl, err := lookup(t, c, "count.example", dns.TypeA)
 		switch {
@@ -971,7 +971,7 @@ func ttlCounts(t *testing.T, ca *authority, e endpoint) {
 		}
 	}
 	if e.caches {
-		t.Errorf("TTL %s for %s", before, patience)
+		t.Errorf("TTL %s for %s", before, longTimeout)
 	}
 }
 
@@ -1023,11 +1023,11 @@ func TestRealServerRestarts(t *testing.T) {
 		for scheme, c := range clients {
 			start := time.Now()
 			var err error
-			for err = one(c); err != nil && time.Since(start) < patience; err = one(c) {
+			for err = one(c); err != nil && time.Since(start) < longTimeout; err = one(c) {
 				time.Sleep(10 * time.Millisecond)
 			}
 			if err != nil {
-				t.Errorf("%s over %s: %v, and it has been back for %s", s.name, scheme, err, patience)
+				t.Errorf("%s over %s: %v, and it has been back for %s", s.name, scheme, err, longTimeout)
 			}
 			t.Logf("%s over %s: used again after %s", s.name, scheme, time.Since(start).Round(time.Millisecond))
 		}

@@ -109,7 +109,7 @@ func (p *peers) ask(ctx context.Context, timeout time.Duration, name string) <-c
 // prime has one query answered, and returns the connection that carried it.
 func (p *peers) prime() *peer {
 	p.t.Helper()
-	asked := p.ask(p.t.Context(), patience, "first.example.")
+	asked := p.ask(p.t.Context(), longTimeout, "first.example.")
 	peer := <-p.accepted
 	answering(peer.query())
 	p.want(asked, nil)
@@ -144,7 +144,7 @@ func TestPipelining(t *testing.T) {
 		p := newPeers(t)
 		var asked []<-chan result
 		for i := range 100 {
-			asked = append(asked, p.ask(t.Context(), patience, fmt.Sprintf("n%d.example.", i)))
+			asked = append(asked, p.ask(t.Context(), longTimeout, fmt.Sprintf("n%d.example.", i)))
 		}
 		peer := <-p.accepted
 		var queries []*query
@@ -200,12 +200,12 @@ func TestDialIsShared(t *testing.T) {
 			return dial(ctx)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		began := p.ask(ctx, patience, "a.example.")
+		began := p.ask(ctx, longTimeout, "a.example.")
 		synctest.Wait()
 		hasty := p.ask(t.Context(), time.Second, "b.example.")
 		var others []<-chan result
 		for range 10 {
-			others = append(others, p.ask(t.Context(), patience, "c.example."))
+			others = append(others, p.ask(t.Context(), longTimeout, "c.example."))
 		}
 		cancel()
 		p.want(began, context.Canceled)
@@ -271,7 +271,7 @@ func TestDialFails(t *testing.T) {
 			time.Sleep(time.Second)
 			return nil, refused
 		}
-		a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 		p.want(a, refused)
 		p.want(b, refused)
 		if dials != 1 {
@@ -285,7 +285,7 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 		p := newPeers(t)
 		peer := p.prime()
 		time.Sleep(maxIdle - time.Second)
-		asked := p.ask(t.Context(), patience, "a.example.")
+		asked := p.ask(t.Context(), longTimeout, "a.example.")
 		q := peer.query()
 		time.Sleep(maxIdle + time.Second) // is not idle
 		answering(q)
@@ -317,7 +317,7 @@ func TestConnectionThatNobodyUses(t *testing.T) {
 func TestServerCloses(t *testing.T) {
 	reused := func(t *testing.T, p *peers) (*peer, <-chan result, <-chan result) {
 		peer := p.prime()
-		a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 		peer.query()
 		peer.query()
 		peer.Close()
@@ -353,7 +353,7 @@ func TestServerCloses(t *testing.T) {
 			p.wantDials(3)
 		},
 		"a fresh one": func(t *testing.T, p *peers) {
-			asked := p.ask(t.Context(), patience, "a.example.")
+			asked := p.ask(t.Context(), longTimeout, "a.example.")
 			peer := <-p.accepted
 			peer.query()
 			peer.Close()
@@ -361,10 +361,10 @@ func TestServerCloses(t *testing.T) {
 			p.wantDials(1)
 		},
 		"a fresh one of many": func(t *testing.T, p *peers) {
-			bad := p.ask(t.Context(), patience, "bad.example.")
+			bad := p.ask(t.Context(), longTimeout, "bad.example.")
 			var good []<-chan result
 			for range 10 {
-				good = append(good, p.ask(t.Context(), patience, "good.example."))
+				good = append(good, p.ask(t.Context(), longTimeout, "good.example."))
 			}
 			peer := <-p.accepted
 			for range 11 {
@@ -393,7 +393,7 @@ func TestServerCloses(t *testing.T) {
 				}
 				return hangsUp{}, nil
 			}
-			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 			<-p.accepted
 			for range 2 {
 				answering((<-p.accepted).query())
@@ -411,19 +411,19 @@ func TestServerCloses(t *testing.T) {
 				{syscall.ETIMEDOUT, syscall.ETIMEDOUT},
 			} {
 				p.dial = func(context.Context) (net.Conn, error) { return hangsUp{c.err}, nil }
-				p.want(p.ask(t.Context(), patience, "a.example."), c.want)
+				p.want(p.ask(t.Context(), longTimeout, "a.example."), c.want)
 				q, _ := newQuestion("a.example.", dns.TypeA)
-				if _, _, err := p.askAlone(t.Context(), time.Now().Add(patience), q, true); !errors.Is(err, c.want) {
+				if _, _, err := p.askAlone(t.Context(), time.Now().Add(longTimeout), q, true); !errors.Is(err, c.want) {
 					t.Errorf("alone, got %v, want %v", err, c.want)
 				}
 			}
 			p.dial = func(context.Context) (net.Conn, error) { return nil, syscall.ECONNRESET }
-			if r := p.want(p.ask(t.Context(), patience, "a.example."), syscall.ECONNRESET); errors.Is(r.err, errHungUp) {
+			if r := p.want(p.ask(t.Context(), longTimeout, "a.example."), syscall.ECONNRESET); errors.Is(r.err, errHungUp) {
 				t.Error("failed to dial, and says that it hung up")
 			}
 		},
 		"a fresh one that carried a reply": func(t *testing.T, p *peers) {
-			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 			peer := <-p.accepted
 			answering(peer.query())
 			peer.query()
@@ -435,12 +435,12 @@ func TestServerCloses(t *testing.T) {
 		},
 		"one that never carried a reply": func(t *testing.T, p *peers) {
 			ctx, cancel := context.WithCancel(t.Context())
-			left := p.ask(ctx, patience, "left.example.")
+			left := p.ask(ctx, longTimeout, "left.example.")
 			peer := <-p.accepted
 			peer.query()
 			cancel()
 			p.want(left, context.Canceled)
-			asked := p.ask(t.Context(), patience, "a.example.")
+			asked := p.ask(t.Context(), longTimeout, "a.example.")
 			peer.query()
 			peer.Close()
 			answering((<-p.accepted).query())
@@ -448,7 +448,7 @@ func TestServerCloses(t *testing.T) {
 		},
 		"within a message": func(t *testing.T, p *peers) {
 			peer := p.prime()
-			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 			peer.query()
 			peer.query()
 			peer.Write([]byte{0, 50, 1})
@@ -503,7 +503,7 @@ func TestAlone(t *testing.T) {
 		},
 		"callers leave": func(t *testing.T, p *peers) {
 			ctx, cancel := context.WithCancel(t.Context())
-			asked := again(p, ctx, patience, 2*maxAlone)
+			asked := again(p, ctx, longTimeout, 2*maxAlone)
 			synctest.Wait()
 			for range maxAlone / 2 {
 				(<-p.accepted).query() // others wait to write
@@ -531,7 +531,7 @@ func TestAlone(t *testing.T) {
 			}
 		},
 		"not too many at a time": func(t *testing.T, p *peers) {
-			asked := again(p, t.Context(), patience, 3*maxAlone)
+			asked := again(p, t.Context(), longTimeout, 3*maxAlone)
 			for done := 0; done < len(asked); done += maxAlone {
 				time.Sleep(time.Second)
 				p.wantDials(1 + done + maxAlone)
@@ -544,7 +544,7 @@ func TestAlone(t *testing.T) {
 			}
 		},
 		"other IDs": func(t *testing.T, p *peers) {
-			asked := again(p, t.Context(), patience, 2)
+			asked := again(p, t.Context(), longTimeout, 2)
 			for range asked {
 				q := (<-p.accepted).query()
 				m := q.answer(evil)
@@ -562,7 +562,7 @@ func TestAlone(t *testing.T) {
 			}
 		},
 		"another question": func(t *testing.T, p *peers) {
-			asked := again(p, t.Context(), patience, 2)
+			asked := again(p, t.Context(), longTimeout, 2)
 			for range asked {
 				q := (<-p.accepted).query()
 				m := q.answer(evil)
@@ -574,7 +574,7 @@ func TestAlone(t *testing.T) {
 			}
 		},
 		"closed": func(t *testing.T, p *peers) {
-			asked := again(p, t.Context(), patience, 2)
+			asked := again(p, t.Context(), longTimeout, 2)
 			p.close()
 			for range asked {
 				answering((<-p.accepted).query())
@@ -637,7 +637,7 @@ func TestStrays(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *peers){
 		"in flight": func(t *testing.T, p *peers) {
 			peer := p.prime()
-			asked := p.ask(t.Context(), patience, "a.example.")
+			asked := p.ask(t.Context(), longTimeout, "a.example.")
 			peer.query()
 			n := 0
 			for stray(p, peer) == nil {
@@ -667,7 +667,7 @@ func TestStrays(t *testing.T) {
 					stray(p, peer)
 				}
 				ctx, cancel := context.WithCancel(t.Context())
-				left := p.ask(ctx, patience, "a.example.")
+				left := p.ask(ctx, longTimeout, "a.example.")
 				q := peer.query()
 				cancel()
 				p.want(left, context.Canceled)
@@ -676,7 +676,7 @@ func TestStrays(t *testing.T) {
 			p.wantDials(1)
 		},
 		"alone": func(t *testing.T, p *peers) {
-			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 			peer := <-p.accepted
 			peer.query()
 			peer.query()
@@ -772,7 +772,7 @@ func TestSilenceWithoutATimeout(t *testing.T) {
 		old := p.prime()
 		for range 5 {
 			ctx, cancel := context.WithTimeout(t.Context(), maxSilence/4)
-			left := p.ask(ctx, patience, "a.example.")
+			left := p.ask(ctx, longTimeout, "a.example.")
 			old.query()
 			p.want(left, context.DeadlineExceeded)
 			cancel()
@@ -787,7 +787,7 @@ func TestCallerLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
 		ctx, cancel := context.WithCancel(t.Context())
-		left, stayed := p.ask(ctx, patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		left, stayed := p.ask(ctx, longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 		peer := <-p.accepted
 		queries := []*query{peer.query(), peer.query()}
 		cancel()
@@ -809,7 +809,7 @@ func TestCallerLeaves(t *testing.T) {
 func TestForgedOverStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
-		a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 		peer := <-p.accepted
 		for range 2 {
 			q := peer.query()
@@ -864,7 +864,7 @@ func TestNoTimeAtAll(t *testing.T) {
 		p := newPeers(t)
 		peer := p.prime()
 		p.want(p.ask(t.Context(), 0, "a.example."), os.ErrDeadlineExceeded)
-		asked := p.ask(t.Context(), patience, "b.example.")
+		asked := p.ask(t.Context(), longTimeout, "b.example.")
 		q := peer.query()
 		if answering(q); q.Question[0].Name != "b.example." {
 			t.Errorf("got a query for %s", q.Question[0].Name)
@@ -920,7 +920,7 @@ func TestCloseStream(t *testing.T) {
 			(<-p.accepted).wantClosed()
 		},
 		"in use": func(t *testing.T, p *peers) {
-			asked := p.ask(t.Context(), patience, "a.example.")
+			asked := p.ask(t.Context(), longTimeout, "a.example.")
 			peer := <-p.accepted
 			q := peer.query()
 			p.close()

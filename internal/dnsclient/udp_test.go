@@ -22,7 +22,7 @@ func newTestUDP(t *testing.T, s *script) (*udp, func() *udpSocket) {
 		t.Fatal(err)
 	}
 	return u, func() *udpSocket {
-		u.exchange(t.Context(), time.Now().Add(patience), q, true)
+		u.exchange(t.Context(), time.Now().Add(longTimeout), q, true)
 		if len(u.idle) == 0 {
 			return nil
 		}
@@ -81,7 +81,7 @@ func TestDoubtfulSocketsAreClosed(t *testing.T) {
 	})
 	t.Run("after a timeout", func(t *testing.T) {
 		u, _ := newTestUDP(t, newScript(t, nil, nil))
-		_, _, err := u.exchange(t.Context(), time.Now().Add(brief), rootQuestion, true)
+		_, _, err := u.exchange(t.Context(), time.Now().Add(shortTimeout), rootQuestion, true)
 		if err == nil || len(u.idle) != 0 {
 			t.Errorf("%v; %d sockets are kept", err, len(u.idle))
 		}
@@ -89,7 +89,7 @@ func TestDoubtfulSocketsAreClosed(t *testing.T) {
 	t.Run("after a cancellation", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		u, _ := newTestUDP(t, newScript(t, func(q *query) { cancel(); answering(q) }, nil))
-		u.exchange(ctx, time.Now().Add(patience), rootQuestion, true)
+		u.exchange(ctx, time.Now().Add(longTimeout), rootQuestion, true)
 		if len(u.idle) != 0 {
 			t.Error("the socket is kept")
 		}

@@ -24,7 +24,7 @@ func TestQueriesInFlightHoldNoBuffer(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	for range queries {
-		running.Go(func() { u.exchange(ctx, time.Now().Add(patience), rootQuestion, true) })
+		running.Go(func() { u.exchange(ctx, time.Now().Add(longTimeout), rootQuestion, true) })
 		<-arrived
 	}
 	cancel()

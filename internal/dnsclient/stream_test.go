@@ -171,7 +171,7 @@ func TestPipelining(t *testing.T) {
 func TestIDsAreUnique(t *testing.T) {
 	c := &streamConn{pending: make(map[uint16]*pending), idle: time.NewTimer(time.Hour), wake: make(chan struct{}, 1)}
 	for range maxIDs {
-		c.add(rootQuestion, false)
+		c.add(rootQuestion, false, false)
 	}
 	if len(c.pending) != maxIDs {
 		t.Errorf("%d IDs for %d queries", len(c.pending), maxIDs)
@@ -413,7 +413,7 @@ func TestServerCloses(t *testing.T) {
 				p.dial = func(context.Context) (net.Conn, error) { return hangsUp{c.err}, nil }
 				p.want(p.ask(t.Context(), longTimeout, "a.example."), c.want)
 				q, _ := newQuestion("a.example.", dns.TypeA)
-				if _, _, err := p.askAlone(t.Context(), time.Now().Add(longTimeout), q, true); !errors.Is(err, c.want) {
+				if _, _, err := p.exchangeDedicated(t.Context(), time.Now().Add(longTimeout), q, true); !errors.Is(err, c.want) {
 					t.Errorf("alone, got %v, want %v", err, c.want)
 				}
 			}
@@ -478,7 +478,7 @@ func (c hangsUp) SetReadDeadline(time.Time) error  { return nil }
 func (c hangsUp) SetWriteDeadline(time.Time) error { return nil }
 
 // A query that is asked again alone is held up by nothing but its deadline.
-func TestAlone(t *testing.T) {
+func TestDedicatedConnection(t *testing.T) {
 	// again has n queries asked again, each over a connection of its own.
 	again := func(p *peers, ctx context.Context, timeout time.Duration, n int) (results []<-chan result) {
 		for range n {
@@ -503,9 +503,9 @@ func TestAlone(t *testing.T) {
 		},
 		"callers leave": func(t *testing.T, p *peers) {
 			ctx, cancel := context.WithCancel(t.Context())
-			asked := again(p, ctx, longTimeout, 2*maxAlone)
+			asked := again(p, ctx, longTimeout, 2*maxDedicated)
 			synctest.Wait()
-			for range maxAlone / 2 {
+			for range maxDedicated / 2 {
 				(<-p.accepted).query() // others wait to write
 			}
 			cancel()
@@ -531,11 +531,11 @@ func TestAlone(t *testing.T) {
 			}
 		},
 		"not too many at a time": func(t *testing.T, p *peers) {
-			asked := again(p, t.Context(), longTimeout, 3*maxAlone)
-			for done := 0; done < len(asked); done += maxAlone {
+			asked := again(p, t.Context(), longTimeout, 3*maxDedicated)
+			for done := 0; done < len(asked); done += maxDedicated {
 				time.Sleep(time.Second)
-				p.wantDials(1 + done + maxAlone)
-				for range maxAlone {
+				p.wantDials(1 + done + maxDedicated)
+				for range maxDedicated {
 					answering((<-p.accepted).query())
 				}
 			}
@@ -589,8 +589,8 @@ func TestAlone(t *testing.T) {
 				p := newPeers(t)
 				test(t, p)
 				p.close()
-				if p.goroutines != 0 || len(p.alone) != 0 {
-					t.Errorf("%d goroutines and %d connections are left", p.goroutines, len(p.alone))
+				if p.goroutines != 0 || len(p.dedicated) != 0 {
+					t.Errorf("%d goroutines and %d connections are left", p.goroutines, len(p.dedicated))
 				}
 			})
 		})

@@ -208,12 +208,13 @@ func (c *Client) enter() bool {
 
 // Ask asks for the addresses of name, a lower-case ASCII name without a trailing
 // dot, of the type A or AAAA. It does not wait: done is called once, maybe before
-// Ask returns, at the latest when ctx ends. Addresses come as the reply has them,
-// and may be used for ttl, the smallest TTL of the records that led to them.
-// Without an address the error is an *Error.
+// Ask returns, at the latest when ctx ends. Addresses are in the order of the
+// reply, and may be used for ttl, the smallest TTL of the records that led to
+// them. If there is no address, the error is an *Error.
 //
 // Aliases are followed (RFC 1034, section 3.6.2). If a reply ends with an alias
-// and no word about the name that it leads to, that name is asked for once.
+// and does not say what is at the name that it leads to, that name is asked for,
+// once.
 func (c *Client) Ask(ctx context.Context, name string, qtype uint16, done func(addrs []netip.Addr, ttl time.Duration, err error)) {
 	if qtype != dns.TypeA && qtype != dns.TypeAAAA {
 		qtype = dns.TypeNone

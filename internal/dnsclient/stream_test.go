@@ -547,7 +547,7 @@ func TestDedicatedConnection(t *testing.T) {
 			asked := again(p, t.Context(), longTimeout, 2)
 			for range asked {
 				q := (<-p.accepted).query()
-				m := q.answer(evil)
+				m := q.answer(evilRecord)
 				m.Id++
 				q.reply(m, m)
 				answering(q)
@@ -565,7 +565,7 @@ func TestDedicatedConnection(t *testing.T) {
 			asked := again(p, t.Context(), longTimeout, 2)
 			for range asked {
 				q := (<-p.accepted).query()
-				m := q.answer(evil)
+				m := q.answer(evilRecord)
 				m.Question[0].Name = "b.example."
 				q.reply(m)
 			}
@@ -684,7 +684,7 @@ func TestStrays(t *testing.T) {
 			for range 2 {
 				again := <-p.accepted
 				q, n := again.query(), 0
-				m := q.answer(evil)
+				m := q.answer(evilRecord)
 				m.Id++
 				b := pack(m)
 				b = append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
@@ -731,7 +731,7 @@ func TestGarbageIsSilence(t *testing.T) {
 		asked := p.ask(t.Context(), time.Second, "a.example.")
 		old := <-p.accepted
 		q := old.query()
-		m := q.answer(evil)
+		m := q.answer(evilRecord)
 		m.Id++
 		q.reply(m, m)
 		if r := p.want(asked, os.ErrDeadlineExceeded); r.ignored != 2 {
@@ -813,7 +813,7 @@ func TestForgedOverStream(t *testing.T) {
 		peer := <-p.accepted
 		for range 2 {
 			q := peer.query()
-			m := q.answer(evil)
+			m := q.answer(evilRecord)
 			if q.Question[0].Name == "a.example." {
 				m.Question[0].Name = "b.example."
 			}
@@ -1072,7 +1072,7 @@ func BenchmarkStream(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	tail := pack(&dns.Msg{Answer: rrs(good)})[headerLen:]
+	tail := pack(&dns.Msg{Answer: rrs(goodRecord)})[headerLen:]
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -137,8 +137,8 @@ func TestReplyFromElsewhere(t *testing.T) {
 	s := newScript(t, func(q *query) {
 		// The reply of another port, to where the query came from.
 		from := netip.MustParseAddrPort(q.from)
-		elsewhere.WriteToUDPAddrPort(pack(q.answer(evil)), from)
-		q.reply(q.answer(good))
+		elsewhere.WriteToUDPAddrPort(pack(q.answer(evilRecord)), from)
+		q.reply(q.answer(goodRecord))
 	}, nil)
 	c := newClient(t, Config{}, s)
 	got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)

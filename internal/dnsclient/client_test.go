@@ -74,17 +74,38 @@ func TestLookup(t *testing.T) {
 
 func TestLookupSRV(t *testing.T) {
 	const name = "_http._tcp.example"
+	for _, test := range srvCases(name) {
+		t.Run(test.name, func(t *testing.T) {
+			s := newScript(t, func(q *query) { q.reply(test.reply(q)) }, nil)
+			c := newClient(t, Config{}, s)
+			got, ttl, err := c.LookupSRV(t.Context(), name)
+			if test.kind != 0 {
+				if e := wantError(t, err, test.kind); e.TTL != test.ttl || e.HasSOA != (test.ttl > 0) {
+					t.Errorf("got %v, for %s", err, e.TTL)
+				}
+				return
+			}
+			if err != nil || !slices.Equal(got, test.want) || ttl != test.ttl {
+				t.Errorf("got %v for %s, %v; want %v for %s", got, ttl, err, test.want, test.ttl)
+			}
+		})
+	}
+}
+
+type srvCase struct {
+	name  string
+	reply func(*query) *dns.Msg
+
+	want []net.SRV
+	ttl  time.Duration
+	kind Kind
+}
+
+func srvCases(name string) []srvCase {
 	srv := func(owner string, ttl int, data string) string {
 		return fmt.Sprintf("%s. %d IN SRV %s", owner, ttl, data)
 	}
-	tests := []struct {
-		name  string
-		reply func(*query) *dns.Msg
-
-		want []net.SRV
-		ttl  time.Duration
-		kind Kind
-	}{
+	return []srvCase{
 		{
 			name: "several, with the smallest TTL, in lower case",
 			reply: func(q *query) *dns.Msg {
@@ -150,22 +171,6 @@ func TestLookupSRV(t *testing.T) {
 			reply: func(q *query) *dns.Msg { return q.fail(dns.RcodeNameError, soa) },
 			kind:  NotFound, ttl: 30 * time.Second,
 		},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			s := newScript(t, func(q *query) { q.reply(test.reply(q)) }, nil)
-			c := newClient(t, Config{}, s)
-			got, ttl, err := c.LookupSRV(t.Context(), name)
-			if test.kind != 0 {
-				if e := wantError(t, err, test.kind); e.TTL != test.ttl || e.HasSOA != (test.ttl > 0) {
-					t.Errorf("got %v, for %s", err, e.TTL)
-				}
-				return
-			}
-			if err != nil || !slices.Equal(got, test.want) || ttl != test.ttl {
-				t.Errorf("got %v for %s, %v; want %v for %s", got, ttl, err, test.want, test.ttl)
-			}
-		})
 	}
 }
 

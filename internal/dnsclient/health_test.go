@@ -289,102 +289,108 @@ func waitForOutage(t *testing.T, c *Client) <-chan struct{} {
 }
 
 func TestOutage(t *testing.T) {
-	t.Run("lookups send nothing", func(t *testing.T) {
-		a, b := newScript(t, nil, nil), newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: shortTimeout}, a, b)
-		c.intervals.probe = never
-		outage := waitForOutage(t, c)
-		time.Sleep(shortTimeout) // for what was sent to arrive
-		before := a.queries("udp") + b.queries("udp")
-		for range 100 {
-			_, _, err := c.Lookup(t.Context(), "b.example", dns.TypeA)
-			e := wantError(t, err, Outage)
-			if !e.Outage() || e.Timeout() || len(e.Tries) != 0 || e.Rcode != -1 || !strings.Contains(err.Error(), a.String()+": no reply, "+b.String()+": no reply") {
-				t.Fatalf("got %v, %+v", err, e)
-			}
-		}
-		if sent := a.queries("udp") + b.queries("udp") - before; sent != 0 {
-			t.Errorf("%d queries were sent", sent)
-		}
+	t.Run("lookups send nothing", testOutageSendsNothing)
+	t.Run("probes go out until one is answered", testProbesEndOutage)
+	t.Run("no more probes than one an interval", testProbeInterval)
+	t.Run("port closed, then open", testClosedPort)
+	t.Run("a lookup under way ends", testOutageDuringLookup)
+}
 
-		// The servers may change in an outage.
-		c.SetNameservers([]Nameserver{a.Nameserver})
-		select {
-		case <-outage:
-			t.Error("the outage ended with the removal of a server that is down")
-		default:
+func testOutageSendsNothing(t *testing.T) {
+	a, b := newScript(t, nil, nil), newScript(t, nil, nil)
+	c := newClient(t, Config{Timeout: shortTimeout}, a, b)
+	c.intervals.probe = never
+	outage := waitForOutage(t, c)
+	time.Sleep(shortTimeout) // for what was sent to arrive
+	before := a.queries("udp") + b.queries("udp")
+	for range 100 {
+		_, _, err := c.Lookup(t.Context(), "b.example", dns.TypeA)
+		e := wantError(t, err, Outage)
+		if !e.Outage() || e.Timeout() || len(e.Tries) != 0 || e.Rcode != -1 || !strings.Contains(err.Error(), a.String()+": no reply, "+b.String()+": no reply") {
+			t.Fatalf("got %v, %+v", err, e)
 		}
-		good := newScript(t, answering, nil)
-		c.SetNameservers([]Nameserver{a.Nameserver, good.Nameserver})
-		<-outage
-	})
+	}
+	if sent := a.queries("udp") + b.queries("udp") - before; sent != 0 {
+		t.Errorf("%d queries were sent", sent)
+	}
 
-	t.Run("probes go out until one is answered", func(t *testing.T) {
-		s := newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: shortTimeout}, s)
-		c.intervals.probe = 10 * time.Millisecond
-		outage := waitForOutage(t, c)
-		s.play(answering)
-		<-outage
-		for lookUp(t, c, "a.example") != nil { // may take longer than shortTimeout
-		}
-		if c.Outage() != nil {
-			t.Error("still an outage")
-		}
-	})
+	// The servers may change in an outage.
+	c.SetNameservers([]Nameserver{a.Nameserver})
+	select {
+	case <-outage:
+		t.Error("the outage ended with the removal of a server that is down")
+	default:
+	}
+	good := newScript(t, answering, nil)
+	c.SetNameservers([]Nameserver{a.Nameserver, good.Nameserver})
+	<-outage
+}
 
-	t.Run("no more probes than one an interval", func(t *testing.T) {
-		s := newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: shortTimeout}, s)
-		c.intervals.probe = 20 * time.Millisecond
-		waitForOutage(t, c)
-		time.Sleep(shortTimeout)
-		before, start := s.queries("udp"), time.Now()
-		for range 100 {
-			c.Lookup(t.Context(), "b.example", dns.TypeA)
-			time.Sleep(time.Millisecond)
-		}
-		sent := s.queries("udp") - before
-		if most := int(time.Since(start)/c.intervals.probe) + 2; sent == 0 || sent > most {
-			t.Errorf("%d probes, want 1 to %d", sent, most)
-		}
-	})
+func testProbesEndOutage(t *testing.T) {
+	s := newScript(t, nil, nil)
+	c := newClient(t, Config{Timeout: shortTimeout}, s)
+	c.intervals.probe = 10 * time.Millisecond
+	outage := waitForOutage(t, c)
+	s.play(answering)
+	<-outage
+	for lookUp(t, c, "a.example") != nil { // may take longer than shortTimeout
+	}
+	if c.Outage() != nil {
+		t.Error("still an outage")
+	}
+}
 
-	t.Run("port closed, then open", func(t *testing.T) {
-		addr := closedPort(t)
-		c := newClient(t, Config{Tries: 3}, &script{Nameserver: Nameserver{Network: "udp", AddrPort: addr}})
-		c.intervals.probe = 10 * time.Millisecond
-		_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
-		if e := err.(*Error); e.Kind != Network && e.Kind != Outage {
-			t.Errorf("got %v", err)
-		}
-		outage := waitForOutage(t, c)
+func testProbeInterval(t *testing.T) {
+	s := newScript(t, nil, nil)
+	c := newClient(t, Config{Timeout: shortTimeout}, s)
+	c.intervals.probe = 20 * time.Millisecond
+	waitForOutage(t, c)
+	time.Sleep(shortTimeout)
+	before, start := s.queries("udp"), time.Now()
+	for range 100 {
+		c.Lookup(t.Context(), "b.example", dns.TypeA)
+		time.Sleep(time.Millisecond)
+	}
+	sent := s.queries("udp") - before
+	if most := int(time.Since(start)/c.intervals.probe) + 2; sent == 0 || sent > most {
+		t.Errorf("%d probes, want 1 to %d", sent, most)
+	}
+}
 
-		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
-		if err != nil {
-			t.Fatalf("the port was taken meanwhile: %v", err)
-		}
-		defer conn.Close()
-		buf := make([]byte, maxMessage)
-		n, from, err := conn.ReadFromUDPAddrPort(buf)
-		if err != nil {
-			t.Fatal(err)
-		}
-		buf[2] |= 0x80
-		buf[3] |= dns.RcodeRefused // any reply will do
-		conn.WriteToUDPAddrPort(buf[:n], from)
-		<-outage
-	})
+func testClosedPort(t *testing.T) {
+	addr := closedPort(t)
+	c := newClient(t, Config{Tries: 3}, &script{Nameserver: Nameserver{Network: "udp", AddrPort: addr}})
+	c.intervals.probe = 10 * time.Millisecond
+	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
+	if e := err.(*Error); e.Kind != Network && e.Kind != Outage {
+		t.Errorf("got %v", err)
+	}
+	outage := waitForOutage(t, c)
 
-	t.Run("a lookup under way ends", func(t *testing.T) {
-		s := newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: shortTimeout, Tries: 3}, s)
-		s.play(func(*query) { c.SetNameservers(nil) })
-		_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
-		if e := wantError(t, err, Outage); len(e.Tries) != 1 {
-			t.Errorf("after %d tries", len(e.Tries))
-		}
-	})
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
+	if err != nil {
+		t.Fatalf("the port was taken meanwhile: %v", err)
+	}
+	defer conn.Close()
+	buf := make([]byte, maxMessage)
+	n, from, err := conn.ReadFromUDPAddrPort(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf[2] |= 0x80
+	buf[3] |= dns.RcodeRefused // any reply will do
+	conn.WriteToUDPAddrPort(buf[:n], from)
+	<-outage
+}
+
+func testOutageDuringLookup(t *testing.T) {
+	s := newScript(t, nil, nil)
+	c := newClient(t, Config{Timeout: shortTimeout, Tries: 3}, s)
+	s.play(func(*query) { c.SetNameservers(nil) })
+	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
+	if e := wantError(t, err, Outage); len(e.Tries) != 1 {
+		t.Errorf("after %d tries", len(e.Tries))
+	}
 }
 
 // After an outage a server may not be able to answer what it answered before,

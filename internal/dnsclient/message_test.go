@@ -78,6 +78,32 @@ func FuzzReply(f *testing.F) {
 			f.Fatal(err)
 		}
 	}
+	addReplySeeds(f)
+	f.Fuzz(func(t *testing.T, msg []byte, srv bool) {
+		q := questions[0]
+		if srv {
+			q = questions[1]
+		}
+		if !q.answeredBy(msg, 1) {
+			return
+		}
+		before := bytes.Clone(msg)
+		r, err := parse(msg, q)
+		if !bytes.Equal(msg, before) {
+			t.Fatal("the message has changed")
+		}
+		if f := r.classify(false); err != nil || f.kind != 0 && f.kind != NotFound {
+			return
+		}
+		if r.truncated || r.links > maxLinks || r.ttl < 0 {
+			t.Fatalf("used %+v", r)
+		}
+
+		checkOwners(t, msg, q, r)
+	})
+}
+
+func addReplySeeds(f *testing.F) {
 	seed := func(change func(*dns.Msg)) {
 		var m dns.Msg
 		if err := m.Unpack(typical()); err != nil {
@@ -115,65 +141,49 @@ func FuzzReply(f *testing.F) {
 	seed(func(m *dns.Msg) { m.Truncated = true })
 	seed(func(m *dns.Msg) { m.Question = nil })
 	seed(func(m *dns.Msg) { m.Rcode = dns.RcodeBadVers })
+}
 
-	f.Fuzz(func(t *testing.T, msg []byte, srv bool) {
-		q := questions[0]
-		if srv {
-			q = questions[1]
-		}
-		if !q.answeredBy(msg, 1) {
-			return
-		}
-		before := bytes.Clone(msg)
-		r, err := parse(msg, q)
-		if !bytes.Equal(msg, before) {
-			t.Fatal("the message has changed")
-		}
-		if f := r.classify(false); err != nil || f.kind != 0 && f.kind != NotFound {
-			return
-		}
-		if r.truncated || r.links > maxLinks || r.ttl < 0 {
-			t.Fatalf("used %+v", r)
-		}
-
-		var m dns.Msg
-		if m.Unpack(msg) != nil {
-			return // for a record that does not matter here
-		}
-		reached := map[string]bool{strings.ToLower(q.name): true}
-		for range m.Answer {
-			for _, rr := range m.Answer {
-				if alias, ok := rr.(*dns.CNAME); ok && reached[strings.ToLower(alias.Hdr.Name)] {
-					reached[strings.ToLower(alias.Target)] = true
-				}
-			}
-		}
-		var addrs []netip.Addr
-		var services []net.SRV
+// checkOwners fails if r has an address or a service that msg, as the library reads
+// it, does not have at a name to which the question leads.
+func checkOwners(t *testing.T, msg []byte, q *question, r reply) {
+	srv := q.qtype == dns.TypeSRV
+	var m dns.Msg
+	if m.Unpack(msg) != nil {
+		return // for a record that does not matter here
+	}
+	reached := map[string]bool{strings.ToLower(q.name): true}
+	for range m.Answer {
 		for _, rr := range m.Answer {
-			if h := rr.Header(); h.Class != dns.ClassINET || !reached[strings.ToLower(h.Name)] {
-				continue
-			}
-			switch rr := rr.(type) {
-			case *dns.A:
-				addr, _ := netip.AddrFromSlice(rr.A.To4())
-				addrs = append(addrs, addr)
-			case *dns.SRV:
-				target := strings.ToLower(strings.TrimSuffix(rr.Target, "."))
-				services = append(services, net.SRV{Target: target, Port: rr.Port, Priority: rr.Priority, Weight: rr.Weight})
+			if alias, ok := rr.(*dns.CNAME); ok && reached[strings.ToLower(alias.Hdr.Name)] {
+				reached[strings.ToLower(alias.Target)] = true
 			}
 		}
-		for _, addr := range r.addrs {
-			if srv || !slices.Contains(addrs, addr) {
-				t.Fatalf("%v is not an address of %s in\n%v", addr, q.name, &m)
-			}
+	}
+	var addrs []netip.Addr
+	var services []net.SRV
+	for _, rr := range m.Answer {
+		if h := rr.Header(); h.Class != dns.ClassINET || !reached[strings.ToLower(h.Name)] {
+			continue
 		}
-		for _, service := range r.services {
-			if !srv || service.Target == "" || !slices.Contains(services, service) {
-				t.Fatalf("%v is not a service of %s in\n%v", service, q.name, &m)
-			}
+		switch rr := rr.(type) {
+		case *dns.A:
+			addr, _ := netip.AddrFromSlice(rr.A.To4())
+			addrs = append(addrs, addr)
+		case *dns.SRV:
+			target := strings.ToLower(strings.TrimSuffix(rr.Target, "."))
+			services = append(services, net.SRV{Target: target, Port: rr.Port, Priority: rr.Priority, Weight: rr.Weight})
 		}
-	})
+	}
+	for _, addr := range r.addrs {
+		if srv || !slices.Contains(addrs, addr) {
+			t.Fatalf("%v is not an address of %s in\n%v", addr, q.name, &m)
+		}
+	}
+	for _, service := range r.services {
+		if !srv || service.Target == "" || !slices.Contains(services, service) {
+			t.Fatalf("%v is not a service of %s in\n%v", service, q.name, &m)
+		}
+	}
 }
 
 func BenchmarkParse(b *testing.B) {

@@ -46,6 +46,9 @@ func TestParseNameserver(t *testing.T) {
 			t.Errorf("%q is %v, %v; want %s", in, got, err, want)
 		}
 	}
+}
+
+func TestParseNameserverErrors(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                                "not an IP address",
 		"ns.example":                      "not an IP address",

@@ -315,6 +315,14 @@ func TestConnectionThatNobodyUses(t *testing.T) {
 }
 
 func TestServerCloses(t *testing.T) {
+	for name, test := range closingServers() {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, newPeers(t)) })
+		})
+	}
+}
+
+func closingServers() map[string]func(*testing.T, *peers) {
 	reused := func(t *testing.T, p *peers) (*peer, <-chan result, <-chan result) {
 		peer := p.prime()
 		a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
@@ -323,7 +331,7 @@ func TestServerCloses(t *testing.T) {
 		peer.Close()
 		return <-p.accepted, a, b
 	}
-	for name, test := range map[string]func(*testing.T, *peers){
+	return map[string]func(*testing.T, *peers){
 		"an idle connection": func(t *testing.T, p *peers) {
 			p.prime().Close()
 			synctest.Wait()
@@ -458,10 +466,6 @@ func TestServerCloses(t *testing.T) {
 			p.wantDials(1)
 			p.prime()
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { test(t, newPeers(t)) })
-		})
 	}
 }
 
@@ -479,6 +483,21 @@ func (c hangsUp) SetWriteDeadline(time.Time) error { return nil }
 
 // A query that is asked again alone is held up by nothing but its deadline.
 func TestDedicatedConnection(t *testing.T) {
+	for name, test := range dedicatedConnectionCases() {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPeers(t)
+				test(t, p)
+				p.close()
+				if p.goroutines != 0 || len(p.dedicated) != 0 {
+					t.Errorf("%d goroutines and %d connections are left", p.goroutines, len(p.dedicated))
+				}
+			})
+		})
+	}
+}
+
+func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
 	// again has n queries asked again, each over a connection of its own.
 	again := func(p *peers, ctx context.Context, timeout time.Duration, n int) (results []<-chan result) {
 		for range n {
@@ -491,7 +510,7 @@ func TestDedicatedConnection(t *testing.T) {
 		peer.Close()
 		return results
 	}
-	for name, test := range map[string]func(*testing.T, *peers){
+	return map[string]func(*testing.T, *peers){
 		"silence": func(t *testing.T, p *peers) {
 			start := time.Now()
 			for _, results := range again(p, t.Context(), time.Second, 2) {
@@ -583,17 +602,6 @@ func TestDedicatedConnection(t *testing.T) {
 				p.want(results, nil)
 			}
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				p := newPeers(t)
-				test(t, p)
-				p.close()
-				if p.goroutines != 0 || len(p.dedicated) != 0 {
-					t.Errorf("%d goroutines and %d connections are left", p.goroutines, len(p.dedicated))
-				}
-			})
-		})
 	}
 }
 
@@ -620,6 +628,14 @@ func TestOneReplyPerConnection(t *testing.T) {
 
 // A server that talks without being asked is not listened to for ever.
 func TestStrays(t *testing.T) {
+	for name, test := range strayCases() {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, newPeers(t)) })
+		})
+	}
+}
+
+func strayCases() map[string]func(*testing.T, *peers) {
 	stray := func(p *peers, peer *peer) error {
 		id := uint16(0)
 		p.mu.Lock()
@@ -634,7 +650,7 @@ func TestStrays(t *testing.T) {
 		_, err := peer.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...))
 		return err
 	}
-	for name, test := range map[string]func(*testing.T, *peers){
+	return map[string]func(*testing.T, *peers){
 		"in flight": func(t *testing.T, p *peers) {
 			peer := p.prime()
 			asked := p.ask(t.Context(), longTimeout, "a.example.")
@@ -698,10 +714,6 @@ func TestStrays(t *testing.T) {
 			p.want(b, errStrays)
 			p.wantDials(3)
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { test(t, newPeers(t)) })
-		})
 	}
 }
 

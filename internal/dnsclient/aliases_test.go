@@ -183,6 +183,6 @@ func TestBrokenAliasOfService(t *testing.T) {
 	}, nil)
 	got, ttl, err := newClient(t, Config{}, s).LookupSRV(t.Context(), "_http._tcp.example")
 	if err != nil || len(got) != 1 || got[0].Target != "a.example" || ttl != 50*time.Second {
-		t.Errorf("got %v for %s, %v", got, ttl, err)
+		t.Errorf("got %v for %s, %v; want a.example for 50s", got, ttl, err)
 	}
 }

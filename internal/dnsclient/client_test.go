@@ -81,7 +81,7 @@ func TestLookupSRV(t *testing.T) {
 			got, ttl, err := c.LookupSRV(t.Context(), name)
 			if test.kind != 0 {
 				if e := wantError(t, err, test.kind); e.TTL != test.ttl || e.HasSOA != (test.ttl > 0) {
-					t.Errorf("got %v, for %s", err, e.TTL)
+					t.Errorf("got %v for %s, want it for %s", err, e.TTL, test.ttl)
 				}
 				return
 			}
@@ -187,13 +187,13 @@ func TestTrace(t *testing.T) {
 	_, _, err := c.Lookup(t.Context(), "", dns.TypeA)
 	wantError(t, err, Invalid)
 	if len(traces) != 2 || traces[1].Err != err {
-		t.Fatalf("got %d traces", len(traces))
+		t.Fatalf("got %d traces, want 2, the second one with %v", len(traces), err)
 	}
 
 	var got []string
 	for _, try := range traces[0].Tries {
 		if try.Duration <= 0 || try.Name != "a.example." {
-			t.Errorf("unexpected try %+v", try)
+			t.Errorf("got try %+v, want one for a.example. with its duration", try)
 		}
 		got = append(got, fmt.Sprintf("%s %s %s", try.Server, try.Transport, try.Outcome))
 	}
@@ -208,7 +208,7 @@ func TestTrace(t *testing.T) {
 	}
 	if x := traces[0]; x.Name != "a.example" || x.Type != dns.TypeA || x.Err != nil || x.TTL != time.Minute ||
 		!slices.Equal(x.Addrs, addrs("192.0.2.1")) || x.Duration < shortTimeout {
-		t.Errorf("the trace is %+v", x)
+		t.Errorf("got trace %+v, want one of 192.0.2.1 for a.example after %s at least", x, shortTimeout)
 	}
 }
 
@@ -224,7 +224,7 @@ func TestRoute(t *testing.T) {
 	}}, inside)
 	got, ttl, err := c.Lookup(t.Context(), "a.inside", dns.TypeA)
 	if err != nil || !slices.Equal(got, addrs("192.0.2.1")) || ttl != 50*time.Second || asked != "b.outside" {
-		t.Errorf("got %v for %s, %v, after asking for %q", got, ttl, err, asked)
+		t.Errorf("got %v for %s, %v, with a route for %q; want 192.0.2.1 for 50s, with one for b.outside", got, ttl, err, asked)
 	}
 	if a, b := inside.queries("udp"), outside.queries("udp"); a != 1 || b != 1 {
 		t.Errorf("%d and %d queries, want 1 and 1", a, b)
@@ -243,7 +243,7 @@ func TestRoute(t *testing.T) {
 	} {
 		inside.play(func(q *query) { q.reply(reply(q)) })
 		if got, _, err := c.Lookup(t.Context(), "a.inside", dns.TypeA); err != nil || !slices.Equal(got, addrs("192.0.2.1")) {
-			t.Errorf("got %v, %v", got, err)
+			t.Errorf("got %v, %v; want 192.0.2.1", got, err)
 		}
 	}
 
@@ -253,7 +253,7 @@ func TestRoute(t *testing.T) {
 	waitForOutage(t, other)
 	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)
 	if e := wantError(t, err, Outage); e.Outage() || c.Outage() != nil || !strings.Contains(err.Error(), outside.String()) {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want an outage of %s", err, outside)
 	}
 	other.Close()
 	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)
@@ -262,7 +262,7 @@ func TestRoute(t *testing.T) {
 	c = newClient(t, Config{Route: func(string) *Client { return nil }}, inside)
 	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)
 	if wantError(t, err, Invalid); !strings.Contains(err.Error(), "b.outside., which is never asked for") {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want that b.outside. is never asked for", err)
 	}
 }
 
@@ -289,7 +289,7 @@ func TestQueryOnTheWire(t *testing.T) {
 		if q.transport != transport || !q.RecursionDesired || q.Response || q.Opcode != dns.OpcodeQuery ||
 			len(q.Question) != 1 || q.Question[0] != (dns.Question{Name: "a.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}) ||
 			len(q.Extra) != 1 || q.IsEdns0() == nil || q.IsEdns0().UDPSize() != 1232 || q.IsEdns0().Version() != 0 || q.IsEdns0().Do() {
-			t.Errorf("over %s the query was %v", q.transport, q)
+			t.Errorf("query %d is over %s: %v; want one for a.example. A over %s, with EDNS", i, q.transport, q, transport)
 		}
 	}
 }
@@ -305,7 +305,7 @@ func TestIDsDiffer(t *testing.T) {
 		ids[s.query(i).Id] = true
 	}
 	if len(ids) < 60 { // fewer: once in 10^9 runs
-		t.Errorf("64 queries had %d different IDs", len(ids))
+		t.Errorf("64 queries had %d different IDs, want 60 at least", len(ids))
 	}
 }
 
@@ -314,7 +314,7 @@ func TestTCPOnly(t *testing.T) {
 	s.Network = "tcp"
 	c := newClient(t, Config{}, s)
 	if got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil || len(got) != 1 {
-		t.Errorf("got %v, %v", got, err)
+		t.Errorf("got %v, %v; want one address", got, err)
 	}
 	if udp, tcp := s.queries("udp"), s.queries("tcp"); udp != 0 || tcp != 1 {
 		t.Errorf("%d queries over UDP and %d over TCP, want 0 and 1", udp, tcp)
@@ -341,7 +341,7 @@ func TestSecondServer(t *testing.T) {
 			c := newClient(t, Config{Tries: 3}, a, b)
 			got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 			if err != nil || !slices.Equal(got, addrs("192.0.2.1")) {
-				t.Errorf("got %v, %v", got, err)
+				t.Errorf("got %v, %v; want 192.0.2.1", got, err)
 			}
 			if a, b := a.queries("udp"), b.queries("udp"); a != 1 || b != 1 {
 				t.Errorf("the servers got %d and %d queries, want 1 and 1", a, b)
@@ -360,7 +360,7 @@ func TestTriesTakeTurns(t *testing.T) {
 	for _, try := range e.Tries {
 		asked = append(asked, try.Server)
 		if try.Name != "a.example." || try.Transport != "udp" || try.Outcome != "SERVFAIL" || try.Duration <= 0 {
-			t.Errorf("unexpected try %+v", try)
+			t.Errorf("got try %+v, want one for a.example. over udp that ended with SERVFAIL", try)
 		}
 	}
 	if want := []Nameserver{a.Nameserver, b.Nameserver, a.Nameserver}; !slices.Equal(asked, want) {
@@ -437,7 +437,7 @@ func TestInvalidQuestions(t *testing.T) {
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeTXT)
 	wantError(t, err, Invalid)
 	if n := s.queries("udp"); n != 0 {
-		t.Errorf("%d queries were sent", n)
+		t.Errorf("%d queries were sent, want 0", n)
 	}
 }
 
@@ -452,10 +452,10 @@ func TestCancel(t *testing.T) {
 			_, _, err := c.Lookup(ctx, "a.example", dns.TypeA)
 			e := wantError(t, err, Canceled)
 			if !errors.Is(err, context.Canceled) || e.Timeout() || s.queries(transport) != 1 {
-				t.Errorf("got %v after %d queries", err, s.queries(transport))
+				t.Errorf("got %v after %d queries, want context.Canceled after 1", err, s.queries(transport))
 			}
 			if _, _, err := c.Lookup(ctx, "a.example", dns.TypeA); !errors.Is(err, context.Canceled) || s.queries(transport) != 1 {
-				t.Errorf("with a canceled context: got %v after %d queries", err, s.queries(transport))
+				t.Errorf("with a canceled context: got %v after %d queries, want context.Canceled after 1", err, s.queries(transport))
 			}
 		})
 	}
@@ -469,7 +469,7 @@ func TestDeadline(t *testing.T) {
 	_, _, err := c.Lookup(ctx, "a.example", dns.TypeA)
 	e := wantError(t, err, Timeout)
 	if !errors.Is(err, context.DeadlineExceeded) || !e.Timeout() || s.queries("udp") != 1 {
-		t.Errorf("got %v after %d queries", err, s.queries("udp"))
+		t.Errorf("got %v after %d queries, want a timeout after 1", err, s.queries("udp"))
 	}
 }
 
@@ -508,7 +508,7 @@ func TestClose(t *testing.T) {
 		t.Errorf("got %v, want ErrClosed", err)
 	}
 	if c.SetNameservers([]Nameserver{s.Nameserver, {Network: "tcp", AddrPort: s.AddrPort}}); len(c.Nameservers()) != 2 {
-		t.Errorf("nameservers are %v", c.Nameservers())
+		t.Errorf("nameservers are %v, want 2", c.Nameservers())
 	}
 }
 
@@ -517,16 +517,16 @@ func TestNoNameservers(t *testing.T) {
 	c := newClient(t, Config{})
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 	if e := wantError(t, err, Outage); !e.Outage() || e.Timeout() {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want an outage", err)
 	}
 	outage := c.Outage()
 	c.SetNameservers([]Nameserver{s.Nameserver, s.Nameserver})
 	<-outage
 	if got := c.Nameservers(); len(got) != 1 || got[0] != s.Nameserver {
-		t.Errorf("nameservers are %v", got)
+		t.Errorf("nameservers are %v, want %v", got, s.Nameserver)
 	}
 	if _, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil {
-		t.Error(err)
+		t.Errorf("got %v, want an answer", err)
 	}
 }
 
@@ -547,7 +547,7 @@ func TestConcurrent(t *testing.T) {
 				}
 				got, _, err := c.Lookup(ctx, fmt.Sprintf("n%d-%d.example", i, j), dns.TypeA)
 				if cancel(); err != nil && !errors.Is(err, context.Canceled) || err == nil && !slices.Equal(got, addrs("192.0.2.1")) {
-					t.Errorf("got %v, %v", got, err)
+					t.Errorf("got %v, %v; want 192.0.2.1 or context.Canceled", got, err)
 				}
 			}
 		})
@@ -608,7 +608,7 @@ func TestGoroutines(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	if more := runtime.NumGoroutine() - before; more > n {
-		t.Errorf("%d goroutines for %d queries", more, n)
+		t.Errorf("%d goroutines for %d queries, want one each at most", more, n)
 	}
 	c.Close()
 	over.Wait()

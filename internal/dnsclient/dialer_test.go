@@ -154,7 +154,7 @@ func TestTLS(t *testing.T) {
 			err := lookUp(t, c, "a.example")
 			if test.text == nil {
 				if err != nil {
-					t.Error(err)
+					t.Errorf("got %v, want an answer", err)
 				}
 				return
 			}
@@ -165,7 +165,7 @@ func TestTLS(t *testing.T) {
 				}
 			}
 			if n := s.queries("tcp"); n != 0 {
-				t.Errorf("%d queries were sent", n)
+				t.Errorf("%d queries were sent, want 0", n)
 			}
 		})
 	}
@@ -208,7 +208,7 @@ func TestTLSSessionIsResumed(t *testing.T) {
 					t.Fatal(err)
 				}
 				if got := <-resumed; got != (i > 0) {
-					t.Errorf("connection %d resumes a session: %v", i, got)
+					t.Errorf("connection %d resumes a session: %v, want %v", i, got, i > 0)
 				}
 			}
 		})
@@ -226,7 +226,7 @@ func TestNoDowngrade(t *testing.T) {
 	go func() {
 		conn, err := listener.Accept()
 		if err != nil {
-			t.Error(err)
+			t.Errorf("got %v, want a connection", err)
 		}
 		defer conn.Close()
 		b := make([]byte, 1<<10)
@@ -238,11 +238,11 @@ func TestNoDowngrade(t *testing.T) {
 	c := newClient(t, Config{}, s)
 	wantError(t, lookUp(t, c, "a.example"), Network)
 	if b := <-heard; len(b) == 0 || b[0] != 22 { // a handshake
-		t.Errorf("the server heard %x", b)
+		t.Errorf("the server received %x, want a TLS handshake", b)
 	}
 	listener.Close()
 	if udp, tcp := s.queries("udp"), s.queries("tcp"); udp+tcp != 0 {
-		t.Errorf("%d queries over UDP and %d over TCP", udp, tcp)
+		t.Errorf("%d queries over UDP and %d over TCP, want none", udp, tcp)
 	}
 }
 
@@ -265,12 +265,12 @@ func TestTLSHandshakeStalls(t *testing.T) {
 func TestDialDeadline(t *testing.T) {
 	near, far := time.Now(), time.Now().Add(time.Hour)
 	if got := dialDeadline(near).Sub(near); got < minDial || dialDeadline(far) != far {
-		t.Errorf("got %v after the deadline, and %v", got, dialDeadline(far))
+		t.Errorf("got %v after the deadline, want %s at least; got %v, want %v", got, minDial, dialDeadline(far), far)
 	}
 	d := newDialer(Nameserver{Network: "tcp", AddrPort: netip.MustParseAddrPort("192.0.2.1:53")}, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if conn, err := d.dial(ctx); conn != nil || !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, %v", conn, err)
+		t.Errorf("got %v, %v; want context.Canceled", conn, err)
 	}
 }

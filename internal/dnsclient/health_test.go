@@ -57,7 +57,7 @@ func TestDeadFirstServer(t *testing.T) {
 				t.Fatal(err)
 			}
 			if d, l := dead.queries("udp"), live.queries("udp"); d != 1 || l != i+1 {
-				t.Fatalf("after %d lookups the dead server got %d queries and the other %d", i+1, d, l)
+				t.Fatalf("after %d lookups the dead server got %d queries, want 1, and the other %d, want %d", i+1, d, l, i+1)
 			}
 		}
 	})
@@ -180,7 +180,7 @@ func TestFailingServerGivesWay(t *testing.T) {
 		}
 		c.running.Wait() // for the probe
 		if n := second.queries("udp"); n != i+1 {
-			t.Fatalf("%d lookups and %d queries", i+1, n)
+			t.Fatalf("after %d lookups the second server got %d queries, want as many", i+1, n)
 		}
 	}
 	if n := c.servers[0].health.rank().failures; n != 1 {
@@ -189,7 +189,7 @@ func TestFailingServerGivesWay(t *testing.T) {
 	first.mu.Lock()
 	for i, q := range first.seen {
 		if i > 0 && q.Question[0].Name != "." {
-			t.Errorf("query %d is no probe: %v", i, q.Question[0])
+			t.Errorf("query %d is %v, want a probe for .", i, q.Question[0])
 		}
 	}
 	first.mu.Unlock()
@@ -201,7 +201,7 @@ func TestFailingServerGivesWay(t *testing.T) {
 	}
 	c.running.Wait()
 	if err := lookUp(t, c, "a.example"); err != nil || second.queries("udp") != before+1 {
-		t.Errorf("it is not asked again: %v", err)
+		t.Errorf("got %v from the second server, want an answer from the first one", err)
 	}
 }
 
@@ -270,7 +270,7 @@ func TestDownServerIsLastResort(t *testing.T) {
 			t.Errorf("%d tries went to %v, want %v", tries, asked, want)
 		}
 		if up := !c.servers[0].health.isDown(); up != (err == nil) {
-			t.Errorf("%d tries: the server is up: %v", tries, up)
+			t.Errorf("%d tries: the server is up: %v, want %v", tries, up, err == nil)
 		}
 	}
 }
@@ -283,7 +283,7 @@ func waitForOutage(t *testing.T, c *Client) <-chan struct{} {
 			return outage
 		}
 		if lookUp(t, c, "a.example") == nil {
-			t.Fatal("a lookup succeeded")
+			t.Fatal("a lookup succeeded, want failures until all servers are down")
 		}
 	}
 }
@@ -307,18 +307,18 @@ func testOutageSendsNothing(t *testing.T) {
 		_, _, err := c.Lookup(t.Context(), "b.example", dns.TypeA)
 		e := wantError(t, err, Outage)
 		if !e.Outage() || e.Timeout() || len(e.Tries) != 0 || e.Rcode != -1 || !strings.Contains(err.Error(), a.String()+": no reply, "+b.String()+": no reply") {
-			t.Fatalf("got %v, %+v", err, e)
+			t.Fatalf("got %v, %+v; want an outage, with a reason for each server, and no tries", err, e)
 		}
 	}
 	if sent := a.queries("udp") + b.queries("udp") - before; sent != 0 {
-		t.Errorf("%d queries were sent", sent)
+		t.Errorf("%d queries were sent, want 0", sent)
 	}
 
 	// The servers may change in an outage.
 	c.SetNameservers([]Nameserver{a.Nameserver})
 	select {
 	case <-outage:
-		t.Error("the outage ended with the removal of a server that is down")
+		t.Error("the outage ended with the removal of a server that is down, want it to last")
 	default:
 	}
 	good := newScript(t, answering, nil)
@@ -336,7 +336,7 @@ func testProbesEndOutage(t *testing.T) {
 	for lookUp(t, c, "a.example") != nil { // may take longer than shortTimeout
 	}
 	if c.Outage() != nil {
-		t.Error("still an outage")
+		t.Error("there is an outage after an answer, want none")
 	}
 }
 
@@ -363,13 +363,13 @@ func testClosedPort(t *testing.T) {
 	c.intervals.probe = 10 * time.Millisecond
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 	if e := err.(*Error); e.Kind != Network && e.Kind != Outage {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want a failure of the network or an outage", err)
 	}
 	outage := waitForOutage(t, c)
 
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
 	if err != nil {
-		t.Fatalf("the port was taken meanwhile: %v", err)
+		t.Fatalf("want to listen on the port that was closed: %v", err)
 	}
 	defer conn.Close()
 	buf := make([]byte, maxMessage)
@@ -389,7 +389,7 @@ func testOutageDuringLookup(t *testing.T) {
 	s.play(func(*query) { c.SetNameservers(nil) })
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 	if e := wantError(t, err, Outage); len(e.Tries) != 1 {
-		t.Errorf("after %d tries", len(e.Tries))
+		t.Errorf("got an outage after %d tries, want 1", len(e.Tries))
 	}
 }
 
@@ -446,16 +446,16 @@ func TestDeadNameIsNoOutage(t *testing.T) {
 			for range 4 * suspectAfter {
 				wantError(t, lookUp(t, c, "dead.example"), Timeout)
 				if c.Outage() != nil {
-					t.Fatal("a dead name caused an outage")
+					t.Fatal("a name without a reply caused an outage, want none")
 				}
 			}
 			s.mu.Lock()
 			if !slices.ContainsFunc(s.seen, func(q *query) bool { return q.Question[0].Name == test.probe }) {
-				t.Errorf("no probe with %s was sent", test.probe)
+				t.Errorf("no probe for %s was sent, want one", test.probe)
 			}
 			s.mu.Unlock()
 			if err := lookUp(t, c, "b.example"); err != nil {
-				t.Error(err)
+				t.Errorf("got %v, want an answer", err)
 			}
 		})
 	}
@@ -468,13 +468,13 @@ func TestCutShort(t *testing.T) {
 	lookUp(t, c, "dead.example")
 	c.running.Wait()
 	if c.servers[0].health.failures != 0 {
-		t.Error("a query that had no time counts as unanswered")
+		t.Error("a query that was cut short counts as unanswered, want it not to")
 	}
 	c.intervals.minSilence = 0
 	lookUp(t, c, "dead.example")
 	c.running.Wait()
 	if c.servers[0].health.failures != 1 {
-		t.Error("a query that had time does not count as unanswered")
+		t.Error("a query that was not cut short does not count as unanswered, want it to")
 	}
 }
 
@@ -488,10 +488,10 @@ func TestSetNameserversKeepsHealth(t *testing.T) {
 	}
 	c.SetNameservers([]Nameserver{{Network: "tcp", AddrPort: b.AddrPort}, a.Nameserver})
 	if c.servers[1] != kept || c.servers[0] == removed {
-		t.Error("servers are told apart by something else than their address")
+		t.Error("want the server with the same address kept, and the one with another network replaced")
 	}
 	if removed.ctx.Err() == nil || len(removed.first.(*udp).idle) != 0 {
-		t.Error("the removed server was not closed")
+		t.Error("the removed server is open, want it closed")
 	}
 }
 
@@ -514,10 +514,10 @@ func TestRemovedWhileSuspect(t *testing.T) {
 	c.SetNameservers([]Nameserver{other.Nameserver})
 	c.running.Wait()
 	if removed.health.isDown() || c.Outage() != nil {
-		t.Error("an outage without a server that is down")
+		t.Error("a removed server went down, or caused an outage; want neither")
 	}
 	if err := lookUp(t, c, "a.example"); err != nil {
-		t.Error(err)
+		t.Errorf("got %v, want an answer", err)
 	}
 }
 
@@ -546,7 +546,7 @@ func TestDownWithoutFailures(t *testing.T) {
 	c := newClient(t, Config{Tries: 3}, down, up)
 	c.servers[0].health.down = true
 	if err := lookUp(t, c, "a.example"); err != nil || up.queries("udp") != 1 {
-		t.Errorf("%d queries to the one that is up, %v", up.queries("udp"), err)
+		t.Errorf("%d queries to the server that is up, want 1; %v", up.queries("udp"), err)
 	}
 }
 
@@ -581,6 +581,6 @@ func TestConfirmation(t *testing.T) {
 	c := newClient(t, Config{}, s)
 	c.servers[0].first = broken{c.servers[0].first}
 	if c.servers[0].confirmDown() || c.Outage() != nil {
-		t.Error("it is down")
+		t.Error("the server is down, want it up: it replies over another connection")
 	}
 }

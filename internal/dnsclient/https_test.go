@@ -88,7 +88,7 @@ func onWeb(t *testing.T) http.HandlerFunc {
 		body, err := io.ReadAll(r.Body)
 		var m dns.Msg
 		if err != nil || m.Unpack(body) != nil {
-			t.Errorf("got %x, %v", body, err)
+			t.Errorf("got %x, %v; want a DNS message", body, err)
 		}
 		q := &query{Msg: &m}
 		w.Header().Set("Content-Type", messageType)
@@ -112,27 +112,27 @@ func TestHTTPS(t *testing.T) {
 	c := w.client(t, longTimeout)
 	for range 2 {
 		if got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil || len(got) != 1 || got[0].String() != "192.0.2.1" {
-			t.Errorf("got %v, %v", got, err)
+			t.Errorf("got %v, %v; want 192.0.2.1", got, err)
 		}
 	}
 	for i, r := range requests {
 		if r.Method != http.MethodPost || r.ProtoMajor != 2 || r.RequestURI != "/q?tenant=1" || r.Host != w.AddrPort.String() ||
 			r.Header.Get("Content-Type") != messageType || r.Header.Get("Accept") != messageType || r.ContentLength != int64(len(bodies[i])) {
-			t.Errorf("unexpected request %+v", r)
+			t.Errorf("got request %+v, want a POST over HTTP/2 of %s to /q?tenant=1 at %s", r, messageType, w.AddrPort)
 		}
 		for name := range r.Header {
 			switch name {
 			case "Accept", "Content-Type", "Content-Length":
 			default:
-				t.Errorf("unexpected header field %s: %s", name, r.Header.Get(name))
+				t.Errorf("got header field %s: %s, want none", name, r.Header.Get(name))
 			}
 		}
 		if binary.BigEndian.Uint16(bodies[i]) != 0 {
-			t.Errorf("the ID is not zero in %x", bodies[i])
+			t.Errorf("got %x, want the ID zero", bodies[i])
 		}
 	}
 	if n := w.conns.Load(); n != 1 || len(requests) != 2 {
-		t.Errorf("%d connections for %d requests", n, len(requests))
+		t.Errorf("%d connections for %d requests, want 1 for 2", n, len(requests))
 	}
 }
 
@@ -162,7 +162,7 @@ func TestHTTPSNames(t *testing.T) {
 			err := lookUp(t, w.client(t, longTimeout), "a.example")
 			if test.text != "" {
 				if wantError(t, err, Network); !strings.Contains(err.Error(), test.text) {
-					t.Errorf("got %v", err)
+					t.Errorf("got %v, want %q in it", err, test.text)
 				}
 				return
 			}
@@ -170,7 +170,7 @@ func TestHTTPSNames(t *testing.T) {
 				t.Fatal(err)
 			}
 			if host, name := <-hosts, <-names; host != fmt.Sprintf(test.host, w.AddrPort.Port()) || name != test.verified {
-				t.Errorf("Host %q, server name %q", host, name)
+				t.Errorf("Host %q, server name %q; want %q, %q", host, name, fmt.Sprintf(test.host, w.AddrPort.Port()), test.verified)
 			}
 		})
 	}
@@ -199,7 +199,7 @@ func TestHTTPSRefusesBadResponses(t *testing.T) {
 			w.Write(body)
 		}
 	}
-	elsewhere := newWeb(t, func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") })
+	elsewhere := newWeb(t, func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed, want it refused") })
 	for _, test := range []struct {
 		name    string
 		handler http.HandlerFunc
@@ -252,7 +252,7 @@ func TestHTTPSRefusesBadResponses(t *testing.T) {
 			err := lookUp(t, w.client(t, longTimeout), "a.example")
 			if test.kind == 0 {
 				if err != nil {
-					t.Error(err)
+					t.Errorf("got %v, want an answer", err)
 				}
 				return
 			}
@@ -268,7 +268,7 @@ func TestHTTPSNeedsHTTP2(t *testing.T) {
 		w := newWeb(t, onWeb(t), func(s *httptest.Server) { s.EnableHTTP2 = false })
 		err := lookUp(t, w.client(t, longTimeout), "a.example")
 		if wantError(t, err, Network); !strings.Contains(err.Error(), "no application protocol") {
-			t.Errorf("got %v", err)
+			t.Errorf("got %v, want that there is no common protocol", err)
 		}
 	})
 	t.Run("no protocols", func(t *testing.T) {
@@ -277,7 +277,7 @@ func TestHTTPSNeedsHTTP2(t *testing.T) {
 		s.Network, s.Path = "https", defaultPath
 		err := lookUp(t, newClient(t, Config{Roots: ca.roots}, s), "a.example")
 		if wantError(t, err, Network); !strings.Contains(err.Error(), "does not speak HTTP/2") {
-			t.Errorf("got %v", err)
+			t.Errorf("got %v, want that the server does not speak HTTP/2", err)
 		}
 	})
 }
@@ -303,7 +303,7 @@ func TestHTTPSBurst(t *testing.T) {
 		for i := range n {
 			running.Go(func() {
 				if err := lookUp(t, c, fmt.Sprintf("n%d.example", i)); err != nil {
-					t.Error(err)
+					t.Errorf("got %v, want an answer", err)
 				}
 			})
 		}
@@ -311,7 +311,7 @@ func TestHTTPSBurst(t *testing.T) {
 	}
 	burst(50)
 	if n := w.conns.Load(); n != 1 || most.Load() < 2 {
-		t.Errorf("%d connections, at most %d requests at a time", n, most.Load())
+		t.Errorf("%d connections, at most %d requests at a time; want 1, and 2 or more", n, most.Load())
 	}
 	burst(500)
 	t.Logf("%d connections, at most %d requests at a time", w.conns.Load(), most.Load())
@@ -327,10 +327,10 @@ func TestHTTPSServerFallsSilent(t *testing.T) {
 	w.silent.Store(1)
 	start := time.Now()
 	if err := lookUp(t, c, "a.example"); err != nil {
-		t.Error(err)
+		t.Errorf("got %v, want an answer over another connection", err)
 	}
 	if took := time.Since(start); took > longTimeout/2 {
-		t.Errorf("noticed after %v", took)
+		t.Errorf("answered after %v, want less than %v", took, longTimeout/2)
 	}
 	if n := w.conns.Load(); n != 2 {
 		t.Errorf("%d connections, want 2", n)
@@ -476,18 +476,18 @@ func TestHTTPSServerRefuses(t *testing.T) {
 					running.Go(func() {
 						_, _, err := h.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true)
 						if err == nil || errors.Is(err, errHungUp) != test.hungUp || test.hungUp && err != errHungUp {
-							t.Errorf("%d at a time: got error %v", n, err)
+							t.Errorf("%d at a time: got error %v, want one that the server hung up: %v", n, err, test.hungUp)
 						}
 					})
 				}
 				running.Wait()
 				if conns, requests := s.conns.Load(), s.requests.Load(); conns > maxDials*total || requests > 2*total {
-					t.Errorf("%d exchanges: %d connections, %d requests", total, conns, requests)
+					t.Errorf("%d exchanges: %d connections, %d requests; want at most %d and %d", total, conns, requests, maxDials*total, 2*total)
 				} else {
 					t.Logf("%d exchanges: %d connections, %d requests", total, conns, requests)
 				}
 				if took := time.Since(start); took > longTimeout/2 {
-					t.Errorf("%d at a time: took %v", n, took)
+					t.Errorf("%d at a time: took %v, want less than %v", n, took, longTimeout/2)
 				}
 			}
 		})
@@ -512,7 +512,7 @@ func TestHTTPSRefusedOnce(t *testing.T) {
 			h := newHTTPS(s.Nameserver, s.roots)
 			defer h.close()
 			if _, _, err := h.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true); err != nil {
-				t.Error(err)
+				t.Errorf("got %v, want a reply", err)
 			}
 			if n := s.requests.Load(); n != 2 {
 				t.Errorf("%d requests, want 2", n)
@@ -542,7 +542,7 @@ func TestHTTPSDialErrors(t *testing.T) {
 		ns := Nameserver{Network: network, AddrPort: listener.Addr().(*net.TCPAddr).AddrPort(), Path: defaultPath}
 		tr, _ := newTransports(ns, nil, new(atomic.Uint64))
 		if _, _, err := tr.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true); err == nil || errors.Is(err, errHungUp) {
-			t.Errorf("%s: got error %v", network, err)
+			t.Errorf("%s: got error %v, want one of dialing", network, err)
 		}
 		tr.close()
 	}
@@ -570,14 +570,14 @@ func TestHTTPSCallerLeaves(t *testing.T) {
 	}
 	cancel()
 	if err := <-errs; !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want context.Canceled", err)
 	}
 	close(release)
 	if err := <-errs; err != nil {
-		t.Error(err)
+		t.Errorf("got %v, want an answer for the caller that stays", err)
 	}
 	if n := w.conns.Load(); n != 1 {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections, want 1", n)
 	}
 }
 
@@ -597,10 +597,10 @@ func TestCloseHTTPS(t *testing.T) {
 		h = newHTTPS(w.Nameserver, w.roots)
 		for range 2 {
 			if _, _, err := h.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true); err != nil {
-				t.Error(err)
+				t.Errorf("got %v, want a reply", err)
 			}
 			if n := links(h); n != 0 {
-				t.Errorf("%d connections are left", n)
+				t.Errorf("%d connections are left, want 0", n)
 			}
 		}
 		if n := w.conns.Load(); n != 2 {
@@ -616,11 +616,11 @@ func TestCloseHTTPS(t *testing.T) {
 		h := newHTTPS(Nameserver{Network: "https", AddrPort: listener.Addr().(*net.TCPAddr).AddrPort(), Path: "/"}, nil)
 		start := time.Now()
 		if _, _, err := h.exchange(t.Context(), time.Now().Add(shortTimeout), rootQuestion, true); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("got %v", err)
+			t.Errorf("got %v, want context.DeadlineExceeded", err)
 		}
 		h.close()
 		if n, took := links(h), time.Since(start); n != 0 || took >= minDial {
-			t.Errorf("%d connections are left after %v", n, took)
+			t.Errorf("%d connections are left after %v, want 0 before %v", n, took, minDial)
 		}
 	})
 }

@@ -28,11 +28,11 @@ func TestAnsweredByComparesExactly(t *testing.T) {
 	msg := q.appendQuery(nil, 1, true)
 	msg[2] |= 0x80
 	if !q.answeredBy(msg, 1) || q.answeredBy(msg, 2) {
-		t.Error("a reply is not taken, or another is")
+		t.Error("want the reply with ID 1 accepted, and not with ID 2")
 	}
 	msg[headerLen+len(q.wire)-3] = 97
 	if q.answeredBy(msg, 1) {
-		t.Error("type 97 is taken for type 65")
+		t.Error("a reply for type 97 is accepted, want one for type 65 only")
 	}
 
 	// '@' and '`' differ by the same bit.
@@ -41,7 +41,7 @@ func TestAnsweredByComparesExactly(t *testing.T) {
 	msg[2] |= 0x80
 	msg[headerLen+1] = '`'
 	if q.answeredBy(msg, 1) {
-		t.Error("` is taken for @")
+		t.Error("a reply for ` is accepted, want one for @ only")
 	}
 }
 
@@ -49,21 +49,21 @@ func TestLongestName(t *testing.T) {
 	name := strings.Repeat("a.", 127)
 	q, err := newQuestion(name, dns.TypeA)
 	if err != nil || len(q.wire) != maxName+4 {
-		t.Fatalf("got %v, %v", q, err)
+		t.Fatalf("got %v, %v; want a question with a name of %d octets", q, err, maxName)
 	}
 	var m dns.Msg
 	if err := m.Unpack(q.appendQuery(nil, 1, true)); err != nil || m.Question[0].Name != name {
-		t.Errorf("got %v, %v", m.Question, err)
+		t.Errorf("got %v, %v; want %s", m.Question, err, name)
 	}
 	if _, err := newQuestion("a."+name, dns.TypeA); err == nil {
-		t.Error("a name of 257 octets can be asked")
+		t.Error("a name of 257 octets is accepted, want an error")
 	}
 }
 
 func TestRootQuestion(t *testing.T) {
 	q, err := newQuestion(".", dns.TypeNS)
 	if err != nil || q.name != rootQuestion.name || !bytes.Equal(q.wire, rootQuestion.wire) {
-		t.Errorf("got %+v, %v", q, err)
+		t.Errorf("got %+v, %v; want %+v", q, err, rootQuestion)
 	}
 }
 
@@ -90,13 +90,13 @@ func FuzzReply(f *testing.F) {
 		before := bytes.Clone(msg)
 		r, err := parse(msg, q)
 		if !bytes.Equal(msg, before) {
-			t.Fatal("the message has changed")
+			t.Fatal("parse has changed the message, want it as before")
 		}
 		if f := r.classify(false); err != nil || f.kind != 0 && f.kind != NotFound {
 			return
 		}
 		if r.truncated || r.links > maxLinks || r.ttl < 0 {
-			t.Fatalf("used %+v", r)
+			t.Fatalf("got %+v, want no addresses of a reply that is truncated or has a chain that is too long", r)
 		}
 
 		checkOwners(t, msg, q, r)
@@ -176,12 +176,12 @@ func checkOwners(t *testing.T, msg []byte, q *question, r reply) {
 	}
 	for _, addr := range r.addrs {
 		if srv || !slices.Contains(addrs, addr) {
-			t.Fatalf("%v is not an address of %s in\n%v", addr, q.name, &m)
+			t.Fatalf("got %v, want addresses of %s in\n%v", addr, q.name, &m)
 		}
 	}
 	for _, service := range r.services {
 		if !srv || service.Target == "" || !slices.Contains(services, service) {
-			t.Fatalf("%v is not a service of %s in\n%v", service, q.name, &m)
+			t.Fatalf("got %v, want services of %s in\n%v", service, q.name, &m)
 		}
 	}
 }
@@ -195,7 +195,7 @@ func BenchmarkParse(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		if r, err := parse(msg, q); err != nil || len(r.addrs) != 2 {
-			b.Fatal(r, err)
+			b.Fatalf("got %+v, %v; want 2 addresses", r, err)
 		}
 	}
 }

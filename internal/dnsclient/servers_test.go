@@ -443,7 +443,7 @@ func (s *server) anchors(t testing.TB) []string {
 			}
 		}
 	}
-	t.Fatalf("no key for signing keys in %v", reply)
+	t.Fatalf("got %v, want a key for signing keys in it", reply)
 	return nil
 }
 
@@ -659,7 +659,7 @@ func (p *tap) datagrams(t testing.TB) (queries, replies []*dns.Msg) {
 		for _, b := range all {
 			m := new(dns.Msg)
 			if err := m.Unpack(b); err != nil {
-				t.Error(err)
+				t.Errorf("got %x, %v; want a DNS message", b, err)
 			}
 			msgs = append(msgs, m)
 		}
@@ -709,7 +709,7 @@ func lookup(t testing.TB, c *dnsclient.Client, name string, qtype uint16) ([]net
 	}
 	e, ok := errors.AsType[*dnsclient.Error](err)
 	if !ok {
-		t.Fatalf("%s: an error of type %T: %v", name, err, err)
+		t.Fatalf("%s: got an error of type %T, want an *Error: %v", name, err, err)
 	}
 	return nil, 0, e
 }
@@ -842,17 +842,17 @@ func (x expectation) check(t *testing.T, ca *authority, e endpoint) {
 	if err != nil {
 		ttl, _ = err.Negative()
 		if last := err.Tries[len(err.Tries)-1]; last.Transport != e.scheme {
-			t.Errorf("the last try was over %s", last.Transport)
+			t.Errorf("the last try was over %s, want %s", last.Transport, e.scheme)
 		}
 	}
 	if x.kinds != nil && ttl < 0 || ttl > x.ttl || !e.caches && ttl < x.ttl {
 		t.Errorf("TTL %s, want %s", ttl, x.ttl)
 	}
 	if n := p.connections(); e.scheme == "udp" && n > 0 != x.overTCP {
-		t.Errorf("%d connections over TCP", n)
+		t.Errorf("%d connections over TCP, want some: %v", n, x.overTCP)
 	}
 	if queries, _ := p.datagrams(t); e.scheme != "udp" && len(queries) > 0 {
-		t.Errorf("%d queries over UDP", len(queries))
+		t.Errorf("%d queries over UDP, want 0", len(queries))
 	}
 }
 
@@ -879,7 +879,7 @@ func secondServer(t *testing.T, ca *authority, e endpoint) {
 	for _, name := range []string{"www.refused", "www.dead"} {
 		got, _, err := lookup(t, c, name, dns.TypeA)
 		if err != nil || !slices.Equal(got, addrs("192.0.2.77")) {
-			t.Errorf("%s: got %v, %v", name, got, err)
+			t.Errorf("%s: got %v, %v; want 192.0.2.77", name, got, err)
 		}
 	}
 }
@@ -893,13 +893,13 @@ func seesEDNS(t *testing.T, ca *authority, e endpoint) {
 	}
 	queries, replies := p.datagrams(t)
 	if len(queries) != 1 || len(replies) != 1 {
-		t.Fatalf("%d queries, %d replies", len(queries), len(replies))
+		t.Fatalf("%d queries, %d replies; want 1 and 1", len(queries), len(replies))
 	}
 	if opt := queries[0].IsEdns0(); opt == nil || opt.UDPSize() != 1232 || opt.Version() != 0 || opt.Do() {
-		t.Errorf("asked with %v", opt)
+		t.Errorf("asked with %v, want EDNS with a size of 1232", opt)
 	}
 	if replies[0].IsEdns0() == nil || replies[0].Truncated || len(replies[0].Answer) != fitsEDNS {
-		t.Errorf("got %v", replies[0])
+		t.Errorf("got %v, want EDNS and %d addresses", replies[0], fitsEDNS)
 	}
 }
 
@@ -918,7 +918,7 @@ func manyNames(t *testing.T, ca *authority, e endpoint) {
 			for i := worker; i < names; i += atOnce {
 				name := fmt.Sprintf("n%d.%s.wild.example", i, strings.ReplaceAll(e.scheme+e.name, " ", "-"))
 				if got, _, err := lookup(t, c, name, dns.TypeA); err != nil || !slices.Equal(got, addrs("192.0.2.9")) {
-					t.Errorf("%s: got %v, %v", name, got, err)
+					t.Errorf("%s: got %v, %v; want 192.0.2.9", name, got, err)
 				}
 			}
 		})
@@ -929,7 +929,7 @@ func manyNames(t *testing.T, ca *authority, e endpoint) {
 		want = names / 100 * (1 + atOnce) // each end costs all in flight one of their own
 	}
 	if n := p.connections(); e.scheme != "udp" && n > want {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections, want %d at most", n, want)
 	}
 }
 
@@ -943,11 +943,11 @@ func otherName(t *testing.T, ca *authority, e endpoint) {
 	} {
 		got, _, err := lookup(t, c, "one.example", dns.TypeA)
 		if err == nil || err.Kind != dnsclient.Network {
-			t.Errorf("%s: got %v, %v", about, got, err)
+			t.Errorf("%s: got %v, %v; want an error of kind Network", about, got, err)
 		}
 	}
 	if queries, _ := p.datagrams(t); len(queries) > 0 {
-		t.Errorf("%d queries over UDP", len(queries))
+		t.Errorf("%d queries over UDP, want 0", len(queries))
 	}
 }
 
@@ -967,11 +967,11 @@ func ttlCounts(t *testing.T, ca *authority, e endpoint) {
 		case e.caches && ttl < before:
 			return
 		case !e.caches && ttl != before:
-			t.Fatalf("TTL %s, and then %s", before, ttl)
+			t.Fatalf("got TTL %s, and then %s; want the same", before, ttl)
 		}
 	}
 	if e.caches {
-		t.Errorf("TTL %s for %s", before, longTimeout)
+		t.Errorf("got TTL %s for %s, want it to count down", before, longTimeout)
 	}
 }
 
@@ -992,7 +992,7 @@ func TestRealServerRestarts(t *testing.T) {
 		}
 		one := func(c *dnsclient.Client) error {
 			if got, _, err := lookup(t, c, "one.example", dns.TypeA); err != nil || !slices.Equal(got, addrs("192.0.2.1")) {
-				return fmt.Errorf("got %v, %w", got, err)
+				return fmt.Errorf("got %v, want 192.0.2.1: %w", got, err)
 			}
 			return nil
 		}
@@ -1014,7 +1014,7 @@ func TestRealServerRestarts(t *testing.T) {
 		s.kill()
 		for scheme, c := range clients {
 			if err := one(c); err == nil {
-				t.Errorf("%s over %s answers from beyond the grave", s.name, scheme)
+				t.Errorf("%s over %s answers after its end, want an error", s.name, scheme)
 			}
 		}
 		if err := s.run(t); err != nil {
@@ -1027,7 +1027,7 @@ func TestRealServerRestarts(t *testing.T) {
 				time.Sleep(10 * time.Millisecond)
 			}
 			if err != nil {
-				t.Errorf("%s over %s: %v, and it has been back for %s", s.name, scheme, err, longTimeout)
+				t.Errorf("%s over %s: %v; it has been back for %s, want an answer", s.name, scheme, err, longTimeout)
 			}
 			t.Logf("%s over %s: used again after %s", s.name, scheme, time.Since(start).Round(time.Millisecond))
 		}

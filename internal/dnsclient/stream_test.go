@@ -99,7 +99,7 @@ func (p *peers) ask(ctx context.Context, timeout time.Duration, name string) <-c
 		var r result
 		r.reply, r.ignored, r.err = p.exchange(ctx, deadline, q, true)
 		if r.err == nil && (!q.answeredBy(r.reply, binary.BigEndian.Uint16(r.reply)) || len(r.reply) == 0) {
-			p.t.Error("a reply to another question")
+			p.t.Error("got a reply to another question, want one to this")
 		}
 		results <- r
 	}()
@@ -159,11 +159,11 @@ func TestPipelining(t *testing.T) {
 		}
 		for _, results := range asked {
 			if r := p.want(results, nil); r.ignored != 0 {
-				t.Errorf("%d messages ignored", r.ignored)
+				t.Errorf("%d messages ignored, want 0", r.ignored)
 			}
 		}
 		if p.wantDials(1); len(ids) != len(asked) {
-			t.Errorf("%d IDs for %d queries", len(ids), len(asked))
+			t.Errorf("%d IDs for %d queries, want one for each", len(ids), len(asked))
 		}
 	})
 }
@@ -174,7 +174,7 @@ func TestIDsAreUnique(t *testing.T) {
 		c.add(rootQuestion, false, false)
 	}
 	if len(c.pending) != maxIDs {
-		t.Errorf("%d IDs for %d queries", len(c.pending), maxIDs)
+		t.Errorf("%d IDs for %d queries, want one for each", len(c.pending), maxIDs)
 	}
 }
 
@@ -293,7 +293,7 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 
 		start := time.Now()
 		if peer.wantClosed(); time.Since(start) != maxIdle {
-			t.Errorf("closed after %v", time.Since(start))
+			t.Errorf("closed after %v, want %v", time.Since(start), maxIdle)
 		}
 		p.prime()
 		p.wantDials(2)
@@ -427,7 +427,7 @@ func closingServers() map[string]func(*testing.T, *peers) {
 			}
 			p.dial = func(context.Context) (net.Conn, error) { return nil, syscall.ECONNRESET }
 			if r := p.want(p.ask(t.Context(), longTimeout, "a.example."), syscall.ECONNRESET); errors.Is(r.err, errHungUp) {
-				t.Error("failed to dial, and says that it hung up")
+				t.Error("got errHungUp for a connection that was not established, want another error")
 			}
 		},
 		"a fresh one that carried a reply": func(t *testing.T, p *peers) {
@@ -490,7 +490,7 @@ func TestDedicatedConnection(t *testing.T) {
 				test(t, p)
 				p.close()
 				if p.goroutines != 0 || len(p.dedicated) != 0 {
-					t.Errorf("%d goroutines and %d connections are left", p.goroutines, len(p.dedicated))
+					t.Errorf("%d goroutines and %d connections are left, want none", p.goroutines, len(p.dedicated))
 				}
 			})
 		})
@@ -517,7 +517,7 @@ func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
 				p.want(results, os.ErrDeadlineExceeded)
 			}
 			if took := time.Since(start); took != time.Second {
-				t.Errorf("took %v", took)
+				t.Errorf("took %v, want 1s", took)
 			}
 		},
 		"callers leave": func(t *testing.T, p *peers) {
@@ -533,7 +533,7 @@ func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
 				p.want(results, context.Canceled)
 			}
 			if took := time.Since(start); took > time.Millisecond { // which dial takes
-				t.Errorf("took %v", took)
+				t.Errorf("took %v, want 1ms at most", took)
 			}
 		},
 		"dialling": func(t *testing.T, p *peers) {
@@ -618,7 +618,7 @@ func TestOneReplyPerConnection(t *testing.T) {
 		running.Go(func() {
 			for j := range 10 {
 				if err := lookUp(t, c, fmt.Sprintf("n%d-%d.example", i, j)); err != nil {
-					t.Error(err)
+					t.Errorf("got %v, want an answer", err)
 				}
 			}
 		})
@@ -658,11 +658,11 @@ func strayCases() map[string]func(*testing.T, *peers) {
 			n := 0
 			for stray(p, peer) == nil {
 				if n++; n > 10*maxStrays {
-					t.Fatal("no end")
+					t.Fatalf("the connection is open, want it closed after %d messages", maxStrays)
 				}
 			}
 			if p.want(asked, errStrays); n < maxStrays || n > maxStrays+1 { // one may be read already
-				t.Errorf("after %d messages", n)
+				t.Errorf("closed after %d messages, want %d", n, maxStrays)
 			}
 			p.wantDials(1)
 		},
@@ -673,7 +673,7 @@ func strayCases() map[string]func(*testing.T, *peers) {
 			}
 			start := time.Now()
 			if peer.wantClosed(); time.Since(start) != 0 {
-				t.Errorf("closed after %v", time.Since(start))
+				t.Errorf("closed after %v, want at once", time.Since(start))
 			}
 		},
 		"with replies in between": func(t *testing.T, p *peers) {
@@ -706,7 +706,7 @@ func strayCases() map[string]func(*testing.T, *peers) {
 				b = append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
 				for _, err := again.Write(b); err == nil; _, err = again.Write(b) {
 					if n++; n > 10*maxStrays {
-						t.Fatal("no end")
+						t.Fatalf("the connection is open, want it closed after %d messages", maxStrays)
 					}
 				}
 			}
@@ -805,7 +805,7 @@ func TestCallerLeaves(t *testing.T) {
 		cancel()
 		p.want(left, context.Canceled)
 		if n := len(p.conn.pending); n != 2 {
-			t.Errorf("%d IDs are taken while 2 replies are due", n)
+			t.Errorf("%d IDs are in use, want 2 while 2 replies are due", n)
 		}
 		for _, q := range queries {
 			answering(q)
@@ -813,7 +813,7 @@ func TestCallerLeaves(t *testing.T) {
 		p.want(stayed, nil)
 		synctest.Wait()
 		if p.wantDials(1); p.mismatches.Load() != 1 || len(p.conn.pending) != 0 {
-			t.Errorf("%d mismatches, %d IDs taken", p.mismatches.Load(), len(p.conn.pending))
+			t.Errorf("%d mismatches, %d IDs in use; want 1 and 0", p.mismatches.Load(), len(p.conn.pending))
 		}
 	})
 }
@@ -858,11 +858,11 @@ func TestBlockedWriter(t *testing.T) {
 		a, b, c := p.ask(ctx, time.Hour, "a.example."), p.ask(t.Context(), time.Second, "b.example."), p.ask(t.Context(), 2*time.Second, "c.example.")
 		stuck := <-p.accepted
 		if p.want(b, os.ErrDeadlineExceeded); time.Since(start) != time.Second {
-			t.Errorf("waited for %v", time.Since(start))
+			t.Errorf("waited for %v, want 1s", time.Since(start))
 		}
 		p.prime()
 		if p.want(c, os.ErrDeadlineExceeded); time.Since(start) != 2*time.Second {
-			t.Errorf("waited for %v", time.Since(start))
+			t.Errorf("waited for %v, want 2s", time.Since(start))
 		}
 		cancel()
 		p.want(a, context.Canceled)
@@ -879,7 +879,7 @@ func TestNoTimeAtAll(t *testing.T) {
 		asked := p.ask(t.Context(), longTimeout, "b.example.")
 		q := peer.query()
 		if answering(q); q.Question[0].Name != "b.example." {
-			t.Errorf("got a query for %s", q.Question[0].Name)
+			t.Errorf("got a query for %s, want b.example.", q.Question[0].Name)
 		}
 		p.want(asked, nil)
 	})
@@ -893,7 +893,7 @@ func TestNothingToWrite(t *testing.T) {
 		p.conn.wake <- struct{}{}
 		peer.SetReadDeadline(time.Now().Add(time.Second))
 		if _, err := peer.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("something was written: %v", err)
+			t.Errorf("got %v, want that nothing is written", err)
 		}
 	})
 }
@@ -918,7 +918,7 @@ func TestCloseStream(t *testing.T) {
 			p.want(p.ask(t.Context(), time.Second, "a.example."), os.ErrDeadlineExceeded)
 			start := time.Now()
 			if p.close(); time.Since(start) != 0 {
-				t.Error("waited for the dial")
+				t.Error("close waited for the dial, want it interrupted")
 			}
 		},
 		"dialling without a way back": func(t *testing.T, p *peers) {
@@ -954,7 +954,7 @@ func TestCloseStream(t *testing.T) {
 				test(t, p)
 				p.close()
 				if took := time.Since(start); took >= minDial || p.goroutines != 0 {
-					t.Errorf("%d goroutines are left after %v", p.goroutines, took)
+					t.Errorf("%d goroutines are left after %v, want 0 before %v", p.goroutines, took, minDial)
 				}
 			})
 		})
@@ -977,7 +977,7 @@ func TestFallbackIsKept(t *testing.T) {
 		}
 	}
 	if len(from) != 1 || s.queries("tcp") != 3 {
-		t.Errorf("%d queries over %d connections", s.queries("tcp"), len(from))
+		t.Errorf("%d queries over %d connections, want 3 over 1", s.queries("tcp"), len(from))
 	}
 }
 
@@ -1000,7 +1000,7 @@ func TestConcurrentStream(t *testing.T) {
 				}
 				_, _, err := c.Lookup(ctx, fmt.Sprintf("n%d-%d.example", i, j), dns.TypeA)
 				if cancel(); err != nil && !errors.Is(err, context.Canceled) {
-					t.Error(err)
+					t.Errorf("got %v, want an answer or context.Canceled", err)
 				}
 			}
 		})
@@ -1013,7 +1013,7 @@ func TestTCPRefused(t *testing.T) {
 	c := newClient(t, Config{}, s)
 	err := lookUp(t, c, "a.example")
 	if wantError(t, err, Network); !strings.HasSuffix(err.Error(), s.String()+": connection refused") {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want that the connection was refused", err)
 	}
 }
 
@@ -1067,11 +1067,11 @@ func FuzzStream(f *testing.F) {
 			}()
 			for _, results := range asked {
 				if r := <-results; (r.reply == nil) == (r.err == nil) {
-					t.Errorf("got reply %x and error %v", r.reply, r.err)
+					t.Errorf("got reply %x and error %v, want one of them", r.reply, r.err)
 				}
 			}
 			if time.Since(start) > 2*time.Second {
-				t.Errorf("took %v", time.Since(start))
+				t.Errorf("took %v, want 2s at most", time.Since(start))
 			}
 			close(p.accepted)
 		})

@@ -55,7 +55,7 @@ type brokenAliasCase struct {
 	records []string
 	rcode   int
 	soa     bool
-	next    []string // what is replied to the question of the name where the chain ends, if it is asked
+	next    []string // the records of the reply to the second question, if one is asked
 
 	want string // an address, or part of an error
 	ttl  time.Duration
@@ -158,7 +158,7 @@ func brokenAliasCases() []brokenAliasCase {
 			want:    "in a circle or too far",
 		},
 		{
-			name:    "NXDOMAIN is one, whatever comes with it",
+			name:    "NXDOMAIN with an alias and an address",
 			records: []string{"a.example. 10 IN CNAME b.example.", "a.example." + wrong}, rcode: dns.RcodeNameError, soa: true,
 			want: "replied NXDOMAIN",
 		},

@@ -311,7 +311,7 @@ func (c *Client) silences() []string {
 	defer c.mu.Unlock()
 	all := make([]string, len(c.servers))
 	for i, s := range c.servers {
-		all[i] = s.String() + ": " + s.health.silence()
+		all[i] = s.String() + ": " + s.health.silenceReason()
 	}
 	return all
 }

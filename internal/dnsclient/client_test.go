@@ -140,7 +140,7 @@ func srvCases(name string) []srvCase {
 			kind: Malformed,
 		},
 		{
-			name: "a bad record beside a good one",
+			name: "a malformed record beside a valid one",
 			reply: func(q *query) *dns.Msg {
 				m := q.answer(srv(name, 40, "0 0 80 a.example."))
 				m.Answer = append(m.Answer, rr(name+".", dns.TypeSRV, "000000000050"))
@@ -212,7 +212,7 @@ func TestTrace(t *testing.T) {
 	}
 }
 
-// What an alias leads to is asked of the client that is responsible for it.
+// The name to which an alias leads is asked for at the client of its route.
 func TestRoute(t *testing.T) {
 	inside := newScript(t, func(q *query) { q.reply(q.answer("a.inside. 50 IN CNAME B.outside.")) }, nil)
 	outside := newScript(t, func(q *query) { q.reply(q.answer("b.outside. 60 IN A 192.0.2.1")) }, nil)
@@ -230,7 +230,7 @@ func TestRoute(t *testing.T) {
 		t.Errorf("%d and %d queries, want 1 and 1", a, b)
 	}
 
-	// whatever the first server says about the name
+	// even if the first server has an answer for the name
 	for _, reply := range []func(*query) *dns.Msg{
 		func(q *query) *dns.Msg {
 			m := q.fail(dns.RcodeNameError, "outside. 300 IN SOA ns. root. 1 2 3 4 5")
@@ -247,7 +247,7 @@ func TestRoute(t *testing.T) {
 		}
 	}
 
-	// an outage there is none of the first server
+	// an outage of the other client is not one of this client
 	outside.play(nil)
 	other.Change(other.Nameservers(), Settings{Timeout: shortTimeout, Tries: 1})
 	waitForOutage(t, other)
@@ -350,7 +350,7 @@ func TestSecondServer(t *testing.T) {
 	}
 }
 
-func TestTriesTakeTurns(t *testing.T) {
+func TestTriesRotate(t *testing.T) {
 	fail := func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) }
 	a, b := newScript(t, fail, nil), newScript(t, fail, nil)
 	c := newClient(t, Config{Tries: 3}, a, b)
@@ -403,7 +403,7 @@ func TestEDNSFallback(t *testing.T) {
 	}
 }
 
-// A server that fails in the same way without EDNS has not refused EDNS.
+// A server that gives the same error without EDNS has not refused EDNS.
 func TestEDNSNotAtFault(t *testing.T) {
 	s := newScript(t, func(q *query) { q.reply(q.fail(dns.RcodeNotImplemented)) }, nil)
 	c := newClient(t, Config{}, s)
@@ -416,7 +416,7 @@ func TestEDNSNotAtFault(t *testing.T) {
 	}
 }
 
-// However often it is asked, with EDNS and without, a server gets three queries.
+// A server gets three queries at most, those without EDNS included.
 func TestQueriesToOneServer(t *testing.T) {
 	s := newScript(t, func(q *query) { q.reply(q.fail(dns.RcodeFormatError)) }, nil)
 	c := newClient(t, Config{Tries: 3}, s)
@@ -473,7 +473,7 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
-// A reply says more than the end of time.
+// A reply explains more than the deadline.
 func TestDeadlineAfterReply(t *testing.T) {
 	a := newScript(t, func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) }, nil)
 	b := newScript(t, nil, nil)
@@ -530,7 +530,7 @@ func TestNoNameservers(t *testing.T) {
 	}
 }
 
-// Many lookups at once, while the servers change and some callers leave.
+// Many lookups at once, while the servers change and some contexts end.
 func TestConcurrent(t *testing.T) {
 	answer := func(q *query) {
 		q.reply(q.answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
@@ -593,7 +593,7 @@ func BenchmarkLookup(b *testing.B) {
 	<-done
 }
 
-// Lookups that wait take a goroutine for each query in flight, and no other.
+// Lookups need a goroutine for each query in flight, and no other.
 func TestGoroutines(t *testing.T) {
 	const n = 100
 	s := newScript(t, nil, nil)

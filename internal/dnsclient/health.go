@@ -96,7 +96,7 @@ type observation struct {
 	outcome  outcome
 	question *question
 	failure  failure // if the server gave no answer
-	late     bool    // health.late has counted it as a failure before
+	late     bool    // health.countLate has counted it as a failure before
 }
 
 // observe notes how an attempt ended, and reports whether the server is a
@@ -126,8 +126,8 @@ func (h *health) observe(o observation) (suspect bool) {
 	return false
 }
 
-// late counts an attempt as a failure that has not ended within the hedge delay.
-func (h *health) late() {
+// countLate counts an attempt as a failure that has not ended within the hedge delay.
+func (h *health) countLate() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.countFailure()
@@ -225,8 +225,8 @@ func (h *health) isDown() bool {
 	return h.down
 }
 
-// silence returns why the last attempt or probe without a reply got none.
-func (h *health) silence() string {
+// silenceReason returns why the last attempt or probe without a reply got none.
+func (h *health) silenceReason() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.reason
@@ -235,7 +235,7 @@ func (h *health) silence() string {
 // What follows is for the probes of probe.go.
 
 // startWatch reports whether server.watch is to be started now, which then must
-// end with keepsWatch or confirmDown.
+// end with continueWatch or confirmDown.
 func (h *health) startWatch() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -271,9 +271,9 @@ func (h *health) confirmDown(replies uint64, removed bool) (reason string, down 
 	return h.reason, true
 }
 
-// keepsWatch reports whether the watch goes on, and ends it if the server is up
+// continueWatch reports whether the watch goes on, and ends it if the server is up
 // again or was removed. LastAnswered may be nil.
-func (h *health) keepsWatch(removed bool) (lastAnswered *question, ok bool) {
+func (h *health) continueWatch(removed bool) (lastAnswered *question, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.down || removed {

@@ -19,15 +19,15 @@ func answering(q *query) {
 	q.reply(q.answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
 }
 
-// answeringMost names, but none that begins with "dead".
-func answeringMost(q *query) {
+// answeringLive answers all questions but those for names that begin with "dead".
+func answeringLive(q *query) {
 	if !strings.HasPrefix(q.Question[0].Name, "dead") {
 		answering(q)
 	}
 }
 
 // lookUp asks for the addresses of name. For a name that begins with "dead" its
-// deadline is shortTimeout, while probes have all the time of a try.
+// deadline is short, while probes have all the time of a try.
 func lookUp(t *testing.T, c *Client, name string) error {
 	ctx, cancel := t.Context(), context.CancelFunc(func() {})
 	if strings.HasPrefix(name, "dead") {
@@ -38,7 +38,7 @@ func lookUp(t *testing.T, c *Client, name string) error {
 	return err
 }
 
-// closedPort returns an address on loopback where nobody listens.
+// closedPort returns an address on loopback where no process listens.
 func closedPort(t *testing.T) netip.AddrPort {
 	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -76,7 +76,7 @@ func TestDeadFirstServer(t *testing.T) {
 	})
 }
 
-// A server that is late is not waited for, nor forgotten.
+// A server that is late does not hold a lookup up, but may still answer it.
 func TestLateServer(t *testing.T) {
 	t.Run("the next one answers", func(t *testing.T) {
 		arrived := make(chan *query, 1)
@@ -96,7 +96,7 @@ func TestLateServer(t *testing.T) {
 			t.Errorf("%d failures after the late answer, want 1: others are faster", n)
 		}
 	})
-	t.Run("it answers first all the same", func(t *testing.T) {
+	t.Run("it answers first", func(t *testing.T) {
 		arrived := make(chan *query, 1)
 		first := newScript(t, func(q *query) { arrived <- q }, nil)
 		second := newScript(t, func(*query) { answering(<-arrived) }, nil)
@@ -121,7 +121,7 @@ func TestLateServer(t *testing.T) {
 			t.Errorf("%d failures, %d of them silent, want 1", s.health.failures, s.health.silent)
 		}
 	})
-	t.Run("it is alone", func(t *testing.T) {
+	t.Run("it is the only one", func(t *testing.T) {
 		first := make(chan *query, 1)
 		s := newScript(t, func(q *query) {
 			if q.n == 1 {
@@ -169,7 +169,7 @@ func TestHedgeDelay(t *testing.T) {
 }
 
 // A server that replies and does not answer is asked after the others.
-func TestFailingServerGivesWay(t *testing.T) {
+func TestFailingServerIsAskedLater(t *testing.T) {
 	refuse := func(q *query) { q.reply(q.fail(dns.RcodeRefused)) }
 	first, second := newScript(t, refuse, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{Tries: 3}, first, second)
@@ -205,9 +205,9 @@ func TestFailingServerGivesWay(t *testing.T) {
 	}
 }
 
-// A server that is suspected again and again is probed once in a while.
+// A server that is a suspect again and again gets a probe once an interval.
 func TestProbesOfSuspects(t *testing.T) {
-	s := newScript(t, answeringMost, nil)
+	s := newScript(t, answeringLive, nil)
 	c := newClient(t, Config{}, s)
 	c.intervals.minSilence = 0
 	for range 5 * suspectAfter {
@@ -222,12 +222,13 @@ func TestProbesOfSuspects(t *testing.T) {
 			probes++
 		}
 	}
-	if most := 1 + int(time.Since(c.servers[0].health.watchedAt)/c.intervals.probe); probes < 1 || probes > most {
-		t.Errorf("%d probes, want 1 to %d", probes, most)
+	if limit := 1 + int(time.Since(c.servers[0].health.watchedAt)/c.intervals.probe); probes < 1 || probes > limit {
+		t.Errorf("%d probes, want 1 to %d", probes, limit)
 	}
 }
 
-// A server that was passed over for a failure is used again when it is back.
+// A server that was not asked first because of a failure is asked first again
+// once it answers.
 func TestFirstServerReturns(t *testing.T) {
 	first, second := newScript(t, nil, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{Tries: 3, Timeout: time.Second}, first, second)
@@ -321,8 +322,8 @@ func testOutageSendsNothing(t *testing.T) {
 		t.Error("the outage ended with the removal of a server that is down, want it to last")
 	default:
 	}
-	good := newScript(t, answering, nil)
-	c.SetNameservers([]Nameserver{a.Nameserver, good.Nameserver})
+	working := newScript(t, answering, nil)
+	c.SetNameservers([]Nameserver{a.Nameserver, working.Nameserver})
 	<-outage
 }
 
@@ -352,8 +353,8 @@ func testProbeInterval(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	sent := s.queries("udp") - before
-	if most := int(time.Since(start)/c.intervals.probe) + 2; sent == 0 || sent > most {
-		t.Errorf("%d probes, want 1 to %d", sent, most)
+	if limit := int(time.Since(start)/c.intervals.probe) + 2; sent == 0 || sent > limit {
+		t.Errorf("%d probes, want 1 to %d", sent, limit)
 	}
 }
 
@@ -395,7 +396,7 @@ func testOutageDuringLookup(t *testing.T) {
 
 // After an outage a server may not be able to answer what it answered before,
 // or the root, but only what is asked for now.
-func TestProbesTakeTurns(t *testing.T) {
+func TestProbesRotate(t *testing.T) {
 	for _, answered := range []string{"a.example.", ".", "new.example."} {
 		t.Run(answered, func(t *testing.T) {
 			s := newScript(t, answering, nil)
@@ -433,13 +434,13 @@ func TestDeadNameIsNoOutage(t *testing.T) {
 			if _, _, err := c.Lookup(t.Context(), "dead.example", dns.TypeA); err != nil {
 				t.Fatal(err)
 			}
-			s.play(answeringMost)
+			s.play(answeringLive)
 		}, "."},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newScript(t, answeringMost, nil)
+			s := newScript(t, answeringLive, nil)
 			c := newClient(t, Config{}, s) // probes have all the time
 			c.intervals.minSilence = 0
 			test.before(t, c, s)
@@ -461,7 +462,7 @@ func TestDeadNameIsNoOutage(t *testing.T) {
 	}
 }
 
-func TestCutShort(t *testing.T) {
+func TestDeadlineCutsShort(t *testing.T) {
 	s := newScript(t, nil, nil)
 	c := newClient(t, Config{}, s)
 	c.intervals.minSilence = never
@@ -495,7 +496,7 @@ func TestSetNameserversKeepsHealth(t *testing.T) {
 	}
 }
 
-// A probe to a server that was removed says nothing.
+// A probe of a server that was removed has no effect.
 func TestRemovedWhileSuspect(t *testing.T) {
 	probed := make(chan struct{}, 1)
 	s := newScript(t, func(q *query) {
@@ -521,26 +522,27 @@ func TestRemovedWhileSuspect(t *testing.T) {
 	}
 }
 
-// It is told when a server goes down, with the reason, and when it is up again.
-func TestHealth(t *testing.T) {
+// Config.Health is called when a server goes down, with the reason, and when it is
+// up again.
+func TestHealthCallback(t *testing.T) {
 	s := newScript(t, nil, nil)
-	told := make(chan string, 10)
-	c := newClient(t, Config{Timeout: shortTimeout, Health: func(server Nameserver, why string) {
-		told <- fmt.Sprintf("%s: %q", server, why)
+	calls := make(chan string, 10)
+	c := newClient(t, Config{Timeout: shortTimeout, Health: func(server Nameserver, reason string) {
+		calls <- fmt.Sprintf("%s: %q", server, reason)
 	}}, s)
 	c.intervals.probe = 10 * time.Millisecond
 	outage := waitForOutage(t, c)
 	s.play(answering)
 	<-outage
 	for _, want := range []string{"no reply", ""} {
-		if got := <-told; got != fmt.Sprintf("%s: %q", s, want) {
-			t.Errorf("told %s, want %q", got, want)
+		if got := <-calls; got != fmt.Sprintf("%s: %q", s, want) {
+			t.Errorf("got a call with %s, want %q", got, want)
 		}
 	}
 }
 
-// A server that is down is asked last, even if all that failed was counted
-// before its last answer.
+// A server that is down is asked last, even if no failure has followed its last
+// answer.
 func TestDownWithoutFailures(t *testing.T) {
 	down, up := newScript(t, answering, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{Tries: 3}, down, up)
@@ -567,14 +569,14 @@ func TestSlowProbe(t *testing.T) {
 	}
 }
 
-// broken is a transport whose connection another query has spoilt.
+// broken is a transport whose connection the server closes at each query.
 type broken struct{ transport }
 
 func (broken) exchange(context.Context, time.Time, *question, bool) ([]byte, int, error) {
 	return nil, 0, errHungUp
 }
 
-// Whether a server is down is found out over a connection of its own.
+// The probe that confirms that a server is down has a connection of its own.
 func TestConfirmation(t *testing.T) {
 	s := newScript(t, nil, answering)
 	s.Network = "tcp"

@@ -30,7 +30,7 @@ type web struct {
 	Nameserver
 	roots  *x509.CertPool
 	conns  atomic.Int32 // accepted
-	silent atomic.Int32 // that many of them, the first, say nothing more
+	silent atomic.Int32 // how many of them, from the first, send nothing more
 }
 
 // newWeb starts a nameserver that ends with the test. Its certificate is for
@@ -55,7 +55,7 @@ func (w *web) client(t *testing.T, timeout time.Duration) *Client {
 	return newClient(t, Config{Roots: w.roots, Timeout: timeout}, &script{Nameserver: w.Nameserver})
 }
 
-// freezer accepts connections that fall silent.
+// freezer accepts connections that may become silent.
 type freezer struct {
 	net.Listener
 	web *web
@@ -199,7 +199,7 @@ func TestHTTPSRefusesBadResponses(t *testing.T) {
 			w.Write(body)
 		}
 	}
-	elsewhere := newWeb(t, func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed, want it refused") })
+	target := newWeb(t, func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed, want it refused") })
 	for _, test := range []struct {
 		name    string
 		handler http.HandlerFunc
@@ -208,7 +208,7 @@ func TestHTTPSRefusesBadResponses(t *testing.T) {
 	}{
 		{"status", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, Network, "HTTP status 503"},
 		{"redirect", func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
+			http.Redirect(w, r, target.URL, http.StatusTemporaryRedirect)
 		}, Network, "HTTP status 307"},
 		{"type", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -282,14 +282,14 @@ func TestHTTPSNeedsHTTP2(t *testing.T) {
 	})
 }
 
-// A burst of queries shares one connection even if there is none yet, and more
-// than a connection takes at a time find their way.
+// A burst of queries shares one connection even if there is none yet. More queries
+// than a connection takes at a time are answered too.
 func TestHTTPSBurst(t *testing.T) {
-	var inFlight, most atomic.Int32
+	var inFlight, peak atomic.Int32
 	answer := onWeb(t)
 	w := newWeb(t, func(w http.ResponseWriter, r *http.Request) {
 		for n := inFlight.Add(1); ; {
-			if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {
+			if m := peak.Load(); n <= m || peak.CompareAndSwap(m, n) {
 				break
 			}
 		}
@@ -310,11 +310,11 @@ func TestHTTPSBurst(t *testing.T) {
 		running.Wait()
 	}
 	burst(50)
-	if n := w.conns.Load(); n != 1 || most.Load() < 2 {
-		t.Errorf("%d connections, at most %d requests at a time; want 1, and 2 or more", n, most.Load())
+	if n := w.conns.Load(); n != 1 || peak.Load() < 2 {
+		t.Errorf("%d connections, at most %d requests at a time; want 1, and 2 or more", n, peak.Load())
 	}
 	burst(500)
-	t.Logf("%d connections, at most %d requests at a time", w.conns.Load(), most.Load())
+	t.Logf("%d connections, at most %d requests at a time", w.conns.Load(), peak.Load())
 }
 
 func TestHTTPSServerFallsSilent(t *testing.T) {
@@ -337,7 +337,7 @@ func TestHTTPSServerFallsSilent(t *testing.T) {
 	}
 }
 
-// A server that goes away between two queries costs a connection, not a query.
+// A server that closes the connection between two queries fails no query.
 func TestHTTPSServerCloses(t *testing.T) {
 	w := newWeb(t, onWeb(t))
 	c := w.client(t, longTimeout)
@@ -356,8 +356,9 @@ type framed struct {
 	conns, requests atomic.Int32
 }
 
-// newFramed starts a nameserver that ends with the test. It does what onConn and
-// onRequest say, and closes when they return false.
+// newFramed starts a nameserver that ends with the test. It calls onConn for each
+// connection and onRequest for each request, and closes the connection when they
+// return false.
 func newFramed(t *testing.T, onConn func(*http2.Framer) bool, onRequest func(f *http2.Framer, stream uint32, query []byte) bool) *framed {
 	ca := newAuthority(t)
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
@@ -423,8 +424,7 @@ func answerFramed(f *http2.Framer, stream uint32, query []byte) bool {
 	return f.WriteData(stream, true, pack(new(dns.Msg).SetReply(&m))) == nil
 }
 
-// Whatever the server does, an exchange sends its query twice at most and begins
-// two connections.
+// An exchange sends its query twice at most, and begins two connections at most.
 func TestHTTPSServerRefuses(t *testing.T) {
 	type onRequest = func(*http2.Framer, uint32, []byte) bool
 	reset := func(code http2.ErrCode) onRequest {
@@ -452,7 +452,7 @@ func TestHTTPSServerRefuses(t *testing.T) {
 			f.WriteGoAway(0, http2.ErrCodeNo, nil)
 			return false
 		}, nil, true},
-		"GOAWAY that spares the request": {nil, func(f *http2.Framer, stream uint32, _ []byte) bool {
+		"GOAWAY that includes the request": {nil, func(f *http2.Framer, stream uint32, _ []byte) bool {
 			f.WriteGoAway(stream, http2.ErrCodeNo, nil)
 			return false
 		}, true},
@@ -494,7 +494,7 @@ func TestHTTPSServerRefuses(t *testing.T) {
 	}
 }
 
-// What the server did not process is asked again, once.
+// A query that the server did not process is sent again, once.
 func TestHTTPSRefusedOnce(t *testing.T) {
 	for name, refuse := range map[string]func(*http2.Framer, uint32){
 		"GOAWAY":         func(f *http2.Framer, _ uint32) { f.WriteGoAway(0, http2.ErrCodeNo, nil) },
@@ -521,7 +521,7 @@ func TestHTTPSRefusedOnce(t *testing.T) {
 	}
 }
 
-// The failure to connect is none of a connection.
+// An error of dialing is not one of an established connection.
 func TestHTTPSDialErrors(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -552,7 +552,7 @@ func TestHTTPSCallerLeaves(t *testing.T) {
 	arrived, release := make(chan struct{}), make(chan struct{})
 	answer := onWeb(t)
 	w := newWeb(t, func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body) // which is gone with the caller
+		body, _ := io.ReadAll(r.Body) // which cannot be read when the caller has left
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		arrived <- struct{}{}
 		<-release
@@ -607,7 +607,7 @@ func TestCloseHTTPS(t *testing.T) {
 			t.Errorf("%d connections, want 2", n)
 		}
 	})
-	t.Run("dialling", func(t *testing.T) {
+	t.Run("dialing", func(t *testing.T) {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)

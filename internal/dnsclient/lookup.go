@@ -267,7 +267,7 @@ func (l *lookup) hedge(a *attempt) {
 		return
 	}
 	a.late = true
-	a.server.health.late()
+	a.server.health.countLate()
 	l.next()
 }
 

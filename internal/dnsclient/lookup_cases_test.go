@@ -184,7 +184,7 @@ func casesOfIgnoredMessages() []lookupCase {
 			want: addrs("192.0.2.1"), ttl: time.Minute, ignored: 3,
 		},
 		{
-			name: "header only that promises a question, then the reply",
+			name: "header only, with QDCOUNT 1, then the reply",
 			udp: func(q *query) {
 				b := pack(q.answer(goodRecord))
 				q.raw(b[:headerLen])
@@ -193,7 +193,7 @@ func casesOfIgnoredMessages() []lookupCase {
 			want: addrs("192.0.2.1"), ttl: time.Minute, ignored: 1,
 		},
 		{
-			name: "garbage only",
+			name: "forged replies only",
 			udp: func(q *query) {
 				forged := q.answer(evilRecord)
 				forged.Id++
@@ -281,7 +281,7 @@ func casesOfMalformedReplies() []lookupCase {
 			want: addrs("192.0.2.1"), ttl: time.Minute,
 		},
 		{
-			name: "a strange record that nobody asked for",
+			name: "malformed records of other types and names",
 			udp: func(q *query) {
 				m := q.answer(goodRecord)
 				m.Extra = []dns.RR{rr("a.example.", dns.TypeSRV, "00"), rr("example.", dns.TypeAAAA, "20")}
@@ -357,7 +357,7 @@ func casesOfMalformedReplies() []lookupCase {
 			kind: Malformed, text: "bad owner name",
 		},
 		{
-			name: "additional count that lies",
+			name: "additional count that is too large",
 			udp: func(q *query) {
 				b := pack(q.answer(goodRecord))
 				b[11]++
@@ -733,7 +733,7 @@ func casesOfFailures() []lookupCase {
 			kind: ServerFailure, rcode: dns.RcodeServerFailure,
 		},
 		{
-			name: "rcode that nobody knows",
+			name: "unknown rcode",
 			udp:  func(q *query) { q.reply(q.fail(14)) },
 			kind: ServerFailure, rcode: 14, text: "replied RCODE14",
 		},
@@ -752,7 +752,7 @@ func casesOfFailures() []lookupCase {
 			kind: Timeout, rcode: -1, text: "looking up a.example (A): no nameserver replied in time (127.0.0.1:", udpQueries: 2,
 		},
 		{
-			name:    "silence, then SERVFAIL: the reply says more",
+			name:    "silence, then SERVFAIL: the reply explains more",
 			timeout: 500 * time.Millisecond, tries: 2,
 			udp: func(q *query) {
 				if q.n == 2 {
@@ -762,7 +762,7 @@ func casesOfFailures() []lookupCase {
 			kind: ServerFailure, rcode: dns.RcodeServerFailure, udpQueries: 2,
 		},
 		{
-			name:    "SERVFAIL, then silence: the reply says more",
+			name:    "SERVFAIL, then silence: the reply explains more",
 			timeout: 500 * time.Millisecond, tries: 2,
 			udp: func(q *query) {
 				if q.n == 1 {

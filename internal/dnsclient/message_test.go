@@ -67,9 +67,9 @@ func TestRootQuestion(t *testing.T) {
 	}
 }
 
-// FuzzReply reads any bytes as the reply to a question. Whatever they are, there
-// is no address or service but of a record whose owner the question leads to,
-// as the library reads the same bytes.
+// FuzzReply reads any bytes as the reply to a question. All addresses and services
+// are those of records whose owner the question leads to, as the library reads the
+// same bytes.
 func FuzzReply(f *testing.F) {
 	var questions [2]*question
 	for i, qtype := range []uint16{dns.TypeA, dns.TypeSRV} {

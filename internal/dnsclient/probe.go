@@ -38,7 +38,7 @@ func (s *server) watch() {
 		case <-ctx.Done():
 		case <-time.After(interval + rand.N(interval/5)):
 		}
-		lastAnswered, ok := s.health.keepsWatch(ctx.Err() != nil)
+		lastAnswered, ok := s.health.continueWatch(ctx.Err() != nil)
 		if !ok {
 			return
 		}

@@ -43,7 +43,7 @@ func TestRotate(t *testing.T) {
 	if n := bad.queries("udp"); n > lookups/10 {
 		t.Errorf("%d queries to the nameserver that fails, want %d at most", n, lookups/10)
 	}
-	// what changes does so for the next lookup
+	// a change takes effect with the next lookup
 	other := newScript(t, ok, nil)
 	c.Change([]Nameserver{other.Nameserver}, Settings{Timeout: longTimeout, Tries: 1})
 	lookUp(c)

@@ -37,7 +37,7 @@ import (
 // These tests ask the nameservers that people run: Debian's knot, unbound,
 // bind9, dnsmasq-base and dnsdist. knotd is the authority that unbound, one named
 // and dnsdist ask; dnsmasq asks unbound. Each is started for the test, on free
-// ports of 127.0.0.1, and knows nothing of the world outside.
+// ports of 127.0.0.1, and asks no server but these.
 
 // longTimeout is how long a test waits for something that has to happen.
 const longTimeout = 60 * time.Second
@@ -56,7 +56,7 @@ func missing(t testing.TB, what string) {
 
 // --- zones ---
 
-// Numbers of addresses, by the way that an answer with so many has to take.
+// Numbers of addresses, by the transport that an answer with so many needs.
 const (
 	fitsEDNS = 50   // more than 512 octets, less than 1232
 	needsTCP = 400  // more than 1232
@@ -117,7 +117,7 @@ type server struct {
 	binary  string
 	args    func(s *server) []string
 	config  string            // with {dir}, {port} and so on to be replaced
-	schemes []string          // what it speaks
+	schemes []string          // of its transports
 	caches  bool              // TTLs count down
 	checks  bool              // DNSSEC
 	ports   map[string]uint16 // by scheme
@@ -328,7 +328,7 @@ func (s *server) start(t testing.TB, ca *authority, others ...*server) {
 			pairs = append(pairs, other.anchors(t)...)
 		}
 	}
-	// somebody else may take a port before the server does
+	// another process may take a port before the server does
 	for try := 1; ; try++ {
 		p := freePorts(t, 3)
 		s.ports = map[string]uint16{"udp": p[0], "tcp": p[0], "tls": p[1], "https": p[2]}
@@ -423,8 +423,8 @@ func (s *server) kill() {
 	<-s.ended
 }
 
-// anchors returns what the configurations of validating servers know of the
-// keys of s: the true one of example, and for bogus one that is not.
+// anchors returns the trust anchors for the configurations of validating servers:
+// the key of s for example, and a wrong one for bogus.
 func (s *server) anchors(t testing.TB) []string {
 	t.Helper()
 	client := dns.Client{Net: "tcp", Timeout: longTimeout}
@@ -532,7 +532,8 @@ func (a *authority) files(t testing.TB, dir, name string) {
 
 // --- taps ---
 
-// tap stands between a client and one port of a server, and counts.
+// tap forwards between a client and one port of a server, and records messages
+// and connections.
 type tap struct {
 	port uint16
 
@@ -592,7 +593,7 @@ func newTap(t testing.TB, server uint16) *tap {
 	t.Cleanup(func() {
 		packets.Close()
 		listener.Close()
-		for range 2 { // one may have come in the meantime
+		for range 2 { // a connection may have been accepted in the meantime
 			p.mu.Lock()
 			for _, c := range open {
 				c.Close()
@@ -689,7 +690,7 @@ func uri(scheme, name string, port uint16) string {
 	return s
 }
 
-// newClient returns a patient client that ends with the test.
+// newClient returns a client with a long timeout that ends with the test.
 func newClient(t testing.TB, ca *authority, servers ...dnsclient.Nameserver) *dnsclient.Client {
 	t.Helper()
 	c := dnsclient.New(servers, dnsclient.Config{Timeout: longTimeout / 3, Roots: ca.pool()})
@@ -697,7 +698,7 @@ func newClient(t testing.TB, ca *authority, servers ...dnsclient.Nameserver) *dn
 	return c
 }
 
-// lookup asks for one name, for an error that is an *Error.
+// lookup asks for one name. An error must be an *Error.
 func lookup(t testing.TB, c *dnsclient.Client, name string, qtype uint16) ([]netip.Addr, time.Duration, *dnsclient.Error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), longTimeout)
@@ -716,7 +717,7 @@ func lookup(t testing.TB, c *dnsclient.Client, name string, qtype uint16) ([]net
 
 // --- tests ---
 
-// endpoint is one way to a server.
+// endpoint is a server and one of its transports.
 type endpoint struct {
 	*server
 	scheme string
@@ -803,7 +804,7 @@ func TestRealServers(t *testing.T) {
 						}
 					}
 					t.Run("second server", func(t *testing.T) { secondServer(t, ca, e) })
-					if e.scheme == "udp" { // nothing depends on it elsewhere
+					if e.scheme == "udp" { // the other transports do not depend on it
 						t.Run("EDNS", func(t *testing.T) { seesEDNS(t, ca, e) })
 					}
 					t.Run("2000 names", func(t *testing.T) { manyNames(t, ca, e) })
@@ -856,7 +857,7 @@ func (x expectation) check(t *testing.T, ca *authority, e endpoint) {
 	}
 }
 
-// secondServer: who refuses is not the last word.
+// secondServer: if a server refuses, the next one is asked.
 func secondServer(t *testing.T, ca *authority, e endpoint) {
 	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -903,14 +904,14 @@ func seesEDNS(t *testing.T, ca *authority, e endpoint) {
 	}
 }
 
-// manyNames asks for many names at the same time, where there are connections
-// over one.
+// manyNames asks for many names at the same time, over one connection if the
+// transport has connections.
 func manyNames(t *testing.T, ca *authority, e endpoint) {
 	p := newTap(t, e.ports[e.scheme])
 	c := newClient(t, ca, nameserver(t, e.scheme, serverName, p.port))
 	names, atOnce := 2000, 50
 	if e.name == "dnsmasq" {
-		names = 500 // it forks for each connection and ends it after 100 queries
+		names = 500 // it forks for each connection, and closes it after 100 queries
 	}
 	var wg sync.WaitGroup
 	for worker := range atOnce {
@@ -951,7 +952,7 @@ func otherName(t *testing.T, ca *authority, e endpoint) {
 	}
 }
 
-// ttlCounts: what a cache has kept for a while holds for less.
+// ttlCounts: the TTLs of answers from a cache decrease.
 func ttlCounts(t *testing.T, ca *authority, e endpoint) {
 	c := newClient(t, ca, nameserver(t, e.scheme, serverName, e.ports[e.scheme]))
 	_, before, err := lookup(t, c, "count.example", dns.TypeA)
@@ -975,8 +976,8 @@ func ttlCounts(t *testing.T, ca *authority, e endpoint) {
 	}
 }
 
-// TestRealServerRestarts: a server that ends and comes back is used again, and
-// a restart between two lookups is not noticed at all.
+// TestRealServerRestarts: a server that stops and starts again is used again, and
+// a restart between two lookups fails no lookup.
 func TestRealServerRestarts(t *testing.T) {
 	ca := newAuthority(t)
 	authority := knot()
@@ -985,7 +986,7 @@ func TestRealServerRestarts(t *testing.T) {
 		s.start(t, ca, authority)
 		clients := make(map[string]*dnsclient.Client)
 		for _, scheme := range s.schemes {
-			t.Run(endpoint{s, scheme}.String(), func(t *testing.T) { nameserver(t, scheme, serverName, 1) }) // says what is missing
+			t.Run(endpoint{s, scheme}.String(), func(t *testing.T) { nameserver(t, scheme, serverName, 1) }) // skips if it is missing
 			if ns, err := dnsclient.ParseNameserver(uri(scheme, serverName, s.ports[scheme])); err == nil {
 				clients[scheme] = newClient(t, ca, ns)
 			}

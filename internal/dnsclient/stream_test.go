@@ -22,13 +22,13 @@ import (
 	"github.com/miekg/dns"
 )
 
-// peers is the other side of a stream over pipes, for use in a bubble, which
-// also sees that no goroutine is left.
+// peers is the other side of a stream over pipes, for use in a synctest bubble,
+// which also checks that no goroutine is left.
 type peers struct {
 	*stream
 	t        *testing.T
 	dials    int
-	accepted chan *peer // unless it is full, dialling does not wait for it
+	accepted chan *peer // unless it is full, dialing does not wait for it
 }
 
 // peer is the other side of one connection.
@@ -41,7 +41,7 @@ func newPeers(t *testing.T) *peers {
 	p := &peers{t: t, accepted: make(chan *peer, 100)}
 	p.stream = newStream(Nameserver{Network: "tcp"}, nil, new(atomic.Uint64))
 	p.stream.dial = func(context.Context) (net.Conn, error) {
-		time.Sleep(time.Millisecond) // until all who ask at the same time wait
+		time.Sleep(time.Millisecond) // until all queries of the same time wait
 		p.mu.Lock()
 		p.dials++
 		p.mu.Unlock()
@@ -128,12 +128,12 @@ func (p *peers) want(results <-chan result, want error) result {
 
 func (p *peers) wantDials(want int) {
 	p.t.Helper()
-	if n := p.dialled(); n != want {
+	if n := p.dialCount(); n != want {
 		p.t.Errorf("%d connections, want %d", n, want)
 	}
 }
 
-func (p *peers) dialled() int {
+func (p *peers) dialCount() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.dials
@@ -202,14 +202,14 @@ func TestDialIsShared(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		began := p.ask(ctx, longTimeout, "a.example.")
 		synctest.Wait()
-		hasty := p.ask(t.Context(), time.Second, "b.example.")
+		short := p.ask(t.Context(), time.Second, "b.example.")
 		var others []<-chan result
 		for range 10 {
 			others = append(others, p.ask(t.Context(), longTimeout, "c.example."))
 		}
 		cancel()
 		p.want(began, context.Canceled)
-		p.want(hasty, os.ErrDeadlineExceeded)
+		p.want(short, os.ErrDeadlineExceeded)
 		close(connect)
 		peer := <-p.accepted
 		for range others {
@@ -222,7 +222,7 @@ func TestDialIsShared(t *testing.T) {
 	})
 }
 
-// A connection that takes longer than a query has time is there for the next.
+// A dial that takes longer than its query may wait serves the next query.
 func TestDialOutlivesItsQuery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -243,7 +243,7 @@ func TestDialOutlivesItsQuery(t *testing.T) {
 	})
 }
 
-// A dial that began long before a query does not take the query's time.
+// A dial that began long before a query does not shorten the query's timeout.
 func TestDialTimesOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -300,8 +300,8 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 	})
 }
 
-// A connection that nobody waited for in the end is closed like others.
-func TestConnectionThatNobodyUses(t *testing.T) {
+// A connection that no query waits for any more is closed when it was idle.
+func TestUnusedConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
 		dial := p.dial
@@ -370,9 +370,9 @@ func closingServers() map[string]func(*testing.T, *peers) {
 		},
 		"a fresh one of many": func(t *testing.T, p *peers) {
 			bad := p.ask(t.Context(), longTimeout, "bad.example.")
-			var good []<-chan result
+			var others []<-chan result
 			for range 10 {
-				good = append(good, p.ask(t.Context(), longTimeout, "good.example."))
+				others = append(others, p.ask(t.Context(), longTimeout, "other.example."))
 			}
 			peer := <-p.accepted
 			for range 11 {
@@ -388,7 +388,7 @@ func closingServers() map[string]func(*testing.T, *peers) {
 				}
 			}
 			p.want(bad, errHungUp)
-			for _, results := range good {
+			for _, results := range others {
 				p.want(results, nil)
 			}
 			p.wantDials(12)
@@ -396,7 +396,7 @@ func closingServers() map[string]func(*testing.T, *peers) {
 		"before any query": func(t *testing.T, p *peers) {
 			dial := p.dial
 			p.dial = func(ctx context.Context) (net.Conn, error) {
-				if conn, err := dial(ctx); p.dialled() > 1 {
+				if conn, err := dial(ctx); p.dialCount() > 1 {
 					return conn, err
 				}
 				return hangsUp{}, nil
@@ -422,7 +422,7 @@ func closingServers() map[string]func(*testing.T, *peers) {
 				p.want(p.ask(t.Context(), longTimeout, "a.example."), c.want)
 				q, _ := newQuestion("a.example.", dns.TypeA)
 				if _, _, err := p.exchangeDedicated(t.Context(), time.Now().Add(longTimeout), q, true); !errors.Is(err, c.want) {
-					t.Errorf("alone, got %v, want %v", err, c.want)
+					t.Errorf("dedicated, got %v, want %v", err, c.want)
 				}
 			}
 			p.dial = func(context.Context) (net.Conn, error) { return nil, syscall.ECONNRESET }
@@ -481,7 +481,7 @@ func (c hangsUp) SetDeadline(time.Time) error      { return nil }
 func (c hangsUp) SetReadDeadline(time.Time) error  { return nil }
 func (c hangsUp) SetWriteDeadline(time.Time) error { return nil }
 
-// A query that is asked again alone is held up by nothing but its deadline.
+// Only its deadline limits a query that is sent again over a dedicated connection.
 func TestDedicatedConnection(t *testing.T) {
 	for name, test := range dedicatedConnectionCases() {
 		t.Run(name, func(t *testing.T) {
@@ -498,7 +498,7 @@ func TestDedicatedConnection(t *testing.T) {
 }
 
 func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
-	// again has n queries asked again, each over a connection of its own.
+	// again makes n queries be sent again, each over a dedicated connection.
 	again := func(p *peers, ctx context.Context, timeout time.Duration, n int) (results []<-chan result) {
 		for range n {
 			results = append(results, p.ask(ctx, timeout, "a.example."))
@@ -536,10 +536,10 @@ func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
 				t.Errorf("took %v, want 1ms at most", took)
 			}
 		},
-		"dialling": func(t *testing.T, p *peers) {
+		"dialing": func(t *testing.T, p *peers) {
 			dial := p.dial
 			p.dial = func(ctx context.Context) (net.Conn, error) {
-				if p.dialled() == 0 {
+				if p.dialCount() == 0 {
 					return dial(ctx)
 				}
 				<-ctx.Done()
@@ -549,7 +549,7 @@ func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
 				p.want(results, os.ErrDeadlineExceeded)
 			}
 		},
-		"not too many at a time": func(t *testing.T, p *peers) {
+		"a bounded number at a time": func(t *testing.T, p *peers) {
 			asked := again(p, t.Context(), longTimeout, 3*maxDedicated)
 			for done := 0; done < len(asked); done += maxDedicated {
 				time.Sleep(time.Second)
@@ -605,7 +605,7 @@ func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
 	}
 }
 
-// A server that answers one query and closes is slow, but loses none.
+// A server that closes after each reply is slow, but all queries are answered.
 func TestOneReplyPerConnection(t *testing.T) {
 	s := newScript(t, nil, func(q *query) {
 		answering(q)
@@ -626,7 +626,7 @@ func TestOneReplyPerConnection(t *testing.T) {
 	running.Wait()
 }
 
-// A server that talks without being asked is not listened to for ever.
+// A connection that brings messages that are no replies is closed after some.
 func TestStrays(t *testing.T) {
 	for name, test := range strayCases() {
 		t.Run(name, func(t *testing.T) {
@@ -687,11 +687,11 @@ func strayCases() map[string]func(*testing.T, *peers) {
 				q := peer.query()
 				cancel()
 				p.want(left, context.Canceled)
-				answering(q) // late, and still asked for
+				answering(q) // late, but a reply to a query
 			}
 			p.wantDials(1)
 		},
-		"alone": func(t *testing.T, p *peers) {
+		"dedicated": func(t *testing.T, p *peers) {
 			a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 			peer := <-p.accepted
 			peer.query()
@@ -721,7 +721,7 @@ func TestSilentConnectionIsRetired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
 		old := p.prime()
-		patient := p.ask(t.Context(), time.Hour, "slow.example.")
+		slowest := p.ask(t.Context(), time.Hour, "slow.example.")
 		slow := old.query()
 		asked := p.ask(t.Context(), time.Second, "a.example.")
 		old.query()
@@ -729,14 +729,14 @@ func TestSilentConnectionIsRetired(t *testing.T) {
 
 		p.prime()
 		p.wantDials(2)
-		time.Sleep(time.Minute) // and what is in flight may finish
+		time.Sleep(time.Minute) // queries in flight keep their time
 		answering(slow)
-		p.want(patient, nil)
+		p.want(slowest, nil)
 		old.wantClosed()
 	})
 }
 
-// Messages that nobody asked for are no sign of life.
+// A connection that brings no replies is retired even if it brings other messages.
 func TestGarbageIsSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -754,8 +754,8 @@ func TestGarbageIsSilence(t *testing.T) {
 	})
 }
 
-// A query that is not answered while others are is no reason for a new
-// connection, and neither is one that had no time.
+// A connection is kept after a query without a reply if other queries got one, or
+// if the query waited for less than minWait.
 func TestLiveConnectionIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -767,9 +767,9 @@ func TestLiveConnectionIsKept(t *testing.T) {
 		p.want(live, nil)
 		p.want(dead, os.ErrDeadlineExceeded)
 
-		hasty := p.ask(t.Context(), minWait-time.Millisecond, "b.example.")
+		short := p.ask(t.Context(), minWait-time.Millisecond, "b.example.")
 		peer.query()
-		p.want(hasty, os.ErrDeadlineExceeded)
+		p.want(short, os.ErrDeadlineExceeded)
 		live = p.ask(t.Context(), time.Second, "c.example.")
 		answering(peer.query())
 		p.want(live, nil)
@@ -777,7 +777,7 @@ func TestLiveConnectionIsKept(t *testing.T) {
 	})
 }
 
-// Callers that leave early never see a timeout, but a new connection in time.
+// If all contexts end before the timeouts, a silent connection is retired too.
 func TestSilenceWithoutATimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -848,8 +848,8 @@ func TestForgedOverStream(t *testing.T) {
 	})
 }
 
-// A server that reads nothing holds nobody past the deadline, and only those
-// that were with it from the start.
+// A server that reads nothing delays no query past its deadline, and the next
+// query gets a new connection.
 func TestBlockedWriter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -885,7 +885,8 @@ func TestNoTimeAtAll(t *testing.T) {
 	})
 }
 
-// A query may go out with the one before it, after it has woken the writer.
+// The writer may have written a query with one before it, and is then woken for
+// nothing.
 func TestNothingToWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -910,7 +911,7 @@ func TestCloseStream(t *testing.T) {
 			p.want(p.ask(t.Context(), minWait/2, "a.example."), os.ErrDeadlineExceeded)
 			p.close()
 		},
-		"dialling": func(t *testing.T, p *peers) {
+		"dialing": func(t *testing.T, p *peers) {
 			p.dial = func(ctx context.Context) (net.Conn, error) {
 				<-ctx.Done()
 				return nil, ctx.Err()
@@ -921,7 +922,7 @@ func TestCloseStream(t *testing.T) {
 				t.Error("close waited for the dial, want it interrupted")
 			}
 		},
-		"dialling without a way back": func(t *testing.T, p *peers) {
+		"dialing that ignores its context": func(t *testing.T, p *peers) {
 			dial := p.dial
 			p.dial = func(ctx context.Context) (net.Conn, error) {
 				<-ctx.Done()
@@ -981,7 +982,7 @@ func TestFallbackIsKept(t *testing.T) {
 	}
 }
 
-// Many at once, while some leave and the server closes connections.
+// Many queries at once, while some leave and the server closes connections.
 func TestConcurrentStream(t *testing.T) {
 	s := newScript(t, nil, func(q *query) {
 		if answering(q); q.n%97 == 0 {
@@ -1017,7 +1018,7 @@ func TestTCPRefused(t *testing.T) {
 	}
 }
 
-// FuzzStream has a server write any bytes while two queries are in flight. In
+// FuzzStream makes a server write any bytes while two queries are in flight. In
 // them, a byte of 0xff where an ID may be stands for the ID of a query.
 func FuzzStream(f *testing.F) {
 	reply := func(id byte, name string) []byte {
@@ -1047,7 +1048,7 @@ func FuzzStream(f *testing.F) {
 				ids[q.Question[0].Name] = q.Id
 			}
 
-			// The IDs are not known before: put them where the framing has them.
+			// The IDs are not known before: write them where the framing has IDs.
 			for rest := script; len(rest) >= 4; {
 				n := 2 + int(binary.BigEndian.Uint16(rest))
 				if n >= 4 && rest[2] == 0xff && rest[3] < 2 {
@@ -1116,7 +1117,7 @@ func BenchmarkStream(b *testing.B) {
 		_, _, err := c.Lookup(context.Background(), "a.example", dns.TypeA)
 		return err
 	}
-	b.Run("alone", func(b *testing.B) {
+	b.Run("one at a time", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			if err := lookUp(); err != nil {

@@ -128,16 +128,16 @@ func TestSocketsAreExclusive(t *testing.T) {
 	}
 }
 
-func TestReplyFromElsewhere(t *testing.T) {
-	elsewhere, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+func TestReplyFromOtherPort(t *testing.T) {
+	other, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer elsewhere.Close()
+	defer other.Close()
 	s := newScript(t, func(q *query) {
-		// The reply of another port, to where the query came from.
+		// a reply from another port, to the port of the query
 		from := netip.MustParseAddrPort(q.from)
-		elsewhere.WriteToUDPAddrPort(pack(q.answer(evilRecord)), from)
+		other.WriteToUDPAddrPort(pack(q.answer(evilRecord)), from)
 		q.reply(q.answer(goodRecord))
 	}, nil)
 	c := newClient(t, Config{}, s)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// The system tells when something is there.
+// A query takes a buffer only when its reply is there.
 func TestQueriesInFlightHoldNoBuffer(t *testing.T) {
 	const queries = 200
 	made := new(atomic.Int32)

@@ -9,12 +9,21 @@ import (
 // The goroutine goes on when the lookup has its answer from another server:
 // whether this server replies after all is worth knowing.
 //
-// The lookup owns the attempt. The goroutine reads the fields that never change,
-// works with a dialogue, which only it knows, and in the end hands a result to
-// lookup.attemptEnded.
+// The task never changes, so both may read it. All else in attempt belongs to the
+// lookup: lookup.mu guards it. What the goroutine works with is a dialogue, which
+// only it knows. In the end it hands a result to lookup.attemptEnded.
 type attempt struct {
-	// Set before the goroutine starts, never changed.
-	lookup      *lookup
+	task
+	lookup *lookup
+
+	hedge  *time.Timer // begins the next attempt
+	late   bool        // it did so, and the attempt counted as a failure of the server
+	ended  bool
+	result attemptResult // once ended
+}
+
+// task is what an attempt has to do.
+type task struct {
 	client      *Client
 	server      *server
 	question    *question
@@ -22,12 +31,6 @@ type attempt struct {
 	start       time.Time
 	deadline    time.Time // of the lookup; zero: none
 	maxQueries  int       // over the first transport of the server
-
-	// Guarded by lookup.mu.
-	hedge  *time.Timer // begins the next attempt
-	late   bool        // it did so, and the attempt counted as a failure of the server
-	ended  bool
-	result attemptResult // once ended
 }
 
 // attemptResult is how an attempt ended. It does not change any more.
@@ -47,11 +50,11 @@ type sentQuery struct {
 }
 
 // run asks the server, and asks it again without EDNS or over TCP if the reply
-// makes that necessary. This is the goroutine that waits, often for long, so its
-// frames are small: dialogue.gotReply, which needs more, has returned by then.
+// makes that necessary. This is the goroutine that waits, often for long, so the
+// stack below exchange is small: what a reply needs is in functions of their own.
 func (a *attempt) run() {
 	defer a.client.running.Done()
-	d := dialogue{attempt: a, transport: a.server.first, edns: a.server.health.wantsEDNS()}
+	d := dialogue{task: &a.task, transport: a.server.first, edns: a.server.health.wantsEDNS()}
 	for d.query() {
 	}
 	a.lookup.attemptEnded(a, d.result)
@@ -60,7 +63,7 @@ func (a *attempt) run() {
 // dialogue is the queries to the server and its replies while an attempt runs.
 // Only the goroutine of the attempt uses it.
 type dialogue struct {
-	*attempt  // the part that never changes
+	*task
 	transport transport
 	edns      bool
 	fellBack  bool          // edns was set for the query before

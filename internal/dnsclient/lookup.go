@@ -314,10 +314,10 @@ func (l *lookup) serverOf(n int) *server {
 }
 
 func (l *lookup) beginAttempt(s *server, maxQueries int) {
-	a := &attempt{
-		lookup: l, client: l.asked, server: s, question: l.question, acceptAlias: l.acceptAlias,
+	a := &attempt{lookup: l, task: task{
+		client: l.asked, server: s, question: l.question, acceptAlias: l.acceptAlias,
 		start: time.Now(), maxQueries: maxQueries,
-	}
+	}}
 	a.deadline, _ = l.ctx.Deadline()
 	if l.latest != nil {
 		l.latest.hedge.Stop()

@@ -6,7 +6,7 @@ import (
 )
 
 // attempt asks one server one question for a lookup, in a goroutine of its own.
-// The goroutine goes on when the lookup has its answer from another server:
+// The goroutine continues when the lookup has its answer from another server:
 // whether this server replies after all is worth knowing.
 //
 // The task never changes, so both may read it. All else in attempt belongs to the

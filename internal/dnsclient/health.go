@@ -271,7 +271,7 @@ func (h *health) confirmDown(replies uint64, removed bool) (reason string, down 
 	return h.reason, true
 }
 
-// continueWatch reports whether the watch goes on, and ends it if the server is up
+// continueWatch reports whether the watch continues, and ends it if the server is up
 // again or was removed. LastAnswered may be nil.
 func (h *health) continueWatch(removed bool) (lastAnswered *question, ok bool) {
 	h.mu.Lock()

@@ -86,9 +86,13 @@ func (c *freezing) Write(b []byte) (int, error) {
 func onWeb(t *testing.T) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // the client has closed the connection, and sends the query again or fails
+		}
 		var m dns.Msg
-		if err != nil || m.Unpack(body) != nil {
+		if err := m.Unpack(body); err != nil {
 			t.Errorf("got %x, %v; want a DNS message", body, err)
+			return
 		}
 		q := &query{Msg: &m}
 		w.Header().Set("Content-Type", messageType)

@@ -106,7 +106,7 @@ func (l *lookup) deliver() {
 		})
 	}
 	done := l.done
-	l.done = nil // an attempt may go on, and keep l
+	l.done = nil // an attempt may still run, and keep l
 	done(r, err)
 	if l.asked != nil {
 		l.asked.running.Done()

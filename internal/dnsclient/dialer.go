@@ -11,16 +11,15 @@ import (
 )
 
 const (
-	// maxIdle is for how long a connection without a query in flight is kept.
+	// maxIdle is how long a connection without a query in flight is kept.
 	maxIdle = 10 * time.Second
 
-	// minDial is how long a connection may take to come about even if the query
-	// that wanted it has less time: then the next one will find it.
+	// minDial is how long dialing may take even if the query that needs the
+	// connection has less time: then the next query finds the connection.
 	minDial = 3 * time.Second
 
-	// sessionsKept is how many TLS sessions with one server are kept for
-	// connections that follow. One would do, but TLS 1.3 servers give tickets for
-	// one use.
+	// sessionsKept is how many TLS sessions with one server are kept for later
+	// connections. One is not enough, since a ticket of TLS 1.3 is for one use.
 	sessionsKept = 4
 )
 
@@ -30,8 +29,8 @@ type dialer struct {
 	tls     *tls.Config // nil without TLS
 }
 
-// newDialer returns the dialer to ns. With TLS it negotiates one of protocols,
-// or does without ALPN if there are none.
+// newDialer returns the dialer to ns. With TLS it negotiates one of protocols by
+// ALPN; it does not use ALPN if there are none.
 func newDialer(ns Nameserver, roots *x509.CertPool, protocols ...string) *dialer {
 	d := &dialer{address: ns.hostPort()}
 	if ns.Network == "tls" || ns.Network == "https" {
@@ -46,11 +45,10 @@ func newDialer(ns Nameserver, roots *x509.CertPool, protocols ...string) *dialer
 	return d
 }
 
-// dialDeadline returns when to give up connecting for a query with this
-// deadline.
+// dialDeadline returns the deadline of dialing for a query with this deadline.
 func dialDeadline(deadline time.Time) time.Time {
-	if least := time.Now().Add(minDial); deadline.Before(least) {
-		return least
+	if earliest := time.Now().Add(minDial); deadline.Before(earliest) {
+		return earliest
 	}
 	return deadline
 }
@@ -68,8 +66,8 @@ func (d *dialer) connect(ctx context.Context) (net.Conn, error) {
 	return dialer.DialContext(ctx, "tcp", d.address)
 }
 
-// secure does the TLS handshake. A nameserver that cannot show who it is gets
-// no query, and nothing is tried but TLS.
+// secure does the TLS handshake. There is no fallback: a nameserver whose
+// certificate cannot be verified gets no query.
 func (d *dialer) secure(ctx context.Context, conn net.Conn) (net.Conn, error) {
 	secured := tls.Client(conn, d.tls)
 	err := secured.HandshakeContext(ctx)

@@ -21,7 +21,7 @@ import (
 type authority struct {
 	*x509.Certificate
 	key   *ecdsa.PrivateKey
-	roots *x509.CertPool // has it alone
+	roots *x509.CertPool // has only this authority
 }
 
 func newAuthority(t testing.TB) *authority {
@@ -48,7 +48,7 @@ func (a *authority) certify(t testing.TB, subjects ...string) tls.Certificate {
 	return a.issue(t, template)
 }
 
-// issue signs template, or has it sign itself if there is no authority yet.
+// issue signs template; if there is no authority yet, with its own key.
 func (a *authority) issue(t testing.TB, template *x509.Certificate) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -72,7 +72,7 @@ func (a *authority) issue(t testing.TB, template *x509.Certificate) tls.Certific
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// newTLSScript starts a script that is reached over TLS alone and ends with the
+// newTLSScript starts a script that is reached only over TLS and ends with the
 // test.
 func newTLSScript(t *testing.T, cfg *tls.Config, reply func(*query)) *script {
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", cfg)
@@ -93,13 +93,13 @@ func newTLSScript(t *testing.T, cfg *tls.Config, reply func(*query)) *script {
 	return s
 }
 
-// portOf is the address of a server that is looked up by its name.
+// portOf returns the address of a server that is looked up by its name.
 func portOf(addr netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(netip.Addr{}, addr.Port())
 }
 
 func TestTLS(t *testing.T) {
-	ca, stranger := newAuthority(t), newAuthority(t)
+	ca, other := newAuthority(t), newAuthority(t)
 	for _, test := range []struct {
 		name     string
 		cert     tls.Certificate
@@ -130,7 +130,7 @@ func TestTLS(t *testing.T) {
 			text: []string{"cannot be trusted to be localhost"},
 		},
 		{
-			name: "another authority", cert: stranger.certify(t, "ns.example"), verified: "ns.example", roots: ca.roots,
+			name: "another authority", cert: other.certify(t, "ns.example"), verified: "ns.example", roots: ca.roots,
 			text: []string{"cannot be trusted to be ns.example", "unknown authority"},
 		},
 		{
@@ -154,7 +154,7 @@ func TestTLS(t *testing.T) {
 			err := lookUp(t, c, "a.example")
 			if test.text == nil {
 				if err != nil {
-					t.Error(err)
+					t.Errorf("got %v, want an answer", err)
 				}
 				return
 			}
@@ -165,13 +165,13 @@ func TestTLS(t *testing.T) {
 				}
 			}
 			if n := s.queries("tcp"); n != 0 {
-				t.Errorf("%d queries were sent", n)
+				t.Errorf("%d queries were sent, want 0", n)
 			}
 		})
 	}
 }
 
-// What TestTLS calls a server of TLS 1.1 is one.
+// The server of TLS 1.1 in TestTLS can be reached with TLS 1.1.
 func TestOldTLSServer(t *testing.T) {
 	ca := newAuthority(t)
 	s := newTLSScript(t, &tls.Config{
@@ -208,45 +208,45 @@ func TestTLSSessionIsResumed(t *testing.T) {
 					t.Fatal(err)
 				}
 				if got := <-resumed; got != (i > 0) {
-					t.Errorf("connection %d resumes a session: %v", i, got)
+					t.Errorf("connection %d resumes a session: %v, want %v", i, got, i > 0)
 				}
 			}
 		})
 	}
 }
 
-// A server of something else on the port of TLS is not asked in the clear.
+// A server that does not speak TLS on the port of TLS gets no query in the clear.
 func TestNoDowngrade(t *testing.T) {
 	s := newScript(t, answering, answering)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	heard := make(chan []byte)
+	received := make(chan []byte)
 	go func() {
 		conn, err := listener.Accept()
 		if err != nil {
-			t.Error(err)
+			t.Errorf("got %v, want a connection", err)
 		}
 		defer conn.Close()
 		b := make([]byte, 1<<10)
 		n, _ := conn.Read(b)
 		conn.Write([]byte("\x00\x0cno TLS here"))
-		heard <- b[:n]
+		received <- b[:n]
 	}()
 	s.Network, s.AddrPort, s.Name = "tls", listener.Addr().(*net.TCPAddr).AddrPort(), "ns.example"
 	c := newClient(t, Config{}, s)
 	wantError(t, lookUp(t, c, "a.example"), Network)
-	if b := <-heard; len(b) == 0 || b[0] != 22 { // a handshake
-		t.Errorf("the server heard %x", b)
+	if b := <-received; len(b) == 0 || b[0] != 22 { // a handshake
+		t.Errorf("the server received %x, want a TLS handshake", b)
 	}
 	listener.Close()
 	if udp, tcp := s.queries("udp"), s.queries("tcp"); udp+tcp != 0 {
-		t.Errorf("%d queries over UDP and %d over TCP", udp, tcp)
+		t.Errorf("%d queries over UDP and %d over TCP, want none", udp, tcp)
 	}
 }
 
-// A server that takes the connection and never does the handshake.
+// A server that accepts the connection and never does the handshake.
 func TestTLSHandshakeStalls(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -254,7 +254,7 @@ func TestTLSHandshakeStalls(t *testing.T) {
 	}
 	defer listener.Close()
 	s := &script{Nameserver: Nameserver{Network: "tls", AddrPort: listener.Addr().(*net.TCPAddr).AddrPort()}}
-	c := newClient(t, Config{Timeout: brief}, s)
+	c := newClient(t, Config{Timeout: shortTimeout}, s)
 	start := time.Now()
 	wantError(t, lookUp(t, c, "a.example"), Timeout)
 	if c.Close(); time.Since(start) >= minDial {
@@ -265,12 +265,12 @@ func TestTLSHandshakeStalls(t *testing.T) {
 func TestDialDeadline(t *testing.T) {
 	near, far := time.Now(), time.Now().Add(time.Hour)
 	if got := dialDeadline(near).Sub(near); got < minDial || dialDeadline(far) != far {
-		t.Errorf("got %v after the deadline, and %v", got, dialDeadline(far))
+		t.Errorf("got %v after the deadline, want %s at least; got %v, want %v", got, minDial, dialDeadline(far), far)
 	}
 	d := newDialer(Nameserver{Network: "tcp", AddrPort: netip.MustParseAddrPort("192.0.2.1:53")}, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if conn, err := d.dial(ctx); conn != nil || !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, %v", conn, err)
+		t.Errorf("got %v, %v; want context.Canceled", conn, err)
 	}
 }

@@ -1,15 +1,26 @@
-// Package dnsclient turns questions into replies: it asks nameservers for the
-// addresses of a name, or where a service is, over UDP and, where a reply is truncated, over TCP, or
-// over TCP, TLS or HTTPS alone, and moves on to the next nameserver when one
-// fails.
+// Package dnsclient asks nameservers for the addresses of a name, or for where a
+// service is. It asks over UDP, and over TCP if a reply is truncated, or only
+// over TCP, TLS or HTTPS. If a nameserver fails, it asks the next one.
 //
 // It is a stub resolver (RFC 1034, section 5.3.1): the nameservers do the
-// recursion. It keeps no answers; a cache belongs in front of it. What it does
-// keep is the health of the nameservers, so that a dead one is not asked first
-// again, and so that in an outage nothing but a probe a second goes out.
+// recursion. It keeps no answers; a cache belongs in front of it.
 //
-// Whatever arrives on a socket is hostile until it is shown to be the reply to
-// the query that was sent. A message that is not is ignored and the socket keeps
-// listening; a reply that is, but makes no sense, is a failure of that
-// nameserver and never an answer.
+// How the types hang together:
+//
+//   - A Client has servers. Each server is a Nameserver, its transports and its
+//     health.
+//   - A call of Ask or AskSRV is a lookup. It has one round, or two if the reply
+//     to the first one is an alias.
+//   - A round begins attempts, each on one server: the next one when the last one
+//     has failed or takes long (a hedge).
+//   - An attempt has a goroutine. That sends a question over a transport (udp,
+//     stream or https), once or as often as the replies require, reads the reply,
+//     and hands a result to the lookup.
+//   - Results go into the health of the server. Health decides the order in which
+//     the next lookup asks servers. A server that looks dead gets probes, and while
+//     all servers are down, in an outage, nothing but probes is sent.
+//
+// Every message from a socket is hostile until it is shown to be the reply to the
+// query that was sent. Other messages are ignored, and the socket keeps listening.
+// A reply that cannot be read is a failure of that nameserver and never an answer.
 package dnsclient

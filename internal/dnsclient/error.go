@@ -16,16 +16,16 @@ import (
 // ErrClosed is what lookups return after Close.
 var ErrClosed = errors.New("DNS client closed")
 
-// Kind says why a lookup gave no addresses or services.
+// Kind is why a lookup gave no addresses or services.
 type Kind int
 
-// The kinds of failure. Where the tries of one lookup failed in different ways,
+// The kinds of failure. If the tries of one lookup failed for different reasons,
 // the one that comes later in the list from Timeout to ServerFailure stands for
-// all of them, since it says most.
+// all of them, since it explains most.
 const (
 	// Invalid is a question that cannot be asked; nothing was sent.
 	Invalid Kind = iota + 1
-	// Canceled means that the caller left.
+	// Canceled means that the context of the caller was canceled.
 	Canceled
 	// Closed means that the client was closed.
 	Closed
@@ -33,8 +33,8 @@ const (
 	Outage
 	// Timeout means that no nameserver replied in time.
 	Timeout
-	// Network means that nameservers could not be reached: the system refused
-	// to send, or the other side to take, or could not prove who it is.
+	// Network means that nameservers could not be reached: sending failed, or
+	// connecting, or the server's certificate could not be verified.
 	Network
 	// Malformed is a reply that makes no sense.
 	Malformed
@@ -55,30 +55,30 @@ type Error struct {
 
 	Kind Kind
 
-	// Rcode is the response code of the reply that decided, extended by EDNS
-	// where it was (RFC 6895), or -1 if no reply did.
+	// Rcode is the response code of the reply that caused the failure, extended
+	// by EDNS (RFC 6895) if the reply extends it; -1 if no reply caused it.
 	Rcode int
 
-	// Server is the nameserver of the try that decided; the zero value if none
-	// did.
+	// Server is the nameserver of the try that caused the failure; the zero value
+	// if none did.
 	Server Nameserver
 
-	// TTL is for how long NotFound and NoData may be cached: the lesser of TTL
-	// and MINIMUM of the SOA record (RFC 2308, section 5), and of the TTLs of
-	// the CNAME records that led there. It means nothing without HasSOA.
+	// TTL is for how long NotFound and NoData may be cached: the smallest of TTL
+	// and MINIMUM of the SOA record (RFC 2308, section 5) and of the TTLs of the
+	// CNAME records that led there. It has no meaning without HasSOA.
 	TTL    time.Duration
 	HasSOA bool
 
 	// Tries is all that was sent, in order.
 	Tries []Try
 
-	err       error    // what went wrong, if something did besides the rcode
-	down      []string // for Outage: the servers, and why each is down
-	elsewhere bool     // it was another client that failed, to which an alias led
+	err         error    // what the rcode does not say
+	down        []string // for Outage: the servers, and why each is down
+	otherClient bool     // an alias led to another client (see Config.Route), and that one failed
 }
 
-// isAlias is the Outcome of a try that led to another name.
-const isAlias = "alias"
+// outcomeAlias is the Outcome of a try that led to another name.
+const outcomeAlias = "alias"
 
 // Try is one query to one nameserver.
 type Try struct {
@@ -90,11 +90,11 @@ type Try struct {
 	Transport string // "udp", "tcp", "tls" or "https"
 	Duration  time.Duration
 
-	// Ignored is how many messages came that were no reply to the query.
+	// Ignored is how many messages that came were no reply to the query.
 	Ignored int
 
-	// Outcome is the rcode of the reply ("SERVFAIL"), or a few words about what
-	// it was ("answer", "truncated") or came instead ("no reply").
+	// Outcome is the rcode of the reply ("SERVFAIL"), or a short description of
+	// the reply ("answer", "truncated") or of the failure ("no reply").
 	Outcome string
 }
 
@@ -125,24 +125,24 @@ func (e *Error) reason() string {
 	}
 }
 
-// asked returns the servers that were asked in vain, each once.
+// asked returns the servers that gave no answer, each once.
 func (e *Error) asked() []string {
 	var asked []string
 	for _, try := range e.Tries {
-		if server := try.Server.String(); try.Outcome != isAlias && !slices.Contains(asked, server) {
+		if server := try.Server.String(); try.Outcome != outcomeAlias && !slices.Contains(asked, server) {
 			asked = append(asked, server)
 		}
 	}
 	return asked
 }
 
-// others tells what came of the servers that were asked too.
+// others describes how the tries at other servers ended, the last one of each.
 func (e *Error) others() string {
 	var b strings.Builder
-	told := []Nameserver{e.Server}
+	described := []Nameserver{e.Server}
 	for _, try := range slices.Backward(e.Tries) {
-		if !slices.Contains(told, try.Server) {
-			told = append(told, try.Server)
+		if !slices.Contains(described, try.Server) {
+			described = append(described, try.Server)
 			fmt.Fprintf(&b, "; %s: %s", try.Server, try.Outcome)
 		}
 	}
@@ -158,12 +158,12 @@ func list(all []string) string {
 }
 
 // Unwrap returns the cause: the error of the context or of the network. It is
-// nil where a reply says all.
+// nil if the rcode of a reply is the whole reason.
 func (e *Error) Unwrap() error { return e.err }
 
-// Negative reports whether the failure is an answer: that the name does not
-// exist or has no address of this type. It may be cached for ttl, which is
-// negative if the reply did not say (it had no SOA record).
+// Negative reports whether the failure is an answer: the name does not exist or
+// has no record of this type. It may be cached for ttl, which is negative if the
+// reply has no SOA record and so gives no time.
 func (e *Error) Negative() (ttl time.Duration, ok bool) {
 	switch {
 	case e.Kind != NotFound && e.Kind != NoData:
@@ -178,12 +178,12 @@ func (e *Error) Negative() (ttl time.Duration, ok bool) {
 // NotFound reports whether the name does not exist.
 func (e *Error) NotFound() bool { return e.Kind == NotFound }
 
-// Timeout reports whether time ran out.
+// Timeout reports whether no nameserver replied in time.
 func (e *Error) Timeout() bool { return e.Kind == Timeout }
 
 // Outage reports whether nothing was asked because all nameservers of this
 // client are down.
-func (e *Error) Outage() bool { return e.Kind == Outage && !e.elsewhere }
+func (e *Error) Outage() bool { return e.Kind == Outage && !e.otherClient }
 
 // rcodeString returns the name of an rcode, or RCODE and its number.
 func rcodeString(rcode int) string {
@@ -196,14 +196,15 @@ func rcodeString(rcode int) string {
 	return fmt.Sprintf("RCODE%d", rcode)
 }
 
-// failure is why one try, or a lookup, gave no addresses.
+// failure is why an attempt or a lookup gave no addresses or services; none if
+// kind is zero. The fields are those of Error.
 type failure struct {
-	kind      Kind
-	server    *Nameserver
-	rcode     int
-	err       error
-	down      []string
-	elsewhere bool
+	kind        Kind
+	server      *Nameserver // nil: none
+	rcode       int
+	err         error
+	down        []string
+	otherClient bool
 }
 
 // String is the outcome in a Try.
@@ -220,7 +221,7 @@ func (f failure) String() string {
 	}
 }
 
-// exchangeFailure makes a failure of the error of an exchange.
+// exchangeFailure returns the failure that the error of an exchange is.
 func exchangeFailure(server *Nameserver, err error) failure {
 	f := failure{kind: Network, server: server, rcode: -1, err: err}
 	if _, ok := errors.AsType[malformed](err); ok {
@@ -228,13 +229,13 @@ func exchangeFailure(server *Nameserver, err error) failure {
 	} else if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
 		f.kind = Timeout
 	} else if e, ok := errors.AsType[*os.SyscallError](err); ok {
-		f.err = e.Err // the rest of the text are addresses, which are known
+		f.err = e.Err // the rest of its text is addresses, which Error has
 	}
 	return f
 }
 
-// contextFailure returns the failure that the end of ctx is; none while it has
-// not come.
+// contextFailure returns the failure that the end of ctx is; none if ctx has not
+// ended.
 func contextFailure(ctx context.Context) failure {
 	err := ctx.Err()
 	if end, ok := ctx.Deadline(); ok && err == nil && !time.Now().Before(end) {

@@ -1,390 +1,303 @@
 package dnsclient
 
 import (
-	"context"
-	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
-
-	"github.com/miekg/dns"
 )
 
-// A nameserver that does not reply may be dead, or it may itself be waiting for
-// another server that is, and then everything else it would still answer. Only
-// a question whose answer it has tells the two apart. So a server is never down
-// for questions that went unanswered: these make it a suspect. A suspect is
-// sent a probe, and it is down if nothing at all comes back in the meantime.
+// A nameserver that does not reply may be dead. It may also be waiting for
+// another server that is dead, and still answer all other questions. Only a
+// question whose answer it has shows the difference. So questions without a
+// reply never make a server down: they make it a suspect. A suspect gets a probe
+// (probe.go), and is down if nothing at all comes from it until the probe ends.
 
 const (
-	// suspectAfter is how many tries in a row without a reply make a suspect.
+	// suspectAfter is how many attempts in a row without a reply make a suspect.
 	suspectAfter = 3
 
 	// noEDNSFor is for how long a server that refused a query with an OPT record
-	// is asked without.
+	// gets queries without one.
 	noEDNSFor = 15 * time.Minute
 )
 
 // intervals are the times that tests shorten.
 type intervals struct {
-	// probe is from one probe of a server that is down to the next.
+	// probe is the time from one probe of a server that is down to the next.
 	probe time.Duration
 
-	// recheck is how long after its last failure a server that is passed over
-	// for it is a suspect.
+	// recheck is how long after its last failure a server gets a probe, if
+	// lookups ask other servers first because of that failure.
 	recheck time.Duration
 
-	// evidence is how long a query must have waited, when the deadline of its
-	// lookup cut it short, to count as one without a reply.
-	evidence time.Duration
+	// minSilence is how long a query must have waited to count as one without a
+	// reply, if the deadline of its lookup cut it short.
+	minSilence time.Duration
 
-	// patience is how long a try waits before the next one begins, and
-	// leastPatience the least that round trips can make of it.
-	patience, leastPatience time.Duration
+	// minHedgeDelay and maxHedgeDelay are the bounds of health.hedgeDelay.
+	minHedgeDelay, maxHedgeDelay time.Duration
 }
 
 var defaultIntervals = intervals{
 	probe:         time.Second,
 	recheck:       5 * time.Second,
-	evidence:      250 * time.Millisecond,
-	patience:      time.Second,
-	leastPatience: 250 * time.Millisecond,
+	minSilence:    250 * time.Millisecond,
+	minHedgeDelay: 250 * time.Millisecond,
+	maxHedgeDelay: time.Second,
 }
 
-// server is a nameserver, the ways to it, and its health.
-type server struct {
-	Nameserver
-	first    transport // for all queries
-	fallback transport // for what was truncated over first; nil if there is none
+// health is what is known about one server. It only keeps state: it sends
+// nothing and starts nothing. Attempts and probes report what they saw, each as
+// a value; Client.plan and the probes of probe.go ask what follows from it.
+//
+// It is safe for concurrent use. No other lock is taken while mu is held.
+type health struct {
+	intervals *intervals
 
-	ctx    context.Context // ends with the server's membership
-	cancel context.CancelFunc
+	mu sync.Mutex // guards all below
 
-	// Under Client.mu.
+	// Answers. Failures are attempts in a row that gave no answer, or none within
+	// the hedge delay.
+	failures     int
+	failedAt     time.Time // the last of them
+	lastAnswered *question // the last question that got an answer
+	unconfirmed  bool      // lastAnswered got no reply since then
 
-	failures  int       // tries without an answer, or none in the usual time, since the last answer
-	failed    time.Time // the last of them
-	silent    int       // tries without a reply since the last reply
-	replies   uint64    // all that came
-	why       string    // it is silent, as of the last try
-	down      bool
-	watched   bool      // a goroutine runs watch
-	suspected time.Time // when it last began to
-	noEDNS    time.Time // until then, queries go without an OPT record
-	good      *question // the last one that got an answer
-	doubtGood bool      // good went unanswered since
+	// Replies, of any kind.
+	replies uint64
+	silent  int    // attempts in a row without a reply
+	reason  string // the last of them ended like this
 
-	// The round trip time, smoothed, and its mean deviation (RFC 6298). That of
-	// a recursive server is mostly the time that others take to answer it.
+	// The round trip time, smoothed, and its mean deviation (RFC 6298). That of a
+	// recursive server is mostly the time that other servers take to answer it.
 	rtt, deviation time.Duration
+
+	down        bool
+	watched     bool      // server.watch runs
+	watchedAt   time.Time // when it last began to run
+	noEDNSUntil time.Time
 }
 
-func (c *Client) newServer(ns Nameserver) *server {
-	s := &server{Nameserver: ns}
-	s.first, s.fallback = newTransports(ns, c.roots, &c.mismatches)
-	s.ctx, s.cancel = context.WithCancel(c.ctx)
-	return s
+// outcome is what the end of an attempt shows about the server.
+type outcome int
+
+const (
+	// inconclusive: nothing, because the attempt was cut short.
+	inconclusive outcome = iota
+	// answered: the server answers the question.
+	answered
+	// failed: something is there, but it does not answer the question.
+	failed
+	// silent: no reply came, or the server could not be reached.
+	silent
+)
+
+// observation is what one attempt reports when it ends.
+type observation struct {
+	outcome  outcome
+	question *question
+	failure  failure // if the server gave no answer
+	late     bool    // health.countLate has counted it as a failure before
 }
 
-// close ends the probes of s and closes its idle sockets.
-func (s *server) close() {
-	s.cancel()
-	s.first.close()
-	if s.fallback != nil {
-		s.fallback.close()
-	}
-}
-
-// plan returns the servers in the order in which to ask them q: those with the
-// fewest failures in a row first, from any of these on if they rotate, and those
-// that are down last. Up is how many are
-// not down; in an outage it is zero, and nothing may be sent.
-func (c *Client) plan(q *question) (servers []*server, up int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.outage != nil {
-		c.wanted = q
-		return nil, 0
-	}
-	servers, up = c.servers, len(c.servers)
-	for _, s := range c.servers {
-		if s.down {
-			up--
-		}
-	}
-	if c.settings.Load().Rotate && len(servers) > 1 {
-		at := rand.IntN(len(servers))
-		servers = slices.Concat(servers[at:], servers[:at])
-	}
-	if !slices.ContainsFunc(servers, func(s *server) bool { return s.down || s.failures > 0 }) {
-		return servers, up
-	}
-
-	servers = slices.Clone(servers)
-	slices.SortStableFunc(servers, func(a, b *server) int {
-		switch {
-		case a.down != b.down && a.down:
-			return 1
-		case a.down != b.down:
-			return -1
-		default:
-			return a.failures - b.failures
-		}
-	})
-	for _, s := range servers[1:] {
-		if s.failures > 0 && time.Since(s.failed) >= c.intervals.recheck {
-			c.suspect(s)
-		}
-	}
-	return servers, up
-}
-
-// patience returns how long to wait for a try to s before the next one begins:
-// as long as a reply usually takes (RFC 6298, section 2), within bounds. If the
-// next one goes to a server that was asked already, it is most of the timeout:
-// that server is more likely to wait for others than to have lost the question.
-func (c *Client) patience(s *server, again bool) time.Duration {
-	if again {
-		return c.timeout() * 3 / 4
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	d := c.intervals.patience
-	if s.rtt > 0 {
-		d = min(max(s.rtt+4*s.deviation, c.intervals.leastPatience), d)
-	}
-	return min(d, c.timeout())
-}
-
-// gotReply notes that s is alive.
-func (c *Client) gotReply(s *server, took time.Duration) {
-	c.mu.Lock()
-	if s.rtt == 0 {
-		s.rtt, s.deviation = took, took/2
-	} else {
-		s.deviation += ((s.rtt - took).Abs() - s.deviation) / 4
-		s.rtt += (took - s.rtt) / 8
-	}
-	s.silent = 0
-	s.replies++
-	up := s.down
-	if up {
-		s.down = false
-		c.reviewOutage()
-	}
-	c.mu.Unlock()
-	if up {
-		c.health(s.Nameserver, "")
-	}
-}
-
-// causes tells of all servers why they are silent.
-func (c *Client) causes() []string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	causes := make([]string, len(c.servers))
-	for i, s := range c.servers {
-		causes[i] = s.String() + ": " + s.why
-	}
-	return causes
-}
-
-// gotAnswer notes that the server can answer the question. Late answers do not
-// give it its place back, or a slow server would be asked before a fast one.
-func (c *Client) gotAnswer(a *attempt) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !a.counted {
-		a.counted = true
-		a.s.failures = 0
-	}
-	a.s.good, a.s.doubtGood = a.q, false
-}
-
-// failed notes that no answer came, or none in the usual time.
-func (c *Client) failed(a *attempt) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	a.fail()
-}
-
-// fail counts a failure once; c.mu is held.
-func (a *attempt) fail() {
-	if !a.counted {
-		a.counted = true
-		a.s.failures++
-		a.s.failed = time.Now()
-	}
-}
-
-// gotNothing notes that the server did not reply, or could not be reached.
-func (c *Client) gotNothing(a *attempt) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	a.fail()
-	s := a.s
-	s.why = a.f.String()
-	s.silent++
-	if s.good != nil && s.good.name == a.q.name {
-		s.doubtGood = true
-	}
-	if s.silent >= suspectAfter {
-		c.suspect(s)
-	}
-}
-
-// wantsEDNS reports whether queries to s carry an OPT record.
-func (c *Client) wantsEDNS(s *server) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return !time.Now().Before(s.noEDNS)
-}
-
-// refusedEDNS notes that s answers queries only without an OPT record.
-func (c *Client) refusedEDNS(s *server) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s.noEDNS = time.Now().Add(noEDNSFor)
-}
-
-// suspect has s watched. The caller holds c.mu.
-func (c *Client) suspect(s *server) {
-	if s.watched || s.ctx.Err() != nil || time.Since(s.suspected) < c.intervals.probe {
-		return
-	}
-	s.watched, s.suspected = true, time.Now()
-	c.running.Go(func() { c.watch(s) })
-}
-
-// watch finds out whether a suspect is down, and if so, when it is up again.
-func (c *Client) watch(s *server) {
-	if !c.confirmDown(s) {
-		return
-	}
-
-	var probes sync.WaitGroup
-	defer probes.Wait()
-	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
-	answered := make(chan struct{}, 1)
-
-	// A probe may wait for longer than the time to the next, so that a slow
-	// server is not taken for a dead one.
-	for turn := 1; ; turn++ {
-		select {
-		case <-answered:
-		case <-ctx.Done():
-		case <-time.After(c.intervals.probe + rand.N(c.intervals.probe/5)):
-		}
-		c.mu.Lock()
-		if !s.down || ctx.Err() != nil {
-			s.watched = false
-			c.mu.Unlock()
-			return
-		}
-		q := c.probeQuestion(s, turn)
-		c.mu.Unlock()
-
-		probes.Go(func() {
-			if c.probe(ctx, s, s.first, q) {
-				select {
-				case answered <- struct{}{}:
-				default:
-				}
-			}
-		})
-	}
-}
-
-// confirmDown sends s one probe. If nothing has come from s by its end, to the
-// probe or to any other query, s is down.
-func (c *Client) confirmDown(s *server) bool {
-	c.mu.Lock()
-	before := s.replies
-	q := s.good
-	if q == nil || s.doubtGood {
-		q = rootQuestion
-	}
-	c.mu.Unlock()
-
-	// over a connection of its own, since another query may be what makes the
-	// server close those that are kept
-	transport, fallback := newTransports(s.Nameserver, c.roots, &c.mismatches)
-	c.probe(s.ctx, s, transport, q)
-	transport.close()
-	if fallback != nil {
-		fallback.close()
-	}
-
-	c.mu.Lock()
-	if s.replies != before || s.ctx.Err() != nil {
-		s.watched = false
-		c.mu.Unlock()
-		return false
-	}
-	s.down = true
-	c.reviewOutage()
-	why := s.why
-	c.mu.Unlock()
-	c.health(s.Nameserver, why)
-	return true
-}
-
-// probeQuestion returns the question for one of the probes of a server that is
-// down. They take turns, because any of them may have gone dead, and a server
-// that is asked nothing else would then stay down for ever: one that it has
-// answered before, the root, and one that a lookup would ask now. The caller
-// holds c.mu.
-func (c *Client) probeQuestion(s *server, turn int) *question {
-	candidates := [...]*question{s.good, rootQuestion, c.wanted}
-	if q := candidates[turn%len(candidates)]; q != nil {
-		return q
-	}
-	return rootQuestion
-}
-
-// probe asks s and reports whether it replied, no matter what.
-func (c *Client) probe(ctx context.Context, s *server, first transport, q *question) bool {
-	start := time.Now()
-	msg, _, err := first.exchange(ctx, start.Add(c.timeout()), q, c.wantsEDNS(s))
-	if err != nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		s.why = exchangeFailure(&s.Nameserver, err).String()
-		return false
-	}
-	took := time.Since(start)
-	c.gotReply(s, took)
-
-	r, err := parse(msg, q)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err == nil && took < c.intervals.patience && (r.truncated || r.rcode == dns.RcodeSuccess || r.rcode == dns.RcodeNameError) {
-		s.failures = 0
-	} else {
-		s.failed = time.Now()
-	}
-	return true
-}
-
-// reviewOutage opens or closes c.outage after a server went down, came up, or
-// the servers changed. The caller holds c.mu.
-func (c *Client) reviewOutage() {
-	down := !slices.ContainsFunc(c.servers, func(s *server) bool { return !s.down })
+// observe notes how an attempt ended, and reports whether the server is a
+// suspect. An answer that is late does not end the row of failures, or a slow
+// server would be asked before a fast one.
+func (h *health) observe(o observation) (suspect bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	switch {
-	case down && c.outage == nil:
-		c.outage = make(chan struct{})
-	case !down && c.outage != nil:
-		close(c.outage)
-		c.outage, c.wanted = nil, nil
+	case o.outcome == inconclusive || o.late:
+	case o.outcome == answered:
+		h.failures = 0
+	default:
+		h.countFailure()
+	}
+	switch o.outcome {
+	case answered:
+		h.lastAnswered, h.unconfirmed = o.question, false
+	case silent:
+		h.silent++
+		h.reason = o.failure.String()
+		if h.lastAnswered != nil && h.lastAnswered.name == o.question.name {
+			h.unconfirmed = true
+		}
+		return h.silent >= suspectAfter
+	}
+	return false
+}
+
+// countLate counts an attempt as a failure that has not ended within the hedge delay.
+func (h *health) countLate() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.countFailure()
+}
+
+// countFailure notes a failure. The caller holds h.mu.
+func (h *health) countFailure() {
+	h.failures++
+	h.failedAt = time.Now()
+}
+
+// replied notes that a reply of any kind came, and reports whether the server
+// was down until then.
+func (h *health) replied(rtt time.Duration) (wasDown bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.rtt == 0 {
+		h.rtt, h.deviation = rtt, rtt/2
+	} else {
+		h.deviation += ((h.rtt - rtt).Abs() - h.deviation) / 4
+		h.rtt += (rtt - h.rtt) / 8
+	}
+	h.silent = 0
+	h.replies++
+	wasDown, h.down = h.down, false
+	return wasDown
+}
+
+// hedgeDelay returns how long to wait for a reply before another server is asked
+// as well: as long as a reply usually takes (RFC 6298, section 2), within bounds.
+func (h *health) hedgeDelay() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	d := h.intervals.maxHedgeDelay
+	if h.rtt > 0 {
+		d = min(max(h.rtt+4*h.deviation, h.intervals.minHedgeDelay), d)
+	}
+	return d
+}
+
+// wantsEDNS reports whether queries carry an OPT record.
+func (h *health) wantsEDNS() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !time.Now().Before(h.noEDNSUntil)
+}
+
+// refusedEDNS notes that the server answers queries only without an OPT record.
+func (h *health) refusedEDNS() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.noEDNSUntil = time.Now().Add(noEDNSFor)
+}
+
+// rank is what the order of servers depends on.
+type rank struct {
+	down     bool
+	failures int
+	recheck  bool // it gets a probe if it is not asked first
+}
+
+// compare returns less than zero if a server of rank r is asked before one of
+// rank other.
+func (r rank) compare(other rank) int {
+	switch {
+	case r.down == other.down:
+		return r.failures - other.failures
+	case r.down:
+		return 1
+	default:
+		return -1
 	}
 }
 
-// Outage returns nil while some nameserver can be expected to answer.
-// Otherwise, and then lookups send nothing, it returns a channel that is closed
-// as soon as one answers again.
-func (c *Client) Outage() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.outage
+func (h *health) rank() rank {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return rank{
+		down:     h.down,
+		failures: h.failures,
+		recheck:  h.failures > 0 && time.Since(h.failedAt) >= h.intervals.recheck,
+	}
+}
+
+// isHealthy reports whether the server is neither down nor failed last.
+func (h *health) isHealthy() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.down && h.failures == 0
+}
+
+func (h *health) isDown() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.down
+}
+
+// silenceReason returns why the last attempt or probe without a reply got none.
+func (h *health) silenceReason() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.reason
+}
+
+// What follows is for the probes of probe.go.
+
+// startWatch reports whether server.watch is to be started now, which then must
+// end with continueWatch or confirmDown.
+func (h *health) startWatch() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.watched || time.Since(h.watchedAt) < h.intervals.probe {
+		return false
+	}
+	h.watched, h.watchedAt = true, time.Now()
+	return true
+}
+
+// toConfirm returns the question that shows whether the server is down: one
+// whose answer it has. Replies is how many came so far, for confirmDown.
+func (h *health) toConfirm() (q *question, replies uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.lastAnswered == nil || h.unconfirmed {
+		return rootQuestion, h.replies
+	}
+	return h.lastAnswered, h.replies
+}
+
+// confirmDown makes the server down if no reply came since toConfirm, and
+// returns the reason. Otherwise, or if the server was removed meanwhile, it ends
+// the watch.
+func (h *health) confirmDown(replies uint64, removed bool) (reason string, down bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.replies != replies || removed {
+		h.watched = false
+		return "", false
+	}
+	h.down = true
+	return h.reason, true
+}
+
+// continueWatch reports whether the watch continues, and ends it if the server is up
+// again or was removed. LastAnswered may be nil.
+func (h *health) continueWatch(removed bool) (lastAnswered *question, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.down || removed {
+		h.watched = false
+		return nil, false
+	}
+	return h.lastAnswered, true
+}
+
+// probeAnswered notes whether the reply to a probe was an answer, and came soon
+// enough for the server to be asked first again.
+func (h *health) probeAnswered(soon bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if soon {
+		h.failures = 0
+	} else {
+		h.failedAt = time.Now()
+	}
+}
+
+// probeFailed notes why a probe got no reply.
+func (h *health) probeFailed(reason string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.reason = reason
 }

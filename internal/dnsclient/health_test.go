@@ -19,26 +19,26 @@ func answering(q *query) {
 	q.reply(q.answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
 }
 
-// answeringMost names, but none that begins with "dead".
-func answeringMost(q *query) {
+// answeringLive answers all questions but those for names that begin with "dead".
+func answeringLive(q *query) {
 	if !strings.HasPrefix(q.Question[0].Name, "dead") {
 		answering(q)
 	}
 }
 
 // lookUp asks for the addresses of name. For a name that begins with "dead" its
-// deadline is brief, while probes have all the time of a try.
+// deadline is short, while probes have all the time of a try.
 func lookUp(t *testing.T, c *Client, name string) error {
 	ctx, cancel := t.Context(), context.CancelFunc(func() {})
 	if strings.HasPrefix(name, "dead") {
-		ctx, cancel = context.WithTimeout(ctx, brief)
+		ctx, cancel = context.WithTimeout(ctx, shortTimeout)
 	}
 	defer cancel()
 	_, _, err := c.Lookup(ctx, name, dns.TypeA)
 	return err
 }
 
-// closedPort returns an address on loopback where nobody listens.
+// closedPort returns an address on loopback where no process listens.
 func closedPort(t *testing.T) netip.AddrPort {
 	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -57,7 +57,7 @@ func TestDeadFirstServer(t *testing.T) {
 				t.Fatal(err)
 			}
 			if d, l := dead.queries("udp"), live.queries("udp"); d != 1 || l != i+1 {
-				t.Fatalf("after %d lookups the dead server got %d queries and the other %d", i+1, d, l)
+				t.Fatalf("after %d lookups the dead server got %d queries, want 1, and the other %d, want %d", i+1, d, l, i+1)
 			}
 		}
 	})
@@ -70,40 +70,38 @@ func TestDeadFirstServer(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if failures := c.servers[0].failures; failures != 1 {
+		if failures := c.servers[0].health.failures; failures != 1 {
 			t.Errorf("the dead server was asked %d times, want once", failures)
 		}
 	})
 }
 
-// A server that is late is not waited for, nor forgotten.
+// A server that is late does not hold a lookup up, but may still answer it.
 func TestLateServer(t *testing.T) {
 	t.Run("the next one answers", func(t *testing.T) {
 		arrived := make(chan *query, 1)
 		first := newScript(t, func(q *query) { arrived <- q }, nil)
 		second := newScript(t, answering, nil)
 		c := newClient(t, Config{Tries: 3}, first, second)
-		c.intervals.patience = brief
+		c.intervals.maxHedgeDelay = shortTimeout
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
 		}
-		c.mu.Lock()
-		if n := c.servers[0].failures; n != 1 {
+		if n := c.servers[0].health.rank().failures; n != 1 {
 			t.Errorf("%d failures, want 1", n)
 		}
-		c.mu.Unlock()
 		answering(<-arrived)
 		c.running.Wait()
-		if n := c.servers[0].failures; n != 1 {
+		if n := c.servers[0].health.failures; n != 1 {
 			t.Errorf("%d failures after the late answer, want 1: others are faster", n)
 		}
 	})
-	t.Run("it answers first all the same", func(t *testing.T) {
+	t.Run("it answers first", func(t *testing.T) {
 		arrived := make(chan *query, 1)
 		first := newScript(t, func(q *query) { arrived <- q }, nil)
 		second := newScript(t, func(*query) { answering(<-arrived) }, nil)
 		c := newClient(t, Config{Tries: 2}, first, second)
-		c.intervals.patience = brief
+		c.intervals.maxHedgeDelay = shortTimeout
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
 		}
@@ -114,16 +112,16 @@ func TestLateServer(t *testing.T) {
 	t.Run("it never answers", func(t *testing.T) {
 		first, second := newScript(t, nil, nil), newScript(t, answering, nil)
 		c := newClient(t, Config{Tries: 3, Timeout: time.Second}, first, second)
-		c.intervals.patience = brief
+		c.intervals.maxHedgeDelay = shortTimeout
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
 		}
 		c.running.Wait()
-		if s := c.servers[0]; s.failures != 1 || s.silent != 1 {
-			t.Errorf("%d failures, %d of them silent, want 1", s.failures, s.silent)
+		if s := c.servers[0]; s.health.failures != 1 || s.health.silent != 1 {
+			t.Errorf("%d failures, %d of them silent, want 1", s.health.failures, s.health.silent)
 		}
 	})
-	t.Run("it is alone", func(t *testing.T) {
+	t.Run("it is the only one", func(t *testing.T) {
 		first := make(chan *query, 1)
 		s := newScript(t, func(q *query) {
 			if q.n == 1 {
@@ -143,35 +141,35 @@ func TestLateServer(t *testing.T) {
 	})
 }
 
-func TestPatience(t *testing.T) {
+func TestHedgeDelay(t *testing.T) {
 	c := newClient(t, Config{Timeout: 2 * time.Second})
 	s := c.newServer(Nameserver{})
 	want := func(what string, want time.Duration) {
 		t.Helper()
-		if got := c.patience(s, false); got.Round(time.Millisecond) != want {
+		if got := s.hedgeDelay(false); got.Round(time.Millisecond) != want {
 			t.Errorf("%s: %s, want %s", what, got, want)
 		}
-		if got := c.patience(s, true); got != 1500*time.Millisecond {
-			t.Errorf("%s: %s before the same server is asked again", what, got)
+		if got, want := s.hedgeDelay(true), 1500*time.Millisecond; got != want {
+			t.Errorf("%s: %s before the same server is asked again, want %s", what, got, want)
 		}
 	}
 	want("unknown", time.Second)
-	c.gotReply(s, 100*time.Millisecond)
+	s.replied(100 * time.Millisecond)
 	want("one reply", 300*time.Millisecond)
 	for range 50 {
-		c.gotReply(s, 100*time.Millisecond)
+		s.replied(100 * time.Millisecond)
 	}
 	want("many replies", 250*time.Millisecond)
-	c.gotReply(s, 500*time.Millisecond)
+	s.replied(500 * time.Millisecond)
 	want("one slow reply", 550*time.Millisecond)
 	for range 50 {
-		c.gotReply(s, 3*time.Second)
+		s.replied(3 * time.Second)
 	}
 	want("all slow", time.Second)
 }
 
 // A server that replies and does not answer is asked after the others.
-func TestFailingServerGivesWay(t *testing.T) {
+func TestFailingServerIsAskedLater(t *testing.T) {
 	refuse := func(q *query) { q.reply(q.fail(dns.RcodeRefused)) }
 	first, second := newScript(t, refuse, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{Tries: 3}, first, second)
@@ -182,18 +180,16 @@ func TestFailingServerGivesWay(t *testing.T) {
 		}
 		c.running.Wait() // for the probe
 		if n := second.queries("udp"); n != i+1 {
-			t.Fatalf("%d lookups and %d queries", i+1, n)
+			t.Fatalf("after %d lookups the second server got %d queries, want as many", i+1, n)
 		}
 	}
-	c.mu.Lock()
-	if n := c.servers[0].failures; n != 1 {
+	if n := c.servers[0].health.rank().failures; n != 1 {
 		t.Errorf("%d lookups failed there, want 1", n)
 	}
-	c.mu.Unlock()
 	first.mu.Lock()
 	for i, q := range first.seen {
 		if i > 0 && q.Question[0].Name != "." {
-			t.Errorf("query %d is no probe: %v", i, q.Question[0])
+			t.Errorf("query %d is %v, want a probe for .", i, q.Question[0])
 		}
 	}
 	first.mu.Unlock()
@@ -205,15 +201,15 @@ func TestFailingServerGivesWay(t *testing.T) {
 	}
 	c.running.Wait()
 	if err := lookUp(t, c, "a.example"); err != nil || second.queries("udp") != before+1 {
-		t.Errorf("it is not asked again: %v", err)
+		t.Errorf("got %v from the second server, want an answer from the first one", err)
 	}
 }
 
-// A server that is suspected again and again is probed once in a while.
+// A server that is a suspect again and again gets a probe once an interval.
 func TestProbesOfSuspects(t *testing.T) {
-	s := newScript(t, answeringMost, nil)
+	s := newScript(t, answeringLive, nil)
 	c := newClient(t, Config{}, s)
-	c.intervals.evidence = 0
+	c.intervals.minSilence = 0
 	for range 5 * suspectAfter {
 		lookUp(t, c, "dead.example")
 		c.running.Wait()
@@ -226,12 +222,13 @@ func TestProbesOfSuspects(t *testing.T) {
 			probes++
 		}
 	}
-	if most := 1 + int(time.Since(c.servers[0].suspected)/c.intervals.probe); probes < 1 || probes > most {
-		t.Errorf("%d probes, want 1 to %d", probes, most)
+	if limit := 1 + int(time.Since(c.servers[0].health.watchedAt)/c.intervals.probe); probes < 1 || probes > limit {
+		t.Errorf("%d probes, want 1 to %d", probes, limit)
 	}
 }
 
-// A server that was passed over for a failure is used again when it is back.
+// A server that was not asked first because of a failure is asked first again
+// once it answers.
 func TestFirstServerReturns(t *testing.T) {
 	first, second := newScript(t, nil, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{Tries: 3, Timeout: time.Second}, first, second)
@@ -261,7 +258,8 @@ func TestDownServerIsLastResort(t *testing.T) {
 	} {
 		c := newClient(t, Config{Tries: tries}, down, a, b)
 		c.intervals.recheck = never
-		c.servers[0].down, c.servers[0].failures, c.servers[0].failed = true, 3, time.Now()
+		h := &c.servers[0].health
+		h.down, h.failures, h.failedAt = true, 3, time.Now()
 		var asked []Nameserver
 		c.trace = func(trace *Trace) {
 			for _, try := range trace.Tries {
@@ -272,8 +270,8 @@ func TestDownServerIsLastResort(t *testing.T) {
 		if !slices.Equal(asked, want) {
 			t.Errorf("%d tries went to %v, want %v", tries, asked, want)
 		}
-		if up := !c.servers[0].down; up != (err == nil) {
-			t.Errorf("%d tries: the server is up: %v", tries, up)
+		if up := !c.servers[0].health.isDown(); up != (err == nil) {
+			t.Errorf("%d tries: the server is up: %v, want %v", tries, up, err == nil)
 		}
 	}
 }
@@ -286,117 +284,123 @@ func waitForOutage(t *testing.T, c *Client) <-chan struct{} {
 			return outage
 		}
 		if lookUp(t, c, "a.example") == nil {
-			t.Fatal("a lookup succeeded")
+			t.Fatal("a lookup succeeded, want failures until all servers are down")
 		}
 	}
 }
 
 func TestOutage(t *testing.T) {
-	t.Run("lookups send nothing", func(t *testing.T) {
-		a, b := newScript(t, nil, nil), newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: brief}, a, b)
-		c.intervals.probe = never
-		outage := waitForOutage(t, c)
-		time.Sleep(brief) // for what was sent to arrive
-		before := a.queries("udp") + b.queries("udp")
-		for range 100 {
-			_, _, err := c.Lookup(t.Context(), "b.example", dns.TypeA)
-			e := wantError(t, err, Outage)
-			if !e.Outage() || e.Timeout() || len(e.Tries) != 0 || e.Rcode != -1 || !strings.Contains(err.Error(), a.String()+": no reply, "+b.String()+": no reply") {
-				t.Fatalf("got %v, %+v", err, e)
-			}
-		}
-		if sent := a.queries("udp") + b.queries("udp") - before; sent != 0 {
-			t.Errorf("%d queries were sent", sent)
-		}
+	t.Run("lookups send nothing", testOutageSendsNothing)
+	t.Run("probes go out until one is answered", testProbesEndOutage)
+	t.Run("no more probes than one an interval", testProbeInterval)
+	t.Run("port closed, then open", testClosedPort)
+	t.Run("a lookup under way ends", testOutageDuringLookup)
+}
 
-		// The servers may change in an outage.
-		c.SetNameservers([]Nameserver{a.Nameserver})
-		select {
-		case <-outage:
-			t.Error("the outage ended with the removal of a server that is down")
-		default:
+func testOutageSendsNothing(t *testing.T) {
+	a, b := newScript(t, nil, nil), newScript(t, nil, nil)
+	c := newClient(t, Config{Timeout: shortTimeout}, a, b)
+	c.intervals.probe = never
+	outage := waitForOutage(t, c)
+	time.Sleep(shortTimeout) // for what was sent to arrive
+	before := a.queries("udp") + b.queries("udp")
+	for range 100 {
+		_, _, err := c.Lookup(t.Context(), "b.example", dns.TypeA)
+		e := wantError(t, err, Outage)
+		if !e.Outage() || e.Timeout() || len(e.Tries) != 0 || e.Rcode != -1 || !strings.Contains(err.Error(), a.String()+": no reply, "+b.String()+": no reply") {
+			t.Fatalf("got %v, %+v; want an outage, with a reason for each server, and no tries", err, e)
 		}
-		good := newScript(t, answering, nil)
-		c.SetNameservers([]Nameserver{a.Nameserver, good.Nameserver})
-		<-outage
-	})
+	}
+	if sent := a.queries("udp") + b.queries("udp") - before; sent != 0 {
+		t.Errorf("%d queries were sent, want 0", sent)
+	}
 
-	t.Run("probes go out until one is answered", func(t *testing.T) {
-		s := newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: brief}, s)
-		c.intervals.probe = 10 * time.Millisecond
-		outage := waitForOutage(t, c)
-		s.play(answering)
-		<-outage
-		for lookUp(t, c, "a.example") != nil { // may take longer than brief
-		}
-		if c.Outage() != nil {
-			t.Error("still an outage")
-		}
-	})
+	// The servers may change in an outage.
+	c.SetNameservers([]Nameserver{a.Nameserver})
+	select {
+	case <-outage:
+		t.Error("the outage ended with the removal of a server that is down, want it to last")
+	default:
+	}
+	working := newScript(t, answering, nil)
+	c.SetNameservers([]Nameserver{a.Nameserver, working.Nameserver})
+	<-outage
+}
 
-	t.Run("no more probes than one an interval", func(t *testing.T) {
-		s := newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: brief}, s)
-		c.intervals.probe = 20 * time.Millisecond
-		waitForOutage(t, c)
-		time.Sleep(brief)
-		before, start := s.queries("udp"), time.Now()
-		for range 100 {
-			c.Lookup(t.Context(), "b.example", dns.TypeA)
-			time.Sleep(time.Millisecond)
-		}
-		sent := s.queries("udp") - before
-		if most := int(time.Since(start)/c.intervals.probe) + 2; sent == 0 || sent > most {
-			t.Errorf("%d probes, want 1 to %d", sent, most)
-		}
-	})
+func testProbesEndOutage(t *testing.T) {
+	s := newScript(t, nil, nil)
+	c := newClient(t, Config{Timeout: shortTimeout}, s)
+	c.intervals.probe = 10 * time.Millisecond
+	outage := waitForOutage(t, c)
+	s.play(answering)
+	<-outage
+	for lookUp(t, c, "a.example") != nil { // may take longer than shortTimeout
+	}
+	if c.Outage() != nil {
+		t.Error("there is an outage after an answer, want none")
+	}
+}
 
-	t.Run("port closed, then open", func(t *testing.T) {
-		addr := closedPort(t)
-		c := newClient(t, Config{Tries: 3}, &script{Nameserver: Nameserver{Network: "udp", AddrPort: addr}})
-		c.intervals.probe = 10 * time.Millisecond
-		_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
-		if e := err.(*Error); e.Kind != Network && e.Kind != Outage {
-			t.Errorf("got %v", err)
-		}
-		outage := waitForOutage(t, c)
+func testProbeInterval(t *testing.T) {
+	s := newScript(t, nil, nil)
+	c := newClient(t, Config{Timeout: shortTimeout}, s)
+	c.intervals.probe = 20 * time.Millisecond
+	waitForOutage(t, c)
+	time.Sleep(shortTimeout)
+	before, start := s.queries("udp"), time.Now()
+	for range 100 {
+		c.Lookup(t.Context(), "b.example", dns.TypeA)
+		time.Sleep(time.Millisecond)
+	}
+	sent := s.queries("udp") - before
+	if limit := int(time.Since(start)/c.intervals.probe) + 2; sent == 0 || sent > limit {
+		t.Errorf("%d probes, want 1 to %d", sent, limit)
+	}
+}
 
-		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
-		if err != nil {
-			t.Fatalf("the port was taken meanwhile: %v", err)
-		}
-		defer conn.Close()
-		buf := make([]byte, maxMessage)
-		n, from, err := conn.ReadFromUDPAddrPort(buf)
-		if err != nil {
-			t.Fatal(err)
-		}
-		buf[2] |= 0x80
-		buf[3] |= dns.RcodeRefused // any reply will do
-		conn.WriteToUDPAddrPort(buf[:n], from)
-		<-outage
-	})
+func testClosedPort(t *testing.T) {
+	addr := closedPort(t)
+	c := newClient(t, Config{Tries: 3}, &script{Nameserver: Nameserver{Network: "udp", AddrPort: addr}})
+	c.intervals.probe = 10 * time.Millisecond
+	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
+	if e := err.(*Error); e.Kind != Network && e.Kind != Outage {
+		t.Errorf("got %v, want a failure of the network or an outage", err)
+	}
+	outage := waitForOutage(t, c)
 
-	t.Run("a lookup under way ends", func(t *testing.T) {
-		s := newScript(t, nil, nil)
-		c := newClient(t, Config{Timeout: brief, Tries: 3}, s)
-		s.play(func(*query) { c.SetNameservers(nil) })
-		_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
-		if e := wantError(t, err, Outage); len(e.Tries) != 1 {
-			t.Errorf("after %d tries", len(e.Tries))
-		}
-	})
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
+	if err != nil {
+		t.Fatalf("want to listen on the port that was closed: %v", err)
+	}
+	defer conn.Close()
+	buf := make([]byte, maxMessage)
+	n, from, err := conn.ReadFromUDPAddrPort(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf[2] |= 0x80
+	buf[3] |= dns.RcodeRefused // any reply will do
+	conn.WriteToUDPAddrPort(buf[:n], from)
+	<-outage
+}
+
+func testOutageDuringLookup(t *testing.T) {
+	s := newScript(t, nil, nil)
+	c := newClient(t, Config{Timeout: shortTimeout, Tries: 3}, s)
+	s.play(func(*query) { c.SetNameservers(nil) })
+	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
+	if e := wantError(t, err, Outage); len(e.Tries) != 1 {
+		t.Errorf("got an outage after %d tries, want 1", len(e.Tries))
+	}
 }
 
 // After an outage a server may not be able to answer what it answered before,
 // or the root, but only what is asked for now.
-func TestProbesTakeTurns(t *testing.T) {
+func TestProbesRotate(t *testing.T) {
 	for _, answered := range []string{"a.example.", ".", "new.example."} {
 		t.Run(answered, func(t *testing.T) {
 			s := newScript(t, answering, nil)
-			c := newClient(t, Config{Timeout: brief}, s)
+			c := newClient(t, Config{Timeout: shortTimeout}, s)
 			c.intervals.probe = 10 * time.Millisecond
 			for lookUp(t, c, "a.example") != nil {
 			}
@@ -430,69 +434,69 @@ func TestDeadNameIsNoOutage(t *testing.T) {
 			if _, _, err := c.Lookup(t.Context(), "dead.example", dns.TypeA); err != nil {
 				t.Fatal(err)
 			}
-			s.play(answeringMost)
+			s.play(answeringLive)
 		}, "."},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newScript(t, answeringMost, nil)
+			s := newScript(t, answeringLive, nil)
 			c := newClient(t, Config{}, s) // probes have all the time
-			c.intervals.evidence = 0
+			c.intervals.minSilence = 0
 			test.before(t, c, s)
 			for range 4 * suspectAfter {
 				wantError(t, lookUp(t, c, "dead.example"), Timeout)
 				if c.Outage() != nil {
-					t.Fatal("a dead name caused an outage")
+					t.Fatal("a name without a reply caused an outage, want none")
 				}
 			}
 			s.mu.Lock()
 			if !slices.ContainsFunc(s.seen, func(q *query) bool { return q.Question[0].Name == test.probe }) {
-				t.Errorf("no probe with %s was sent", test.probe)
+				t.Errorf("no probe for %s was sent, want one", test.probe)
 			}
 			s.mu.Unlock()
 			if err := lookUp(t, c, "b.example"); err != nil {
-				t.Error(err)
+				t.Errorf("got %v, want an answer", err)
 			}
 		})
 	}
 }
 
-func TestCutShort(t *testing.T) {
+func TestDeadlineCutsShort(t *testing.T) {
 	s := newScript(t, nil, nil)
 	c := newClient(t, Config{}, s)
-	c.intervals.evidence = never
+	c.intervals.minSilence = never
 	lookUp(t, c, "dead.example")
 	c.running.Wait()
-	if c.servers[0].failures != 0 {
-		t.Error("a query that had no time counts as unanswered")
+	if c.servers[0].health.failures != 0 {
+		t.Error("a query that was cut short counts as unanswered, want it not to")
 	}
-	c.intervals.evidence = 0
+	c.intervals.minSilence = 0
 	lookUp(t, c, "dead.example")
 	c.running.Wait()
-	if c.servers[0].failures != 1 {
-		t.Error("a query that had time does not count as unanswered")
+	if c.servers[0].health.failures != 1 {
+		t.Error("a query that was not cut short does not count as unanswered, want it to")
 	}
 }
 
 func TestSetNameserversKeepsHealth(t *testing.T) {
 	a, b := newScript(t, nil, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{}, a, b)
-	c.servers[0].failures = 2
+	c.servers[0].health.failures = 2
 	kept, removed := c.servers[0], c.servers[1]
 	if err := lookUp(t, c, "a.example"); err != nil {
 		t.Fatal(err)
 	}
 	c.SetNameservers([]Nameserver{{Network: "tcp", AddrPort: b.AddrPort}, a.Nameserver})
 	if c.servers[1] != kept || c.servers[0] == removed {
-		t.Error("servers are told apart by something else than their address")
+		t.Error("want the server with the same address kept, and the one with another network replaced")
 	}
 	if removed.ctx.Err() == nil || len(removed.first.(*udp).idle) != 0 {
-		t.Error("the removed server was not closed")
+		t.Error("the removed server is open, want it closed")
 	}
 }
 
-// A probe to a server that was removed says nothing.
+// A probe of a server that was removed has no effect.
 func TestRemovedWhileSuspect(t *testing.T) {
 	probed := make(chan struct{}, 1)
 	s := newScript(t, func(q *query) {
@@ -502,7 +506,7 @@ func TestRemovedWhileSuspect(t *testing.T) {
 	}, nil)
 	other := newScript(t, answering, nil)
 	c := newClient(t, Config{}, s)
-	c.intervals.evidence = 0
+	c.intervals.minSilence = 0
 	for range suspectAfter {
 		lookUp(t, c, "dead.example")
 	}
@@ -510,40 +514,41 @@ func TestRemovedWhileSuspect(t *testing.T) {
 	removed := c.servers[0]
 	c.SetNameservers([]Nameserver{other.Nameserver})
 	c.running.Wait()
-	if removed.down || c.Outage() != nil {
-		t.Error("an outage without a server that is down")
+	if removed.health.isDown() || c.Outage() != nil {
+		t.Error("a removed server went down, or caused an outage; want neither")
 	}
 	if err := lookUp(t, c, "a.example"); err != nil {
-		t.Error(err)
+		t.Errorf("got %v, want an answer", err)
 	}
 }
 
-// It is told when a server goes down, with the reason, and when it is up again.
-func TestHealth(t *testing.T) {
+// Config.Health is called when a server goes down, with the reason, and when it is
+// up again.
+func TestHealthCallback(t *testing.T) {
 	s := newScript(t, nil, nil)
-	told := make(chan string, 10)
-	c := newClient(t, Config{Timeout: brief, Health: func(server Nameserver, why string) {
-		told <- fmt.Sprintf("%s: %q", server, why)
+	calls := make(chan string, 10)
+	c := newClient(t, Config{Timeout: shortTimeout, Health: func(server Nameserver, reason string) {
+		calls <- fmt.Sprintf("%s: %q", server, reason)
 	}}, s)
 	c.intervals.probe = 10 * time.Millisecond
 	outage := waitForOutage(t, c)
 	s.play(answering)
 	<-outage
 	for _, want := range []string{"no reply", ""} {
-		if got := <-told; got != fmt.Sprintf("%s: %q", s, want) {
-			t.Errorf("told %s, want %q", got, want)
+		if got := <-calls; got != fmt.Sprintf("%s: %q", s, want) {
+			t.Errorf("got a call with %s, want %q", got, want)
 		}
 	}
 }
 
-// A server that is down is asked last, even if all that failed was counted
-// before its last answer.
+// A server that is down is asked last, even if no failure has followed its last
+// answer.
 func TestDownWithoutFailures(t *testing.T) {
 	down, up := newScript(t, answering, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{Tries: 3}, down, up)
-	c.servers[0].down = true
+	c.servers[0].health.down = true
 	if err := lookUp(t, c, "a.example"); err != nil || up.queries("udp") != 1 {
-		t.Errorf("%d queries to the one that is up, %v", up.queries("udp"), err)
+		t.Errorf("%d queries to the server that is up, want 1; %v", up.queries("udp"), err)
 	}
 }
 
@@ -553,31 +558,31 @@ func TestSlowProbe(t *testing.T) {
 	c := newClient(t, Config{}, s)
 	server := c.servers[0]
 	for _, test := range []struct {
-		patience time.Duration
+		delay    time.Duration
 		failures int
-	}{{0, 1}, {patience, 0}} {
-		server.failures = 1
-		c.intervals.patience = test.patience
-		if !c.probe(t.Context(), server, server.first, rootQuestion) || server.failures != test.failures {
-			t.Errorf("%d failures, want %d", server.failures, test.failures)
+	}{{0, 1}, {longTimeout, 0}} {
+		server.health.failures = 1
+		c.intervals.maxHedgeDelay = test.delay
+		if !server.probe(t.Context(), server.first, rootQuestion) || server.health.failures != test.failures {
+			t.Errorf("%d failures, want %d", server.health.failures, test.failures)
 		}
 	}
 }
 
-// broken is a transport whose connection another query has spoilt.
+// broken is a transport whose connection the server closes at each query.
 type broken struct{ transport }
 
 func (broken) exchange(context.Context, time.Time, *question, bool) ([]byte, int, error) {
 	return nil, 0, errHungUp
 }
 
-// Whether a server is down is found out over a connection of its own.
+// The probe that confirms that a server is down has a connection of its own.
 func TestConfirmation(t *testing.T) {
 	s := newScript(t, nil, answering)
 	s.Network = "tcp"
 	c := newClient(t, Config{}, s)
 	c.servers[0].first = broken{c.servers[0].first}
-	if c.confirmDown(c.servers[0]) || c.Outage() != nil {
-		t.Error("it is down")
+	if c.servers[0].confirmDown() || c.Outage() != nil {
+		t.Error("the server is down, want it up: it replies over another connection")
 	}
 }

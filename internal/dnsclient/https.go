@@ -30,32 +30,36 @@ const (
 	maxDials = 2
 )
 
-// https asks over HTTPS (RFC 8484), with POST, so that no cache on the way keeps
-// the reply and its TTLs grow old. http.Transport keeps the connection.
+// https asks over HTTPS (RFC 8484). It uses POST, so that no HTTP cache serves a
+// reply whose TTLs are out of date. http.Transport keeps the connection.
 //
 // A server must speak HTTP/2, as the RFC recommends and all public servers do.
 // Over HTTP/1.1 each query in flight would take a connection of its own, and a
-// burst of them a burst of handshakes. Nothing is followed but the URL: no
-// redirect, no proxy, no cookie.
+// burst of queries a burst of handshakes. Redirects are not followed, proxies of
+// the environment not used, cookies not kept.
 type https struct {
 	url    string
 	dialer *dialer
 	http   *http.Transport
 
-	mu        sync.Mutex
+	mu        sync.Mutex // guards all below
 	links     map[*link]struct{}
-	unlinked  *sync.Cond
-	exchanges int // under way
+	unlinked  *sync.Cond // signaled when links loses one
+	exchanges int        // under way
 	closed    bool
 }
 
-// link is a connection, from its beginning to its end. http.Transport dials in
-// its own time, and does not say what it has open.
+// link is a connection, from the start of dialing until it is closed. It exists
+// because http.Transport may dial after the exchange that needed the connection,
+// and does not report which connections are open.
 type link struct {
-	net.Conn // set under https.mu, once
-	https    *https
-	dialling bool
-	cancel   context.CancelFunc // interrupts dialling
+	https  *https
+	cancel context.CancelFunc // interrupts dialing
+
+	// Set under https.mu, by the goroutine that dials. Conn is set once, before
+	// the link is read from or written to.
+	net.Conn
+	dialing bool
 }
 
 func newHTTPS(ns Nameserver, roots *x509.CertPool) *https {
@@ -76,7 +80,7 @@ func newHTTPS(ns Nameserver, roots *x509.CertPool) *https {
 		DialTLSContext:         h.dial,
 		Protocols:              new(http.Protocols),
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter, WriteByteTimeout: maxSilence},
-		MaxConnsPerHost:        1, // at a time; others wait for it rather than dial too
+		MaxConnsPerHost:        1, // other exchanges wait for it and do not dial
 		IdleConnTimeout:        maxIdle,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 16 << 10,
@@ -90,7 +94,7 @@ func (*https) String() string { return "https" }
 func (h *https) exchange(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error) {
 	h.enter()
 	defer h.leave()
-	dials := &dials{by: dialDeadline(deadline)}
+	dials := &dials{deadline: dialDeadline(deadline)}
 	ctx, cancel := context.WithDeadline(context.WithValue(ctx, dialsKey{}, dials), deadline)
 	defer cancel()
 	var connected, reused bool
@@ -131,8 +135,8 @@ func (h *https) exchange(ctx context.Context, deadline time.Time, q *question, e
 	return reply, 0, nil
 }
 
-// http2HungUp is hungUp for the errors of http.Transport over a connection that
-// came about. Some have no more than their text to be known by.
+// http2HungUp is hungUp for the errors of http.Transport over an established
+// connection. Some of them can be recognized only by their text.
 func http2HungUp(err error) error {
 	for _, text := range []string{
 		"http2: server sent GOAWAY",
@@ -153,44 +157,45 @@ func (h *https) post(ctx context.Context, query []byte) (*http.Response, error) 
 	if err != nil {
 		return nil, err
 	}
-	// This keeps http.Transport from sending it again, which it does for as long as
-	// the server refuses it, and is what it returns then. The query was not
-	// processed.
+	// http.Transport would send the query again for as long as the server refuses
+	// it. This error keeps it from doing so, and is what it returns instead. The
+	// server has not processed the query then.
 	req.GetBody = func() (io.ReadCloser, error) { return nil, errHungUp }
 	req.Header = http.Header{
 		"Accept":       {messageType},
 		"Content-Type": {messageType},
-		"User-Agent":   nil, // says nothing
+		"User-Agent":   nil, // none is sent
 	}
 	return h.http.RoundTrip(req)
 }
 
-// dials are those of one exchange.
+// dials counts the connections that one exchange begins.
 type dials struct {
-	by    time.Time // give up then
-	begun atomic.Int32
+	deadline time.Time
+	begun    atomic.Int32
 }
 
-// dialsKey is the key of the context's value that holds dials: http.Transport
-// takes the deadline away, since others may wait for the same connection.
+// dialsKey is the key of the context value that holds dials. The deadline cannot
+// be that of the context: http.Transport removes it, since other requests may wait
+// for the same connection.
 type dialsKey struct{}
 
 // dial connects for http.Transport.
 func (h *https) dial(ctx context.Context, _, _ string) (secured net.Conn, err error) {
 	dials := ctx.Value(dialsKey{}).(*dials)
 	if dials.begun.Add(1) > maxDials {
-		return nil, errHungUp // so far all did
+		return nil, errHungUp // as all before it did
 	}
-	ctx, cancel := context.WithDeadline(ctx, dials.by)
+	ctx, cancel := context.WithDeadline(ctx, dials.deadline)
 	defer cancel()
-	l := &link{https: h, cancel: cancel, dialling: true}
+	l := &link{https: h, cancel: cancel, dialing: true}
 	h.mu.Lock()
 	h.links[l] = struct{}{}
 	h.mu.Unlock()
 	defer func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		l.dialling = false
+		l.dialing = false
 		if err != nil {
 			h.unlink(l)
 		}
@@ -214,17 +219,17 @@ func (h *https) dial(ctx context.Context, _, _ string) (secured net.Conn, err er
 	return secured, nil
 }
 
-// Close closes the connection, which is no link then.
+// Close closes the connection and removes it from the links.
 func (l *link) Close() error {
 	l.https.mu.Lock()
-	if !l.dialling {
+	if !l.dialing {
 		l.https.unlink(l)
 	}
 	l.https.mu.Unlock()
 	return l.Conn.Close()
 }
 
-// unlink forgets l. The caller holds h.mu.
+// unlink removes l from the links. The caller holds h.mu.
 func (h *https) unlink(l *link) {
 	delete(h.links, l)
 	h.unlinked.Broadcast()
@@ -241,7 +246,7 @@ func (h *https) leave() {
 	defer h.mu.Unlock()
 	h.exchanges--
 	if h.closed {
-		h.settle()
+		h.closeLinks()
 	}
 }
 
@@ -249,12 +254,12 @@ func (h *https) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.closed = true
-	h.settle()
+	h.closeLinks()
 }
 
-// settle ends what is left of a closed transport, unless an exchange is under
-// way, which will do it. The caller holds h.mu.
-func (h *https) settle() {
+// closeLinks closes all connections, unless an exchange is under way: then the
+// last one to leave does it. The caller holds h.mu.
+func (h *https) closeLinks() {
 	for len(h.links) > 0 && h.exchanges == 0 {
 		for l := range h.links {
 			if l.cancel(); l.Conn != nil {

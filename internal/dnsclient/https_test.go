@@ -30,7 +30,7 @@ type web struct {
 	Nameserver
 	roots  *x509.CertPool
 	conns  atomic.Int32 // accepted
-	silent atomic.Int32 // that many of them, the first, say nothing more
+	silent atomic.Int32 // how many of them, from the first, send nothing more
 }
 
 // newWeb starts a nameserver that ends with the test. Its certificate is for
@@ -55,7 +55,7 @@ func (w *web) client(t *testing.T, timeout time.Duration) *Client {
 	return newClient(t, Config{Roots: w.roots, Timeout: timeout}, &script{Nameserver: w.Nameserver})
 }
 
-// freezer accepts connections that fall silent.
+// freezer accepts connections that may become silent.
 type freezer struct {
 	net.Listener
 	web *web
@@ -86,9 +86,13 @@ func (c *freezing) Write(b []byte) (int, error) {
 func onWeb(t *testing.T) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // the client has closed the connection, and sends the query again or fails
+		}
 		var m dns.Msg
-		if err != nil || m.Unpack(body) != nil {
-			t.Errorf("got %x, %v", body, err)
+		if err := m.Unpack(body); err != nil {
+			t.Errorf("got %x, %v; want a DNS message", body, err)
+			return
 		}
 		q := &query{Msg: &m}
 		w.Header().Set("Content-Type", messageType)
@@ -109,30 +113,30 @@ func TestHTTPS(t *testing.T) {
 	})
 	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
 	w.Path = "/q?tenant=1"
-	c := w.client(t, patience)
+	c := w.client(t, longTimeout)
 	for range 2 {
 		if got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil || len(got) != 1 || got[0].String() != "192.0.2.1" {
-			t.Errorf("got %v, %v", got, err)
+			t.Errorf("got %v, %v; want 192.0.2.1", got, err)
 		}
 	}
 	for i, r := range requests {
 		if r.Method != http.MethodPost || r.ProtoMajor != 2 || r.RequestURI != "/q?tenant=1" || r.Host != w.AddrPort.String() ||
 			r.Header.Get("Content-Type") != messageType || r.Header.Get("Accept") != messageType || r.ContentLength != int64(len(bodies[i])) {
-			t.Errorf("unexpected request %+v", r)
+			t.Errorf("got request %+v, want a POST over HTTP/2 of %s to /q?tenant=1 at %s", r, messageType, w.AddrPort)
 		}
 		for name := range r.Header {
 			switch name {
 			case "Accept", "Content-Type", "Content-Length":
 			default:
-				t.Errorf("unexpected header field %s: %s", name, r.Header.Get(name))
+				t.Errorf("got header field %s: %s, want none", name, r.Header.Get(name))
 			}
 		}
 		if binary.BigEndian.Uint16(bodies[i]) != 0 {
-			t.Errorf("the ID is not zero in %x", bodies[i])
+			t.Errorf("got %x, want the ID zero", bodies[i])
 		}
 	}
 	if n := w.conns.Load(); n != 1 || len(requests) != 2 {
-		t.Errorf("%d connections for %d requests", n, len(requests))
+		t.Errorf("%d connections for %d requests, want 1 for 2", n, len(requests))
 	}
 }
 
@@ -159,10 +163,10 @@ func TestHTTPSNames(t *testing.T) {
 			if w.Name = test.verified; test.byName {
 				w.AddrPort = portOf(w.AddrPort)
 			}
-			err := lookUp(t, w.client(t, patience), "a.example")
+			err := lookUp(t, w.client(t, longTimeout), "a.example")
 			if test.text != "" {
 				if wantError(t, err, Network); !strings.Contains(err.Error(), test.text) {
-					t.Errorf("got %v", err)
+					t.Errorf("got %v, want %q in it", err, test.text)
 				}
 				return
 			}
@@ -170,7 +174,7 @@ func TestHTTPSNames(t *testing.T) {
 				t.Fatal(err)
 			}
 			if host, name := <-hosts, <-names; host != fmt.Sprintf(test.host, w.AddrPort.Port()) || name != test.verified {
-				t.Errorf("Host %q, server name %q", host, name)
+				t.Errorf("Host %q, server name %q; want %q, %q", host, name, fmt.Sprintf(test.host, w.AddrPort.Port()), test.verified)
 			}
 		})
 	}
@@ -199,7 +203,7 @@ func TestHTTPSRefusesBadResponses(t *testing.T) {
 			w.Write(body)
 		}
 	}
-	elsewhere := newWeb(t, func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") })
+	target := newWeb(t, func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed, want it refused") })
 	for _, test := range []struct {
 		name    string
 		handler http.HandlerFunc
@@ -208,7 +212,7 @@ func TestHTTPSRefusesBadResponses(t *testing.T) {
 	}{
 		{"status", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, Network, "HTTP status 503"},
 		{"redirect", func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
+			http.Redirect(w, r, target.URL, http.StatusTemporaryRedirect)
 		}, Network, "HTTP status 307"},
 		{"type", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -249,10 +253,10 @@ func TestHTTPSRefusesBadResponses(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWeb(t, test.handler)
-			err := lookUp(t, w.client(t, patience), "a.example")
+			err := lookUp(t, w.client(t, longTimeout), "a.example")
 			if test.kind == 0 {
 				if err != nil {
-					t.Error(err)
+					t.Errorf("got %v, want an answer", err)
 				}
 				return
 			}
@@ -266,9 +270,9 @@ func TestHTTPSRefusesBadResponses(t *testing.T) {
 func TestHTTPSNeedsHTTP2(t *testing.T) {
 	t.Run("other protocols", func(t *testing.T) {
 		w := newWeb(t, onWeb(t), func(s *httptest.Server) { s.EnableHTTP2 = false })
-		err := lookUp(t, w.client(t, patience), "a.example")
+		err := lookUp(t, w.client(t, longTimeout), "a.example")
 		if wantError(t, err, Network); !strings.Contains(err.Error(), "no application protocol") {
-			t.Errorf("got %v", err)
+			t.Errorf("got %v, want that there is no common protocol", err)
 		}
 	})
 	t.Run("no protocols", func(t *testing.T) {
@@ -277,19 +281,19 @@ func TestHTTPSNeedsHTTP2(t *testing.T) {
 		s.Network, s.Path = "https", defaultPath
 		err := lookUp(t, newClient(t, Config{Roots: ca.roots}, s), "a.example")
 		if wantError(t, err, Network); !strings.Contains(err.Error(), "does not speak HTTP/2") {
-			t.Errorf("got %v", err)
+			t.Errorf("got %v, want that the server does not speak HTTP/2", err)
 		}
 	})
 }
 
-// A burst of queries shares one connection even if there is none yet, and more
-// than a connection takes at a time find their way.
+// A burst of queries shares one connection even if there is none yet. More queries
+// than a connection takes at a time are answered too.
 func TestHTTPSBurst(t *testing.T) {
-	var inFlight, most atomic.Int32
+	var inFlight, peak atomic.Int32
 	answer := onWeb(t)
 	w := newWeb(t, func(w http.ResponseWriter, r *http.Request) {
 		for n := inFlight.Add(1); ; {
-			if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {
+			if m := peak.Load(); n <= m || peak.CompareAndSwap(m, n) {
 				break
 			}
 		}
@@ -297,50 +301,50 @@ func TestHTTPSBurst(t *testing.T) {
 		inFlight.Add(-1)
 		answer(w, r)
 	}, func(s *httptest.Server) { s.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 100} })
-	c := w.client(t, patience)
+	c := w.client(t, longTimeout)
 	burst := func(n int) {
 		var running sync.WaitGroup
 		for i := range n {
 			running.Go(func() {
 				if err := lookUp(t, c, fmt.Sprintf("n%d.example", i)); err != nil {
-					t.Error(err)
+					t.Errorf("got %v, want an answer", err)
 				}
 			})
 		}
 		running.Wait()
 	}
 	burst(50)
-	if n := w.conns.Load(); n != 1 || most.Load() < 2 {
-		t.Errorf("%d connections, at most %d requests at a time", n, most.Load())
+	if n := w.conns.Load(); n != 1 || peak.Load() < 2 {
+		t.Errorf("%d connections, at most %d requests at a time; want 1, and 2 or more", n, peak.Load())
 	}
 	burst(500)
-	t.Logf("%d connections, at most %d requests at a time", w.conns.Load(), most.Load())
+	t.Logf("%d connections, at most %d requests at a time", w.conns.Load(), peak.Load())
 }
 
 func TestHTTPSServerFallsSilent(t *testing.T) {
 	t.Parallel()
 	w := newWeb(t, onWeb(t))
-	c := w.client(t, patience)
+	c := w.client(t, longTimeout)
 	if err := lookUp(t, c, "a.example"); err != nil {
 		t.Fatal(err)
 	}
 	w.silent.Store(1)
 	start := time.Now()
 	if err := lookUp(t, c, "a.example"); err != nil {
-		t.Error(err)
+		t.Errorf("got %v, want an answer over another connection", err)
 	}
-	if took := time.Since(start); took > patience/2 {
-		t.Errorf("noticed after %v", took)
+	if took := time.Since(start); took > longTimeout/2 {
+		t.Errorf("answered after %v, want less than %v", took, longTimeout/2)
 	}
 	if n := w.conns.Load(); n != 2 {
 		t.Errorf("%d connections, want 2", n)
 	}
 }
 
-// A server that goes away between two queries costs a connection, not a query.
+// A server that closes the connection between two queries fails no query.
 func TestHTTPSServerCloses(t *testing.T) {
 	w := newWeb(t, onWeb(t))
-	c := w.client(t, patience)
+	c := w.client(t, longTimeout)
 	for range 3 {
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
@@ -356,8 +360,9 @@ type framed struct {
 	conns, requests atomic.Int32
 }
 
-// newFramed starts a nameserver that ends with the test. It does what onConn and
-// onRequest say, and closes when they return false.
+// newFramed starts a nameserver that ends with the test. It calls onConn for each
+// connection and onRequest for each request, and closes the connection when they
+// return false.
 func newFramed(t *testing.T, onConn func(*http2.Framer) bool, onRequest func(f *http2.Framer, stream uint32, query []byte) bool) *framed {
 	ca := newAuthority(t)
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
@@ -397,7 +402,7 @@ func newFramed(t *testing.T, onConn func(*http2.Framer) bool, onRequest func(f *
 			}
 			s.conns.Add(1)
 			running.Go(func() {
-				conn.SetDeadline(time.Now().Add(patience))
+				conn.SetDeadline(time.Now().Add(longTimeout))
 				serve(conn)
 			})
 		}
@@ -423,8 +428,7 @@ func answerFramed(f *http2.Framer, stream uint32, query []byte) bool {
 	return f.WriteData(stream, true, pack(new(dns.Msg).SetReply(&m))) == nil
 }
 
-// Whatever the server does, an exchange sends its query twice at most and begins
-// two connections.
+// An exchange sends its query twice at most, and begins two connections at most.
 func TestHTTPSServerRefuses(t *testing.T) {
 	type onRequest = func(*http2.Framer, uint32, []byte) bool
 	reset := func(code http2.ErrCode) onRequest {
@@ -452,7 +456,7 @@ func TestHTTPSServerRefuses(t *testing.T) {
 			f.WriteGoAway(0, http2.ErrCodeNo, nil)
 			return false
 		}, nil, true},
-		"GOAWAY that spares the request": {nil, func(f *http2.Framer, stream uint32, _ []byte) bool {
+		"GOAWAY that includes the request": {nil, func(f *http2.Framer, stream uint32, _ []byte) bool {
 			f.WriteGoAway(stream, http2.ErrCodeNo, nil)
 			return false
 		}, true},
@@ -474,27 +478,27 @@ func TestHTTPSServerRefuses(t *testing.T) {
 				var running sync.WaitGroup
 				for range n {
 					running.Go(func() {
-						_, _, err := h.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true)
+						_, _, err := h.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true)
 						if err == nil || errors.Is(err, errHungUp) != test.hungUp || test.hungUp && err != errHungUp {
-							t.Errorf("%d at a time: got error %v", n, err)
+							t.Errorf("%d at a time: got error %v, want one that the server hung up: %v", n, err, test.hungUp)
 						}
 					})
 				}
 				running.Wait()
 				if conns, requests := s.conns.Load(), s.requests.Load(); conns > maxDials*total || requests > 2*total {
-					t.Errorf("%d exchanges: %d connections, %d requests", total, conns, requests)
+					t.Errorf("%d exchanges: %d connections, %d requests; want at most %d and %d", total, conns, requests, maxDials*total, 2*total)
 				} else {
 					t.Logf("%d exchanges: %d connections, %d requests", total, conns, requests)
 				}
-				if took := time.Since(start); took > patience/2 {
-					t.Errorf("%d at a time: took %v", n, took)
+				if took := time.Since(start); took > longTimeout/2 {
+					t.Errorf("%d at a time: took %v, want less than %v", n, took, longTimeout/2)
 				}
 			}
 		})
 	}
 }
 
-// What the server did not process is asked again, once.
+// A query that the server did not process is sent again, once.
 func TestHTTPSRefusedOnce(t *testing.T) {
 	for name, refuse := range map[string]func(*http2.Framer, uint32){
 		"GOAWAY":         func(f *http2.Framer, _ uint32) { f.WriteGoAway(0, http2.ErrCodeNo, nil) },
@@ -511,8 +515,8 @@ func TestHTTPSRefusedOnce(t *testing.T) {
 			})
 			h := newHTTPS(s.Nameserver, s.roots)
 			defer h.close()
-			if _, _, err := h.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true); err != nil {
-				t.Error(err)
+			if _, _, err := h.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true); err != nil {
+				t.Errorf("got %v, want a reply", err)
 			}
 			if n := s.requests.Load(); n != 2 {
 				t.Errorf("%d requests, want 2", n)
@@ -521,7 +525,7 @@ func TestHTTPSRefusedOnce(t *testing.T) {
 	}
 }
 
-// The failure to connect is none of a connection.
+// An error of dialing is not one of an established connection.
 func TestHTTPSDialErrors(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -541,8 +545,8 @@ func TestHTTPSDialErrors(t *testing.T) {
 	for _, network := range []string{"tls", "https"} {
 		ns := Nameserver{Network: network, AddrPort: listener.Addr().(*net.TCPAddr).AddrPort(), Path: defaultPath}
 		tr, _ := newTransports(ns, nil, new(atomic.Uint64))
-		if _, _, err := tr.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true); err == nil || errors.Is(err, errHungUp) {
-			t.Errorf("%s: got error %v", network, err)
+		if _, _, err := tr.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true); err == nil || errors.Is(err, errHungUp) {
+			t.Errorf("%s: got error %v, want one of dialing", network, err)
 		}
 		tr.close()
 	}
@@ -552,13 +556,13 @@ func TestHTTPSCallerLeaves(t *testing.T) {
 	arrived, release := make(chan struct{}), make(chan struct{})
 	answer := onWeb(t)
 	w := newWeb(t, func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body) // which is gone with the caller
+		body, _ := io.ReadAll(r.Body) // which cannot be read when the caller has left
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		arrived <- struct{}{}
 		<-release
 		answer(w, r)
 	})
-	c := w.client(t, patience)
+	c := w.client(t, longTimeout)
 	ctx, cancel := context.WithCancel(t.Context())
 	errs := make(chan error, 2)
 	for _, ctx := range []context.Context{ctx, t.Context()} {
@@ -570,14 +574,14 @@ func TestHTTPSCallerLeaves(t *testing.T) {
 	}
 	cancel()
 	if err := <-errs; !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want context.Canceled", err)
 	}
 	close(release)
 	if err := <-errs; err != nil {
-		t.Error(err)
+		t.Errorf("got %v, want an answer for the caller that stays", err)
 	}
 	if n := w.conns.Load(); n != 1 {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections, want 1", n)
 	}
 }
 
@@ -596,18 +600,18 @@ func TestCloseHTTPS(t *testing.T) {
 		})
 		h = newHTTPS(w.Nameserver, w.roots)
 		for range 2 {
-			if _, _, err := h.exchange(t.Context(), time.Now().Add(patience), rootQuestion, true); err != nil {
-				t.Error(err)
+			if _, _, err := h.exchange(t.Context(), time.Now().Add(longTimeout), rootQuestion, true); err != nil {
+				t.Errorf("got %v, want a reply", err)
 			}
 			if n := links(h); n != 0 {
-				t.Errorf("%d connections are left", n)
+				t.Errorf("%d connections are left, want 0", n)
 			}
 		}
 		if n := w.conns.Load(); n != 2 {
 			t.Errorf("%d connections, want 2", n)
 		}
 	})
-	t.Run("dialling", func(t *testing.T) {
+	t.Run("dialing", func(t *testing.T) {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -615,12 +619,12 @@ func TestCloseHTTPS(t *testing.T) {
 		defer listener.Close()
 		h := newHTTPS(Nameserver{Network: "https", AddrPort: listener.Addr().(*net.TCPAddr).AddrPort(), Path: "/"}, nil)
 		start := time.Now()
-		if _, _, err := h.exchange(t.Context(), time.Now().Add(brief), rootQuestion, true); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("got %v", err)
+		if _, _, err := h.exchange(t.Context(), time.Now().Add(shortTimeout), rootQuestion, true); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want context.DeadlineExceeded", err)
 		}
 		h.close()
 		if n, took := links(h), time.Since(start); n != 0 || took >= minDial {
-			t.Errorf("%d connections are left after %v", n, took)
+			t.Errorf("%d connections are left after %v, want 0 before %v", n, took, minDial)
 		}
 	})
 }

@@ -15,17 +15,17 @@ import (
 	"caddytarget/internal/dnsname"
 )
 
-// This file is all that knows the wire format (RFC 1035, section 4). Of the
-// library it uses names and numbers; records are walked here, because the
-// library rejects a message for any record that it cannot read, asked for or
-// not, and accepts an address without octets.
+// Only this file knows the wire format (RFC 1035, section 4). It takes names and
+// numbers from the library, but reads records itself: the library rejects a
+// message for any record that it cannot read, asked for or not, and accepts an
+// address record without data.
 
 const (
 	headerLen = 12
 	maxName   = dnsname.MaxWire
 
-	// udpSize is the largest datagram that servers are asked to send, the size
-	// that passes everywhere without fragments (DNS flag day 2020).
+	// udpSize is the largest datagram that servers are asked to send, a size that
+	// needs no fragments on any path (DNS flag day 2020).
 	udpSize = 1232
 
 	// maxLinks is how many CNAME records may lead from a name to its addresses.
@@ -50,7 +50,7 @@ type question struct {
 }
 
 // rootQuestion asks for the nameservers of the root, which every recursive
-// server knows by heart.
+// server has.
 var rootQuestion = &question{name: ".", qtype: dns.TypeNS, wire: []byte{0, 0, byte(dns.TypeNS), 0, dns.ClassINET}}
 
 // newQuestion makes a question of an absolute name.
@@ -124,7 +124,7 @@ func lower(c byte) byte {
 	return c
 }
 
-// reply is what a nameserver said to a question.
+// reply is the reply of a nameserver to a question.
 type reply struct {
 	rcode         int
 	truncated     bool
@@ -143,7 +143,7 @@ type reply struct {
 	soaTTL   time.Duration // for how long the absence of records may be cached (RFC 2308)
 }
 
-// record is an answer that may matter: an alias, an address or a service.
+// record is a record of the answer section: an alias, an address or a service.
 type record struct {
 	owner   string
 	target  string     // of a CNAME record
@@ -188,8 +188,8 @@ func parse(msg []byte, q *question) (reply, error) {
 	return r, nil
 }
 
-// walk reads all records of msg and returns those of the answer section that
-// may matter. What the OPT and SOA records say it puts into r.
+// walk reads all records of msg and returns the aliases, addresses and services
+// of the answer section. It puts the data of the OPT and SOA records into r.
 func (r *reply) walk(msg []byte, q *question) (records []record, bad malformed) {
 	const answer, authority, additional = 0, 1, 2
 
@@ -243,8 +243,8 @@ func (r *reply) walk(msg []byte, q *question) (records []record, bad malformed) 
 	return records, ""
 }
 
-// address reads the data of an address record. IPv4 addresses in IPv6 form come
-// out as what they are.
+// address reads the data of an address record. IPv4-mapped IPv6 addresses become
+// IPv4 addresses.
 func address(rtype uint16, data []byte) netip.Addr {
 	switch {
 	case rtype == dns.TypeA && len(data) == 4, rtype == dns.TypeAAAA && len(data) == 16:
@@ -296,11 +296,11 @@ func seconds(ttl uint32) time.Duration {
 	return time.Duration(ttl) * time.Second
 }
 
-// follow walks from r.end along CNAME records, in whatever order they are, and
-// collects the addresses or services of the name where they end. Records of other
-// names are left alone.
+// follow walks from r.end along CNAME records, in any order, and collects the
+// addresses or services of the name where they end. Records of other names are
+// ignored.
 //
-// A name has one CNAME record, and then no other record. Where a reply breaks this,
+// A name with a CNAME record must have no other record. If a reply violates this,
 // the first chain that ends in addresses counts; if none does, the first name
 // along the chains that has some itself. Other clients serve such names too.
 func (r *reply) follow(records []record) malformed {
@@ -344,7 +344,7 @@ func (r *reply) follow(records []record) malformed {
 	}
 	r.soa = r.soaOwner != "" && dns.IsSubDomain(r.soaOwner, r.end)
 	switch {
-	case unavailable: // as good as the word of an SOA record
+	case unavailable: // as definite as an SOA record
 		r.soa, r.soaTTL = true, r.ttl
 	case bad:
 		return "bad record"
@@ -360,7 +360,7 @@ type owner struct {
 	done  bool          // all that it leads to was visited
 }
 
-// chains are the ways from a name along the CNAME records of a reply.
+// chains are the paths from a name along the CNAME records of a reply.
 type chains struct {
 	records []record
 	seen    []owner // in the order in which they were met
@@ -403,8 +403,7 @@ func (c *chains) find(o owner) (end owner, ok bool) {
 	return o, c.usable(o.name)
 }
 
-// aliasTTL returns the smallest TTL of a CNAME record and of those that say the
-// same.
+// aliasTTL returns the smallest TTL of a CNAME record and its duplicates.
 func (c *chains) aliasTTL(rec *record) time.Duration {
 	ttl := seconds(rec.ttl)
 	for i := range c.records {

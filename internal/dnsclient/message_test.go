@@ -28,11 +28,11 @@ func TestAnsweredByComparesExactly(t *testing.T) {
 	msg := q.appendQuery(nil, 1, true)
 	msg[2] |= 0x80
 	if !q.answeredBy(msg, 1) || q.answeredBy(msg, 2) {
-		t.Error("a reply is not taken, or another is")
+		t.Error("want the reply with ID 1 accepted, and not with ID 2")
 	}
 	msg[headerLen+len(q.wire)-3] = 97
 	if q.answeredBy(msg, 1) {
-		t.Error("type 97 is taken for type 65")
+		t.Error("a reply for type 97 is accepted, want one for type 65 only")
 	}
 
 	// '@' and '`' differ by the same bit.
@@ -41,7 +41,7 @@ func TestAnsweredByComparesExactly(t *testing.T) {
 	msg[2] |= 0x80
 	msg[headerLen+1] = '`'
 	if q.answeredBy(msg, 1) {
-		t.Error("` is taken for @")
+		t.Error("a reply for ` is accepted, want one for @ only")
 	}
 }
 
@@ -49,27 +49,27 @@ func TestLongestName(t *testing.T) {
 	name := strings.Repeat("a.", 127)
 	q, err := newQuestion(name, dns.TypeA)
 	if err != nil || len(q.wire) != maxName+4 {
-		t.Fatalf("got %v, %v", q, err)
+		t.Fatalf("got %v, %v; want a question with a name of %d octets", q, err, maxName)
 	}
 	var m dns.Msg
 	if err := m.Unpack(q.appendQuery(nil, 1, true)); err != nil || m.Question[0].Name != name {
-		t.Errorf("got %v, %v", m.Question, err)
+		t.Errorf("got %v, %v; want %s", m.Question, err, name)
 	}
 	if _, err := newQuestion("a."+name, dns.TypeA); err == nil {
-		t.Error("a name of 257 octets can be asked")
+		t.Error("a name of 257 octets is accepted, want an error")
 	}
 }
 
 func TestRootQuestion(t *testing.T) {
 	q, err := newQuestion(".", dns.TypeNS)
 	if err != nil || q.name != rootQuestion.name || !bytes.Equal(q.wire, rootQuestion.wire) {
-		t.Errorf("got %+v, %v", q, err)
+		t.Errorf("got %+v, %v; want %+v", q, err, rootQuestion)
 	}
 }
 
-// FuzzReply reads any bytes as the reply to a question. Whatever they are, there
-// is no address or service but of a record whose owner the question leads to,
-// as the library reads the same bytes.
+// FuzzReply reads any bytes as the reply to a question. All addresses and services
+// are those of records whose owner the question leads to, as the library reads the
+// same bytes.
 func FuzzReply(f *testing.F) {
 	var questions [2]*question
 	for i, qtype := range []uint16{dns.TypeA, dns.TypeSRV} {
@@ -78,6 +78,32 @@ func FuzzReply(f *testing.F) {
 			f.Fatal(err)
 		}
 	}
+	addReplySeeds(f)
+	f.Fuzz(func(t *testing.T, msg []byte, srv bool) {
+		q := questions[0]
+		if srv {
+			q = questions[1]
+		}
+		if !q.answeredBy(msg, 1) {
+			return
+		}
+		before := bytes.Clone(msg)
+		r, err := parse(msg, q)
+		if !bytes.Equal(msg, before) {
+			t.Fatal("parse has changed the message, want it as before")
+		}
+		if f := r.classify(false); err != nil || f.kind != 0 && f.kind != NotFound {
+			return
+		}
+		if r.truncated || r.links > maxLinks || r.ttl < 0 {
+			t.Fatalf("got %+v, want no addresses of a reply that is truncated or has a chain that is too long", r)
+		}
+
+		checkOwners(t, msg, q, r)
+	})
+}
+
+func addReplySeeds(f *testing.F) {
 	seed := func(change func(*dns.Msg)) {
 		var m dns.Msg
 		if err := m.Unpack(typical()); err != nil {
@@ -115,65 +141,49 @@ func FuzzReply(f *testing.F) {
 	seed(func(m *dns.Msg) { m.Truncated = true })
 	seed(func(m *dns.Msg) { m.Question = nil })
 	seed(func(m *dns.Msg) { m.Rcode = dns.RcodeBadVers })
+}
 
-	f.Fuzz(func(t *testing.T, msg []byte, srv bool) {
-		q := questions[0]
-		if srv {
-			q = questions[1]
-		}
-		if !q.answeredBy(msg, 1) {
-			return
-		}
-		before := bytes.Clone(msg)
-		r, err := parse(msg, q)
-		if !bytes.Equal(msg, before) {
-			t.Fatal("the message has changed")
-		}
-		if f := r.judge(false); err != nil || f.kind != 0 && f.kind != NotFound {
-			return
-		}
-		if r.truncated || r.links > maxLinks || r.ttl < 0 {
-			t.Fatalf("used %+v", r)
-		}
-
-		var m dns.Msg
-		if m.Unpack(msg) != nil {
-			return // for a record that does not matter here
-		}
-		reached := map[string]bool{strings.ToLower(q.name): true}
-		for range m.Answer {
-			for _, rr := range m.Answer {
-				if alias, ok := rr.(*dns.CNAME); ok && reached[strings.ToLower(alias.Hdr.Name)] {
-					reached[strings.ToLower(alias.Target)] = true
-				}
-			}
-		}
-		var addrs []netip.Addr
-		var services []net.SRV
+// checkOwners fails if r has an address or a service that msg, as the library reads
+// it, does not have at a name to which the question leads.
+func checkOwners(t *testing.T, msg []byte, q *question, r reply) {
+	srv := q.qtype == dns.TypeSRV
+	var m dns.Msg
+	if m.Unpack(msg) != nil {
+		return // for a record that does not matter here
+	}
+	reached := map[string]bool{strings.ToLower(q.name): true}
+	for range m.Answer {
 		for _, rr := range m.Answer {
-			if h := rr.Header(); h.Class != dns.ClassINET || !reached[strings.ToLower(h.Name)] {
-				continue
-			}
-			switch rr := rr.(type) {
-			case *dns.A:
-				addr, _ := netip.AddrFromSlice(rr.A.To4())
-				addrs = append(addrs, addr)
-			case *dns.SRV:
-				target := strings.ToLower(strings.TrimSuffix(rr.Target, "."))
-				services = append(services, net.SRV{Target: target, Port: rr.Port, Priority: rr.Priority, Weight: rr.Weight})
+			if alias, ok := rr.(*dns.CNAME); ok && reached[strings.ToLower(alias.Hdr.Name)] {
+				reached[strings.ToLower(alias.Target)] = true
 			}
 		}
-		for _, addr := range r.addrs {
-			if srv || !slices.Contains(addrs, addr) {
-				t.Fatalf("%v is not an address of %s in\n%v", addr, q.name, &m)
-			}
+	}
+	var addrs []netip.Addr
+	var services []net.SRV
+	for _, rr := range m.Answer {
+		if h := rr.Header(); h.Class != dns.ClassINET || !reached[strings.ToLower(h.Name)] {
+			continue
 		}
-		for _, service := range r.services {
-			if !srv || service.Target == "" || !slices.Contains(services, service) {
-				t.Fatalf("%v is not a service of %s in\n%v", service, q.name, &m)
-			}
+		switch rr := rr.(type) {
+		case *dns.A:
+			addr, _ := netip.AddrFromSlice(rr.A.To4())
+			addrs = append(addrs, addr)
+		case *dns.SRV:
+			target := strings.ToLower(strings.TrimSuffix(rr.Target, "."))
+			services = append(services, net.SRV{Target: target, Port: rr.Port, Priority: rr.Priority, Weight: rr.Weight})
 		}
-	})
+	}
+	for _, addr := range r.addrs {
+		if srv || !slices.Contains(addrs, addr) {
+			t.Fatalf("got %v, want addresses of %s in\n%v", addr, q.name, &m)
+		}
+	}
+	for _, service := range r.services {
+		if !srv || service.Target == "" || !slices.Contains(services, service) {
+			t.Fatalf("got %v, want services of %s in\n%v", service, q.name, &m)
+		}
+	}
 }
 
 func BenchmarkParse(b *testing.B) {
@@ -185,7 +195,7 @@ func BenchmarkParse(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		if r, err := parse(msg, q); err != nil || len(r.addrs) != 2 {
-			b.Fatal(r, err)
+			b.Fatalf("got %+v, %v; want 2 addresses", r, err)
 		}
 	}
 }

@@ -11,24 +11,23 @@ import (
 	"strings"
 )
 
-// defaultPorts are where a nameserver listens if its address says nothing else.
+// defaultPorts are the ports of nameservers whose address has none.
 var defaultPorts = map[string]uint16{"udp": 53, "tcp": 53, "tls": 853, "https": 443}
 
-// defaultPath is where a nameserver is asked over HTTPS if its address says
-// nothing else.
+// defaultPath is the path for HTTPS if the address of the nameserver has none.
 const defaultPath = "/dns-query"
 
 // Nameserver is one server that can be asked. It is comparable: two equal
 // values are the same server.
 type Nameserver struct {
-	// Network is "udp" for DNS over UDP, with TCP where a reply is truncated,
-	// "tcp" for DNS over TCP alone, "tls" for DNS over TLS (RFC 7858), or
+	// Network is "udp" for DNS over UDP, with TCP if a reply is truncated,
+	// "tcp" for DNS over TCP only, "tls" for DNS over TLS (RFC 7858), or
 	// "https" for DNS over HTTPS (RFC 8484).
 	Network string
 
 	// AddrPort is where the server listens. IPv6 addresses may have a zone. With
-	// "tls" and "https" it may have a port alone; then the operating system looks
-	// up Name for each connection.
+	// "tls" and "https" the address may be the zero value; then the operating
+	// system looks up Name for each connection.
 	AddrPort netip.AddrPort
 
 	// Name is the host name that the certificate of the server must be for, with
@@ -51,10 +50,10 @@ type Nameserver struct {
 // the address itself if there is none. A path, with https, is /dns-query unless
 // it is given; it may have a query.
 //
-// These two take a host name in place of the address as well. The operating
-// system looks it up for each connection, so it should not depend on the client
-// that it is for. Elsewhere host names are refused, because looking them up
-// would take a nameserver.
+// tls and https also accept a host name in place of the address. The operating
+// system looks it up for each connection, so its resolver must not depend on this
+// nameserver. The other schemes refuse host names, since looking them up needs a
+// nameserver.
 func ParseNameserver(s string) (Nameserver, error) {
 	network, rest, ok := strings.Cut(s, "://")
 	if !ok {
@@ -151,8 +150,8 @@ func parseAddrPort(s string, defaultPort uint16) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(addr.Unmap(), defaultPort), nil
 }
 
-// parseHostPort reads NAME or NAME:PORT. The address that it returns is a port
-// alone.
+// parseHostPort reads NAME or NAME:PORT. It returns the port with the zero
+// address.
 func parseHostPort(s string, defaultPort uint16) (netip.AddrPort, string, error) {
 	name, text, ok := strings.Cut(s, ":")
 	if !ok {
@@ -174,12 +173,12 @@ func parseHostPort(s string, defaultPort uint16) (netip.AddrPort, string, error)
 func hostName(s string) (string, bool) {
 	s = strings.TrimSuffix(s, ".")
 	labels := strings.Split(s, ".")
-	good := func(label string) bool {
+	valid := func(label string) bool {
 		return label != "" && len(label) <= 63 && label[0] != '-' && label[len(label)-1] != '-' &&
 			!strings.ContainsFunc(label, func(r rune) bool { return !alphanumeric(r) && r != '-' && r != '_' })
 	}
 	last := labels[len(labels)-1]
-	if len(s) > maxName-2 || slices.ContainsFunc(labels, func(label string) bool { return !good(label) }) ||
+	if len(s) > maxName-2 || slices.ContainsFunc(labels, func(label string) bool { return !valid(label) }) ||
 		strings.Trim(last, "0123456789") == "" {
 		return "", false
 	}
@@ -212,8 +211,8 @@ func (n Nameserver) hostPort() string {
 	return n.Name + ":" + strconv.Itoa(int(n.AddrPort.Port()))
 }
 
-// identity returns what the certificate of n must be for: its name or, without
-// one, its address.
+// identity returns what the certificate of n must be for: its name or, if it has
+// none, its address.
 func (n Nameserver) identity() string {
 	if n.Name != "" {
 		return n.Name

@@ -46,6 +46,9 @@ func TestParseNameserver(t *testing.T) {
 			t.Errorf("%q is %v, %v; want %s", in, got, err, want)
 		}
 	}
+}
+
+func TestParseNameserverErrors(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                                "not an IP address",
 		"ns.example":                      "not an IP address",
@@ -113,7 +116,7 @@ func FuzzParseNameserver(f *testing.F) {
 		ns, err := ParseNameserver(s)
 		if err != nil {
 			if ns != (Nameserver{}) {
-				t.Errorf("%q is refused, but %#v", s, ns)
+				t.Errorf("%q is refused with %#v, want the zero value", s, ns)
 			}
 			return
 		}
@@ -121,10 +124,10 @@ func FuzzParseNameserver(f *testing.F) {
 		if defaultPorts[ns.Network] == 0 || ns.AddrPort.Port() == 0 || ns.AddrPort.Addr().Is4In6() ||
 			!ns.AddrPort.IsValid() && (!certified || ns.Name == "") || !certified && ns.Name != "" ||
 			strings.HasPrefix(ns.Path, "/") != (ns.Network == "https") {
-			t.Errorf("%q is %#v", s, ns)
+			t.Errorf("%q is %#v, want a nameserver that can be asked", s, ns)
 		}
 		if again, err := ParseNameserver(ns.String()); err != nil || again != ns {
-			t.Errorf("%q is %v, but that is %v, %v", s, ns, again, err)
+			t.Errorf("%q is %v, and that is %v, %v; want the same", s, ns, again, err)
 		}
 	})
 }
@@ -132,6 +135,6 @@ func FuzzParseNameserver(f *testing.F) {
 func TestZeroNameserver(t *testing.T) {
 	ns := Nameserver{AddrPort: netip.MustParseAddrPort("10.0.0.53:53")}
 	if ns.String() != "10.0.0.53:53" {
-		t.Errorf("got %v", ns)
+		t.Errorf("got %v, want 10.0.0.53:53", ns)
 	}
 }

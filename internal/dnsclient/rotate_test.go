@@ -18,7 +18,7 @@ func TestRotate(t *testing.T) {
 		t.Helper()
 		for i := range lookups {
 			if got, _, err := c.Lookup(t.Context(), fmt.Sprintf("n%d.example", i), dns.TypeA); err != nil || !slices.Equal(got, addrs("192.0.2.1")) {
-				t.Fatalf("got %v, %v", got, err)
+				t.Fatalf("got %v, %v; want 192.0.2.1", got, err)
 			}
 		}
 	}
@@ -30,9 +30,9 @@ func TestRotate(t *testing.T) {
 			n := s.queries("udp")
 			switch {
 			case !rotate && n != map[bool]int{true: lookups}[i == 0]:
-				t.Errorf("%d queries to nameserver %d", n, i)
+				t.Errorf("%d queries to nameserver %d, want all to the first", n, i)
 			case rotate && n < lookups/10:
-				t.Errorf("with rotate, %d queries to nameserver %d", n, i)
+				t.Errorf("with rotate, %d queries to nameserver %d, want %d at least", n, i, lookups/10)
 			}
 		}
 	}
@@ -41,13 +41,13 @@ func TestRotate(t *testing.T) {
 	c := newClient(t, Config{Rotate: true, Tries: 2}, bad, newScript(t, ok, nil))
 	lookUp(c)
 	if n := bad.queries("udp"); n > lookups/10 {
-		t.Errorf("%d queries to the one that fails", n)
+		t.Errorf("%d queries to the nameserver that fails, want %d at most", n, lookups/10)
 	}
-	// what changes does so for the next lookup
+	// a change takes effect with the next lookup
 	other := newScript(t, ok, nil)
-	c.Change([]Nameserver{other.Nameserver}, Settings{Timeout: patience, Tries: 1})
+	c.Change([]Nameserver{other.Nameserver}, Settings{Timeout: longTimeout, Tries: 1})
 	lookUp(c)
 	if n := other.queries("udp"); n != lookups {
-		t.Errorf("%d queries to the new one", n)
+		t.Errorf("%d queries to the new nameserver, want %d", n, lookups)
 	}
 }

@@ -215,14 +215,14 @@ func addrs(all ...string) (parsed []netip.Addr) {
 	return parsed
 }
 
-// newClient returns a client of the scripts that ends with the test. It asks
-// each question once and is patient, unless cfg says otherwise.
+// newClient returns a client of the scripts that ends with the test. Unless cfg has
+// other values, it asks each question once and has a long timeout.
 func newClient(t testing.TB, cfg Config, scripts ...*script) *Client {
 	if cfg.Tries == 0 {
 		cfg.Tries = 1
 	}
 	if cfg.Timeout == 0 {
-		cfg.Timeout = patience
+		cfg.Timeout = longTimeout
 	}
 	var servers []Nameserver
 	for _, s := range scripts {
@@ -233,7 +233,7 @@ func newClient(t testing.TB, cfg Config, scripts ...*script) *Client {
 	return c
 }
 
-// Lookup is Ask for those who wait.
+// Lookup is Ask, and waits for the answer.
 func (c *Client) Lookup(ctx context.Context, name string, qtype uint16) (addrs []netip.Addr, ttl time.Duration, err error) {
 	done := make(chan struct{})
 	c.Ask(ctx, name, qtype, func(a []netip.Addr, t time.Duration, e error) {
@@ -244,7 +244,7 @@ func (c *Client) Lookup(ctx context.Context, name string, qtype uint16) (addrs [
 	return addrs, ttl, err
 }
 
-// LookupSRV is AskSRV for those who wait.
+// LookupSRV is AskSRV, and waits for the answer.
 func (c *Client) LookupSRV(ctx context.Context, name string) (services []net.SRV, ttl time.Duration, err error) {
 	done := make(chan struct{})
 	c.AskSRV(ctx, name, func(s []net.SRV, t time.Duration, e error) {

@@ -37,10 +37,10 @@ import (
 // These tests ask the nameservers that people run: Debian's knot, unbound,
 // bind9, dnsmasq-base and dnsdist. knotd is the authority that unbound, one named
 // and dnsdist ask; dnsmasq asks unbound. Each is started for the test, on free
-// ports of 127.0.0.1, and knows nothing of the world outside.
+// ports of 127.0.0.1, and asks no server but these.
 
-// patience is how long a test waits for something that has to happen.
-const patience = 60 * time.Second
+// longTimeout is how long a test waits for something that has to happen.
+const longTimeout = 60 * time.Second
 
 // serverName is the name in the certificate of all servers.
 const serverName = "dns.example"
@@ -56,7 +56,7 @@ func missing(t testing.TB, what string) {
 
 // --- zones ---
 
-// Numbers of addresses, by the way that an answer with so many has to take.
+// Numbers of addresses, by the transport that an answer with so many needs.
 const (
 	fitsEDNS = 50   // more than 512 octets, less than 1232
 	needsTCP = 400  // more than 1232
@@ -117,7 +117,7 @@ type server struct {
 	binary  string
 	args    func(s *server) []string
 	config  string            // with {dir}, {port} and so on to be replaced
-	schemes []string          // what it speaks
+	schemes []string          // of its transports
 	caches  bool              // TTLs count down
 	checks  bool              // DNSSEC
 	ports   map[string]uint16 // by scheme
@@ -328,7 +328,7 @@ func (s *server) start(t testing.TB, ca *authority, others ...*server) {
 			pairs = append(pairs, other.anchors(t)...)
 		}
 	}
-	// somebody else may take a port before the server does
+	// another process may take a port before the server does
 	for try := 1; ; try++ {
 		p := freePorts(t, 3)
 		s.ports = map[string]uint16{"udp": p[0], "tcp": p[0], "tls": p[1], "https": p[2]}
@@ -382,7 +382,7 @@ func (s *server) run(t testing.TB) error {
 		return err
 	}
 
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(longTimeout); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		select {
 		case <-s.ended:
 			return errEnded
@@ -423,11 +423,11 @@ func (s *server) kill() {
 	<-s.ended
 }
 
-// anchors returns what the configurations of validating servers know of the
-// keys of s: the true one of example, and for bogus one that is not.
+// anchors returns the trust anchors for the configurations of validating servers:
+// the key of s for example, and a wrong one for bogus.
 func (s *server) anchors(t testing.TB) []string {
 	t.Helper()
-	client := dns.Client{Net: "tcp", Timeout: patience}
+	client := dns.Client{Net: "tcp", Timeout: longTimeout}
 	reply, _, err := client.Exchange(new(dns.Msg).SetQuestion("example.", dns.TypeDNSKEY), fmt.Sprint("127.0.0.1:", s.ports["tcp"]))
 	if err != nil {
 		t.Fatal(err)
@@ -443,7 +443,7 @@ func (s *server) anchors(t testing.TB) []string {
 			}
 		}
 	}
-	t.Fatalf("no key for signing keys in %v", reply)
+	t.Fatalf("got %v, want a key for signing keys in it", reply)
 	return nil
 }
 
@@ -532,7 +532,8 @@ func (a *authority) files(t testing.TB, dir, name string) {
 
 // --- taps ---
 
-// tap stands between a client and one port of a server, and counts.
+// tap forwards between a client and one port of a server, and records messages
+// and connections.
 type tap struct {
 	port uint16
 
@@ -592,7 +593,7 @@ func newTap(t testing.TB, server uint16) *tap {
 	t.Cleanup(func() {
 		packets.Close()
 		listener.Close()
-		for range 2 { // one may have come in the meantime
+		for range 2 { // a connection may have been accepted in the meantime
 			p.mu.Lock()
 			for _, c := range open {
 				c.Close()
@@ -659,7 +660,7 @@ func (p *tap) datagrams(t testing.TB) (queries, replies []*dns.Msg) {
 		for _, b := range all {
 			m := new(dns.Msg)
 			if err := m.Unpack(b); err != nil {
-				t.Error(err)
+				t.Errorf("got %x, %v; want a DNS message", b, err)
 			}
 			msgs = append(msgs, m)
 		}
@@ -689,18 +690,18 @@ func uri(scheme, name string, port uint16) string {
 	return s
 }
 
-// newClient returns a patient client that ends with the test.
+// newClient returns a client with a long timeout that ends with the test.
 func newClient(t testing.TB, ca *authority, servers ...dnsclient.Nameserver) *dnsclient.Client {
 	t.Helper()
-	c := dnsclient.New(servers, dnsclient.Config{Timeout: patience / 3, Roots: ca.pool()})
+	c := dnsclient.New(servers, dnsclient.Config{Timeout: longTimeout / 3, Roots: ca.pool()})
 	t.Cleanup(c.Close)
 	return c
 }
 
-// lookup asks for one name, for an error that is an *Error.
+// lookup asks for one name. An error must be an *Error.
 func lookup(t testing.TB, c *dnsclient.Client, name string, qtype uint16) ([]netip.Addr, time.Duration, *dnsclient.Error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), longTimeout)
 	defer cancel()
 	addrs, ttl, err := c.Lookup(ctx, name, qtype)
 	slices.SortFunc(addrs, netip.Addr.Compare)
@@ -709,14 +710,14 @@ func lookup(t testing.TB, c *dnsclient.Client, name string, qtype uint16) ([]net
 	}
 	e, ok := errors.AsType[*dnsclient.Error](err)
 	if !ok {
-		t.Fatalf("%s: an error of type %T: %v", name, err, err)
+		t.Fatalf("%s: got an error of type %T, want an *Error: %v", name, err, err)
 	}
 	return nil, 0, e
 }
 
 // --- tests ---
 
-// endpoint is one way to a server.
+// endpoint is a server and one of its transports.
 type endpoint struct {
 	*server
 	scheme string
@@ -803,7 +804,7 @@ func TestRealServers(t *testing.T) {
 						}
 					}
 					t.Run("second server", func(t *testing.T) { secondServer(t, ca, e) })
-					if e.scheme == "udp" { // nothing depends on it elsewhere
+					if e.scheme == "udp" { // the other transports do not depend on it
 						t.Run("EDNS", func(t *testing.T) { seesEDNS(t, ca, e) })
 					}
 					t.Run("2000 names", func(t *testing.T) { manyNames(t, ca, e) })
@@ -842,21 +843,21 @@ func (x expectation) check(t *testing.T, ca *authority, e endpoint) {
 	if err != nil {
 		ttl, _ = err.Negative()
 		if last := err.Tries[len(err.Tries)-1]; last.Transport != e.scheme {
-			t.Errorf("the last try was over %s", last.Transport)
+			t.Errorf("the last try was over %s, want %s", last.Transport, e.scheme)
 		}
 	}
 	if x.kinds != nil && ttl < 0 || ttl > x.ttl || !e.caches && ttl < x.ttl {
 		t.Errorf("TTL %s, want %s", ttl, x.ttl)
 	}
 	if n := p.connections(); e.scheme == "udp" && n > 0 != x.overTCP {
-		t.Errorf("%d connections over TCP", n)
+		t.Errorf("%d connections over TCP, want some: %v", n, x.overTCP)
 	}
 	if queries, _ := p.datagrams(t); e.scheme != "udp" && len(queries) > 0 {
-		t.Errorf("%d queries over UDP", len(queries))
+		t.Errorf("%d queries over UDP, want 0", len(queries))
 	}
 }
 
-// secondServer: who refuses is not the last word.
+// secondServer: if a server refuses, the next one is asked.
 func secondServer(t *testing.T, ca *authority, e endpoint) {
 	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -879,7 +880,7 @@ func secondServer(t *testing.T, ca *authority, e endpoint) {
 	for _, name := range []string{"www.refused", "www.dead"} {
 		got, _, err := lookup(t, c, name, dns.TypeA)
 		if err != nil || !slices.Equal(got, addrs("192.0.2.77")) {
-			t.Errorf("%s: got %v, %v", name, got, err)
+			t.Errorf("%s: got %v, %v; want 192.0.2.77", name, got, err)
 		}
 	}
 }
@@ -893,24 +894,24 @@ func seesEDNS(t *testing.T, ca *authority, e endpoint) {
 	}
 	queries, replies := p.datagrams(t)
 	if len(queries) != 1 || len(replies) != 1 {
-		t.Fatalf("%d queries, %d replies", len(queries), len(replies))
+		t.Fatalf("%d queries, %d replies; want 1 and 1", len(queries), len(replies))
 	}
 	if opt := queries[0].IsEdns0(); opt == nil || opt.UDPSize() != 1232 || opt.Version() != 0 || opt.Do() {
-		t.Errorf("asked with %v", opt)
+		t.Errorf("asked with %v, want EDNS with a size of 1232", opt)
 	}
 	if replies[0].IsEdns0() == nil || replies[0].Truncated || len(replies[0].Answer) != fitsEDNS {
-		t.Errorf("got %v", replies[0])
+		t.Errorf("got %v, want EDNS and %d addresses", replies[0], fitsEDNS)
 	}
 }
 
-// manyNames asks for many names at the same time, where there are connections
-// over one.
+// manyNames asks for many names at the same time, over one connection if the
+// transport has connections.
 func manyNames(t *testing.T, ca *authority, e endpoint) {
 	p := newTap(t, e.ports[e.scheme])
 	c := newClient(t, ca, nameserver(t, e.scheme, serverName, p.port))
 	names, atOnce := 2000, 50
 	if e.name == "dnsmasq" {
-		names = 500 // it forks for each connection and ends it after 100 queries
+		names = 500 // it forks for each connection, and closes it after 100 queries
 	}
 	var wg sync.WaitGroup
 	for worker := range atOnce {
@@ -918,7 +919,7 @@ func manyNames(t *testing.T, ca *authority, e endpoint) {
 			for i := worker; i < names; i += atOnce {
 				name := fmt.Sprintf("n%d.%s.wild.example", i, strings.ReplaceAll(e.scheme+e.name, " ", "-"))
 				if got, _, err := lookup(t, c, name, dns.TypeA); err != nil || !slices.Equal(got, addrs("192.0.2.9")) {
-					t.Errorf("%s: got %v, %v", name, got, err)
+					t.Errorf("%s: got %v, %v; want 192.0.2.9", name, got, err)
 				}
 			}
 		})
@@ -929,7 +930,7 @@ func manyNames(t *testing.T, ca *authority, e endpoint) {
 		want = names / 100 * (1 + atOnce) // each end costs all in flight one of their own
 	}
 	if n := p.connections(); e.scheme != "udp" && n > want {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections, want %d at most", n, want)
 	}
 }
 
@@ -943,22 +944,22 @@ func otherName(t *testing.T, ca *authority, e endpoint) {
 	} {
 		got, _, err := lookup(t, c, "one.example", dns.TypeA)
 		if err == nil || err.Kind != dnsclient.Network {
-			t.Errorf("%s: got %v, %v", about, got, err)
+			t.Errorf("%s: got %v, %v; want an error of kind Network", about, got, err)
 		}
 	}
 	if queries, _ := p.datagrams(t); len(queries) > 0 {
-		t.Errorf("%d queries over UDP", len(queries))
+		t.Errorf("%d queries over UDP, want 0", len(queries))
 	}
 }
 
-// ttlCounts: what a cache has kept for a while holds for less.
+// ttlCounts: the TTLs of answers from a cache decrease.
 func ttlCounts(t *testing.T, ca *authority, e endpoint) {
 	c := newClient(t, ca, nameserver(t, e.scheme, serverName, e.ports[e.scheme]))
 	_, before, err := lookup(t, c, "count.example", dns.TypeA)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for start := time.Now(); time.Since(start) < 2*time.Second || e.caches && time.Since(start) < patience; {
+	for start := time.Now(); time.Since(start) < 2*time.Second || e.caches && time.Since(start) < longTimeout; {
 		time.Sleep(200 * time.Millisecond) // the clock is the server's
 		_, ttl, err := lookup(t, c, "count.example", dns.TypeA)
 		switch {
@@ -967,16 +968,16 @@ func ttlCounts(t *testing.T, ca *authority, e endpoint) {
 		case e.caches && ttl < before:
 			return
 		case !e.caches && ttl != before:
-			t.Fatalf("TTL %s, and then %s", before, ttl)
+			t.Fatalf("got TTL %s, and then %s; want the same", before, ttl)
 		}
 	}
 	if e.caches {
-		t.Errorf("TTL %s for %s", before, patience)
+		t.Errorf("got TTL %s for %s, want it to count down", before, longTimeout)
 	}
 }
 
-// TestRealServerRestarts: a server that ends and comes back is used again, and
-// a restart between two lookups is not noticed at all.
+// TestRealServerRestarts: a server that stops and starts again is used again, and
+// a restart between two lookups fails no lookup.
 func TestRealServerRestarts(t *testing.T) {
 	ca := newAuthority(t)
 	authority := knot()
@@ -985,14 +986,14 @@ func TestRealServerRestarts(t *testing.T) {
 		s.start(t, ca, authority)
 		clients := make(map[string]*dnsclient.Client)
 		for _, scheme := range s.schemes {
-			t.Run(endpoint{s, scheme}.String(), func(t *testing.T) { nameserver(t, scheme, serverName, 1) }) // says what is missing
+			t.Run(endpoint{s, scheme}.String(), func(t *testing.T) { nameserver(t, scheme, serverName, 1) }) // skips if it is missing
 			if ns, err := dnsclient.ParseNameserver(uri(scheme, serverName, s.ports[scheme])); err == nil {
 				clients[scheme] = newClient(t, ca, ns)
 			}
 		}
 		one := func(c *dnsclient.Client) error {
 			if got, _, err := lookup(t, c, "one.example", dns.TypeA); err != nil || !slices.Equal(got, addrs("192.0.2.1")) {
-				return fmt.Errorf("got %v, %w", got, err)
+				return fmt.Errorf("got %v, want 192.0.2.1: %w", got, err)
 			}
 			return nil
 		}
@@ -1014,7 +1015,7 @@ func TestRealServerRestarts(t *testing.T) {
 		s.kill()
 		for scheme, c := range clients {
 			if err := one(c); err == nil {
-				t.Errorf("%s over %s answers from beyond the grave", s.name, scheme)
+				t.Errorf("%s over %s answers after its end, want an error", s.name, scheme)
 			}
 		}
 		if err := s.run(t); err != nil {
@@ -1023,11 +1024,11 @@ func TestRealServerRestarts(t *testing.T) {
 		for scheme, c := range clients {
 			start := time.Now()
 			var err error
-			for err = one(c); err != nil && time.Since(start) < patience; err = one(c) {
+			for err = one(c); err != nil && time.Since(start) < longTimeout; err = one(c) {
 				time.Sleep(10 * time.Millisecond)
 			}
 			if err != nil {
-				t.Errorf("%s over %s: %v, and it has been back for %s", s.name, scheme, err, patience)
+				t.Errorf("%s over %s: %v; it has been back for %s, want an answer", s.name, scheme, err, longTimeout)
 			}
 			t.Logf("%s over %s: used again after %s", s.name, scheme, time.Since(start).Round(time.Millisecond))
 		}

@@ -16,78 +16,79 @@ import (
 )
 
 const (
-	// maxSilence is how long a connection may owe replies without one before the
-	// next query goes over another connection.
+	// maxSilence is how long a connection with queries in flight may bring no reply
+	// before the next query goes over another connection.
 	maxSilence = 2 * time.Second
 
-	// minWait is how long a query without a reply must have waited to speak
-	// against its connection. It is below all timeouts of tries, but a query may
-	// have spent most of its own on connecting.
+	// minWait is how long a query must have waited for its timeout to retire the
+	// connection. All timeouts of tries are longer, but a query may have spent most
+	// of its own on connecting.
 	minWait = 200 * time.Millisecond
 
-	// maxIDs is how many IDs of one connection may be taken.
+	// maxIDs is how many IDs of one connection may be in use.
 	maxIDs = 1 << 14
 
-	// maxStrays is how many messages in a row a connection may bring that nobody
-	// asked for.
+	// maxStrays is how many messages in a row a connection may bring that are no
+	// replies.
 	maxStrays = 1000
 
-	// maxAlone is how many queries at a time may have a connection each.
-	maxAlone = 16
+	// maxDedicated is how many queries at a time may have a connection of their
+	// own.
+	maxDedicated = 16
 )
 
 // stream asks over TCP or TLS. All queries share one connection, which is kept
-// while it is used, and need not wait for each other: the replies come in any
-// order, and the ID tells whose they are (RFC 7766, section 6.2).
+// while it is used. They do not wait for each other: the replies come in any
+// order, and are matched by ID (RFC 7766, section 6.2).
 //
-// A server may close a connection at any time, so a query that comes to nothing
-// that way is asked once more (RFC 7766, section 6.2.4), over a connection of its
-// own: some servers close after each reply, and some at one query that they do
-// not like, which is nothing to the others.
+// A server may close a connection at any time. A query that fails for that reason
+// is sent once more (RFC 7766, section 6.2.4), over a dedicated connection: some
+// servers close after each reply, and some at one query that they do not like,
+// and then the other queries must not fail with it.
 //
-// A query that cannot wait leaves, and the connection goes on without it. Only
-// the goroutines of the connection read and write, so that nobody's deadline is
-// in the way of others; what interrupts them is the end of the connection.
+// A query whose deadline passes leaves, and the connection continues without it.
+// Only the two goroutines of the connection read and write, so the deadline of one
+// query does not affect the others. The end of the connection interrupts them.
 type stream struct {
 	name       string
 	dial       func(context.Context) (net.Conn, error)
 	mismatches *atomic.Uint64
-	alone      chan struct{} // has one for each connection of a query's own
+	dedicated  chan struct{} // holds one element for each dedicated connection
 
-	mu         sync.Mutex // guards all below, and streamConn and pending where not noted
+	mu         sync.Mutex // guards all below, and dialing, streamConn and pending where not noted
 	conn       *streamConn
 	dialing    *dialing
 	exchanges  int // under way
 	closed     bool
 	goroutines int
-	ended      *sync.Cond // a goroutine has
+	ended      *sync.Cond // signaled when a goroutine has ended
 }
 
-// dialing is a connection that comes about, for all that want one. It belongs to
-// the stream: whoever began it may leave.
+// dialing is a connection that is being established, for all queries that need
+// one. It belongs to the stream: the query that began it may leave.
 type dialing struct {
-	cancel context.CancelFunc
-	wanted int           // by so many queries
-	done   chan struct{} // closed when conn or err is set
-	conn   *streamConn
-	err    error
+	cancel  context.CancelFunc
+	waiters int           // how many queries have waited for it
+	done    chan struct{} // closed when conn or err is set, which then never change
+	conn    *streamConn
+	err     error
 }
 
 // streamConn is one connection. It takes queries while it is stream.conn.
 type streamConn struct {
-	net.Conn // without a lock
+	net.Conn // read by stream.read, written by stream.write, both without a lock
 
 	pending  map[uint16]*pending // by ID; nil for one that left without its reply
 	inFlight int                 // those that did not leave
 	idle     *time.Timer         // runs while nothing is in flight
-	retired  bool                // closes when nothing is in flight any more
+	retired  bool                // takes no queries, and is closed when nothing is in flight
 	err      error               // why it is closed; nil while it is open
 
-	asked   uint64
-	replies uint64
-	ignored int
-	strays  int       // since the last message that was asked for
-	quiet   time.Time // when the first query was sent since the last reply; zero if none was
+	asked       uint64
+	replies     uint64
+	ignored     int
+	strays      int       // messages since the last reply to a query
+	silentSince time.Time // when the first query after the last reply was sent; zero: none was
 
 	out    []byte        // queries to be written
 	wake   chan struct{} // capacity 1: out has grown
@@ -96,23 +97,26 @@ type streamConn struct {
 
 // pending is a query that waits for its reply.
 type pending struct {
+	// Set when the query is added, never changed.
 	*question
-	conn    *streamConn
-	id      uint16
-	sent    time.Time
-	own     bool   // the connection was made for this query, and no other wanted it
-	replies uint64 // of the connection, when this query was sent
-	passed  int    // ignored by the connection until then
+	conn          *streamConn
+	id            uint16
+	sent          time.Time
+	repliesBefore uint64 // of the connection
+	ignoredBefore int    // by the connection
+	own           bool   // the connection was established for this query, and no other has waited for it
 
-	done    chan struct{} // closed when the rest is set
+	// Set by the goroutine that closes done, or by wait if the query leaves before
+	// that. They do not change afterwards.
+	done    chan struct{}
 	reply   []byte
 	ignored int
 	err     error
-	again   bool // worth asking again over a connection of its own
+	again   bool // to be sent again, over a dedicated connection
 }
 
 func newStream(ns Nameserver, roots *x509.CertPool, mismatches *atomic.Uint64) *stream {
-	s := &stream{name: ns.Network, dial: newDialer(ns, roots).dial, mismatches: mismatches, alone: make(chan struct{}, maxAlone)}
+	s := &stream{name: ns.Network, dial: newDialer(ns, roots).dial, mismatches: mismatches, dedicated: make(chan struct{}, maxDedicated)}
 	s.ended = sync.NewCond(&s.mu)
 	return s
 }
@@ -136,14 +140,14 @@ func (s *stream) exchange(ctx context.Context, deadline time.Time, q *question, 
 	}
 	if again {
 		var more int
-		reply, more, err = s.askAlone(ctx, deadline, q, edns)
+		reply, more, err = s.exchangeDedicated(ctx, deadline, q, edns)
 		ignored += more
 	}
 	return reply, ignored, err
 }
 
-// send has q sent over the connection, or a new one if there is none. Again is
-// set if the new one ended too early for q, and others may be to blame.
+// send adds q to the connection, or to a new one if there is none. Again is set if
+// the new one ended before q could be added, maybe because of another query.
 func (s *stream) send(ctx context.Context, timeout <-chan time.Time, deadline time.Time, q *question, edns bool) (p *pending, again bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -153,7 +157,7 @@ func (s *stream) send(ctx context.Context, timeout <-chan time.Time, deadline ti
 		if d == nil {
 			d, joined = s.startDialing(deadline), false
 		}
-		d.wanted++
+		d.waiters++
 		s.mu.Unlock()
 		var err error
 		select {
@@ -170,24 +174,23 @@ func (s *stream) send(ctx context.Context, timeout <-chan time.Time, deadline ti
 		case err != nil:
 			return nil, false, err
 		case joined && errors.As(d.err, &timedOut) && timedOut.Timeout():
-			// It had less time than there is.
+			// The deadline of the dial was earlier than that of q: dial again.
 		case d.err != nil:
 			return nil, false, d.err
 		case d.conn.err != nil:
-			return nil, (d.conn.asked > 0 || d.wanted > 1) && d.conn.worthAnother(), d.conn.err
+			return nil, (d.conn.asked > 0 || d.waiters > 1) && d.conn.mayRetry(), d.conn.err
 		default:
-			conn, own = d.conn, d.wanted == 1
+			conn, own = d.conn, d.waiters == 1
 		}
 	}
-	p = conn.add(q, edns)
-	p.own = own
-	return p, false, nil
+	return conn.add(q, edns, own), false, nil
 }
 
-// usable returns the connection if it takes queries. The caller holds s.mu.
+// usable returns the connection if it takes queries, and retires it if it should
+// not any more. The caller holds s.mu.
 func (s *stream) usable() *streamConn {
 	c := s.conn
-	if c != nil && (len(c.pending) >= maxIDs || !c.quiet.IsZero() && time.Since(c.quiet) > maxSilence) {
+	if c != nil && (len(c.pending) >= maxIDs || !c.silentSince.IsZero() && time.Since(c.silentSince) > maxSilence) {
 		s.retire(c)
 	}
 	return s.conn
@@ -237,8 +240,8 @@ func (s *stream) keep(conn net.Conn) *streamConn {
 	return c
 }
 
-// add puts a query into the queue. The caller holds stream.mu.
-func (c *streamConn) add(q *question, edns bool) *pending {
+// add queues a query to be written. The caller holds stream.mu.
+func (c *streamConn) add(q *question, edns, own bool) *pending {
 	id := newID()
 	for {
 		if _, taken := c.pending[id]; !taken {
@@ -247,8 +250,8 @@ func (c *streamConn) add(q *question, edns bool) *pending {
 		id = newID()
 	}
 	p := &pending{
-		question: q, conn: c, id: id,
-		sent: time.Now(), replies: c.replies, passed: c.ignored,
+		question: q, conn: c, id: id, own: own,
+		sent: time.Now(), repliesBefore: c.replies, ignoredBefore: c.ignored,
 		done: make(chan struct{}),
 	}
 	c.pending[id] = p
@@ -256,8 +259,8 @@ func (c *streamConn) add(q *question, edns bool) *pending {
 	if c.inFlight++; c.inFlight == 1 {
 		c.idle.Stop()
 	}
-	if c.quiet.IsZero() {
-		c.quiet = p.sent
+	if c.silentSince.IsZero() {
+		c.silentSince = p.sent
 	}
 
 	start := len(c.out)
@@ -265,13 +268,13 @@ func (c *streamConn) add(q *question, edns bool) *pending {
 	binary.BigEndian.PutUint16(c.out[start:], uint16(len(c.out)-start-2))
 	select {
 	case c.wake <- struct{}{}:
-	default: // is awake
+	default: // it is awake
 	}
 	return p
 }
 
-// wait returns when p has its reply or its error. It gives up at the timeout or
-// the end of ctx.
+// wait returns when p has its reply or its error. At the timeout or the end of ctx
+// it makes p leave.
 func (s *stream) wait(ctx context.Context, timeout <-chan time.Time, p *pending) {
 	var err error
 	select {
@@ -292,14 +295,14 @@ func (s *stream) wait(ctx context.Context, timeout <-chan time.Time, p *pending)
 	}
 	c := p.conn
 	c.pending[p.id] = nil
-	p.err, p.ignored = err, c.ignored-p.passed
-	if err == os.ErrDeadlineExceeded && c.replies == p.replies && time.Since(p.sent) >= minWait {
-		s.retire(c) // the server may be gone, or stuck
+	p.err, p.ignored = err, c.ignored-p.ignoredBefore
+	if err == os.ErrDeadlineExceeded && c.replies == p.repliesBefore && time.Since(p.sent) >= minWait {
+		s.retire(c) // the server may be dead, or blocked
 	}
 	s.release(c)
 }
 
-// release notes that one query less is in flight. The caller holds s.mu.
+// release notes that a query is no longer in flight. The caller holds s.mu.
 func (s *stream) release(c *streamConn) {
 	switch c.inFlight--; {
 	case c.inFlight > 0:
@@ -310,7 +313,7 @@ func (s *stream) release(c *streamConn) {
 	}
 }
 
-// retire keeps further queries from c. The caller holds s.mu.
+// retire makes c take no more queries. The caller holds s.mu.
 func (s *stream) retire(c *streamConn) {
 	c.retired = true
 	if s.conn == c {
@@ -334,18 +337,18 @@ func (s *stream) end(c *streamConn, err error) {
 	c.idle.Stop()
 	for _, p := range c.pending {
 		if p != nil {
-			p.err, p.ignored = err, c.ignored-p.passed
-			p.again = (c.asked > 1 || !p.own) && c.worthAnother()
+			p.err, p.ignored = err, c.ignored-p.ignoredBefore
+			p.again = (c.asked > 1 || !p.own) && c.mayRetry()
 			close(p.done)
 		}
 	}
 	c.pending = nil
-	_ = c.SetWriteDeadline(longAgo)
+	_ = c.SetWriteDeadline(aLongTimeAgo)
 	close(c.closed)
 }
 
-// worthAnother reports whether the end of c is a reason to ask again.
-func (c *streamConn) worthAnother() bool { return !errors.As(c.err, new(malformed)) }
+// mayRetry reports whether queries may be sent again after the end of c.
+func (c *streamConn) mayRetry() bool { return !errors.As(c.err, new(malformed)) }
 
 // write writes what is queued, until c is closed, and closes the socket.
 func (s *stream) write(c *streamConn) {
@@ -361,7 +364,7 @@ func (s *stream) write(c *streamConn) {
 		out, c.out = c.out, out[:0]
 		s.mu.Unlock()
 		if len(out) == 0 {
-			continue // what woke it has gone out with what was before it
+			continue // the query that woke it has been written with one before it
 		}
 
 		if _, err := c.Write(out); err != nil {
@@ -374,7 +377,7 @@ func (s *stream) write(c *streamConn) {
 	}
 }
 
-// abort closes conn without a farewell, which might have to wait.
+// abort closes conn without the alert close_notify of TLS, which could block.
 func abort(conn net.Conn) {
 	if secured, ok := conn.(*tls.Conn); ok {
 		conn = secured.NetConn()
@@ -382,7 +385,7 @@ func abort(conn net.Conn) {
 	_ = conn.Close()
 }
 
-// read hands the replies out, until c ends.
+// read delivers the replies, until c ends.
 func (s *stream) read(c *streamConn) {
 	r := bufio.NewReader(c.Conn)
 	for {
@@ -406,11 +409,11 @@ func (s *stream) deliver(c *streamConn, msg []byte) {
 		delete(c.pending, id)
 		c.replies++
 		c.strays = 0
-		c.quiet = time.Time{}
+		c.silentSince = time.Time{}
 	} else {
 		c.strays++
 	}
-	if p == nil { // for nobody, or for one that left
+	if p == nil { // for no query, or for one that left
 		c.ignored++
 		s.mismatches.Add(1)
 		if c.strays >= maxStrays {
@@ -418,7 +421,7 @@ func (s *stream) deliver(c *streamConn, msg []byte) {
 		}
 		return
 	}
-	p.ignored = c.ignored - p.passed
+	p.ignored = c.ignored - p.ignoredBefore
 	if p.answeredBy(msg, id) {
 		p.reply = msg
 	} else {
@@ -429,11 +432,11 @@ func (s *stream) deliver(c *streamConn, msg []byte) {
 	s.release(c)
 }
 
-// errStrays ends a connection whose messages nobody asked for.
-const errStrays = malformed("too many messages that nobody asked for")
+// errStrays ends a connection that brings messages that are no replies.
+const errStrays = malformed("too many unsolicited messages")
 
-// askAlone asks over a connection that carries nothing but q.
-func (s *stream) askAlone(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error) {
+// exchangeDedicated is exchange over a connection that carries only q.
+func (s *stream) exchangeDedicated(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error) {
 	caller := ctx
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -447,8 +450,8 @@ func (s *stream) askAlone(ctx context.Context, deadline time.Time, q *question, 
 		}
 	}()
 	select {
-	case s.alone <- struct{}{}:
-		defer func() { <-s.alone }()
+	case s.dedicated <- struct{}{}:
+		defer func() { <-s.dedicated }()
 	case <-ctx.Done():
 	}
 	if ctx.Err() != nil {
@@ -463,7 +466,7 @@ func (s *stream) askAlone(ctx context.Context, deadline time.Time, q *question, 
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(interrupted)
-		_ = conn.SetDeadline(longAgo)
+		_ = conn.SetDeadline(aLongTimeAgo)
 	})
 	defer func() {
 		if !stop() {
@@ -514,7 +517,8 @@ func readMessage(r io.Reader) ([]byte, error) {
 	return msg, nil
 }
 
-// unexpected names the end of a stream within a message.
+// unexpected returns a malformed for the end of a stream within a message, and any
+// other error as it is.
 func unexpected(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return malformed("shorter than its length says")
@@ -545,7 +549,7 @@ func (s *stream) leave() {
 	defer s.mu.Unlock()
 	s.exchanges--
 	if s.closed {
-		s.settle()
+		s.closeConn()
 	}
 }
 
@@ -553,12 +557,12 @@ func (s *stream) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	s.settle()
+	s.closeConn()
 }
 
-// settle ends what is left of a closed stream, unless an exchange is under way,
-// which will do it. The caller holds s.mu.
-func (s *stream) settle() {
+// closeConn closes the connection and waits for the goroutines, unless an exchange
+// is under way: then the last one to leave does it. The caller holds s.mu.
+func (s *stream) closeConn() {
 	if s.exchanges > 0 {
 		return
 	}

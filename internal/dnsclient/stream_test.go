@@ -22,13 +22,13 @@ import (
 	"github.com/miekg/dns"
 )
 
-// peers is the other side of a stream over pipes, for use in a bubble, which
-// also sees that no goroutine is left.
+// peers is the other side of a stream over pipes, for use in a synctest bubble,
+// which also checks that no goroutine is left.
 type peers struct {
 	*stream
 	t        *testing.T
 	dials    int
-	accepted chan *peer // unless it is full, dialling does not wait for it
+	accepted chan *peer // unless it is full, dialing does not wait for it
 }
 
 // peer is the other side of one connection.
@@ -41,7 +41,7 @@ func newPeers(t *testing.T) *peers {
 	p := &peers{t: t, accepted: make(chan *peer, 100)}
 	p.stream = newStream(Nameserver{Network: "tcp"}, nil, new(atomic.Uint64))
 	p.stream.dial = func(context.Context) (net.Conn, error) {
-		time.Sleep(time.Millisecond) // until all who ask at the same time wait
+		time.Sleep(time.Millisecond) // until all queries of the same time wait
 		p.mu.Lock()
 		p.dials++
 		p.mu.Unlock()
@@ -99,7 +99,7 @@ func (p *peers) ask(ctx context.Context, timeout time.Duration, name string) <-c
 		var r result
 		r.reply, r.ignored, r.err = p.exchange(ctx, deadline, q, true)
 		if r.err == nil && (!q.answeredBy(r.reply, binary.BigEndian.Uint16(r.reply)) || len(r.reply) == 0) {
-			p.t.Error("a reply to another question")
+			p.t.Error("got a reply to another question, want one to this")
 		}
 		results <- r
 	}()
@@ -109,7 +109,7 @@ func (p *peers) ask(ctx context.Context, timeout time.Duration, name string) <-c
 // prime has one query answered, and returns the connection that carried it.
 func (p *peers) prime() *peer {
 	p.t.Helper()
-	asked := p.ask(p.t.Context(), patience, "first.example.")
+	asked := p.ask(p.t.Context(), longTimeout, "first.example.")
 	peer := <-p.accepted
 	answering(peer.query())
 	p.want(asked, nil)
@@ -128,12 +128,12 @@ func (p *peers) want(results <-chan result, want error) result {
 
 func (p *peers) wantDials(want int) {
 	p.t.Helper()
-	if n := p.dialled(); n != want {
+	if n := p.dialCount(); n != want {
 		p.t.Errorf("%d connections, want %d", n, want)
 	}
 }
 
-func (p *peers) dialled() int {
+func (p *peers) dialCount() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.dials
@@ -144,7 +144,7 @@ func TestPipelining(t *testing.T) {
 		p := newPeers(t)
 		var asked []<-chan result
 		for i := range 100 {
-			asked = append(asked, p.ask(t.Context(), patience, fmt.Sprintf("n%d.example.", i)))
+			asked = append(asked, p.ask(t.Context(), longTimeout, fmt.Sprintf("n%d.example.", i)))
 		}
 		peer := <-p.accepted
 		var queries []*query
@@ -159,11 +159,11 @@ func TestPipelining(t *testing.T) {
 		}
 		for _, results := range asked {
 			if r := p.want(results, nil); r.ignored != 0 {
-				t.Errorf("%d messages ignored", r.ignored)
+				t.Errorf("%d messages ignored, want 0", r.ignored)
 			}
 		}
 		if p.wantDials(1); len(ids) != len(asked) {
-			t.Errorf("%d IDs for %d queries", len(ids), len(asked))
+			t.Errorf("%d IDs for %d queries, want one for each", len(ids), len(asked))
 		}
 	})
 }
@@ -171,10 +171,10 @@ func TestPipelining(t *testing.T) {
 func TestIDsAreUnique(t *testing.T) {
 	c := &streamConn{pending: make(map[uint16]*pending), idle: time.NewTimer(time.Hour), wake: make(chan struct{}, 1)}
 	for range maxIDs {
-		c.add(rootQuestion, false)
+		c.add(rootQuestion, false, false)
 	}
 	if len(c.pending) != maxIDs {
-		t.Errorf("%d IDs for %d queries", len(c.pending), maxIDs)
+		t.Errorf("%d IDs for %d queries, want one for each", len(c.pending), maxIDs)
 	}
 }
 
@@ -200,16 +200,16 @@ func TestDialIsShared(t *testing.T) {
 			return dial(ctx)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		began := p.ask(ctx, patience, "a.example.")
+		began := p.ask(ctx, longTimeout, "a.example.")
 		synctest.Wait()
-		hasty := p.ask(t.Context(), time.Second, "b.example.")
+		short := p.ask(t.Context(), time.Second, "b.example.")
 		var others []<-chan result
 		for range 10 {
-			others = append(others, p.ask(t.Context(), patience, "c.example."))
+			others = append(others, p.ask(t.Context(), longTimeout, "c.example."))
 		}
 		cancel()
 		p.want(began, context.Canceled)
-		p.want(hasty, os.ErrDeadlineExceeded)
+		p.want(short, os.ErrDeadlineExceeded)
 		close(connect)
 		peer := <-p.accepted
 		for range others {
@@ -222,7 +222,7 @@ func TestDialIsShared(t *testing.T) {
 	})
 }
 
-// A connection that takes longer than a query has time is there for the next.
+// A dial that takes longer than its query may wait serves the next query.
 func TestDialOutlivesItsQuery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -243,7 +243,7 @@ func TestDialOutlivesItsQuery(t *testing.T) {
 	})
 }
 
-// A dial that began long before a query does not take the query's time.
+// A dial that began long before a query does not shorten the query's timeout.
 func TestDialTimesOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -271,7 +271,7 @@ func TestDialFails(t *testing.T) {
 			time.Sleep(time.Second)
 			return nil, refused
 		}
-		a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 		p.want(a, refused)
 		p.want(b, refused)
 		if dials != 1 {
@@ -285,7 +285,7 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 		p := newPeers(t)
 		peer := p.prime()
 		time.Sleep(maxIdle - time.Second)
-		asked := p.ask(t.Context(), patience, "a.example.")
+		asked := p.ask(t.Context(), longTimeout, "a.example.")
 		q := peer.query()
 		time.Sleep(maxIdle + time.Second) // is not idle
 		answering(q)
@@ -293,15 +293,15 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 
 		start := time.Now()
 		if peer.wantClosed(); time.Since(start) != maxIdle {
-			t.Errorf("closed after %v", time.Since(start))
+			t.Errorf("closed after %v, want %v", time.Since(start), maxIdle)
 		}
 		p.prime()
 		p.wantDials(2)
 	})
 }
 
-// A connection that nobody waited for in the end is closed like others.
-func TestConnectionThatNobodyUses(t *testing.T) {
+// A connection that no query waits for any more is closed when it was idle.
+func TestUnusedConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
 		dial := p.dial
@@ -315,15 +315,23 @@ func TestConnectionThatNobodyUses(t *testing.T) {
 }
 
 func TestServerCloses(t *testing.T) {
+	for name, test := range closingServers() {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, newPeers(t)) })
+		})
+	}
+}
+
+func closingServers() map[string]func(*testing.T, *peers) {
 	reused := func(t *testing.T, p *peers) (*peer, <-chan result, <-chan result) {
 		peer := p.prime()
-		a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 		peer.query()
 		peer.query()
 		peer.Close()
 		return <-p.accepted, a, b
 	}
-	for name, test := range map[string]func(*testing.T, *peers){
+	return map[string]func(*testing.T, *peers){
 		"an idle connection": func(t *testing.T, p *peers) {
 			p.prime().Close()
 			synctest.Wait()
@@ -353,7 +361,7 @@ func TestServerCloses(t *testing.T) {
 			p.wantDials(3)
 		},
 		"a fresh one": func(t *testing.T, p *peers) {
-			asked := p.ask(t.Context(), patience, "a.example.")
+			asked := p.ask(t.Context(), longTimeout, "a.example.")
 			peer := <-p.accepted
 			peer.query()
 			peer.Close()
@@ -361,10 +369,10 @@ func TestServerCloses(t *testing.T) {
 			p.wantDials(1)
 		},
 		"a fresh one of many": func(t *testing.T, p *peers) {
-			bad := p.ask(t.Context(), patience, "bad.example.")
-			var good []<-chan result
+			bad := p.ask(t.Context(), longTimeout, "bad.example.")
+			var others []<-chan result
 			for range 10 {
-				good = append(good, p.ask(t.Context(), patience, "good.example."))
+				others = append(others, p.ask(t.Context(), longTimeout, "other.example."))
 			}
 			peer := <-p.accepted
 			for range 11 {
@@ -380,7 +388,7 @@ func TestServerCloses(t *testing.T) {
 				}
 			}
 			p.want(bad, errHungUp)
-			for _, results := range good {
+			for _, results := range others {
 				p.want(results, nil)
 			}
 			p.wantDials(12)
@@ -388,12 +396,12 @@ func TestServerCloses(t *testing.T) {
 		"before any query": func(t *testing.T, p *peers) {
 			dial := p.dial
 			p.dial = func(ctx context.Context) (net.Conn, error) {
-				if conn, err := dial(ctx); p.dialled() > 1 {
+				if conn, err := dial(ctx); p.dialCount() > 1 {
 					return conn, err
 				}
 				return hangsUp{}, nil
 			}
-			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 			<-p.accepted
 			for range 2 {
 				answering((<-p.accepted).query())
@@ -411,19 +419,19 @@ func TestServerCloses(t *testing.T) {
 				{syscall.ETIMEDOUT, syscall.ETIMEDOUT},
 			} {
 				p.dial = func(context.Context) (net.Conn, error) { return hangsUp{c.err}, nil }
-				p.want(p.ask(t.Context(), patience, "a.example."), c.want)
+				p.want(p.ask(t.Context(), longTimeout, "a.example."), c.want)
 				q, _ := newQuestion("a.example.", dns.TypeA)
-				if _, _, err := p.askAlone(t.Context(), time.Now().Add(patience), q, true); !errors.Is(err, c.want) {
-					t.Errorf("alone, got %v, want %v", err, c.want)
+				if _, _, err := p.exchangeDedicated(t.Context(), time.Now().Add(longTimeout), q, true); !errors.Is(err, c.want) {
+					t.Errorf("dedicated, got %v, want %v", err, c.want)
 				}
 			}
 			p.dial = func(context.Context) (net.Conn, error) { return nil, syscall.ECONNRESET }
-			if r := p.want(p.ask(t.Context(), patience, "a.example."), syscall.ECONNRESET); errors.Is(r.err, errHungUp) {
-				t.Error("failed to dial, and says that it hung up")
+			if r := p.want(p.ask(t.Context(), longTimeout, "a.example."), syscall.ECONNRESET); errors.Is(r.err, errHungUp) {
+				t.Error("got errHungUp for a connection that was not established, want another error")
 			}
 		},
 		"a fresh one that carried a reply": func(t *testing.T, p *peers) {
-			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 			peer := <-p.accepted
 			answering(peer.query())
 			peer.query()
@@ -435,12 +443,12 @@ func TestServerCloses(t *testing.T) {
 		},
 		"one that never carried a reply": func(t *testing.T, p *peers) {
 			ctx, cancel := context.WithCancel(t.Context())
-			left := p.ask(ctx, patience, "left.example.")
+			left := p.ask(ctx, longTimeout, "left.example.")
 			peer := <-p.accepted
 			peer.query()
 			cancel()
 			p.want(left, context.Canceled)
-			asked := p.ask(t.Context(), patience, "a.example.")
+			asked := p.ask(t.Context(), longTimeout, "a.example.")
 			peer.query()
 			peer.Close()
 			answering((<-p.accepted).query())
@@ -448,7 +456,7 @@ func TestServerCloses(t *testing.T) {
 		},
 		"within a message": func(t *testing.T, p *peers) {
 			peer := p.prime()
-			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+			a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 			peer.query()
 			peer.query()
 			peer.Write([]byte{0, 50, 1})
@@ -458,10 +466,6 @@ func TestServerCloses(t *testing.T) {
 			p.wantDials(1)
 			p.prime()
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { test(t, newPeers(t)) })
-		})
 	}
 }
 
@@ -477,9 +481,24 @@ func (c hangsUp) SetDeadline(time.Time) error      { return nil }
 func (c hangsUp) SetReadDeadline(time.Time) error  { return nil }
 func (c hangsUp) SetWriteDeadline(time.Time) error { return nil }
 
-// A query that is asked again alone is held up by nothing but its deadline.
-func TestAlone(t *testing.T) {
-	// again has n queries asked again, each over a connection of its own.
+// Only its deadline limits a query that is sent again over a dedicated connection.
+func TestDedicatedConnection(t *testing.T) {
+	for name, test := range dedicatedConnectionCases() {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPeers(t)
+				test(t, p)
+				p.close()
+				if p.goroutines != 0 || len(p.dedicated) != 0 {
+					t.Errorf("%d goroutines and %d connections are left, want none", p.goroutines, len(p.dedicated))
+				}
+			})
+		})
+	}
+}
+
+func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
+	// again makes n queries be sent again, each over a dedicated connection.
 	again := func(p *peers, ctx context.Context, timeout time.Duration, n int) (results []<-chan result) {
 		for range n {
 			results = append(results, p.ask(ctx, timeout, "a.example."))
@@ -491,21 +510,21 @@ func TestAlone(t *testing.T) {
 		peer.Close()
 		return results
 	}
-	for name, test := range map[string]func(*testing.T, *peers){
+	return map[string]func(*testing.T, *peers){
 		"silence": func(t *testing.T, p *peers) {
 			start := time.Now()
 			for _, results := range again(p, t.Context(), time.Second, 2) {
 				p.want(results, os.ErrDeadlineExceeded)
 			}
 			if took := time.Since(start); took != time.Second {
-				t.Errorf("took %v", took)
+				t.Errorf("took %v, want 1s", took)
 			}
 		},
 		"callers leave": func(t *testing.T, p *peers) {
 			ctx, cancel := context.WithCancel(t.Context())
-			asked := again(p, ctx, patience, 2*maxAlone)
+			asked := again(p, ctx, longTimeout, 2*maxDedicated)
 			synctest.Wait()
-			for range maxAlone / 2 {
+			for range maxDedicated / 2 {
 				(<-p.accepted).query() // others wait to write
 			}
 			cancel()
@@ -514,13 +533,13 @@ func TestAlone(t *testing.T) {
 				p.want(results, context.Canceled)
 			}
 			if took := time.Since(start); took > time.Millisecond { // which dial takes
-				t.Errorf("took %v", took)
+				t.Errorf("took %v, want 1ms at most", took)
 			}
 		},
-		"dialling": func(t *testing.T, p *peers) {
+		"dialing": func(t *testing.T, p *peers) {
 			dial := p.dial
 			p.dial = func(ctx context.Context) (net.Conn, error) {
-				if p.dialled() == 0 {
+				if p.dialCount() == 0 {
 					return dial(ctx)
 				}
 				<-ctx.Done()
@@ -530,12 +549,12 @@ func TestAlone(t *testing.T) {
 				p.want(results, os.ErrDeadlineExceeded)
 			}
 		},
-		"not too many at a time": func(t *testing.T, p *peers) {
-			asked := again(p, t.Context(), patience, 3*maxAlone)
-			for done := 0; done < len(asked); done += maxAlone {
+		"a bounded number at a time": func(t *testing.T, p *peers) {
+			asked := again(p, t.Context(), longTimeout, 3*maxDedicated)
+			for done := 0; done < len(asked); done += maxDedicated {
 				time.Sleep(time.Second)
-				p.wantDials(1 + done + maxAlone)
-				for range maxAlone {
+				p.wantDials(1 + done + maxDedicated)
+				for range maxDedicated {
 					answering((<-p.accepted).query())
 				}
 			}
@@ -544,10 +563,10 @@ func TestAlone(t *testing.T) {
 			}
 		},
 		"other IDs": func(t *testing.T, p *peers) {
-			asked := again(p, t.Context(), patience, 2)
+			asked := again(p, t.Context(), longTimeout, 2)
 			for range asked {
 				q := (<-p.accepted).query()
-				m := q.answer(evil)
+				m := q.answer(evilRecord)
 				m.Id++
 				q.reply(m, m)
 				answering(q)
@@ -562,10 +581,10 @@ func TestAlone(t *testing.T) {
 			}
 		},
 		"another question": func(t *testing.T, p *peers) {
-			asked := again(p, t.Context(), patience, 2)
+			asked := again(p, t.Context(), longTimeout, 2)
 			for range asked {
 				q := (<-p.accepted).query()
-				m := q.answer(evil)
+				m := q.answer(evilRecord)
 				m.Question[0].Name = "b.example."
 				q.reply(m)
 			}
@@ -574,7 +593,7 @@ func TestAlone(t *testing.T) {
 			}
 		},
 		"closed": func(t *testing.T, p *peers) {
-			asked := again(p, t.Context(), patience, 2)
+			asked := again(p, t.Context(), longTimeout, 2)
 			p.close()
 			for range asked {
 				answering((<-p.accepted).query())
@@ -583,21 +602,10 @@ func TestAlone(t *testing.T) {
 				p.want(results, nil)
 			}
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				p := newPeers(t)
-				test(t, p)
-				p.close()
-				if p.goroutines != 0 || len(p.alone) != 0 {
-					t.Errorf("%d goroutines and %d connections are left", p.goroutines, len(p.alone))
-				}
-			})
-		})
 	}
 }
 
-// A server that answers one query and closes is slow, but loses none.
+// A server that closes after each reply is slow, but all queries are answered.
 func TestOneReplyPerConnection(t *testing.T) {
 	s := newScript(t, nil, func(q *query) {
 		answering(q)
@@ -610,7 +618,7 @@ func TestOneReplyPerConnection(t *testing.T) {
 		running.Go(func() {
 			for j := range 10 {
 				if err := lookUp(t, c, fmt.Sprintf("n%d-%d.example", i, j)); err != nil {
-					t.Error(err)
+					t.Errorf("got %v, want an answer", err)
 				}
 			}
 		})
@@ -618,8 +626,16 @@ func TestOneReplyPerConnection(t *testing.T) {
 	running.Wait()
 }
 
-// A server that talks without being asked is not listened to for ever.
+// A connection that brings messages that are no replies is closed after some.
 func TestStrays(t *testing.T) {
+	for name, test := range strayCases() {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, newPeers(t)) })
+		})
+	}
+}
+
+func strayCases() map[string]func(*testing.T, *peers) {
 	stray := func(p *peers, peer *peer) error {
 		id := uint16(0)
 		p.mu.Lock()
@@ -634,19 +650,19 @@ func TestStrays(t *testing.T) {
 		_, err := peer.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...))
 		return err
 	}
-	for name, test := range map[string]func(*testing.T, *peers){
+	return map[string]func(*testing.T, *peers){
 		"in flight": func(t *testing.T, p *peers) {
 			peer := p.prime()
-			asked := p.ask(t.Context(), patience, "a.example.")
+			asked := p.ask(t.Context(), longTimeout, "a.example.")
 			peer.query()
 			n := 0
 			for stray(p, peer) == nil {
 				if n++; n > 10*maxStrays {
-					t.Fatal("no end")
+					t.Fatalf("the connection is open, want it closed after %d messages", maxStrays)
 				}
 			}
 			if p.want(asked, errStrays); n < maxStrays || n > maxStrays+1 { // one may be read already
-				t.Errorf("after %d messages", n)
+				t.Errorf("closed after %d messages, want %d", n, maxStrays)
 			}
 			p.wantDials(1)
 		},
@@ -657,7 +673,7 @@ func TestStrays(t *testing.T) {
 			}
 			start := time.Now()
 			if peer.wantClosed(); time.Since(start) != 0 {
-				t.Errorf("closed after %v", time.Since(start))
+				t.Errorf("closed after %v, want at once", time.Since(start))
 			}
 		},
 		"with replies in between": func(t *testing.T, p *peers) {
@@ -667,16 +683,16 @@ func TestStrays(t *testing.T) {
 					stray(p, peer)
 				}
 				ctx, cancel := context.WithCancel(t.Context())
-				left := p.ask(ctx, patience, "a.example.")
+				left := p.ask(ctx, longTimeout, "a.example.")
 				q := peer.query()
 				cancel()
 				p.want(left, context.Canceled)
-				answering(q) // late, and still asked for
+				answering(q) // late, but a reply to a query
 			}
 			p.wantDials(1)
 		},
-		"alone": func(t *testing.T, p *peers) {
-			a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		"dedicated": func(t *testing.T, p *peers) {
+			a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 			peer := <-p.accepted
 			peer.query()
 			peer.query()
@@ -684,13 +700,13 @@ func TestStrays(t *testing.T) {
 			for range 2 {
 				again := <-p.accepted
 				q, n := again.query(), 0
-				m := q.answer(evil)
+				m := q.answer(evilRecord)
 				m.Id++
 				b := pack(m)
 				b = append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
 				for _, err := again.Write(b); err == nil; _, err = again.Write(b) {
 					if n++; n > 10*maxStrays {
-						t.Fatal("no end")
+						t.Fatalf("the connection is open, want it closed after %d messages", maxStrays)
 					}
 				}
 			}
@@ -698,10 +714,6 @@ func TestStrays(t *testing.T) {
 			p.want(b, errStrays)
 			p.wantDials(3)
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { test(t, newPeers(t)) })
-		})
 	}
 }
 
@@ -709,7 +721,7 @@ func TestSilentConnectionIsRetired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
 		old := p.prime()
-		patient := p.ask(t.Context(), time.Hour, "slow.example.")
+		slowest := p.ask(t.Context(), time.Hour, "slow.example.")
 		slow := old.query()
 		asked := p.ask(t.Context(), time.Second, "a.example.")
 		old.query()
@@ -717,21 +729,21 @@ func TestSilentConnectionIsRetired(t *testing.T) {
 
 		p.prime()
 		p.wantDials(2)
-		time.Sleep(time.Minute) // and what is in flight may finish
+		time.Sleep(time.Minute) // queries in flight keep their time
 		answering(slow)
-		p.want(patient, nil)
+		p.want(slowest, nil)
 		old.wantClosed()
 	})
 }
 
-// Messages that nobody asked for are no sign of life.
+// A connection that brings no replies is retired even if it brings other messages.
 func TestGarbageIsSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
 		asked := p.ask(t.Context(), time.Second, "a.example.")
 		old := <-p.accepted
 		q := old.query()
-		m := q.answer(evil)
+		m := q.answer(evilRecord)
 		m.Id++
 		q.reply(m, m)
 		if r := p.want(asked, os.ErrDeadlineExceeded); r.ignored != 2 {
@@ -742,8 +754,8 @@ func TestGarbageIsSilence(t *testing.T) {
 	})
 }
 
-// A query that is not answered while others are is no reason for a new
-// connection, and neither is one that had no time.
+// A connection is kept after a query without a reply if other queries got one, or
+// if the query waited for less than minWait.
 func TestLiveConnectionIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -755,9 +767,9 @@ func TestLiveConnectionIsKept(t *testing.T) {
 		p.want(live, nil)
 		p.want(dead, os.ErrDeadlineExceeded)
 
-		hasty := p.ask(t.Context(), minWait-time.Millisecond, "b.example.")
+		short := p.ask(t.Context(), minWait-time.Millisecond, "b.example.")
 		peer.query()
-		p.want(hasty, os.ErrDeadlineExceeded)
+		p.want(short, os.ErrDeadlineExceeded)
 		live = p.ask(t.Context(), time.Second, "c.example.")
 		answering(peer.query())
 		p.want(live, nil)
@@ -765,14 +777,14 @@ func TestLiveConnectionIsKept(t *testing.T) {
 	})
 }
 
-// Callers that leave early never see a timeout, but a new connection in time.
+// If all contexts end before the timeouts, a silent connection is retired too.
 func TestSilenceWithoutATimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
 		old := p.prime()
 		for range 5 {
 			ctx, cancel := context.WithTimeout(t.Context(), maxSilence/4)
-			left := p.ask(ctx, patience, "a.example.")
+			left := p.ask(ctx, longTimeout, "a.example.")
 			old.query()
 			p.want(left, context.DeadlineExceeded)
 			cancel()
@@ -787,13 +799,13 @@ func TestCallerLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
 		ctx, cancel := context.WithCancel(t.Context())
-		left, stayed := p.ask(ctx, patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		left, stayed := p.ask(ctx, longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 		peer := <-p.accepted
 		queries := []*query{peer.query(), peer.query()}
 		cancel()
 		p.want(left, context.Canceled)
 		if n := len(p.conn.pending); n != 2 {
-			t.Errorf("%d IDs are taken while 2 replies are due", n)
+			t.Errorf("%d IDs are in use, want 2 while 2 replies are due", n)
 		}
 		for _, q := range queries {
 			answering(q)
@@ -801,7 +813,7 @@ func TestCallerLeaves(t *testing.T) {
 		p.want(stayed, nil)
 		synctest.Wait()
 		if p.wantDials(1); p.mismatches.Load() != 1 || len(p.conn.pending) != 0 {
-			t.Errorf("%d mismatches, %d IDs taken", p.mismatches.Load(), len(p.conn.pending))
+			t.Errorf("%d mismatches, %d IDs in use; want 1 and 0", p.mismatches.Load(), len(p.conn.pending))
 		}
 	})
 }
@@ -809,11 +821,11 @@ func TestCallerLeaves(t *testing.T) {
 func TestForgedOverStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
-		a, b := p.ask(t.Context(), patience, "a.example."), p.ask(t.Context(), patience, "b.example.")
+		a, b := p.ask(t.Context(), longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 		peer := <-p.accepted
 		for range 2 {
 			q := peer.query()
-			m := q.answer(evil)
+			m := q.answer(evilRecord)
 			if q.Question[0].Name == "a.example." {
 				m.Question[0].Name = "b.example."
 			}
@@ -836,8 +848,8 @@ func TestForgedOverStream(t *testing.T) {
 	})
 }
 
-// A server that reads nothing holds nobody past the deadline, and only those
-// that were with it from the start.
+// A server that reads nothing delays no query past its deadline, and the next
+// query gets a new connection.
 func TestBlockedWriter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -846,11 +858,11 @@ func TestBlockedWriter(t *testing.T) {
 		a, b, c := p.ask(ctx, time.Hour, "a.example."), p.ask(t.Context(), time.Second, "b.example."), p.ask(t.Context(), 2*time.Second, "c.example.")
 		stuck := <-p.accepted
 		if p.want(b, os.ErrDeadlineExceeded); time.Since(start) != time.Second {
-			t.Errorf("waited for %v", time.Since(start))
+			t.Errorf("waited for %v, want 1s", time.Since(start))
 		}
 		p.prime()
 		if p.want(c, os.ErrDeadlineExceeded); time.Since(start) != 2*time.Second {
-			t.Errorf("waited for %v", time.Since(start))
+			t.Errorf("waited for %v, want 2s", time.Since(start))
 		}
 		cancel()
 		p.want(a, context.Canceled)
@@ -864,16 +876,17 @@ func TestNoTimeAtAll(t *testing.T) {
 		p := newPeers(t)
 		peer := p.prime()
 		p.want(p.ask(t.Context(), 0, "a.example."), os.ErrDeadlineExceeded)
-		asked := p.ask(t.Context(), patience, "b.example.")
+		asked := p.ask(t.Context(), longTimeout, "b.example.")
 		q := peer.query()
 		if answering(q); q.Question[0].Name != "b.example." {
-			t.Errorf("got a query for %s", q.Question[0].Name)
+			t.Errorf("got a query for %s, want b.example.", q.Question[0].Name)
 		}
 		p.want(asked, nil)
 	})
 }
 
-// A query may go out with the one before it, after it has woken the writer.
+// The writer may have written a query with one before it, and is then woken for
+// nothing.
 func TestNothingToWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers(t)
@@ -881,7 +894,7 @@ func TestNothingToWrite(t *testing.T) {
 		p.conn.wake <- struct{}{}
 		peer.SetReadDeadline(time.Now().Add(time.Second))
 		if _, err := peer.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("something was written: %v", err)
+			t.Errorf("got %v, want that nothing is written", err)
 		}
 	})
 }
@@ -898,7 +911,7 @@ func TestCloseStream(t *testing.T) {
 			p.want(p.ask(t.Context(), minWait/2, "a.example."), os.ErrDeadlineExceeded)
 			p.close()
 		},
-		"dialling": func(t *testing.T, p *peers) {
+		"dialing": func(t *testing.T, p *peers) {
 			p.dial = func(ctx context.Context) (net.Conn, error) {
 				<-ctx.Done()
 				return nil, ctx.Err()
@@ -906,10 +919,10 @@ func TestCloseStream(t *testing.T) {
 			p.want(p.ask(t.Context(), time.Second, "a.example."), os.ErrDeadlineExceeded)
 			start := time.Now()
 			if p.close(); time.Since(start) != 0 {
-				t.Error("waited for the dial")
+				t.Error("close waited for the dial, want it interrupted")
 			}
 		},
-		"dialling without a way back": func(t *testing.T, p *peers) {
+		"dialing that ignores its context": func(t *testing.T, p *peers) {
 			dial := p.dial
 			p.dial = func(ctx context.Context) (net.Conn, error) {
 				<-ctx.Done()
@@ -920,7 +933,7 @@ func TestCloseStream(t *testing.T) {
 			(<-p.accepted).wantClosed()
 		},
 		"in use": func(t *testing.T, p *peers) {
-			asked := p.ask(t.Context(), patience, "a.example.")
+			asked := p.ask(t.Context(), longTimeout, "a.example.")
 			peer := <-p.accepted
 			q := peer.query()
 			p.close()
@@ -942,7 +955,7 @@ func TestCloseStream(t *testing.T) {
 				test(t, p)
 				p.close()
 				if took := time.Since(start); took >= minDial || p.goroutines != 0 {
-					t.Errorf("%d goroutines are left after %v", p.goroutines, took)
+					t.Errorf("%d goroutines are left after %v, want 0 before %v", p.goroutines, took, minDial)
 				}
 			})
 		})
@@ -965,11 +978,11 @@ func TestFallbackIsKept(t *testing.T) {
 		}
 	}
 	if len(from) != 1 || s.queries("tcp") != 3 {
-		t.Errorf("%d queries over %d connections", s.queries("tcp"), len(from))
+		t.Errorf("%d queries over %d connections, want 3 over 1", s.queries("tcp"), len(from))
 	}
 }
 
-// Many at once, while some leave and the server closes connections.
+// Many queries at once, while some leave and the server closes connections.
 func TestConcurrentStream(t *testing.T) {
 	s := newScript(t, nil, func(q *query) {
 		if answering(q); q.n%97 == 0 {
@@ -988,7 +1001,7 @@ func TestConcurrentStream(t *testing.T) {
 				}
 				_, _, err := c.Lookup(ctx, fmt.Sprintf("n%d-%d.example", i, j), dns.TypeA)
 				if cancel(); err != nil && !errors.Is(err, context.Canceled) {
-					t.Error(err)
+					t.Errorf("got %v, want an answer or context.Canceled", err)
 				}
 			}
 		})
@@ -1001,11 +1014,11 @@ func TestTCPRefused(t *testing.T) {
 	c := newClient(t, Config{}, s)
 	err := lookUp(t, c, "a.example")
 	if wantError(t, err, Network); !strings.HasSuffix(err.Error(), s.String()+": connection refused") {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want that the connection was refused", err)
 	}
 }
 
-// FuzzStream has a server write any bytes while two queries are in flight. In
+// FuzzStream makes a server write any bytes while two queries are in flight. In
 // them, a byte of 0xff where an ID may be stands for the ID of a query.
 func FuzzStream(f *testing.F) {
 	reply := func(id byte, name string) []byte {
@@ -1035,7 +1048,7 @@ func FuzzStream(f *testing.F) {
 				ids[q.Question[0].Name] = q.Id
 			}
 
-			// The IDs are not known before: put them where the framing has them.
+			// The IDs are not known before: write them where the framing has IDs.
 			for rest := script; len(rest) >= 4; {
 				n := 2 + int(binary.BigEndian.Uint16(rest))
 				if n >= 4 && rest[2] == 0xff && rest[3] < 2 {
@@ -1055,11 +1068,11 @@ func FuzzStream(f *testing.F) {
 			}()
 			for _, results := range asked {
 				if r := <-results; (r.reply == nil) == (r.err == nil) {
-					t.Errorf("got reply %x and error %v", r.reply, r.err)
+					t.Errorf("got reply %x and error %v, want one of them", r.reply, r.err)
 				}
 			}
 			if time.Since(start) > 2*time.Second {
-				t.Errorf("took %v", time.Since(start))
+				t.Errorf("took %v, want 2s at most", time.Since(start))
 			}
 			close(p.accepted)
 		})
@@ -1072,7 +1085,7 @@ func BenchmarkStream(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	tail := pack(&dns.Msg{Answer: rrs(good)})[headerLen:]
+	tail := pack(&dns.Msg{Answer: rrs(goodRecord)})[headerLen:]
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -1104,7 +1117,7 @@ func BenchmarkStream(b *testing.B) {
 		_, _, err := c.Lookup(context.Background(), "a.example", dns.TypeA)
 		return err
 	}
-	b.Run("alone", func(b *testing.B) {
+	b.Run("one at a time", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			if err := lookUp(); err != nil {

@@ -12,18 +12,19 @@ import (
 	"time"
 )
 
-// transport carries queries to one server. It owns what a query needs on its
-// way, the ID above all, since that is a matter of the transport: random for a
-// datagram, unique on a shared connection, zero over HTTPS.
+// transport carries queries to one server. It chooses their IDs: random for a
+// datagram, unique on a shared connection, zero over HTTPS. It is safe for
+// concurrent use.
 type transport interface {
 	// exchange sends q and waits for the reply until the deadline or the end of
-	// ctx. The reply is for q (see answeredBy) and the caller's to keep. Ignored
+	// ctx. The reply is for q (see answeredBy) and belongs to the caller. Ignored
 	// counts the messages that were no reply to q.
 	exchange(ctx context.Context, deadline time.Time, q *question, edns bool) (reply []byte, ignored int, err error)
 
-	// close closes what is idle, and what is in use at the end of its exchange.
-	// It may be called during exchanges and before others. When it has returned
-	// and no exchange is under way, nothing of the transport is left.
+	// close closes idle connections, and those in use at the end of their
+	// exchange. It may be called during exchanges and before others. When it has
+	// returned and no exchange is under way, no connection and no goroutine of the
+	// transport is left.
 	close()
 
 	// String names the transport: "udp", "tcp", "tls", "https".
@@ -48,12 +49,12 @@ func newTransports(ns Nameserver, roots *x509.CertPool, mismatches *atomic.Uint6
 const maxMessage = 65535
 
 var (
-	// errHungUp is the error of a connection that came about, and that the server
-	// then closed or reset. It says little about whether the server is up.
+	// errHungUp is the error of a connection that was established, and that the
+	// server then closed or reset. The server is up, or was so a moment ago.
 	errHungUp = errors.New("connection closed without a reply")
 
-	// longAgo is a deadline that interrupts whatever waits.
-	longAgo = time.Unix(1, 0)
+	// aLongTimeAgo is a deadline that interrupts reads and writes.
+	aLongTimeAgo = time.Unix(1, 0)
 )
 
 // hungUp returns errHungUp for an error that means that the other side closed or

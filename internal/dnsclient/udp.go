@@ -12,24 +12,24 @@ import (
 
 const (
 	// A UDP socket is closed after this many queries, at this age, and after any
-	// query that did not simply get its reply, so that nobody has much time to
-	// guess its port, and late replies meet a closed one.
+	// query without a reply or with other messages before it. So there is little
+	// time to guess its port, and late replies arrive at a closed one.
 	maxSocketQueries = 32
 	maxSocketAge     = 10 * time.Second
 
 	// maxIdleSockets bounds the sockets kept for the next queries to a server.
 	maxIdleSockets = 16
 
-	// maxQuery is the most octets that a query has: the header, a question and
-	// an OPT record.
+	// maxQuery is the size of the largest query: the header, a question and an
+	// OPT record.
 	maxQuery = headerLen + maxName + 4 + 11
 )
 
-// buffers holds buffers that take any message, so that a datagram that is larger
-// than what was offered is seen whole.
+// buffers holds buffers for any message, so that a datagram that is larger than
+// the size that was offered is not cut.
 var buffers = sync.Pool{New: func() any { return new([maxMessage]byte) }}
 
-// queryBuffers holds buffers that take any query.
+// queryBuffers holds buffers for any query.
 var queryBuffers = sync.Pool{New: func() any { return new([maxQuery]byte) }}
 
 // udp asks over connected sockets. A socket carries one query at a time.
@@ -37,12 +37,14 @@ type udp struct {
 	addr       *net.UDPAddr
 	mismatches *atomic.Uint64
 
-	mu     sync.Mutex
+	mu     sync.Mutex   // guards all below
 	idle   []*udpSocket // the last one was used last
 	sweep  *time.Timer  // closes idle sockets that are too old; nil while there are none
 	closed bool
 }
 
+// udpSocket belongs to the exchange that has checked it out, or to udp.mu while
+// it is idle.
 type udpSocket struct {
 	*net.UDPConn
 	receiver
@@ -67,7 +69,7 @@ func (u *udp) exchange(ctx context.Context, deadline time.Time, q *question, edn
 	if err := socket.SetDeadline(deadline); err != nil {
 		return nil, 0, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = socket.SetDeadline(longAgo) })
+	stop := context.AfterFunc(ctx, func() { _ = socket.SetDeadline(aLongTimeAgo) })
 	defer func() { clean = stop() && clean }()
 
 	id := newID()
@@ -141,8 +143,8 @@ func (u *udp) keep(socket *udpSocket) bool {
 	return true
 }
 
-// closeOld closes the idle sockets that are too old, and comes again while
-// there are others.
+// closeOld closes the idle sockets that are too old, and schedules the next run
+// if there are others.
 func (u *udp) closeOld() {
 	u.mu.Lock()
 	defer u.mu.Unlock()

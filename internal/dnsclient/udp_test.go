@@ -22,7 +22,7 @@ func newTestUDP(t *testing.T, s *script) (*udp, func() *udpSocket) {
 		t.Fatal(err)
 	}
 	return u, func() *udpSocket {
-		u.exchange(t.Context(), time.Now().Add(patience), q, true)
+		u.exchange(t.Context(), time.Now().Add(longTimeout), q, true)
 		if len(u.idle) == 0 {
 			return nil
 		}
@@ -35,14 +35,14 @@ func TestSocketsAreReused(t *testing.T) {
 	first := ask()
 	for range maxSocketQueries - 2 {
 		if ask() != first {
-			t.Fatal("a fresh socket was used too early")
+			t.Fatalf("got a new socket, want the first one for %d queries", maxSocketQueries)
 		}
 	}
 	if ask() != nil {
-		t.Errorf("a socket is kept after %d queries", maxSocketQueries)
+		t.Errorf("a socket is kept after %d queries, want it closed", maxSocketQueries)
 	}
 	if second := ask(); second == nil || second == first {
-		t.Error("no fresh socket was used")
+		t.Error("got no new socket, want one")
 	}
 }
 
@@ -52,20 +52,20 @@ func TestOldSocketsAreClosed(t *testing.T) {
 	first.born = first.born.Add(-maxSocketAge)
 	second := ask()
 	if second == first {
-		t.Error("an old socket was used again")
+		t.Error("an old socket was used again, want a new one")
 	}
 	second.born = second.born.Add(-maxSocketAge)
 	if u.closeOld(); len(u.idle) != 0 || u.sweep != nil {
-		t.Errorf("%d old sockets are idle", len(u.idle))
+		t.Errorf("%d old sockets are idle, want 0", len(u.idle))
 	}
 	for _, socket := range []*udpSocket{first, second} {
 		if _, err := socket.Write(nil); !errors.Is(err, net.ErrClosed) {
-			t.Error("an old socket is open")
+			t.Error("an old socket is open, want it closed")
 		}
 	}
 	u.close()
 	if ask() != nil {
-		t.Error("a socket is kept after close")
+		t.Error("a socket is kept after close, want it closed")
 	}
 }
 
@@ -76,22 +76,22 @@ func TestDoubtfulSocketsAreClosed(t *testing.T) {
 			answering(q)
 		}, nil))
 		if ask() != nil {
-			t.Error("the socket is kept")
+			t.Error("the socket is kept, want it closed")
 		}
 	})
 	t.Run("after a timeout", func(t *testing.T) {
 		u, _ := newTestUDP(t, newScript(t, nil, nil))
-		_, _, err := u.exchange(t.Context(), time.Now().Add(brief), rootQuestion, true)
+		_, _, err := u.exchange(t.Context(), time.Now().Add(shortTimeout), rootQuestion, true)
 		if err == nil || len(u.idle) != 0 {
-			t.Errorf("%v; %d sockets are kept", err, len(u.idle))
+			t.Errorf("got %v, want an error; %d sockets are kept, want 0", err, len(u.idle))
 		}
 	})
 	t.Run("after a cancellation", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		u, _ := newTestUDP(t, newScript(t, func(q *query) { cancel(); answering(q) }, nil))
-		u.exchange(ctx, time.Now().Add(patience), rootQuestion, true)
+		u.exchange(ctx, time.Now().Add(longTimeout), rootQuestion, true)
 		if len(u.idle) != 0 {
-			t.Error("the socket is kept")
+			t.Error("the socket is kept, want it closed")
 		}
 	})
 }
@@ -117,32 +117,32 @@ func TestSocketsAreExclusive(t *testing.T) {
 	}
 	for range held {
 		if err := <-errs; err != nil {
-			t.Error(err)
+			t.Errorf("got %v, want an answer", err)
 		}
 	}
 	if n := len(c.servers[0].first.(*udp).idle); n != maxIdleSockets {
 		t.Errorf("%d sockets are kept, want %d", n, maxIdleSockets)
 	}
 	if c.Mismatches() != 0 {
-		t.Error("a socket got the reply of another")
+		t.Error("a socket got the reply of another, want each to get its own")
 	}
 }
 
-func TestReplyFromElsewhere(t *testing.T) {
-	elsewhere, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+func TestReplyFromOtherPort(t *testing.T) {
+	other, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer elsewhere.Close()
+	defer other.Close()
 	s := newScript(t, func(q *query) {
-		// The reply of another port, to where the query came from.
+		// a reply from another port, to the port of the query
 		from := netip.MustParseAddrPort(q.from)
-		elsewhere.WriteToUDPAddrPort(pack(q.answer(evil)), from)
-		q.reply(q.answer(good))
+		other.WriteToUDPAddrPort(pack(q.answer(evilRecord)), from)
+		q.reply(q.answer(goodRecord))
 	}, nil)
 	c := newClient(t, Config{}, s)
 	got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 	if err != nil || len(got) != 1 || got[0].String() != "192.0.2.1" {
-		t.Errorf("got %v, %v", got, err)
+		t.Errorf("got %v, %v; want 192.0.2.1", got, err)
 	}
 }

@@ -93,7 +93,7 @@ func TestEqualResolvers(t *testing.T) {
 		{Zones: map[string][]string{"consul": {"192.0.2.2"}}, Preload: same[0].Preload},
 		{Zones: same[0].Zones, Preload: same[0].Preload, Search: true},
 		{Zones: same[0].Zones, Preload: same[0].Preload, RefreshAlways: true},
-		{Zones: same[0].Zones, Preload: same[0].Preload, Tries: 3}, // whatever resolv.conf says
+		{Zones: same[0].Zones, Preload: same[0].Preload, Tries: 3}, // resolv.conf may say another number
 	} {
 		if acquire(t, config) == first {
 			t.Errorf("%+v has the same resolver", config)
@@ -171,7 +171,7 @@ func TestTrace(t *testing.T) {
 	w.mustGet("/", "http://a.example:"+b.port) // is known
 	w.mustGet("/", "http://b.example:"+b.port)
 	if res := w.get("/", "http://c.example:"+b.port); res.StatusCode != 502 {
-		t.Error(res)
+		t.Errorf("got %v, want status 502", res)
 	}
 	eventually(t, "two lookups are logged", func() bool { return len(lines()) >= 2 })
 	got := lines()

@@ -37,7 +37,7 @@ func TestParseResolvConf(t *testing.T) {
 			want: resolvConf{nameservers: parseAddrs("192.0.2.1", "192.0.2.2", "192.0.2.3")},
 		},
 		{
-			name: "what cannot be read is passed over",
+			name: "what cannot be read is ignored",
 			text: "nameserver\nnameserver ns.example\n#nameserver 192.0.2.7\n;nameserver 192.0.2.7\nnameservers 192.0.2.7\nnameserver 192.0.2.7:53\n" +
 				"nameserver ::ffff:192.0.2.1\noptions\noptions rotation use-vcs timeout: attempts:x ndots\nlookup file bind\n",
 		},

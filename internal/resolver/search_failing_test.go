@@ -49,7 +49,7 @@ func TestSearchStaysWhereItWas(t *testing.T) {
 			t.Errorf("%+v: got %s, want the address of web.a.test, stale", fails, got)
 		}
 
-		// nor where its addresses may not serve any more
+		// nor once its addresses may no longer serve
 		r.search.Load().remember("other", "other.a.test")
 		s.set("other.a.test", fails)
 		s.has("other.b.test", "192.0.2.66")
@@ -57,7 +57,7 @@ func TestSearchStaysWhereItWas(t *testing.T) {
 			t.Errorf("%+v: other: got %s, want the failure of other.a.test", fails, got)
 		}
 
-		// but once it does not exist any more it is looked for
+		// but once it no longer exists, it is looked for
 		s.set("web.a.test", dnsName{rcode: 3})
 		clock.skip(time.Minute)
 		eventually(t, "the name is another host", func() bool { return strings.HasSuffix(mustLookup(t, r, "web"), " [192.0.2.66]") })

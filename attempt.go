@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"caddytarget/internal/failover"
+	"caddytarget/internal/httpfield"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/replay"
 )
@@ -77,7 +78,7 @@ func (a *attempt) checkAddress() error {
 // for its first octets: a client that sends nothing must not hold a connection. One
 // that waits for the backend may.
 func (a *attempt) takeBody(req *http.Request) (err error) {
-	if !hasBody(req) {
+	if !httpfield.HasBody(req) {
 		a.out.Body = req.Body
 		return nil
 	}
@@ -87,7 +88,7 @@ func (a *attempt) takeBody(req *http.Request) (err error) {
 	a.body = a.exchange.bodyOf(req)
 	if a.out.Body, err = a.openBody(req); err == nil {
 		a.out.GetBody = func() (io.ReadCloser, error) { return a.openBody(req) }
-		err = a.body.AwaitFirst(mayBeSilent(req) || a.transport.ExpectContinueTimeout > 0 && expectsContinue(req))
+		err = a.body.AwaitFirst(httpfield.MayBeSilent(req) || a.transport.ExpectContinueTimeout > 0 && httpfield.ExpectsContinue(req))
 	}
 	if c := a.call; err != nil && c != nil {
 		c.state.err = fmt.Errorf("%s: reading the request's body: %w", c.Host, err)

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"caddytarget/internal/resolver"
+	"caddytarget/internal/targeturl"
 )
 
 func init() {
@@ -201,7 +202,7 @@ func (h *Handler) parseURL(d *caddyfile.Dispenser) error {
 	if err := checked(textOption(&h.URL), h.Validate)(d); err != nil {
 		return err
 	}
-	if lacksBraces(h.URL) {
+	if targeturl.LacksBraces(h.URL) {
 		warnCaddyfile(d, warnNoBraces, zap.String("url", h.URL))
 	}
 	return nil
@@ -426,7 +427,7 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 		// each address, and once more where that makes sense
 		proxy.LoadBalancing.Retries = 2*upstreams - 1
 	}
-	if name, ok := headerOf(handler.URL); ok {
+	if name, ok := targeturl.HeaderOf(handler.URL); ok {
 		// a value that the user gives it is not the client's
 		handler.StripHeader = true
 		if proxy.Headers != nil && proxy.Headers.Request != nil {

@@ -80,7 +80,7 @@ func (h *Handler) newCall(r *http.Request, repl *caddy.Replacer, last *call, st 
 
 // parse reads the templates of a request.
 func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (targeturl.URL, error) {
-	if err := h.values.check(r); err != nil {
+	if err := h.values.Check(r); err != nil {
 		return targeturl.URL{}, err
 	}
 	text, err := expand(repl, h.URL, h.confineURL)
@@ -115,11 +115,26 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (t
 	}
 	if h.Host != "" {
 		c.hostport = repl.ReplaceAll(h.Host, "")
-		if c.hostport == "" || !isHostHeader(c.hostport) {
+		if c.hostport == "" || !targeturl.IsHostHeader(c.hostport) {
 			return u, fmt.Errorf("host %q is not a valid Host header", c.hostport)
 		}
 	}
 	return u, nil
+}
+
+// expand puts values in the place of a template's placeholders. It is an error if one of
+// them leaves its folder.
+func expand(repl *caddy.Replacer, template string, c targeturl.Confinement) (string, error) {
+	if c.IsZero() {
+		return repl.ReplaceAll(template, ""), nil
+	}
+	marked, err := repl.ReplaceFunc(template, func(_ string, value any) (any, error) {
+		return targeturl.Mark(caddy.ToString(value))
+	})
+	if err != nil {
+		return "", err
+	}
+	return c.Unmark(marked)
 }
 
 // newHop makes the call of the target of a redirect, and checks it.

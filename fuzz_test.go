@@ -491,7 +491,7 @@ func (w *fuzzWorld) handlerWith(rules Guard) *Handler {
 		w.t.Fatalf("no rule can be made of a host that was called: %v", err)
 	}
 	p := *w.handler.policy
-	p.rules = compiled
+	p.gate.Rules = compiled
 	return &Handler{URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, policy: &p}
 }
 

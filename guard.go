@@ -79,11 +79,10 @@ func (g *Guard) isSet() bool {
 
 // policy applies the rules of a site to its calls.
 type policy struct {
-	rules     *guard.Rules
-	report    bool // the mode is report
-	listeners *localnet.Listeners
-	refusals  *refusals
-	log       *zap.Logger
+	gate     localnet.Gate
+	report   bool // the mode is report
+	refusals *refusals
+	log      *zap.Logger
 }
 
 // policy returns the policy of a site with these rules.
@@ -95,14 +94,14 @@ func (a *App) policy(g *Guard, log *zap.Logger) (*policy, error) {
 	if g.Mode == report {
 		log.Warn("the guard only reports: targets may be called that its rules refuse, private and loopback addresses too")
 	}
-	return &policy{rules, g.Mode == report, a.listeners, a.shared.refusals, log}, nil
+	return &policy{localnet.Gate{Rules: rules, Listeners: a.listeners}, g.Mode == report, a.shared.refusals, log}, nil
 }
 
 // checkTarget checks scheme, name and port of a call. A source with a name of its own
 // has no scheme.
 func (p *policy) checkTarget(c *call) error {
 	if c.scheme != "" {
-		if err := p.rules.CheckScheme(c.scheme); err != nil {
+		if err := p.gate.CheckScheme(c.scheme); err != nil {
 			return p.refused(c, err)
 		}
 	}
@@ -113,7 +112,7 @@ func (p *policy) checkTarget(c *call) error {
 }
 
 func (p *policy) checkName(c *call) error {
-	if err := p.rules.CheckName(c.Host); err != nil {
+	if err := p.gate.CheckName(c.Host); err != nil {
 		return p.refused(c, err)
 	}
 	return nil
@@ -125,7 +124,7 @@ func (p *policy) checkFound(c *call, name string) error {
 	if name == "" || name == c.Host {
 		return nil
 	}
-	r, ok := errors.AsType[*guard.Refusal](p.rules.CheckName(name))
+	r, ok := errors.AsType[*guard.Refusal](p.gate.CheckName(name))
 	if !ok || r.Rule == guard.RuleAllow {
 		return nil
 	}
@@ -133,7 +132,7 @@ func (p *policy) checkFound(c *call, name string) error {
 }
 
 func (p *policy) checkPort(c *call) error {
-	if err := p.rules.CheckPort(c.Port); err != nil {
+	if err := p.gate.CheckPort(c.Port); err != nil {
 		return p.refused(c, err)
 	}
 	return nil
@@ -143,7 +142,7 @@ func (p *policy) checkPort(c *call) error {
 // from the first, are preferred. It is an error if there is none.
 func (p *policy) filter(c *call, addrs []netip.Addr, preferred int) ([]netip.Addr, int, error) {
 	for _, a := range addrs {
-		if !p.allows(netip.AddrPortFrom(a, c.Port)) {
+		if !p.gate.Allows(netip.AddrPortFrom(a, c.Port)) {
 			return p.filterSome(c, addrs, preferred)
 		}
 	}
@@ -153,7 +152,7 @@ func (p *policy) filter(c *call, addrs []netip.Addr, preferred int) ([]netip.Add
 func (p *policy) filterSome(c *call, addrs []netip.Addr, preferred int) (kept []netip.Addr, keptPreferred int, err error) {
 	var refusals []*guard.Refusal
 	for i, a := range addrs {
-		if r := p.check(netip.AddrPortFrom(a, c.Port)); r != nil {
+		if r := p.gate.Check(netip.AddrPortFrom(a, c.Port)); r != nil {
 			refusals = append(refusals, r)
 			if !p.onlyReports(r) {
 				continue
@@ -187,7 +186,7 @@ func (p *policy) checkUpstream(c *call, addr netip.AddrPort) error {
 	if addr.Port() == c.Port && slices.Contains(c.Addrs, addr.Addr()) {
 		return nil
 	}
-	r := p.check(addr)
+	r := p.gate.Check(addr)
 	if r == nil {
 		return nil
 	}
@@ -201,7 +200,7 @@ func (p *policy) checkUpstream(c *call, addr netip.AddrPort) error {
 // permit checks the address of a connection that is about to be opened. What is only
 // reported has been by now.
 func (p *policy) permit(c *call, addr netip.AddrPort) error {
-	if p.allows(addr) {
+	if p.gate.Allows(addr) {
 		return nil
 	}
 	return p.checkConnection(c, addr)
@@ -211,13 +210,13 @@ func (p *policy) permit(c *call, addr netip.AddrPort) error {
 // has really ended is known only now.
 func (p *policy) confirm(c *call, local, remote netip.AddrPort) error {
 	if a := remote.Addr().Unmap().WithZone(""); a == local.Addr().Unmap().WithZone("") {
-		p.listeners.Learn(a, true)
+		p.gate.Learn(a, true)
 	}
 	return p.checkConnection(c, remote)
 }
 
 func (p *policy) checkConnection(c *call, addr netip.AddrPort) error {
-	r := p.check(addr)
+	r := p.gate.Check(addr)
 	if r == nil || p.onlyReports(r) {
 		return nil
 	}
@@ -240,35 +239,6 @@ func (p *policy) onlyReports(err error) bool {
 		return false
 	}
 	return r.Kind != guard.KindScheme || targeturl.DefaultPort(r.Value) != 0
-}
-
-// allows reports whether an address may be called. It costs little if it was called before.
-func (p *policy) allows(a netip.AddrPort) bool {
-	o, known := p.listeners.Known(a)
-	return known && p.allowsOwner(o, a) && p.rules.AllowsAddr(a.Addr()) || p.check(a) == nil
-}
-
-// allowsOwner reports whether an address of this owner may be called.
-func (p *policy) allowsOwner(o localnet.Owner, a netip.AddrPort) bool {
-	return o == localnet.NotOwn || o == localnet.OwnSite && p.rules.Opens(a.Addr())
-}
-
-// check returns why an address may not be called, or nil.
-func (p *policy) check(a netip.AddrPort) *guard.Refusal {
-	o, embedded := p.listeners.Find(a)
-	r := &guard.Refusal{Kind: guard.KindAddress, Value: a.String(), Embedded: embedded}
-	if o == localnet.OwnOther {
-		r.Rule = guard.RuleAdmin
-		return r
-	}
-	if err := p.rules.CheckAddr(a.Addr()); err != nil {
-		return err.(*guard.Refusal)
-	}
-	if p.allowsOwner(o, a) {
-		return nil
-	}
-	r.Rule = guard.RuleOwnListener
-	return r
 }
 
 // refused returns a refusal, or reports it instead.

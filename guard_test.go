@@ -408,11 +408,11 @@ func TestListeners(t *testing.T) {
 				rule = guard.RuleOwnListener
 			}
 			p := newTestPolicy(t, config)
-			p.listeners = l
-			if err := p.check(a); (err == nil) != (rule == "") || err != nil && err.Rule != rule {
+			p.gate.Listeners = l
+			if err := p.gate.Check(a); (err == nil) != (rule == "") || err != nil && err.Rule != rule {
 				t.Errorf("%s with %s: %v, want %s", a, name, err, rule)
 			}
-			if got := p.allows(a); got != (rule == "") {
+			if got := p.gate.Allows(a); got != (rule == "") {
 				t.Errorf("%s with %s: allowed %t", a, name, got)
 			}
 			p.report = true

@@ -9,9 +9,10 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"golang.org/x/net/http/httpguts"
 
+	"caddytarget/internal/guard"
 	"caddytarget/internal/health"
+	"caddytarget/internal/httpfield"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/replay"
 	"caddytarget/internal/resolver"
@@ -94,13 +95,13 @@ type Handler struct {
 	proxy caddyhttp.MiddlewareHandler // nil: the handlers that come next
 
 	confineURL, confinePath targeturl.Confinement
-	values                  singleValues // of which a request has one each
+	values                  targeturl.SingleValues // of which a request has one each
 
 	strip    string       // the header field that is not sent on
 	limit    health.Limit // the timeout, if it is fixed
 	policy   *policy
 	resolver *resolver.Resolver
-	inFlight inFlight
+	inFlight guard.InFlight
 }
 
 // CaddyModule returns the Caddy module information.
@@ -121,9 +122,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.confineURL, h.confinePath = targeturl.ConfineURL(h.URL), targeturl.ConfinePath(h.Path)
-	h.values = singleValuesOf(h.URL, h.Path, h.Host, h.Timeout)
+	h.values = targeturl.SingleValuesOf(h.URL, h.Path, h.Host, h.Timeout)
 	if h.StripHeader {
-		h.strip, _ = headerOf(h.URL)
+		h.strip, _ = targeturl.HeaderOf(h.URL)
 	}
 	if h.Timeout != "" && !strings.Contains(h.Timeout, "{") {
 		h.limit = health.Limit("timeout " + h.Timeout)
@@ -139,22 +140,12 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// headerOf returns the name of the header field that a template consists of.
-func headerOf(template string) (string, bool) {
-	name, ok := strings.CutPrefix(template, "{http.request.header.")
-	if !ok {
-		return "", false
-	}
-	name, ok = strings.CutSuffix(name, "}")
-	return http.CanonicalHeaderKey(name), ok && !strings.ContainsAny(name, "{}")
-}
-
 // Validate checks the configuration.
 func (h *Handler) Validate() error {
 	if h.URL == "" {
 		return errors.New("no url")
 	}
-	if _, ok := headerOf(h.URL); h.StripHeader && !ok {
+	if _, ok := targeturl.HeaderOf(h.URL); h.StripHeader && !ok {
 		return fmt.Errorf("strip_header: the url %s is not one header field", h.URL)
 	}
 	if h.MaxRequests < 0 {
@@ -174,7 +165,7 @@ func (h *Handler) Validate() error {
 			return fmt.Errorf("path %q: %w", h.Path, err)
 		}
 	}
-	if !strings.Contains(h.Host, "{") && !isHostHeader(h.Host) {
+	if !strings.Contains(h.Host, "{") && !targeturl.IsHostHeader(h.Host) {
 		return fmt.Errorf("host %q is not a valid Host header", h.Host)
 	}
 	if h.Timeout != "" && !strings.Contains(h.Timeout, "{") {
@@ -233,7 +224,7 @@ func acceptable(r *http.Request) error {
 func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext, u targeturl.URL, next caddyhttp.Handler) error {
 	st := c.call.state
 	if h.MaxRequests > 0 {
-		done, ok := h.inFlight.enter(&c.call, h.MaxRequests)
+		done, ok := h.inFlight.Enter(guard.Origin{Scheme: c.call.scheme, Host: c.call.Host, Port: c.call.Port}, h.MaxRequests)
 		if !ok {
 			return h.refuse(w, r, st, fmt.Errorf("%s: %w: %d", c.call.Host, errMaxRequests, h.MaxRequests))
 		}
@@ -284,19 +275,10 @@ func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request, c *call) 
 // awaitBody waits for the first octets of the request's body, so that a client that
 // sends nothing holds no place of MaxRequests.
 func (h *Handler) awaitBody(r *http.Request) (err error) {
-	if h.MaxRequests > 0 && hasBody(r) && !mayBeSilent(r) {
+	if h.MaxRequests > 0 && httpfield.HasBody(r) && !httpfield.MayBeSilent(r) {
 		r.Body, err = replay.Await(r.Body)
 	}
 	return err
-}
-
-// isHostHeader reports whether a Host header can be sent as it is. The zone of an
-// address cannot: over HTTP/1 net/http takes it out.
-func isHostHeader(s string) bool {
-	if strings.HasPrefix(s, "[") && strings.Contains(s, "%") {
-		return false
-	}
-	return httpguts.ValidHostHeader(s)
 }
 
 // refuse ends a request that cannot be sent on.

@@ -2,9 +2,8 @@ package caddytarget
 
 import (
 	"fmt"
-	"net/netip"
-	"slices"
-	"strings"
+
+	"caddytarget/internal/targeturl"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -26,23 +25,6 @@ const (
 func warnCaddyfile(d *caddyfile.Dispenser, message string, fields ...zap.Field) {
 	caddy.Log().Named("config.adapter.caddyfile").Warn(message, append(fields, zap.String("file", d.File()), zap.Int("line", d.Line()))...)
 }
-
-// lacksBraces reports whether a template looks like a placeholder without braces: it
-// has neither a scheme nor a port, and is one word, such as X-Target, or begins like a
-// placeholder, as in header.X-Target.
-func lacksBraces(template string) bool {
-	if template == "" || strings.ContainsAny(template, "{:/") || strings.EqualFold(template, "localhost") {
-		return false
-	}
-	if _, err := netip.ParseAddr(template); err == nil {
-		return false
-	}
-	first, _, dotted := strings.Cut(template, ".")
-	return !dotted || slices.Contains(placeholderRoots, first)
-}
-
-// placeholderRoots are the first words of placeholders from which a target may come.
-var placeholderRoots = []string{"header", "query", "vars", "http", "cookie", "path", "uri", "re", "rp", "resp", "labels", "host", "env", "file"}
 
 // mistakes looks for them in the HTTP app of a running configuration.
 type mistakes struct{ log *zap.Logger }
@@ -87,7 +69,7 @@ func (m *mistakes) route(place string, at *continuation) {
 func (m *mistakes) handler(place string, handler caddyhttp.MiddlewareHandler, after *continuation) {
 	switch h := handler.(type) {
 	case *Handler:
-		if lacksBraces(h.URL) {
+		if targeturl.LacksBraces(h.URL) {
 			m.log.Warn(warnNoBraces, zap.String("url", h.URL), zap.String("place", place))
 		}
 		if h.proxy != nil {

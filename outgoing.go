@@ -8,8 +8,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-	"golang.org/x/net/http/httpguts"
 
+	"caddytarget/internal/httpfield"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/targeturl"
 )
@@ -34,12 +34,12 @@ func (a *attempt) setOrder(req *http.Request, info reverseproxy.DialInfo) {
 	switch t.schemeOf(c) {
 	case "https":
 		key.Protocol = pool.TLS
-		if isUpgrade(req.Header) {
+		if httpfield.IsUpgrade(req.Header) {
 			key.Protocol = pool.TLSHTTP1
 		}
 		key.ServerName = t.serverName(req, c, info)
 	case "h2c":
-		if !isUpgrade(req.Header) { // which HTTP/2 does not have
+		if !httpfield.IsUpgrade(req.Header) { // which HTTP/2 does not have
 			key.Protocol = pool.HTTP2
 		}
 	}
@@ -58,9 +58,9 @@ func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
 	// header and trailer are reverse_proxy's copies, made for this request; an
 	// attempt before this one may still be reading them, but then has changed
 	// them already
-	dropH2CUpgrade(req.Header)
+	httpfield.DropH2CUpgrade(req.Header)
 	if a.call != nil {
-		strip(req.Header, a.call.strip)
+		httpfield.Delete(req.Header, a.call.strip)
 		if a.call.foreign {
 			a.call.dropCredentials(req.Header)
 		}
@@ -132,27 +132,4 @@ func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme strin
 		return orig.Host
 	}
 	return info.Address
-}
-
-func isUpgrade(header http.Header) bool {
-	return header["Upgrade"] != nil && httpguts.HeaderValuesContainsToken(header["Connection"], "Upgrade")
-}
-
-// dropH2CUpgrade takes out a request to go on in HTTP/2 on this connection (RFC
-// 7540, section 3.2; RFC 9113 has it no more). A backend that agreed would take
-// whatever the client sends from then on, unchecked.
-func dropH2CUpgrade(header http.Header) {
-	if httpguts.HeaderValuesContainsToken(header["Upgrade"], "h2c") {
-		delete(header, "Upgrade")
-		delete(header, "Connection")
-	}
-	strip(header, "Http2-Settings")
-}
-
-// strip takes out a field. If it is not there nothing is written: others may be
-// reading.
-func strip(header http.Header, field string) {
-	if _, ok := header[field]; ok { //nolint:staticcheck // delete counts as a write in any case
-		delete(header, field)
-	}
 }

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"caddytarget/internal/guard"
+	"caddytarget/internal/httpfield"
 	"caddytarget/internal/redirect"
 	"caddytarget/internal/replay"
 	"caddytarget/internal/targeturl"
@@ -172,13 +173,13 @@ type hop struct {
 
 // canFollow reports whether the handler follows redirects of a request.
 func (h *Handler) canFollow(r *http.Request) bool {
-	return h.FollowRedirects != nil && !isUpgrade(r.Header) && r.Method != http.MethodConnect
+	return h.FollowRedirects != nil && !httpfield.IsUpgrade(r.Header) && r.Method != http.MethodConnect
 }
 
 // follow calls the target of a request, and those of the redirects that it leads to.
 func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext, u targeturl.URL, next caddyhttp.Handler) error {
 	f := &follower{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, config: h.FollowRedirects, length: r.ContentLength}
-	if hasBody(r) {
+	if httpfield.HasBody(r) {
 		f.all = replay.New(r.Body, f.config.MaxBody)
 		f.body = f.all
 		r.Body, _ = f.all.Open(true)

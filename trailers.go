@@ -3,10 +3,10 @@ package caddytarget
 import (
 	"net/http"
 	"slices"
-	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
-	"golang.org/x/net/http/httpguts"
+
+	"caddytarget/internal/httpfield"
 )
 
 // trailers are the fields that follow the body of a request. A backend may take them
@@ -15,7 +15,7 @@ import (
 // changes, but in the header alone.
 type trailers struct {
 	fields http.Header
-	ops    *headers.HeaderOps // of the configuration
+	ops    *headers.HeaderOps // of the configuration; nil: none
 	strip  string             // a header field that is not sent on; empty: none
 }
 
@@ -39,64 +39,29 @@ func (a *attempt) dropTrailers(req *http.Request) {
 // written: others may be reading.
 func (t *trailers) drop() {
 	for name := range t.fields {
-		if name == t.strip || isForHeader(name) || t.ops != nil && touches(t.ops, name) {
+		if name == t.strip || httpfield.IsForHeader(name) || touches(t.ops, name) {
 			delete(t.fields, name)
 		}
 	}
 }
 
-// isForHeader reports whether a field means something in a header that it may not
-// mean in a trailer (RFC 9110, section 6.5.1), or is one that a gateway sets.
-func isForHeader(name string) bool {
-	if !httpguts.ValidTrailerHeader(name) || hasPrefixFold(name, "X-Forwarded-") || hasPrefixFold(name, "Proxy-") {
-		return true
-	}
-	switch http.CanonicalHeaderKey(name) {
-	case "Forwarded", "Via", loopHeader, "Upgrade", "Http2-Settings", "Alt-Svc":
-		return true
-	}
-	return false
-}
-
-func hasPrefixFold(s, prefix string) bool {
-	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
-}
-
-// touches reports whether header operations may change a field.
+// touches reports whether header operations, which may be nil, may change a field.
 func touches(ops *headers.HeaderOps, field string) bool {
-	may := func(name string) bool {
-		return strings.EqualFold(name, field) || strings.Contains(name, "{") || strings.Contains(name, "*") && matchesWildcard(name, field)
+	if ops == nil {
+		return false
 	}
-	for name := range ops.Set {
-		if may(name) {
-			return true
-		}
-	}
-	for name := range ops.Add {
-		if may(name) {
-			return true
-		}
-	}
+	may := func(name string) bool { return httpfield.MayMatch(name, field) }
 	for name := range ops.Replace {
 		if may(name) {
 			return true
 		}
 	}
-	return slices.ContainsFunc(ops.Delete, may)
-}
-
-// matchesWildcard reports whether a name with wildcards at its ends, as Caddy takes it
-// in what is deleted and replaced, may mean a field.
-func matchesWildcard(name, field string) bool {
-	name, field = strings.ToLower(name), strings.ToLower(field)
-	inner := strings.Trim(name, "*")
-	switch {
-	case strings.HasPrefix(name, "*") && strings.HasSuffix(name, "*"):
-		return strings.Contains(field, inner)
-	case strings.HasPrefix(name, "*"):
-		return strings.HasSuffix(field, inner)
-	case strings.HasSuffix(name, "*"):
-		return strings.HasPrefix(field, inner)
+	for _, names := range []http.Header{ops.Set, ops.Add} {
+		for name := range names {
+			if may(name) {
+				return true
+			}
+		}
 	}
-	return true // in the middle it means nothing to Caddy
+	return slices.ContainsFunc(ops.Delete, may)
 }

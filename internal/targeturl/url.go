@@ -16,6 +16,8 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"golang.org/x/net/http/httpguts"
+
 	"caddytarget/internal/guard"
 )
 
@@ -261,4 +263,13 @@ func NormalizeHost(host string) (string, netip.Addr, error) {
 		addr, _ = netip.ParseAddr(normal) // an error means that it is a name
 	}
 	return normal, addr, nil
+}
+
+// IsHostHeader reports whether a Host header can be sent as it is. The zone of an
+// address cannot: over HTTP/1 net/http takes it out.
+func IsHostHeader(s string) bool {
+	if strings.HasPrefix(s, "[") && strings.Contains(s, "%") {
+		return false
+	}
+	return httpguts.ValidHostHeader(s)
 }

@@ -9,17 +9,17 @@ import (
 // ErrDowngrade is the error of [URL.Resolve] for a reference from https to http.
 var ErrDowngrade = errors.New("it leads from https to http")
 
-// Resolve returns the URL that a reference names which is relative to base (RFC 3986,
-// section 5.2). That is how a client reads the Location field of the response to a request
-// for base (RFC 9110, section 10.2.2). Only http, h2c and https are read.
+// Resolve returns the URL that a reference names which is relative to u (RFC 3986, section
+// 5.2). That is how a client reads the Location field of the response to a request for u (RFC
+// 9110, section 10.2.2). Schemes other than http, h2c and https are errors.
 //
 // With [ErrDowngrade] it returns the URL, too.
-func (base *URL) Resolve(ref string) (u URL, err error) {
-	scheme, authority := base.Scheme, JoinHostPort(base.Scheme, base.Host, base.Port)
+func (u *URL) Resolve(ref string) (to URL, err error) {
+	scheme, authority := u.Scheme, JoinHostPort(u.Scheme, u.Host, u.Port)
 	rest, _, _ := strings.Cut(ref, "#")
 	if before, after, ok := strings.Cut(rest, ":"); ok && !strings.ContainsAny(before, "/?") {
 		if !strings.HasPrefix(after, "//") {
-			return u, fmt.Errorf("%q is neither a URL with a host nor a relative one", before+":…")
+			return to, fmt.Errorf("%q is neither a URL with a host nor a relative one", before+":…")
 		}
 		scheme, rest = before, after
 	}
@@ -27,7 +27,7 @@ func (base *URL) Resolve(ref string) (u URL, err error) {
 		end := strings.IndexAny(after+"/", "/?")
 		authority, rest = after[:end], after[end:]
 	} else {
-		rest = base.merge(rest)
+		rest = u.merge(rest)
 	}
 	path, query, hasQuery := strings.Cut(rest, "?")
 	if !strings.HasPrefix(path, "/") {
@@ -36,18 +36,18 @@ func (base *URL) Resolve(ref string) (u URL, err error) {
 	if path = removeDotSegments(path); hasQuery {
 		path += "?" + query
 	}
-	u, err = Parse(scheme + "://" + authority + encodeAsBrowser(path))
+	to, err = Parse(scheme + "://" + authority + encodeAsBrowser(path))
 	switch {
 	case err != nil:
-		return u, err
-	case DefaultPort(u.Scheme) == 0:
-		return u, fmt.Errorf("%q has another scheme than http and https", shown(ref))
-	case base.Scheme == "https" && u.Scheme != "https":
-		return u, ErrDowngrade
-	case base.Scheme == "h2c" && u.Scheme == "http" && SameOrigin(base, &u):
-		u.Scheme = "h2c" // which the backend knows as http
+		return to, err
+	case DefaultPort(to.Scheme) == 0:
+		return to, fmt.Errorf("%q has another scheme than http and https", shown(ref))
+	case u.Scheme == "https" && to.Scheme != "https":
+		return to, ErrDowngrade
+	case u.Scheme == "h2c" && to.Scheme == "http" && SameOrigin(u, &to):
+		to.Scheme = "h2c" // which the backend knows as http
 	}
-	return u, nil
+	return to, nil
 }
 
 // SameOrigin reports whether two URLs have the same scheme, host and port. The scheme h2c
@@ -57,19 +57,19 @@ func SameOrigin(a, b *URL) bool {
 }
 
 // merge returns the path and the query of a reference without scheme and authority, that is
-// relative to base (RFC 3986, section 5.2.2).
-func (base *URL) merge(ref string) string {
+// relative to u (RFC 3986, section 5.2.2).
+func (u *URL) merge(ref string) string {
 	switch {
-	case ref == "" && base.HasQuery:
-		return base.Path + "?" + base.Query
+	case ref == "" && u.HasQuery:
+		return u.Path + "?" + u.Query
 	case ref == "":
-		return base.Path
+		return u.Path
 	case ref[0] == '/':
 		return ref
 	case ref[0] == '?':
-		return base.Path + ref
+		return u.Path + ref
 	}
-	return base.Path[:strings.LastIndexByte(base.Path, '/')+1] + ref
+	return u.Path[:strings.LastIndexByte(u.Path, '/')+1] + ref
 }
 
 // removeDotSegments resolves the segments . and .. of a path that begins with a slash (RFC

@@ -4,19 +4,21 @@ import (
 	"strings"
 	"testing"
 
+	"caddytarget/internal/targeturl"
+
 	"github.com/caddyserver/caddy/v2"
 )
 
 func TestLacksBraces(t *testing.T) {
 	for _, template := range []string{"X-Target", "x-target", "header.X-Target", "query.to", "vars.to", "http.request.header.X-Target", "rp.header.Location", "to"} {
-		if !lacksBraces(template) {
+		if !targeturl.LacksBraces(template) {
 			t.Errorf("%s is not seen", template)
 		}
 	}
 	for _, template := range []string{
 		"", "{header.X-Target}", "localhost", "localhost:9001", "backend:80", "http://backend", "api.example.com", "10.0.0.1", "[::1]", "http://{query.to}", "{X-Target}",
 	} {
-		if lacksBraces(template) {
+		if targeturl.LacksBraces(template) {
 			t.Errorf("%s is taken for a mistake", template)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 // silent, however many, leave room for the others, and the more domains are
 // busy the less one of them gets.
 type admission struct {
-	most int
+	limit int
 
 	mu      sync.Mutex
 	pending int
@@ -24,19 +24,19 @@ type admission struct {
 }
 
 // sharePart is the part of what is free that one domain may have.
-const sharePart = 4
+const domainShare = 4
 
-func newAdmission(most int) admission {
-	return admission{most: most, domains: make(map[uint64]int)}
+func newAdmission(limit int) admission {
+	return admission{limit: limit, domains: make(map[uint64]int)}
 }
 
 // enter counts a lookup, unless there are too many; if it is privileged, only
 // too many in all.
-func (a *admission) enter(domain uint64, privileged bool) bool {
+func (a *admission) admit(domain uint64, exempt bool) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	free := a.most - a.pending
-	if free <= 0 || !privileged && a.domains[domain] >= max(1, free/sharePart) {
+	free := a.limit - a.pending
+	if free <= 0 || !exempt && a.domains[domain] >= max(1, free/domainShare) {
 		return false
 	}
 	a.pending++
@@ -45,7 +45,7 @@ func (a *admission) enter(domain uint64, privileged bool) bool {
 }
 
 // leave undoes enter.
-func (a *admission) leave(domain uint64) {
+func (a *admission) release(domain uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.pending--
@@ -104,7 +104,7 @@ func (t *turns) watch(giveUp func()) *way {
 	w := &way{turns: t, giveUp: giveUp}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	w.timer = time.AfterFunc(patience, w.look)
+	w.timer = time.AfterFunc(preemptAfter, w.look)
 	return w
 }
 
@@ -118,7 +118,7 @@ func (w *way) look() {
 		w.gave = true
 		w.giveUp()
 	default:
-		w.timer.Reset(slotTime)
+		w.timer.Reset(slowAfter)
 	}
 }
 

@@ -60,7 +60,7 @@ func TestAdmission(t *testing.T) {
 	const most = 2048
 	a := newAdmission(most)
 	fill := func(domain uint64) (n int) {
-		for a.enter(domain, false) {
+		for a.admit(domain, false) {
 			n++
 		}
 		return n
@@ -72,19 +72,19 @@ func TestAdmission(t *testing.T) {
 	if want := "[409 328 262 210 168 134 107 86]"; fmt.Sprint(got) != want {
 		t.Errorf("the domains have %v, want %s", got, want)
 	}
-	if fill(0) != 0 || !a.enter(0, true) {
+	if fill(0) != 0 || !a.admit(0, true) {
 		t.Error("one that is privileged is not refused for its domain, and only that one")
 	}
-	a.leave(0)
+	a.release(0)
 	for domain := range uint64(most) { // the last ones have one each
 		fill(domain)
 	}
-	if n := a.count(); n != most || a.enter(most, true) {
+	if n := a.count(); n != most || a.admit(most, true) {
 		t.Errorf("%d pending, and no room is left for anyone", n)
 	}
 	for domain, n := range a.domains {
 		for range n {
-			a.leave(domain)
+			a.release(domain)
 		}
 	}
 	if n := a.count(); n != 0 || len(a.domains) != 0 {
@@ -198,7 +198,7 @@ func TestNewNameAtOnce(t *testing.T) {
 		go w.wantLater(name, "miss "+a)
 		w.sleep(0)
 		w.wantAsked(name, 0, 0)
-		w.start(first.more.node, cl)
+		w.startLookup(first.state.node, cl)
 		w.sleep(time.Second)
 		w.want(name, "hit "+a)
 		w.wantAsked(name, 1, 1)
@@ -308,7 +308,7 @@ func TestSilentNamesGiveWay(t *testing.T) {
 			if got := w.get(name); got != "miss "+a {
 				t.Errorf("%s: %s", name, got)
 			}
-			if waited := w.cfg.Now() - start; waited > patience {
+			if waited := w.cfg.Now() - start; waited > preemptAfter {
 				t.Errorf("%s waited %v", name, waited)
 			}
 			w.sleep(100*time.Millisecond - (w.cfg.Now() - start))

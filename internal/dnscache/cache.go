@@ -186,11 +186,11 @@ const (
 
 	// slotTime is how long the lookup of a name that took long or failed last
 	// time keeps a reader's slot from others.
-	slotTime = 250 * time.Millisecond
+	slowAfter = 250 * time.Millisecond
 
 	// patience is how long a lookup for readers may take while others wait for
 	// its slot. Most lookups that end with an answer take less.
-	patience = 1500 * time.Millisecond
+	preemptAfter = 1500 * time.Millisecond
 )
 
 // Cache is a cache of names. It is safe for concurrent use.
@@ -201,60 +201,60 @@ type Cache struct {
 
 	// The time of the last tick, or 0: reading the clock stalls a processor
 	// until all it has begun is done, which costs more than the rest of a hit.
-	coarse atomic.Int64
-	steady bool // the clock does not jump, as an injected one may
-	ex     Exchanger
-	cfg    Config
+	coarseNow atomic.Int64
+	ownClock  bool // the clock does not jump, as an injected one may
+	ex        Exchanger
+	cfg       Config
 
 	mu        sync.Mutex // guards the table against other writers, and what follows
 	queues    queues
 	preloaded int // nodes, which are in no queue
 
-	large atomic.Int64 // the sum of the weights of all entries
+	excess atomic.Int64 // the sum of the weights of all entries
 
-	slots   chan struct{} // one for each lookup in flight for a reader
-	turns   turns         // of those that wait for a slot
-	pending admission     // lookups for readers, in flight and waiting
-	slow    chan struct{} // one for each lookup that gave its slot back early
+	slots       chan struct{} // one for each lookup in flight for a reader
+	turns       turns         // of those that wait for a slot
+	pending     admission     // lookups for readers, in flight and waiting
+	slowLookups chan struct{} // one for each lookup that gave its slot back early
 
 	newNames *rate.Limiter // nil: no limit
 
 	sched scheduler
 
-	ctx    context.Context
-	cancel context.CancelFunc
-	life   sync.Mutex // guards closed against wg.Add
-	closed bool
-	wg     sync.WaitGroup
+	ctx     context.Context
+	cancel  context.CancelFunc
+	closeMu sync.Mutex // guards closed against wg.Add
+	closed  bool
+	wg      sync.WaitGroup
 }
 
 // node is the part of a name in the cache that readers of a hit do not see, and
 // that stays when more is known of the name.
 type node struct {
-	entry  atomic.Pointer[entry] // the one in the table
-	call   atomic.Pointer[call]  // the lookup that is planned or in flight
-	links  [2]links              // by kind of list
-	since  uint32                // when it came in, in units of usedUnit
-	due    uint32                // in the wheel: the tick; under scheduler.mu
-	saved  uint16                // queries that its uses have paid for; under scheduler.mu
-	idle   uint8                 // how often it was refreshed since it was last used; under scheduler.mu
-	gone   bool                  // evicted; written under Cache.mu and scheduler.mu
-	pinned atomic.Bool           // one of Config.Preload
+	entry           atomic.Pointer[entry] // the one in the table
+	call            atomic.Pointer[call]  // the lookup that is planned or in flight
+	links           [2]links              // by kind of list
+	insertedAt      uint32                // when it came in, in units of usedUnit
+	due             uint32                // in the wheel: the tick; under scheduler.mu
+	savedQueries    uint16                // queries that its uses have paid for; under scheduler.mu
+	unusedRefreshes uint8                 // how often it was refreshed since it was last used; under scheduler.mu
+	evicted         bool                  // evicted; written under Cache.mu and scheduler.mu
+	pinned          atomic.Bool           // one of Config.Preload
 }
 
 // call is a lookup.
 type call struct {
-	started atomic.Bool   // until then it is planned, and who sets this does it
-	renewal bool          // families that hold are asked for too
-	since   time.Duration // when it was planned
-	domain  uint64        // of a reader's: in whose share it is
-	done    chan struct{} // closed when entry or err is set
-	entry   *entry
-	err     error // instead of entry: the lookup did not take place
+	started   atomic.Bool   // until then it is planned, and who sets this does it
+	renewal   bool          // families that hold are asked for too
+	plannedAt time.Duration // when it was planned
+	domain    uint64        // of a reader's: in whose share it is
+	done      chan struct{} // closed when entry or err is set
+	entry     *entry
+	err       error // instead of entry: the lookup did not take place
 }
 
 func newCall(now time.Duration) *call {
-	return &call{since: now, done: make(chan struct{})}
+	return &call{plannedAt: now, done: make(chan struct{})}
 }
 
 // coarseError is how far Cache.coarse may be behind the clock, with much to
@@ -263,7 +263,7 @@ const coarseError = time.Second
 
 // longest is how long a time may be, so that sums and multiples of a few are
 // times as well.
-const longest time.Duration = 1 << 60
+const maxDuration time.Duration = 1 << 60
 
 // New returns a cache that asks ex. Known names are refreshed once Start was
 // called.
@@ -279,7 +279,7 @@ func New(ex Exchanger, cfg Config) *Cache {
 	setDefault(&cfg.Size, 100_000)
 	setDefault(&cfg.MaxLookups, 1024)
 	for _, d := range []*time.Duration{&cfg.MinTTL, &cfg.MaxTTL, &cfg.NegativeTTL, &cfg.Stale, &cfg.StaleWait} {
-		*d = min(*d, longest)
+		*d = min(*d, maxDuration)
 	}
 	if cfg.Family == nil {
 		cfg.Family = func() Family { return Interleaved }
@@ -287,20 +287,20 @@ func New(ex Exchanger, cfg Config) *Cache {
 	if cfg.Sequential == nil {
 		cfg.Sequential = func() bool { return false }
 	}
-	ownClock := false
+	useOwnClock := false
 	if cfg.Now == nil {
 		start := time.Now()
-		ownClock = true
+		useOwnClock = true
 		cfg.Now = func() time.Duration { return time.Since(start) }
 	}
 	c := &Cache{
-		cfg:    cfg,
-		steady: ownClock,
-		ex:     ex,
-		seed:   maphash.MakeSeed(),
-		table:  newTable(cfg.Size + len(cfg.Preload)),
-		slots:  make(chan struct{}, cfg.MaxLookups),
-		slow:   make(chan struct{}, cfg.MaxLookups),
+		cfg:         cfg,
+		ownClock:    useOwnClock,
+		ex:          ex,
+		seed:        maphash.MakeSeed(),
+		table:       newTable(cfg.Size + len(cfg.Preload)),
+		slots:       make(chan struct{}, cfg.MaxLookups),
+		slowLookups: make(chan struct{}, cfg.MaxLookups),
 		// as many again as there are slots may wait
 		pending: newAdmission(2 * cfg.MaxLookups),
 	}
@@ -322,10 +322,10 @@ func setDefault[T time.Duration | int](p *T, value T) {
 // Config.Preload. It is called once.
 func (c *Cache) Start() {
 	c.preload()
-	if c.enter() {
+	if c.addWork() {
 		go func() {
 			defer c.wg.Done()
-			defer c.coarse.Store(0)
+			defer c.coarseNow.Store(0)
 			c.sched.run()
 		}()
 	}
@@ -334,18 +334,18 @@ func (c *Cache) Start() {
 // Close ends all lookups and waits until they are gone. What is known stays
 // readable.
 func (c *Cache) Close() {
-	c.life.Lock()
+	c.closeMu.Lock()
 	c.closed = true
-	c.life.Unlock()
+	c.closeMu.Unlock()
 	c.cancel()
 	c.wg.Wait()
 }
 
 // enter makes Close wait until c.wg is told that something is done, unless c is
 // closed.
-func (c *Cache) enter() bool {
-	c.life.Lock()
-	defer c.life.Unlock()
+func (c *Cache) addWork() bool {
+	c.closeMu.Lock()
+	defer c.closeMu.Unlock()
 	if !c.closed {
 		c.wg.Add(1)
 	}
@@ -363,7 +363,7 @@ func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 		if now := c.now(e); now < e.expires {
 			e.touch(now)
 			if e.count == 0 {
-				return Answer{State: Hit}, e.more.err
+				return Answer{State: Hit}, e.state.err
 			}
 			return Answer{Addrs: e.addrs(), Preferred: int(e.preferred), State: Hit}, nil
 		}
@@ -378,19 +378,19 @@ func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 // LookupSRV returns the records of a service, such as _http._tcp.example.com.
 // All that is said of Lookup holds.
 func (c *Cache) LookupSRV(ctx context.Context, name string) (ServiceAnswer, error) {
-	hash, size := c.hash(name), uint16(len(name))|isService
+	hash, size := c.hash(name), uint16(len(name))|serviceBit
 	r := c.read(ctx, hash, name, size, c.table.find(hash, name, size))
 	if r.err != nil {
 		return ServiceAnswer{State: r.state, Waited: r.waited}, r.err
 	}
-	return ServiceAnswer{Records: r.entry.services(), State: r.state, Waited: r.waited}, nil
+	return ServiceAnswer{Records: r.entry.records(), State: r.state, Waited: r.waited}, nil
 }
 
 // Peek returns the addresses of a name if they are known, without counting as
 // a use of them.
 func (c *Cache) Peek(name string) (addrs []netip.Addr, known bool) {
 	e := c.table.find(c.hash(name), name, uint16(len(name)))
-	if e == nil || !e.more.known() {
+	if e == nil || !e.state.known() {
 		return nil, false
 	}
 	return e.addrs(), true
@@ -399,7 +399,7 @@ func (c *Cache) Peek(name string) (addrs []netip.Addr, known bool) {
 // Failing reports whether nothing is known of a name because its last lookup failed.
 func (c *Cache) Failing(name string) bool {
 	e := c.table.find(c.hash(name), name, uint16(len(name)))
-	return e != nil && e.count == 0 && e.more.failing()
+	return e != nil && e.count == 0 && e.state.failing()
 }
 
 // Len returns the number of names, those of Config.Preload included.
@@ -413,7 +413,7 @@ func (c *Cache) hash(name string) uint64 { return maphash.String(c.seed, name) }
 
 // now returns the time, near enough to tell whether e has expired.
 func (c *Cache) now(e *entry) time.Duration {
-	now := time.Duration(c.coarse.Load())
+	now := time.Duration(c.coarseNow.Load())
 	if now == 0 || e.expires-now < coarseError {
 		now = c.cfg.Now()
 	}
@@ -430,7 +430,7 @@ type result struct {
 
 func (e *entry) result(as State) result {
 	if e.count == 0 {
-		return result{err: e.more.err, state: as}
+		return result{err: e.state.err, state: as}
 	}
 	return result{entry: e, state: as}
 }
@@ -448,7 +448,7 @@ func (c *Cache) read(ctx context.Context, hash uint64, name string, size uint16,
 		case err != nil:
 			return result{err: err}
 		case cl != nil:
-			c.start(e.more.node, cl)
+			c.startLookup(e.state.node, cl)
 			return c.wait(ctx, cl)
 		}
 	}
@@ -479,11 +479,11 @@ func (c *Cache) insert(hash uint64, name string, size uint16) (*entry, *call, er
 		return e, nil, nil
 	}
 	now := c.cfg.Now()
-	if !c.pending.enter(domain, false) {
+	if !c.pending.admit(domain, false) {
 		return nil, nil, ErrOverloaded
 	}
 	if c.newNames != nil && !c.newNames.AllowN(time.Unix(0, int64(now)), 1) {
-		c.pending.leave(domain)
+		c.pending.release(domain)
 		return nil, nil, ErrTooManyNewNames
 	}
 	cl := newCall(now)
@@ -509,7 +509,7 @@ func (c *Cache) put(hash uint64, name string, size uint16, cl *call) *entry {
 // is held.
 func (c *Cache) add(hash uint64, name string, size uint16, cl *call) *node {
 	now := c.cfg.Now()
-	n := &node{since: uint32(now / usedUnit)}
+	n := &node{insertedAt: uint32(now / usedUnit)}
 	n.call.Store(cl)
 	e := newEntry(name, size, &state{node: n})
 	e.used.Store(usedAt(now))
@@ -522,7 +522,7 @@ func (c *Cache) add(hash uint64, name string, size uint16, cl *call) *node {
 func (c *Cache) unlink(n *node) {
 	e := n.entry.Load()
 	c.table.remove(c.hash(e.name()), e)
-	c.large.Add(-e.weight())
+	c.excess.Add(-e.excess())
 	c.sched.evict(n)
 }
 
@@ -539,9 +539,9 @@ func (c *Cache) publish(n *node, e *entry, first bool) {
 	}
 	e.used.Store(used)
 	n.entry.Store(e)
-	if !n.gone {
+	if !n.evicted {
 		c.table.replace(hash, old, e)
-		c.large.Add(e.weight() - old.weight())
+		c.excess.Add(e.excess() - old.excess())
 	}
 }
 
@@ -564,7 +564,7 @@ func (c *Cache) pin(name string) *node {
 	var n *node
 	if e := c.table.find(hash, name, size); e == nil {
 		n = c.add(hash, name, size, nil)
-	} else if n = e.more.node; !n.pinned.Load() {
+	} else if n = e.state.node; !n.pinned.Load() {
 		n.links[evictionList].in.remove(n)
 	}
 	if !n.pinned.Swap(true) {
@@ -576,14 +576,14 @@ func (c *Cache) pin(name string) *node {
 // readStale serves an answer that has expired while it is asked for anew.
 func (c *Cache) readStale(ctx context.Context, e *entry, now time.Duration) result {
 	r := e.result(Stale)
-	if !e.more.mayAsk(now) || e.more.node.call.Load() == nil && c.sched.maySkip(e, now) {
+	if !e.state.mayAsk(now) || e.state.node.call.Load() == nil && c.sched.maySkipLookup(e, now) {
 		return r
 	}
-	cl := c.sched.request(e.more.node, now, false)
+	cl := c.sched.request(e.state.node, now, false)
 	if cl == nil || now-e.expires <= staleGrace {
 		return r
 	}
-	wait := cl.since + c.cfg.StaleWait - now
+	wait := cl.plannedAt + c.cfg.StaleWait - now
 	if wait <= 0 || c.ex.Outage() != nil {
 		return r
 	}
@@ -606,7 +606,7 @@ func (cl *call) result() result {
 	switch {
 	case cl.err != nil:
 		return result{err: cl.err}
-	case cl.entry.more.stale:
+	case cl.entry.state.learnedStale:
 		return cl.entry.result(Stale)
 	default:
 		return cl.entry.result(Miss)
@@ -616,7 +616,7 @@ func (cl *call) result() result {
 // await waits for the lookup of e's node that is in flight, or for one that it
 // starts.
 func (c *Cache) await(ctx context.Context, e *entry) result {
-	n := e.more.node
+	n := e.state.node
 	cl := n.call.Load()
 	for cl == nil || !cl.started.Load() {
 		if now := n.entry.Load(); now != e && cl == nil {
@@ -624,26 +624,26 @@ func (c *Cache) await(ctx context.Context, e *entry) result {
 			return c.serve(ctx, now)
 		}
 		domain := c.domain(e.name())
-		if !c.pending.enter(domain, n.pinned.Load()) {
+		if !c.pending.admit(domain, n.pinned.Load()) {
 			return result{err: ErrOverloaded}
 		}
 		if mine := c.claim(n, cl); mine != nil {
 			cl = mine
 			cl.domain = domain
-			c.start(n, cl)
+			c.startLookup(n, cl)
 			break
 		}
-		c.pending.leave(domain)
+		c.pending.release(domain)
 		cl = n.call.Load()
 	}
 	return c.wait(ctx, cl)
 }
 
 // start begins a lookup that was claimed and admitted.
-func (c *Cache) start(n *node, cl *call) {
-	if !c.enter() {
-		c.pending.leave(cl.domain)
-		c.end(n, cl, ErrClosed)
+func (c *Cache) startLookup(n *node, cl *call) {
+	if !c.addWork() {
+		c.pending.release(cl.domain)
+		c.abandon(n, cl, ErrClosed)
 		return
 	}
 	f := c.newFlight(n, cl)
@@ -658,11 +658,11 @@ func (c *Cache) start(n *node, cl *call) {
 			}
 			defer c.wg.Done()
 			f.cancel()
-			c.pending.leave(cl.domain)
+			c.pending.release(cl.domain)
 			if c.ctx.Err() != nil {
-				c.end(n, cl, ErrClosed)
+				c.abandon(n, cl, ErrClosed)
 			} else {
-				c.end(n, cl, ErrOverloaded)
+				c.abandon(n, cl, ErrOverloaded)
 			}
 		}()
 	}
@@ -719,7 +719,7 @@ func (c *Cache) takeSlot(ctx context.Context) bool {
 }
 
 // end ends a lookup that did not take place.
-func (c *Cache) end(n *node, cl *call, err error) {
+func (c *Cache) abandon(n *node, cl *call, err error) {
 	cl.err = err
 	n.call.CompareAndSwap(cl, nil)
 	close(cl.done)
@@ -730,7 +730,7 @@ func (c *Cache) end(n *node, cl *call, err error) {
 }
 
 // plan says when n is to be looked up again, now that e is known of it.
-func (c *Cache) plan(n *node, e *entry) {
+func (c *Cache) scheduleNext(n *node, e *entry) {
 	now, pinned := c.cfg.Now(), n.pinned.Load()
 	switch {
 	case e.count == 0 && pinned:
@@ -741,13 +741,13 @@ func (c *Cache) plan(n *node, e *entry) {
 	}
 	latest := e.expires
 	if latest <= now {
-		latest = longest
+		latest = maxDuration
 	}
-	s := e.more
-	for f := range s.have {
-		if retry := s.retry[f]; retry > now {
+	s := e.state
+	for f := range s.count {
+		if retry := s.retryAfter[f]; retry > now {
 			latest = min(latest, retry)
-		} else if s.have[f] > 0 && s.ripe[f] <= now {
+		} else if s.count[f] > 0 && s.refreshAfter[f] <= now {
 			latest = now // at the next tick
 		}
 	}

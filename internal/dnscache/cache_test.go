@@ -276,8 +276,8 @@ func TestDeadFamily(t *testing.T) {
 			w.want("x", "hit "+a)
 			w.sleep(100 * time.Millisecond)
 		}
-		if w.fake.worst != 1 {
-			t.Errorf("%d lookups of one family at once", w.fake.worst)
+		if w.fake.maxInFlight != 1 {
+			t.Errorf("%d lookups of one family at once", w.fake.maxInFlight)
 		}
 		if n := len(w.fake.questions("x", TypeAAAA)); n > 10 {
 			t.Errorf("asked a dead family %d times in a minute", n)
@@ -374,8 +374,8 @@ func TestBackoff(t *testing.T) {
 			go w.get("x")
 			w.sleep(100 * time.Millisecond)
 		}
-		if w.fake.worst != 1 {
-			t.Errorf("%d lookups at once", w.fake.worst)
+		if w.fake.maxInFlight != 1 {
+			t.Errorf("%d lookups at once", w.fake.maxInFlight)
 		}
 		at := w.fake.questions("x", TypeA)
 		for i, pause := range [][2]float64{{1, 1.25}, {2, 2.5}, {4, 5}, {8, 10}, {16, 20}, {22.5, 30}, {22.5, 30}} {
@@ -455,11 +455,11 @@ func TestAllClientsLeave(t *testing.T) {
 }
 
 func TestDeadline(t *testing.T) {
-	run(t, Config{Deadline: slotTime / 2, MaxLookups: 1}, func(w world) {
+	run(t, Config{Deadline: slowAfter / 2, MaxLookups: 1}, func(w world) {
 		w.fake.set("first A", script{hang: true, late: time.Second})
 		go w.get("first")
 		w.sleep(0)
-		w.wantAfter("second", slotTime/2, "miss "+ErrOverloaded.Error()) // it got no slot, and that is not held against it
+		w.wantAfter("second", slowAfter/2, "miss "+ErrOverloaded.Error()) // it got no slot, and that is not held against it
 		w.fake.a("second", time.Minute, a)
 		w.sleep(time.Second)
 		w.want("second", "miss "+a)
@@ -570,10 +570,10 @@ func TestSlowNamesGiveSlotsBack(t *testing.T) {
 		}
 		w.sleep(0)
 		w.fake.a("new", time.Minute, a)
-		w.wantAfter("new", slotTime, "miss "+a)
+		w.wantAfter("new", slowAfter, "miss "+a)
 		w.sleep(5 * time.Second)
-		if n := w.pending.count(); n != 0 || len(w.slots) != 0 || len(w.slow) != 0 {
-			t.Errorf("%d lookups pending, %d slots taken, %d slow ones at the end", n, len(w.slots), len(w.slow))
+		if n := w.pending.count(); n != 0 || len(w.slots) != 0 || len(w.slowLookups) != 0 {
+			t.Errorf("%d lookups pending, %d slots taken, %d slow ones at the end", n, len(w.slots), len(w.slowLookups))
 		}
 	})
 }

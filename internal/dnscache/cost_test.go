@@ -149,7 +149,7 @@ func TestQueriesARequest(t *testing.T) {
 			// a name in use needs no more than its own uses pay for
 			got := l.measure(t, Config{Size: max(1000, l.names)})
 			t.Logf("%.2f queries a request, %.1f %% of requests are served stale, %.2f %% wait", got.queries, 100*got.stale, 100*got.waits)
-			if got.queries > 1.05+commonRate/float64(l.rate) {
+			if got.queries > 1.05+freeRate/float64(l.rate) {
 				t.Errorf("%.2f queries a request", got.queries)
 			}
 			if !l.zipf && got.waits > 0 {
@@ -164,8 +164,8 @@ func TestQueriesARequest(t *testing.T) {
 
 // empty makes nothing be left over for names that do not pay for themselves.
 func (a *account) empty(now time.Duration) {
-	a.left(now)
-	a.common = -a.maximum
+	a.surplusAt(now)
+	a.surplus = -a.maxSurplus
 }
 
 // A name that is used within its TTL does not wait, nor does one that is used
@@ -174,12 +174,12 @@ func (a *account) empty(now time.Duration) {
 func TestUsedWithinTTL(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute, 5 * time.Minute} {
 		for _, part := range []float64{0.1, 0.3, 0.45, 0.6, 0.8, 0.95, 1} {
-			for _, over := range []time.Duration{-1, 0, staleGrace/2 - time.Second, staleGrace - lastCallFirst - time.Second} {
+			for _, over := range []time.Duration{-1, 0, staleGrace/2 - time.Second, staleGrace - finalCheckFirst - time.Second} {
 				gap := time.Duration(part*float64(ttl)) + over
 				cfg := Config{Refresh: 24 * time.Hour}
 				if over < 0 {
 					// expired answers are not served
-					if gap > ttl-4*lastCallEarly {
+					if gap > ttl-4*finalCheckLead {
 						continue
 					}
 					cfg.Stale, gap = -1, gap-over
@@ -255,14 +255,14 @@ func TestRefreshesOfUnusedNames(t *testing.T) {
 			}
 			return n
 		}
-		if n := sum(used); n < uses*9/10 || n > uses*11/10+commonRate*600 {
+		if n := sum(used); n < uses*9/10 || n > uses*11/10+freeRate*600 {
 			t.Errorf("names that were used %d times were asked for with %d queries", uses, n)
 		}
 		if n := sum(twice); n > 100*(4+2) {
 			t.Errorf("%d queries for names that are not used any more", n)
 		}
 		// what need not be paid for
-		if n := sum(once); n > commonRate*600+10 {
+		if n := sum(once); n > freeRate*600+10 {
 			t.Errorf("%d queries for names that were used once", n)
 		}
 	})
@@ -279,7 +279,7 @@ func TestFewNamesDoNotWait(t *testing.T) {
 			w.get(name)
 		}
 		w.sched.mu.Lock()
-		w.sched.account.common = 0
+		w.sched.account.surplus = 0
 		w.sched.mu.Unlock()
 		// until enough is left over
 		w.sleep(5 * time.Second)
@@ -366,13 +366,13 @@ func TestLastUsed(t *testing.T) {
 func TestQueriesOfLookup(t *testing.T) {
 	const now = time.Minute
 	for name, s := range map[string]state{
-		"both hold":             {have: [2]uint16{1, 1}, ripe: [2]time.Duration{now + 1, now + 1}},
-		"one holds":             {have: [2]uint16{1, 1}, ripe: [2]time.Duration{now + 1, now}},
-		"one has none":          {have: [2]uint16{1, 0}, ripe: [2]time.Duration{now + 1, 0}},
-		"one holds, one failed": {have: [2]uint16{1, 0}, ripe: [2]time.Duration{now + 1, 0}, retry: [2]time.Duration{0, now + 1}},
+		"both hold":             {count: [2]uint16{1, 1}, refreshAfter: [2]time.Duration{now + 1, now + 1}},
+		"one holds":             {count: [2]uint16{1, 1}, refreshAfter: [2]time.Duration{now + 1, now}},
+		"one has none":          {count: [2]uint16{1, 0}, refreshAfter: [2]time.Duration{now + 1, 0}},
+		"one holds, one failed": {count: [2]uint16{1, 0}, refreshAfter: [2]time.Duration{now + 1, 0}, retryAfter: [2]time.Duration{0, now + 1}},
 	} {
 		for _, renewal := range []bool{false, true} {
-			if got, want := s.queries(now, renewal), len(s.wanted(s.order, now, renewal)); got != want {
+			if got, want := s.queryCost(now, renewal), len(s.wanted(s.order, now, renewal)); got != want {
 				t.Errorf("%s, renewal %t: %d queries, want %d", name, renewal, got, want)
 			}
 		}

@@ -15,7 +15,7 @@ import (
 // is what costs time. An entry is immutable, but for used; when more is known,
 // another one takes its place in the table.
 type entry struct {
-	more      *state         // what a hit does not need
+	state     *state         // what a hit does not need
 	list      unsafe.Pointer // to count addresses, or to the records of a service
 	expires   time.Duration  // until then it is served without asking again
 	used      atomic.Uint32  // when it was last used, in units of usedUnit, and how often: see touch
@@ -28,7 +28,7 @@ type entry struct {
 const (
 	// isService marks the size of a name that is asked for as a service, so
 	// that a host of the same name is another entry.
-	isService = 1 << 15
+	serviceBit = 1 << 15
 
 	// maxName is the longest name there is, with some to spare (RFC 1035,
 	// section 2.3.4).
@@ -63,26 +63,26 @@ func newEntry(name string, size uint16, more *state) *entry {
 			_ [maxName - len(e.name30)]byte
 		}).entry
 	}
-	e.more, e.size = more, size
+	e.state, e.size = more, size
 	copy(unsafe.Slice(&e.name30[0], len(name)), name)
 	return e
 }
 
 func (e *entry) name() string {
-	return unsafe.String(&e.name30[0], int(e.size&^isService))
+	return unsafe.String(&e.name30[0], int(e.size&^serviceBit))
 }
 
-func (e *entry) service() bool { return e.size&isService != 0 }
+func (e *entry) isService() bool { return e.size&serviceBit != 0 }
 
 func (e *entry) addrs() []netip.Addr {
-	if e.service() {
+	if e.isService() {
 		return nil
 	}
 	return unsafe.Slice((*netip.Addr)(e.list), int(e.count))
 }
 
-func (e *entry) services() []net.SRV {
-	if !e.service() {
+func (e *entry) records() []net.SRV {
+	if !e.isService() {
 		return nil
 	}
 	return unsafe.Slice((*net.SRV)(e.list), int(e.count))
@@ -94,7 +94,7 @@ func (e *entry) setAddrs(addrs []netip.Addr, preferred int) {
 	e.count, e.preferred = uint16(len(addrs)), uint16(preferred) // twice maxAddrs at most
 }
 
-func (e *entry) setServices(records []net.SRV) {
+func (e *entry) setRecords(records []net.SRV) {
 	e.list, e.count = unsafe.Pointer(unsafe.SliceData(records)), uint16(len(records))
 }
 
@@ -138,7 +138,7 @@ func (e *entry) reads() uint32 { return e.used.Load() & maxReads }
 func (e *entry) uses() uint32 { return e.used.Load() & maxUses / oneUse }
 
 // forgive takes so many reads off, unless e is used at this very moment.
-func (e *entry) forgive(reads uint32) {
+func (e *entry) subtractReads(reads uint32) {
 	if old := e.used.Load(); old&maxReads >= reads {
 		e.used.CompareAndSwap(old, old-reads)
 	}

@@ -134,7 +134,7 @@ func TestNamesOfAllLengths(t *testing.T) {
 		for _, n := range []int{maxName + 1, 300} {
 			w.want(long[:n], "miss "+errNameTooLong.Error())
 		}
-		w.want(strings.Repeat("x", isService+1), "miss "+errNameTooLong.Error())
+		w.want(strings.Repeat("x", serviceBit+1), "miss "+errNameTooLong.Error())
 		w.want(strings.Repeat("x", 1<<16+1), "miss "+errNameTooLong.Error())
 		if n := w.Len(); n != maxName+1 {
 			t.Errorf("%d names", n)
@@ -156,7 +156,7 @@ func TestAddrsOf(t *testing.T) {
 			s := &state{order: order}
 			for _, f := range families(order) {
 				lists[f] = list(f, n[f])
-				s.have[f] = uint16(n[f])
+				s.count[f] = uint16(n[f])
 			}
 			e := newEntry("x", 1, s)
 			e.setAddrs(offer(order, lists))

@@ -63,17 +63,17 @@ type question struct {
 
 // fake is an Exchanger that follows a script.
 type fake struct {
-	mu      sync.Mutex
-	start   time.Time
-	scripts map[string]script // by "name A", "name AAAA"; else by "A", "AAAA"; else NODATA
-	asked   []question
-	flight  map[string]int // questions in flight, by name and type
-	worst   int            // most questions in flight for one name and type
-	down    chan struct{}
+	mu          sync.Mutex
+	start       time.Time
+	scripts     map[string]script // by "name A", "name AAAA"; else by "A", "AAAA"; else NODATA
+	asked       []question
+	inFlight    map[string]int // questions in flight, by name and type
+	maxInFlight int            // most questions in flight for one name and type
+	down        chan struct{}
 }
 
 func newFake() *fake {
-	return &fake{start: time.Now(), scripts: make(map[string]script), flight: make(map[string]int)}
+	return &fake{start: time.Now(), scripts: make(map[string]script), inFlight: make(map[string]int)}
 }
 
 func (f *fake) set(key string, s script) {
@@ -141,12 +141,12 @@ func (f *fake) reply(ctx context.Context, name string, qtype uint16) (script, er
 		s = script{err: nodata(-1)}
 	}
 	f.asked = append(f.asked, question{name, qtype, time.Since(f.start)})
-	f.flight[key]++
-	f.worst = max(f.worst, f.flight[key])
+	f.inFlight[key]++
+	f.maxInFlight = max(f.maxInFlight, f.inFlight[key])
 	f.mu.Unlock()
 	defer func() {
 		f.mu.Lock()
-		f.flight[key]--
+		f.inFlight[key]--
 		f.mu.Unlock()
 	}()
 	switch {
@@ -249,7 +249,7 @@ func (c *Cache) putNew(name string) *entry {
 func (c *Cache) nodes() iter.Seq[*node] {
 	return func(yield func(*node) bool) {
 		for e := range c.table.all() {
-			if !yield(e.more.node) {
+			if !yield(e.state.node) {
 				return
 			}
 		}
@@ -309,7 +309,7 @@ func (w world) wantAsked(name string, a, aaaa int) {
 func (w world) counts() (parked, wheel int) {
 	w.sched.mu.Lock()
 	defer w.sched.mu.Unlock()
-	return w.sched.parked.len, w.sched.plan.total
+	return w.sched.parked.len, w.sched.forecast.total
 }
 
 // names returns names, each below a domain of its own.
@@ -330,7 +330,7 @@ func (c *Cache) check() error {
 	seen := make(map[*node]bool)
 	past := make(map[*bucket]uint64)
 	for e := range c.table.all() {
-		n := e.more.node
+		n := e.state.node
 		hash := c.hash(e.name())
 		b, at := c.table.slot(hash, e, func(b *bucket) { past[b]++ })
 		switch {
@@ -342,7 +342,7 @@ func (c *Cache) check() error {
 			return fmt.Errorf("%s is not found", e.name())
 		case b.tags.Load()>>(8*at)&0xff != tag(hash):
 			return fmt.Errorf("%s: a wrong tag", e.name())
-		case n.gone:
+		case n.evicted:
 			return fmt.Errorf("%s is gone, but in the table", e.name())
 		case n.pinned.Load() && n.links[evictionList].in != nil:
 			return fmt.Errorf("%s may be evicted", e.name())
@@ -401,11 +401,11 @@ func (c *Cache) check() error {
 		}
 		inWheel += n
 	}
-	if inWheel != c.sched.plan.total {
-		return fmt.Errorf("%d nodes in the wheel, %d in the forecast", inWheel, c.sched.plan.total)
+	if inWheel != c.sched.forecast.total {
+		return fmt.Errorf("%d nodes in the wheel, %d in the forecast", inWheel, c.sched.forecast.total)
 	}
 	var sum int
-	for _, n := range c.sched.plan.seconds {
+	for _, n := range c.sched.forecast.seconds {
 		if n < 0 {
 			return errors.New("a second of the forecast is negative")
 		}
@@ -414,7 +414,7 @@ func (c *Cache) check() error {
 	if sum != inWheel {
 		return fmt.Errorf("%d nodes in the wheel, %d in the forecast's seconds", inWheel, sum)
 	}
-	for _, l := range []*list{&c.sched.ripe, &c.sched.due[0], &c.sched.due[1], &c.sched.parked} {
+	for _, l := range []*list{&c.sched.dueThisTick, &c.sched.due[0], &c.sched.due[1], &c.sched.parked} {
 		if _, err := walk(l); err != nil {
 			return err
 		}

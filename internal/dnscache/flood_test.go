@@ -242,13 +242,13 @@ func TestEvictionIsShort(t *testing.T) {
 	if n := s.queues.evictMain(s.now); n != nil {
 		t.Error(n)
 	}
-	list := names(maxPassed + 1)
+	list := names(maxScanned + 1)
 	for _, name := range list {
 		s.read(name, true)
 		s.queues.main.push(s.queues.small.pop())
 	}
 	last := s.queues.main.tail
-	last.entry.Load().forgive(1)
+	last.entry.Load().subtractReads(1)
 	if n := s.queues.evictMain(s.now); n != nil {
 		t.Error(n.name())
 	}

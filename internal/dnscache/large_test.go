@@ -43,7 +43,7 @@ func TestLargeAnswers(t *testing.T) {
 						t.Fatalf("%d IPv4 addresses", four)
 					}
 				}
-				if n := w.large.Load(); n > largePart*200 {
+				if n := w.excess.Load(); n > excessPerName*200 {
 					t.Fatalf("%d addresses more than the small number", n)
 				}
 			}
@@ -54,9 +54,9 @@ func TestLargeAnswers(t *testing.T) {
 				t.Helper()
 				sum := int64(0)
 				for e := range w.table.all() {
-					sum += e.weight()
+					sum += e.excess()
 				}
-				if n := w.large.Load(); n != sum {
+				if n := w.excess.Load(); n != sum {
 					t.Errorf("%d are counted, there are %d", n, sum)
 				}
 			}

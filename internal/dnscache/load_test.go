@@ -15,7 +15,7 @@ import (
 )
 
 // crowd answers A questions at once, for very many names, and counts them.
-type crowd struct {
+type loadCounter struct {
 	ttl   time.Duration
 	delay time.Duration
 	start time.Time
@@ -26,7 +26,7 @@ type crowd struct {
 	order     []string // of the names asked for, while it is not nil
 }
 
-func (c *crowd) Ask(_ context.Context, name string, _ uint16, done func([]netip.Addr, time.Duration, error)) {
+func (c *loadCounter) Ask(_ context.Context, name string, _ uint16, done func([]netip.Addr, time.Duration, error)) {
 	go func() {
 		if c.delay > 0 {
 			time.Sleep(c.delay)
@@ -36,7 +36,7 @@ func (c *crowd) Ask(_ context.Context, name string, _ uint16, done func([]netip.
 	}()
 }
 
-func (c *crowd) count(name string) {
+func (c *loadCounter) count(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	second := int(time.Since(c.start) / time.Second)
@@ -49,11 +49,11 @@ func (c *crowd) count(name string) {
 	}
 }
 
-func (c *crowd) AskSRV(_ context.Context, _ string, done func([]net.SRV, time.Duration, error)) {
+func (c *loadCounter) AskSRV(_ context.Context, _ string, done func([]net.SRV, time.Duration, error)) {
 	done(nil, 0, nil)
 }
 
-func (c *crowd) Outage() <-chan struct{} {
+func (c *loadCounter) Outage() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.down
@@ -70,7 +70,7 @@ func TestLoadIsEven(t *testing.T) {
 	list := names(n)
 	for _, learned := range learn {
 		synctest.Test(t, func(t *testing.T) {
-			ex := &crowd{ttl: ttl, start: time.Now()}
+			ex := &loadCounter{ttl: ttl, start: time.Now()}
 			c := New(ex, Config{Refresh: Always, Family: func() Family { return IPv4 }})
 			defer c.Close()
 			c.Start()
@@ -118,7 +118,7 @@ func TestLargeOutage(t *testing.T) {
 	}
 	list := names(n)
 	synctest.Test(t, func(t *testing.T) {
-		ex := &crowd{ttl: ttl, start: time.Now()}
+		ex := &loadCounter{ttl: ttl, start: time.Now()}
 		c := New(ex, Config{Refresh: Always, Family: func() Family { return IPv4 }})
 		defer c.Close()
 		c.Start()

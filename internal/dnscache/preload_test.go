@@ -102,7 +102,7 @@ func TestPreloadFails(t *testing.T) {
 
 // A lookup that did not take place is made up for.
 func TestPreloadOverload(t *testing.T) {
-	run(t, Config{Preload: []string{"x"}, MaxLookups: 1, Deadline: slotTime / 2}, func(w world) {
+	run(t, Config{Preload: []string{"x"}, MaxLookups: 1, Deadline: slowAfter / 2}, func(w world) {
 		w.fake.set("other A", script{hang: true, late: time.Second})
 		w.fake.set("x A", script{hang: true})
 		w.fake.setOutage(true)
@@ -114,7 +114,7 @@ func TestPreloadOverload(t *testing.T) {
 		go w.get("other")
 		w.sleep(0)
 		go w.wantLater("x", "miss "+ErrOverloaded.Error()) // takes the lookup over
-		w.sleep(slotTime / 2)
+		w.sleep(slowAfter / 2)
 		w.fake.a("x", time.Minute, a)
 		w.sleep(1200 * time.Millisecond)
 		w.want("x", "hit "+a)
@@ -151,7 +151,7 @@ func TestPreloadIsPaced(t *testing.T) {
 			for range 9000 {
 				w.sleep(10 * time.Millisecond)
 				w.sched.mu.Lock()
-				most = max(most, w.sched.busy[living]+w.sched.busy[limited])
+				most = max(most, w.sched.inFlight[fastClass]+w.sched.inFlight[slowClass])
 				w.sched.mu.Unlock()
 			}
 			perSecond := make([]int, 200)

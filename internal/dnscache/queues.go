@@ -78,34 +78,34 @@ type queues struct {
 
 const (
 	// A name is in use if its reads go back so far …
-	useSpan = 30 * time.Second
+	minUseSpan = 30 * time.Second
 
 	// … and the last one was not longer ago.
-	useGap = 2 * time.Minute
+	maxUseGap = 2 * time.Minute
 
 	// maxPassed is how many names of the main queue are looked at in search of one
 	// to evict.
-	maxPassed = 16
+	maxScanned = 16
 )
 
 // inUse says whether a name has been read for some time, until lately. Names
 // that crowd each other out are not in the cache for long enough.
 func (n *node) inUse(now time.Duration) bool {
 	last := n.entry.Load().lastUsed(now)
-	return last-time.Duration(n.since)*usedUnit >= useSpan && now-last <= useGap
+	return last-time.Duration(n.insertedAt)*usedUnit >= minUseSpan && now-last <= maxUseGap
 }
 
 func (q *queues) len() int { return q.small.len + q.main.len }
 
 // full says whether no other name may come into the main queue; one at least is
 // for the small one.
-func (q *queues) full(size int) bool { return q.main.len >= size-max(1, size/10) }
+func (q *queues) mainFull(size int) bool { return q.main.len >= size-max(1, size/10) }
 
 func (q *queues) add(n *node, hash uint64, size int) {
 	if q.ghosts != nil {
 		if g := q.ghost(hash); *g == mark(hash) {
 			*g = 0
-			if !q.full(size) {
+			if !q.mainFull(size) {
 				q.main.push(n)
 				return
 			}
@@ -129,11 +129,11 @@ func (q *queues) evict(size int, now time.Duration, hash func(name string) uint6
 		}
 		if r := e.reads(); r > 1 {
 			var other *node
-			if q.full(size) {
+			if q.mainFull(size) {
 				other = q.evictMain(now)
 			}
-			if !q.full(size) {
-				e.forgive(r)
+			if !q.mainFull(size) {
+				e.subtractReads(r)
 				q.main.push(n)
 				if other != nil {
 					return other
@@ -153,7 +153,7 @@ func (q *queues) evict(size int, now time.Duration, hash func(name string) uint6
 // evictMain takes a node out of the main queue, unless there is none among those
 // whose turn it is.
 func (q *queues) evictMain(now time.Duration) *node {
-	for range min(q.main.len, maxPassed) {
+	for range min(q.main.len, maxScanned) {
 		n := q.main.pop()
 		switch e := n.entry.Load(); {
 		case e.count == 0:
@@ -161,7 +161,7 @@ func (q *queues) evictMain(now time.Duration) *node {
 		case n.inUse(now):
 			q.main.push(n)
 		case e.reads() > 0:
-			e.forgive(1)
+			e.subtractReads(1)
 			q.main.push(n)
 		default:
 			return n

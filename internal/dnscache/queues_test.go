@@ -210,8 +210,8 @@ func TestStress(t *testing.T) {
 	if err := c.check(); err != nil {
 		t.Error(err)
 	}
-	if c.sched.parked.len+c.sched.ripe.len+c.sched.due[0].len+c.sched.due[1].len != 0 || c.sched.busy != [2]int{} {
-		t.Errorf("%d parked, %d and %d due, %v busy at the end", c.sched.parked.len, c.sched.due[0].len, c.sched.due[1].len, c.sched.busy)
+	if c.sched.parked.len+c.sched.dueThisTick.len+c.sched.due[0].len+c.sched.due[1].len != 0 || c.sched.inFlight != [2]int{} {
+		t.Errorf("%d parked, %d and %d due, %v busy at the end", c.sched.parked.len, c.sched.due[0].len, c.sched.due[1].len, c.sched.inFlight)
 	}
 	for n := range c.nodes() {
 		if n.call.Load() != nil {
@@ -219,8 +219,8 @@ func TestStress(t *testing.T) {
 		}
 	}
 	c.Close()
-	if n := c.pending.count(); n != 0 || len(c.slots) != 0 || len(c.slow) != 0 {
-		t.Errorf("%d pending, %d slots taken, %d slow at the end", n, len(c.slots), len(c.slow))
+	if n := c.pending.count(); n != 0 || len(c.slots) != 0 || len(c.slowLookups) != 0 {
+		t.Errorf("%d pending, %d slots taken, %d slow at the end", n, len(c.slots), len(c.slowLookups))
 	}
 }
 

@@ -29,14 +29,14 @@ func (c *Cache) Renew(ctx context.Context, name string, useless []netip.Addr) (A
 		return e
 	}
 	e := find()
-	if e != nil && e.more.asked == 1 {
+	if e != nil && e.state.asked == 1 {
 		// what has come only just now, for other reasons, may be out of date
-		c.pause(ctx, e.more.learned()+renewGap-c.cfg.Now(), nil)
+		c.pause(ctx, e.state.learnedAt()+renewGap-c.cfg.Now(), nil)
 		e = find()
 	}
 	if e != nil {
 		now := c.cfg.Now()
-		if s := e.more; now-s.learned() >= renewGap<<(s.asked-1) && s.mayAsk(now) && c.ex.Outage() == nil {
+		if s := e.state; now-s.learnedAt() >= renewGap<<(s.asked-1) && s.mayAsk(now) && c.ex.Outage() == nil {
 			if cl := c.sched.request(s.node, now, true); cl != nil {
 				c.pause(ctx, c.cfg.StaleWait, cl.done)
 			}

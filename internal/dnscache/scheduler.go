@@ -15,8 +15,8 @@ const (
 
 	// What is due at one tick is not started at once, but until the next tick, a
 	// part at each step: a burst of refreshes is what readers would wait for.
-	wheelStep = 10 * time.Millisecond
-	leastStep = 16 // nodes, if there are so many
+	wheelStep  = 10 * time.Millisecond
+	minPerStep = 16 // nodes, if there are so many
 
 	// refreshSlots bounds the refreshes in flight. They have slots of their
 	// own, so that a flood of new names cannot starve the known ones. Names
@@ -35,45 +35,45 @@ const (
 type scheduler struct {
 	cache *Cache
 
-	mu    sync.Mutex
-	wheel [wheelSlots]list
-	last  time.Duration // the last tick
-	plan  forecast      // how many nodes of the wheel are due in which second
+	mu       sync.Mutex
+	wheel    [wheelSlots]list
+	lastTick time.Duration // the last tick
+	forecast forecast      // how many nodes of the wheel are due in which second
 
-	ripe   list    // to be due at one of the next steps
-	step   int     // how many of them at each
-	due    [2]list // to be refreshed as soon as there is a slot; by class
-	parked list    // due, but there is an outage, or was one until just now; and those preloaded
-	sorted bool    // parked is in the order in which it is let go
-	credit float64 // how many parked ones may be let go now
-	paced  time.Duration
+	dueThisTick list    // to be due at one of the next steps
+	perStep     int     // how many of them at each
+	due         [2]list // to be refreshed as soon as there is a slot; by class
+	parked      list    // due, but there is an outage, or was one until just now; and those preloaded
+	sorted      bool    // parked is in the order in which it is let go
+	credit      float64 // how many parked ones may be let go now
+	creditedAt  time.Duration
 
-	busy [2]int // refreshes in flight, by class
+	inFlight [2]int // refreshes in flight, by class
 
 	account account
 }
 
 // The classes of refreshes.
 const (
-	living  = iota // the last lookup answered soon
-	limited        // it did not, or there was none
+	fastClass = iota // the last lookup answered soon
+	slowClass        // it did not, or there was none
 )
 
 func (n *node) class() int {
-	if s := n.entry.Load().more; s.known() && !s.limited() {
-		return living
+	if s := n.entry.Load().state; s.known() && !s.likelySlow() {
+		return fastClass
 	}
-	return limited
+	return slowClass
 }
 
 func (s *scheduler) init(c *Cache) {
 	s.cache = c
-	s.last = c.cfg.Now()
+	s.lastTick = c.cfg.Now()
 	s.account.init(&c.cfg)
 	for i := range s.wheel {
 		s.wheel[i].kind = refreshList
 	}
-	for _, l := range []*list{&s.ripe, &s.due[living], &s.due[limited], &s.parked} {
+	for _, l := range []*list{&s.dueThisTick, &s.due[fastClass], &s.due[slowClass], &s.parked} {
 		l.kind = refreshList
 	}
 }
@@ -113,10 +113,10 @@ func (f *forecast) pick(now, ttl time.Duration) time.Duration {
 func (s *scheduler) schedule(n *node, now, ttl, latest time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n.gone {
+	if n.evicted {
 		return
 	}
-	if s.waits(n) {
+	if s.isWaiting(n) {
 		if n.call.Load() != nil {
 			return // to be looked up again
 		}
@@ -126,16 +126,16 @@ func (s *scheduler) schedule(n *node, now, ttl, latest time.Duration) {
 	}
 	due := latest
 	if ttl > 0 {
-		due = min(s.plan.pick(now, ttl), latest)
+		due = min(s.forecast.pick(now, ttl), latest)
 	}
 	s.put(n, due)
 }
 
 // put puts a node into the wheel; s.mu is held.
 func (s *scheduler) put(n *node, due time.Duration) {
-	n.due = dueAt(max(due, s.last))
-	*s.plan.at(n.due)++
-	s.plan.total++
+	n.due = dueAt(max(due, s.lastTick))
+	*s.forecast.at(n.due)++
+	s.forecast.total++
 	s.wheel[n.due%wheelSlots].push(n)
 }
 
@@ -143,8 +143,8 @@ func (s *scheduler) put(n *node, due time.Duration) {
 func (s *scheduler) evict(n *node) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n.gone = true
-	if s.waits(n) {
+	n.evicted = true
+	if s.isWaiting(n) {
 		n.links[refreshList].in.remove(n)
 	} else {
 		s.unschedule(n)
@@ -155,15 +155,15 @@ func (s *scheduler) evict(n *node) {
 func (s *scheduler) unschedule(n *node) {
 	if in := n.links[refreshList].in; in != nil {
 		in.remove(n)
-		*s.plan.at(n.due)--
-		s.plan.total--
+		*s.forecast.at(n.due)--
+		s.forecast.total--
 	}
 }
 
 // waits says whether a node is due already; s.mu is held.
-func (s *scheduler) waits(n *node) bool {
+func (s *scheduler) isWaiting(n *node) bool {
 	in := n.links[refreshList].in
-	return in == &s.ripe || in == &s.due[living] || in == &s.due[limited] || in == &s.parked
+	return in == &s.dueThisTick || in == &s.due[fastClass] || in == &s.due[slowClass] || in == &s.parked
 }
 
 // request makes a node due now, all families of it for a renewal, unless a
@@ -178,10 +178,10 @@ func (s *scheduler) request(n *node, now time.Duration, renewal bool) *call {
 		return n.call.Load() // which may be over by now
 	}
 	s.mu.Lock()
-	if !n.gone && !s.waits(n) {
+	if !n.evicted && !s.isWaiting(n) {
 		s.unschedule(n)
 		s.due[n.class()].push(n)
-		s.account.spend(n, now, renewal)
+		s.account.charge(n, now, renewal)
 	}
 	s.mu.Unlock()
 	s.dispatch(now)
@@ -192,10 +192,10 @@ func (s *scheduler) request(n *node, now time.Duration, renewal bool) *call {
 func (s *scheduler) preload(nodes []*node, now time.Duration) {
 	s.mu.Lock()
 	if s.parked.len == 0 {
-		s.credit, s.paced = recoveryRate/4, now
+		s.credit, s.creditedAt = recoveryRate/4, now
 	}
 	for _, n := range nodes {
-		if n.call.CompareAndSwap(nil, newCall(now)) && !s.waits(n) {
+		if n.call.CompareAndSwap(nil, newCall(now)) && !s.isWaiting(n) {
 			s.unschedule(n)
 			s.parked.push(n)
 			s.sorted = false
@@ -218,8 +218,8 @@ func (s *scheduler) run() {
 			return
 		case <-ticker.C:
 			now := s.cache.cfg.Now()
-			if s.cache.steady {
-				s.cache.coarse.Store(int64(now))
+			if s.cache.ownClock {
+				s.cache.coarseNow.Store(int64(now))
 			}
 			more = s.tick(now)
 		case <-step.C:
@@ -236,9 +236,9 @@ func (s *scheduler) run() {
 func (s *scheduler) tick(now time.Duration) bool {
 	outage := s.cache.ex.Outage() != nil
 	s.mu.Lock()
-	s.turn(now, outage)
+	s.collectDue(now, outage)
 	const steps = int(wheelTick / wheelStep)
-	s.step = max(leastStep, (s.ripe.len+steps-1)/steps)
+	s.perStep = max(minPerStep, (s.dueThisTick.len+steps-1)/steps)
 	s.mu.Unlock()
 	return s.advance(now)
 }
@@ -246,19 +246,19 @@ func (s *scheduler) tick(now time.Duration) bool {
 // advance starts the refreshes of one step, and says whether there are more.
 func (s *scheduler) advance(now time.Duration) bool {
 	s.mu.Lock()
-	for i := 0; i < s.step && s.ripe.len > 0; i++ {
-		n := s.ripe.pop()
+	for i := 0; i < s.perStep && s.dueThisTick.len > 0; i++ {
+		n := s.dueThisTick.pop()
 		s.due[n.class()].push(n)
 	}
-	more := s.ripe.len > 0
+	more := s.dueThisTick.len > 0
 	s.mu.Unlock()
 	s.dispatch(now)
 	return more
 }
 
 // turn makes ripe what the wheel says, unless it is put off or left to expire.
-func (s *scheduler) turn(now time.Duration, outage bool) {
-	first, end := s.last/wheelTick+1, now/wheelTick
+func (s *scheduler) collectDue(now time.Duration, outage bool) {
+	first, end := s.lastTick/wheelTick+1, now/wheelTick
 	first = max(first, end-wheelSlots+1) // one turn meets all
 	for t := first; t <= end; t++ {
 		var next *node
@@ -272,18 +272,18 @@ func (s *scheduler) turn(now time.Duration, outage bool) {
 			case refresh:
 				// a lookup that is in flight already will schedule it again
 				if n.call.CompareAndSwap(nil, newCall(now)) {
-					s.ripe.push(n)
+					s.dueThisTick.push(n)
 					if !outage {
-						s.account.spend(n, now, false)
+						s.account.charge(n, now, false)
 					}
 				}
 			case postpone:
 				s.postpone(n)
-			case leave:
+			case letExpire:
 			}
 		}
 	}
-	s.last = max(s.last, end*wheelTick) //nolint:durationcheck // end is a count
+	s.lastTick = max(s.lastTick, end*wheelTick) //nolint:durationcheck // end is a count
 }
 
 // dispatch starts as many of the refreshes that are due as it may.
@@ -293,8 +293,8 @@ func (s *scheduler) dispatch(now time.Duration) {
 	s.park(now, outage)
 	var start [2][]*node
 	for class := range s.due {
-		for s.due[class].len > 0 && s.free(class) {
-			s.busy[class]++
+		for s.due[class].len > 0 && s.hasSlot(class) {
+			s.inFlight[class]++
 			start[class] = append(start[class], s.due[class].pop())
 		}
 	}
@@ -307,9 +307,9 @@ func (s *scheduler) dispatch(now time.Duration) {
 }
 
 // free says whether a refresh may start; s.mu is held.
-func (s *scheduler) free(class int) bool {
-	return s.busy[living]+s.busy[limited] < refreshSlots &&
-		(class == living || s.busy[limited] < refreshSlots/2)
+func (s *scheduler) hasSlot(class int) bool {
+	return s.inFlight[fastClass]+s.inFlight[slowClass] < refreshSlots &&
+		(class == fastClass || s.inFlight[slowClass] < refreshSlots/2)
 }
 
 // park holds back what is due while there is an outage. Afterwards it is let go
@@ -322,17 +322,17 @@ func (s *scheduler) park(now time.Duration, outage bool) {
 				s.sorted = false
 			}
 		}
-		s.credit, s.paced = 0, now
+		s.credit, s.creditedAt = 0, now
 		return
 	}
 	if s.parked.len == 0 {
 		return
 	}
 	if !s.sorted {
-		s.sort()
+		s.sortParked()
 	}
-	s.credit = min(s.credit+recoveryRate*(now-s.paced).Seconds(), recoveryRate/4)
-	s.paced = now
+	s.credit = min(s.credit+recoveryRate*(now-s.creditedAt).Seconds(), recoveryRate/4)
+	s.creditedAt = now
 	for ; s.parked.len > 0 && s.credit >= 1; s.credit-- {
 		n := s.parked.pop()
 		s.due[n.class()].push(n)
@@ -340,7 +340,7 @@ func (s *scheduler) park(now time.Duration, outage bool) {
 }
 
 // sort puts the parked nodes in the order in which they are let go.
-func (s *scheduler) sort() {
+func (s *scheduler) sortParked() {
 	type parked struct {
 		used time.Duration
 		n    *node
@@ -363,25 +363,25 @@ func (s *scheduler) sort() {
 func (s *scheduler) start(n *node, class int) {
 	cl := n.call.Load()
 	if cl == nil || !cl.started.CompareAndSwap(false, true) {
-		s.done(class)
+		s.releaseSlot(class)
 		return
 	}
-	if !s.cache.enter() {
-		s.cache.end(n, cl, ErrClosed)
-		s.done(class)
+	if !s.cache.addWork() {
+		s.cache.abandon(n, cl, ErrClosed)
+		s.releaseSlot(class)
 		return
 	}
 	f := s.cache.newFlight(n, cl)
-	f.landed = func() {
-		s.done(class)
+	f.onFinish = func() {
+		s.releaseSlot(class)
 		s.dispatch(s.cache.cfg.Now())
 	}
 	go f.begin() // not here: one that lands at once makes others start
 }
 
 // done gives a slot back.
-func (s *scheduler) done(class int) {
+func (s *scheduler) releaseSlot(class int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.busy[class]--
+	s.inFlight[class]--
 }

@@ -225,8 +225,8 @@ func TestEvictedAreNotRefreshed(t *testing.T) {
 			w.get(name)
 		}
 		synctest.Wait()
-		if w.Len() != 10 || w.sched.plan.total != 10 {
-			t.Errorf("%d names, %d in the wheel", w.Len(), w.sched.plan.total)
+		if w.Len() != 10 || w.sched.forecast.total != 10 {
+			t.Errorf("%d names, %d in the wheel", w.Len(), w.sched.forecast.total)
 		}
 		w.fake.forget()
 		w.sleep(10 * time.Second)
@@ -381,8 +381,8 @@ func TestReaderTakesOver(t *testing.T) {
 		w.sleep(time.Second)
 		w.want("x", "hit "+b)
 		w.wantAsked("x", 1, 1)
-		if w.sched.parked.len != 0 || w.sched.busy != [2]int{} {
-			t.Errorf("%d parked, %v busy", w.sched.parked.len, w.sched.busy)
+		if w.sched.parked.len != 0 || w.sched.inFlight != [2]int{} {
+			t.Errorf("%d parked, %v busy", w.sched.parked.len, w.sched.inFlight)
 		}
 	})
 }
@@ -391,18 +391,18 @@ func TestReaderTakesOver(t *testing.T) {
 func TestSchedulerLists(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.fake.setOutage(true)
-		n := w.putNew("x").more.node
+		n := w.putNew("x").state.node
 		w.sched.request(n, 0, false)
 		w.sched.schedule(n, 0, time.Minute, time.Minute)
-		if w.sched.parked.len != 1 || w.sched.plan.total != 0 {
-			t.Errorf("%d parked, %d in the wheel", w.sched.parked.len, w.sched.plan.total)
+		if w.sched.parked.len != 1 || w.sched.forecast.total != 0 {
+			t.Errorf("%d parked, %d in the wheel", w.sched.parked.len, w.sched.forecast.total)
 		}
 		w.sched.evict(n)
 		n.call.Store(nil)
 		w.sched.request(n, 0, false)
 		w.sched.schedule(n, 0, time.Minute, time.Minute)
-		if w.sched.parked.len != 0 || w.sched.plan.total != 0 {
-			t.Errorf("%d parked, %d in the wheel after the eviction", w.sched.parked.len, w.sched.plan.total)
+		if w.sched.parked.len != 0 || w.sched.forecast.total != 0 {
+			t.Errorf("%d parked, %d in the wheel after the eviction", w.sched.parked.len, w.sched.forecast.total)
 		}
 	})
 }
@@ -453,14 +453,14 @@ func TestDeadNamesLeaveSlots(t *testing.T) {
 			w.get(name)
 		}
 		synctest.Wait()
-		if w.sched.busy != [2]int{0, refreshSlots / 2} {
-			t.Errorf("slots in use: %v", w.sched.busy)
+		if w.sched.inFlight != [2]int{0, refreshSlots / 2} {
+			t.Errorf("slots in use: %v", w.sched.inFlight)
 		}
 		w.want("good", "stale "+a)
 		w.want("good", "hit "+a)
 		w.sleep(time.Minute)
-		if w.sched.busy != [2]int{} || w.sched.due[limited].len != 0 {
-			t.Errorf("at the end %v slots in use, %d due", w.sched.busy, w.sched.due[limited].len)
+		if w.sched.inFlight != [2]int{} || w.sched.due[slowClass].len != 0 {
+			t.Errorf("at the end %v slots in use, %d due", w.sched.inFlight, w.sched.due[slowClass].len)
 		}
 	})
 }
@@ -469,7 +469,7 @@ func TestDeadNamesLeaveSlots(t *testing.T) {
 // So do those of names that answer slowly.
 func TestSlowNamesLeaveSlots(t *testing.T) {
 	run(t, Config{}, func(w world) {
-		w.fake.set("A", script{addrs: ips(a), ttl: time.Second, delay: 2 * slotTime})
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Second, delay: 2 * slowAfter})
 		list := names(2 * refreshSlots)
 		for _, name := range list {
 			go w.get(name)
@@ -481,8 +481,8 @@ func TestSlowNamesLeaveSlots(t *testing.T) {
 			w.get(name)
 		}
 		synctest.Wait()
-		if w.sched.busy != [2]int{0, refreshSlots / 2} {
-			t.Errorf("slots in use: %v", w.sched.busy)
+		if w.sched.inFlight != [2]int{0, refreshSlots / 2} {
+			t.Errorf("slots in use: %v", w.sched.inFlight)
 		}
 		w.want("good", "stale "+a)
 		w.want("good", "hit "+a)
@@ -511,12 +511,12 @@ func TestWheel(t *testing.T) {
 			c := New(newFake(), Config{Now: func() time.Duration { return now }, Size: 1})
 			defer c.Close()
 			e := c.putNew("x")
-			n := e.more.node
+			n := e.state.node
 			c.sched.schedule(n, now, 0, now+tc.due)
 			e.used.Store(usedAt(now+tc.at) | maxUses)
 			for step := wheelTick; ; step += wheelTick {
-				c.sched.turn(now+step, false)
-				if c.sched.ripe.len == 1 {
+				c.sched.collectDue(now+step, false)
+				if c.sched.dueThisTick.len == 1 {
 					if step != tc.at {
 						t.Errorf("due after %v, want %v", step, tc.at)
 					}
@@ -542,13 +542,13 @@ func TestWheelJumps(t *testing.T) {
 	for _, name := range names(2000) {
 		at := rand.N(4 * time.Hour)
 		due[name] = at
-		c.sched.schedule(c.putNew(name).more.node, now, 0, at)
+		c.sched.schedule(c.putNew(name).state.node, now, 0, at)
 	}
 	for range 20 {
 		now += rand.N([]time.Duration{time.Second, time.Minute, time.Hour}[rand.N(3)])
-		c.sched.turn(now, false)
-		for c.sched.ripe.len > 0 {
-			n := c.sched.ripe.pop()
+		c.sched.collectDue(now, false)
+		for c.sched.dueThisTick.len > 0 {
+			n := c.sched.dueThisTick.pop()
 			if due[n.name()] > now {
 				t.Errorf("%s is due at %v, came at %v", n.name(), due[n.name()], now)
 			}
@@ -580,7 +580,7 @@ func TestRefreshesAreEven(t *testing.T) {
 		nodes := make([]*node, n)
 		for i := range nodes {
 			nodes[i] = new(node)
-			nodes[i].entry.Store(&entry{more: &state{asked: 1}})
+			nodes[i].entry.Store(&entry{state: &state{asked: 1}})
 		}
 		perSecond := make([]int, end/time.Second+1)
 		known := 0
@@ -588,9 +588,9 @@ func TestRefreshesAreEven(t *testing.T) {
 			for ; known < n && (learned == 0 || time.Duration(known)*learned/n <= now); known++ {
 				c.sched.schedule(nodes[known], now, ttl, now+ttl)
 			}
-			c.sched.turn(now, false)
-			for c.sched.ripe.len > 0 {
-				n := c.sched.ripe.pop()
+			c.sched.collectDue(now, false)
+			for c.sched.dueThisTick.len > 0 {
+				n := c.sched.dueThisTick.pop()
 				n.call.Store(nil)
 				perSecond[now/time.Second]++
 				c.sched.schedule(n, now, ttl, now+ttl)

@@ -30,12 +30,12 @@ func (f family) qtype() uint16 {
 
 // services is the order of what has records of a service; they take the place of
 // the first family.
-const services Family = 0xff
+const serviceRecords Family = 0xff
 
 // families returns the families to ask for, the first to be offered first.
 func families(order Family) []family {
 	switch order {
-	case IPv4, services:
+	case IPv4, serviceRecords:
 		return []family{v4}
 	case IPv6:
 		return []family{v6}
@@ -54,11 +54,11 @@ type reply struct {
 	ttl    time.Duration
 	err    error
 
-	addrs    []netip.Addr
-	services []net.SRV // of a service, instead of addrs
+	addrs   []netip.Addr
+	records []net.SRV // of a service, instead of addrs
 }
 
-func (r *reply) empty() bool { return len(r.addrs) == 0 && len(r.services) == 0 }
+func (r *reply) empty() bool { return len(r.addrs) == 0 && len(r.records) == 0 }
 
 // state is what is known of a name beyond what a hit needs. It is immutable.
 type state struct {
@@ -66,16 +66,16 @@ type state struct {
 	err  error // what readers get if there are no addresses, or why a family is missing
 
 	// By family.
-	ends  [2]time.Duration // of the last good answer
-	ripe  [2]time.Duration // a lookup of the name asks for this family too from then on
-	retry [2]time.Duration // one that failed is not asked for again before
-	have  [2]uint16        // how many addresses of the last good answer; 0: there are none
-	fails [2]uint8         // failed lookups in a row
+	expires      [2]time.Duration // of the last good answer
+	refreshAfter [2]time.Duration // a lookup of the name asks for this family too from then on
+	retryAfter   [2]time.Duration // one that failed is not asked for again before
+	count        [2]uint16        // how many addresses of the last good answer; 0: there are none
+	failures     [2]uint8         // failed lookups in a row
 
-	order Family // in which the addresses are offered
-	asked uint8  // 0 until the first lookup has ended; then 1 and one for each renewal since the last lookup of another kind, if it brought nothing new
-	stale bool   // the addresses had expired when this was learned
-	slow  bool   // it took long to learn this
+	order        Family // in which the addresses are offered
+	asked        uint8  // 0 until the first lookup has ended; then 1 and one for each renewal since the last lookup of another kind, if it brought nothing new
+	learnedStale bool   // the addresses had expired when this was learned
+	slow         bool   // it took long to learn this
 }
 
 const (
@@ -96,15 +96,15 @@ var errNoAddress = errors.New("no addresses")
 // reply for the other one is that the name does not exist. Nameservers that give
 // that reply for AAAA alone are not rare (RFC 4074, section 4.2).
 func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Duration) *entry {
-	old := last.more
+	old := last.state
 	s := &state{node: old.node, order: order, asked: 1}
 	e := newEntry(last.name(), last.size, s)
 	var addrs [2][]netip.Addr
 	var records []net.SRV // of a service
 	keep := func(f family) {
-		if old.have[f] > 0 && now < old.ends[f]+max(cfg.Stale, 0) {
-			s.have[f], s.ends[f], s.ripe[f] = old.have[f], old.ends[f], old.ripe[f]
-			addrs[f], records = last.addrsOf(f), last.services()
+		if old.count[f] > 0 && now < old.expires[f]+max(cfg.Stale, 0) {
+			s.count[f], s.expires[f], s.refreshAfter[f] = old.count[f], old.expires[f], old.refreshAfter[f]
+			addrs[f], records = last.addrsOf(f), last.records()
 		}
 	}
 	jitter := rand.Float64()
@@ -114,17 +114,17 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 		r := &got[f]
 		if !r.done {
 			keep(f)
-			s.fails[f], s.retry[f] = old.fails[f], old.retry[f]
-			if s.fails[f] > 0 {
+			s.failures[f], s.retryAfter[f] = old.failures[f], old.retryAfter[f]
+			if s.failures[f] > 0 {
 				failure = cmp.Or(failure, old.err)
 			}
 			continue
 		}
 		if r.err == nil && !r.empty() {
 			ttl := min(max(r.ttl, cfg.MinTTL), cfg.MaxTTL)
-			s.ends[f], s.ripe[f] = r.at+ttl, r.at+ttl*3/4
-			addrs[f], records = inOrder(e.name(), r.addrs), servicesInOrder(r.services)
-			s.have[f] = uint16(len(addrs[f]) + len(records))
+			s.expires[f], s.refreshAfter[f] = r.at+ttl, r.at+ttl*3/4
+			addrs[f], records = sortAddrs(e.name(), r.addrs), sortRecords(r.records)
+			s.count[f] = uint16(len(addrs[f]) + len(records))
 			continue
 		}
 		if ttl, ok := negativeTTL(cfg, r.err); ok {
@@ -141,22 +141,22 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 		}
 		keep(f)
 		if isOutage(r.err) || r.err == ErrOverloaded {
-			s.fails[f] = old.fails[f]
+			s.failures[f] = old.failures[f]
 		} else {
-			s.fails[f] = min(old.fails[f], 10) + 1
-			s.retry[f] = now + backoff(s.fails[f], jitter)
+			s.failures[f] = min(old.failures[f], 10) + 1
+			s.retryAfter[f] = now + backoff(s.failures[f], jitter)
 		}
 	}
-	if e.service() {
-		e.setServices(records)
+	if e.isService() {
+		e.setRecords(records)
 	} else {
 		e.setAddrs(offer(order, addrs))
 	}
 	s.err = failure
 	switch {
 	case e.count > 0:
-		e.expires = s.lifetime(now)
-		s.stale = e.expires <= now
+		e.expires = s.expiry(now)
+		s.learnedStale = e.expires <= now
 	case failure == nil:
 		s.err, e.expires = negative, negativeUntil
 	default:
@@ -169,10 +169,10 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 // lifetime returns when the first of the families that hold now expires, so
 // that one that lives on does not make the answer of the other one stale; if
 // none holds, when the last one expired.
-func (s *state) lifetime(now time.Duration) time.Duration {
+func (s *state) expiry(now time.Duration) time.Duration {
 	var first, last time.Duration
-	for f, end := range s.ends {
-		if s.have[f] == 0 {
+	for f, end := range s.expires {
+		if s.count[f] == 0 {
 			continue
 		}
 		last = max(last, end)
@@ -185,9 +185,9 @@ func (s *state) lifetime(now time.Duration) time.Duration {
 
 // staleUntil returns until when the addresses may be served while asking fails.
 func (e *entry) staleUntil(cfg *Config) (end time.Duration) {
-	for f, n := range e.more.have {
+	for f, n := range e.state.count {
 		if n > 0 {
-			end = max(end, e.more.ends[f]+max(cfg.Stale, 0))
+			end = max(end, e.state.expires[f]+max(cfg.Stale, 0))
 		}
 	}
 	return end
@@ -196,17 +196,17 @@ func (e *entry) staleUntil(cfg *Config) (end time.Duration) {
 // nextRetry returns when the first of the families that failed may be asked for
 // again; 0: none failed.
 func (s *state) nextRetry() time.Duration {
-	if s.retry[v4] == 0 || s.retry[v6] == 0 {
-		return max(s.retry[v4], s.retry[v6])
+	if s.retryAfter[v4] == 0 || s.retryAfter[v6] == 0 {
+		return max(s.retryAfter[v4], s.retryAfter[v6])
 	}
-	return min(s.retry[v4], s.retry[v6])
+	return min(s.retryAfter[v4], s.retryAfter[v6])
 }
 
 // mayAsk reports whether a lookup makes sense: a family has addresses and did not
 // fail just now, or one that failed may be asked for again.
 func (s *state) mayAsk(now time.Duration) bool {
-	for f, n := range s.have {
-		if n > 0 && now >= s.retry[f] {
+	for f, n := range s.count {
+		if n > 0 && now >= s.retryAfter[f] {
 			return true
 		}
 	}
@@ -217,20 +217,20 @@ func (s *state) mayAsk(now time.Duration) bool {
 func (s *state) known() bool { return s.asked > 0 }
 
 // learned returns when the addresses came.
-func (s *state) learned() (at time.Duration) {
-	for f, n := range s.have {
+func (s *state) learnedAt() (at time.Duration) {
+	for f, n := range s.count {
 		if n > 0 {
-			at = max(at, s.ends[f]-4*(s.ends[f]-s.ripe[f])) // see merge
+			at = max(at, s.expires[f]-4*(s.expires[f]-s.refreshAfter[f])) // see merge
 		}
 	}
 	return at
 }
 
 // limited says whether the next lookup is likely to take long.
-func (s *state) limited() bool { return s.failing() || s.slow }
+func (s *state) likelySlow() bool { return s.failing() || s.slow }
 
 // failing says whether a family failed when it was last asked for.
-func (s *state) failing() bool { return s.fails[v4] > 0 || s.fails[v6] > 0 }
+func (s *state) failing() bool { return s.failures[v4] > 0 || s.failures[v6] > 0 }
 
 // wanted returns the families that a lookup should ask for: not those that failed
 // just now, nor those that have most of their time before them, unless it is a
@@ -238,7 +238,7 @@ func (s *state) failing() bool { return s.fails[v4] > 0 || s.fails[v6] > 0 }
 func (s *state) wanted(order Family, now time.Duration, renewal bool) []family {
 	all := families(order)
 	wanted := slices.DeleteFunc(slices.Clone(all), func(f family) bool {
-		return s.have[f] > 0 && now < s.ripe[f] && !renewal || now < s.retry[f]
+		return s.count[f] > 0 && now < s.refreshAfter[f] && !renewal || now < s.retryAfter[f]
 	})
 	if len(wanted) == 0 {
 		return all
@@ -247,10 +247,10 @@ func (s *state) wanted(order Family, now time.Duration, renewal bool) []family {
 }
 
 // queries returns how many families the next lookup asks for: see wanted.
-func (s *state) queries(now time.Duration, renewal bool) int {
+func (s *state) queryCost(now time.Duration, renewal bool) int {
 	all, holds := families(s.order), 0
 	for _, f := range all {
-		if s.have[f] > 0 && now < s.ripe[f] && !renewal || now < s.retry[f] {
+		if s.count[f] > 0 && now < s.refreshAfter[f] && !renewal || now < s.retryAfter[f] {
 			holds++
 		}
 	}
@@ -261,15 +261,17 @@ func (s *state) queries(now time.Duration, renewal bool) int {
 }
 
 // overdue returns when there is just enough time left to ask for f again.
-func (s *state) overdue(f family) time.Duration { return s.ripe[f] + (s.ends[f]-s.ripe[f])/2 }
+func (s *state) overdueAt(f family) time.Duration {
+	return s.refreshAfter[f] + (s.expires[f]-s.refreshAfter[f])/2
+}
 
 // patience returns how long a lookup of the families asked may take before
 // another one, which holds, has to be asked for again.
-func (s *state) patience(asked []family, now time.Duration) time.Duration {
+func (s *state) untilOverdue(asked []family, now time.Duration) time.Duration {
 	least := time.Duration(math.MaxInt64)
-	for f, n := range s.have {
-		if f := family(f); n > 0 && now < s.ripe[f] && !slices.Contains(asked, f) {
-			least = min(least, s.overdue(f)-now)
+	for f, n := range s.count {
+		if f := family(f); n > 0 && now < s.refreshAfter[f] && !slices.Contains(asked, f) {
+			least = min(least, s.overdueAt(f)-now)
 		}
 	}
 	return least
@@ -306,13 +308,13 @@ func offer(order Family, addrs [2][]netip.Addr) (all []netip.Addr, preferred int
 
 // addrsOf takes apart what offer has merged.
 func (e *entry) addrsOf(wanted family) []netip.Addr {
-	all, s := e.addrs(), e.more
-	if int(s.have[wanted]) == len(all) {
+	all, s := e.addrs(), e.state
+	if int(s.count[wanted]) == len(all) {
 		return all
 	}
-	list := make([]netip.Addr, 0, s.have[wanted])
+	list := make([]netip.Addr, 0, s.count[wanted])
 	order := families(s.order)
-	for left := s.have; len(all) > 0; {
+	for left := s.count; len(all) > 0; {
 		for _, f := range order {
 			n := uint16(1)
 			if s.order != Interleaved {
@@ -331,7 +333,7 @@ func (e *entry) addrsOf(wanted family) []netip.Addr {
 // servicesInOrder sorts the records of a service: by priority, which a client
 // has to follow, and then in an order that is the same at every lookup. What is
 // beyond maxRecords is left out.
-func servicesInOrder(records []net.SRV) []net.SRV {
+func sortRecords(records []net.SRV) []net.SRV {
 	list := slices.Clone(records)
 	slices.SortFunc(list, func(a, b net.SRV) int {
 		return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(b.Weight, a.Weight),
@@ -344,7 +346,7 @@ func servicesInOrder(records []net.SRV) []net.SRV {
 // inOrder sorts addresses in an order that is the same at every lookup, in
 // every instance, but differs between names: where more addresses come back
 // than are used, names spread over all of them.
-func inOrder(name string, addrs []netip.Addr) []netip.Addr {
+func sortAddrs(name string, addrs []netip.Addr) []netip.Addr {
 	switch len(addrs) {
 	case 0:
 		return nil

@@ -5,47 +5,46 @@ import (
 	"time"
 )
 
-// account limits what refreshing names costs, in queries. Each use of a name
-// pays for Config.RefreshQueries of them. What a name has left over from that it
-// keeps, up to a few lookups; the rest is for names that are used too seldom to
-// pay for themselves. So there are about as many queries for known names as
-// there are requests at most, however many names there are and however short
-// their TTLs are.
+// account limits how many queries refreshes take. Each use of a name pays for
+// Config.RefreshQueries queries. A name saves what it did not need, enough for a
+// few lookups. The rest goes to the surplus, which pays for names that are used
+// too seldom to pay for themselves. So known names take about one query a request
+// at most, however many names there are and however short their TTLs are.
 //
 //   - A name whose uses have paid for a lookup is refreshed before its answer
 //     expires.
-//   - The others are not. Their expired answer serves for a minute (staleGrace);
-//     a use in that time starts a lookup if it is paid for by then.
-//   - Near the end of this minute, at the last call, a name is refreshed if it
-//     was used since the last lookup, so that the next use does not wait; and one
-//     that was not if others have paid for it. The more often this was in vain,
-//     the more must be left over.
+//   - The others are not. Their expired answer serves for a minute (staleGrace). A
+//     use in that time starts a lookup if it is paid for by then.
+//   - Near the end of this minute, at the final check, a name is refreshed if it
+//     was used since the last lookup, so that the next use does not wait. One that
+//     was not used is refreshed if the surplus pays for it. The more often that
+//     was in vain, the larger the surplus has to be.
 //
 // It is guarded by scheduler.mu.
 type account struct {
 	perUse     int     // Config.RefreshQueries
-	maxSaved   int     // what a name keeps at most
-	surplus    float64 // left over, in all
-	maxSurplus float64 // of common; it may be as much below zero
+	maxSaved   int     // queries that a name may save
+	surplus    float64 // queries
+	maxSurplus float64 // the surplus may be as much below zero
 	updated    time.Duration
 }
 
 const (
-	// commonRate is how many queries a second need not be paid for, so that a
-	// few names that are seldom used do not wait. It is what a hundred names
-	// take whose TTL is short.
+	// freeRate is how many queries a second are added to the surplus, so that a
+	// few names that are seldom used do not wait. A hundred names with short TTLs
+	// take that much.
 	freeRate = 2
 
-	// The last call is at a random time between these two before the end of
+	// The final check is at a random time between these two before the end of
 	// staleGrace.
 	finalCheckFirst = 10 * time.Second
 	finalCheckLast  = 3 * time.Second
 
-	// Where an expired answer does not serve for that long, the last call is so
-	// much before the answer expires.
+	// If an expired answer does not serve for that long, the final check is
+	// finalCheckLead before the answer expires.
 	finalCheckLead = 4 * wheelTick
 
-	// maxIdle is how many refreshes of a name in vain are counted.
+	// maxUnusedRefreshes is up to how many refreshes of an unused name are counted.
 	maxUnusedRefreshes = 10
 )
 
@@ -61,24 +60,24 @@ func (a *account) paid(n *node, e *entry) int {
 	return int(n.savedQueries) + int(e.uses())*a.perUse
 }
 
-// left returns what is left over in all.
+// surplusAt adds to the surplus what it gained with time, and returns it.
 func (a *account) surplusAt(now time.Duration) float64 {
 	a.surplus = min(a.surplus+freeRate*max(0, now-a.updated).Seconds(), a.maxSurplus)
 	a.updated = now
 	return a.surplus
 }
 
-// spend takes what a lookup of a name costs from what its uses have paid. One of a
-// name whose answer could not be replaced when it expired is free.
+// charge subtracts what a lookup of a name costs from what its uses have paid. A
+// lookup is free while the name fails and its answer has expired.
 func (a *account) charge(n *node, now time.Duration, renewal bool) {
 	e := n.entry.Load()
 	if n.pinned.Load() || e.state.failing() && now >= e.expires {
 		return
 	}
-	left := a.surplusAt(now)
+	surplus := a.surplusAt(now)
 	rest := a.paid(n, e) - e.state.queryCost(now, renewal)
 	n.savedQueries = uint16(min(max(rest, 0), a.maxSaved))
-	a.surplus = max(min(left+float64(rest-int(n.savedQueries)), a.maxSurplus), -a.maxSurplus)
+	a.surplus = max(min(surplus+float64(rest-int(n.savedQueries)), a.maxSurplus), -a.maxSurplus)
 	if !e.state.failing() { // else decide has counted it
 		n.countRefresh(e)
 	}
@@ -97,8 +96,7 @@ func (n *node) countRefresh(e *entry) bool {
 	return true
 }
 
-// lastCall returns the times between which it is decided whether a name is
-// refreshed whose uses had not paid for that when it was due.
+// finalCheck returns the times between which the final check of a name is.
 func (c *Cache) finalCheck(e *entry) (first, last time.Duration) {
 	if grace := min(c.cfg.Stale, staleGrace); grace >= 2*finalCheckFirst {
 		return e.expires + grace - finalCheckFirst, e.expires + grace - finalCheckLast
@@ -106,16 +104,16 @@ func (c *Cache) finalCheck(e *entry) (first, last time.Duration) {
 	return e.expires - finalCheckLead, e.expires - finalCheckLead
 }
 
-// decision is what is done about a name that is due.
+// decision is what the scheduler does with a name that is due.
 type decision int
 
 const (
-	letExpire decision = iota // let it expire
-	postpone                  // until its last call
+	letExpire decision = iota
+	postpone           // until its final check
 	refresh
 )
 
-// decide decides about a node that is due; s.mu is held.
+// decide returns what to do with a node that is due; s.mu is held.
 func (s *scheduler) decide(n *node, now time.Duration, outage bool) decision {
 	e := n.entry.Load()
 	switch {
@@ -124,7 +122,7 @@ func (s *scheduler) decide(n *node, now time.Duration, outage bool) decision {
 	case now-e.lastUsed(now)-usedUnit > s.cache.cfg.Refresh:
 		return letExpire
 	case outage:
-		return refresh // it waits, and is paced then
+		return refresh // it is parked until the end of the outage
 	}
 	a, cost := &s.account, e.state.queryCost(now, false)
 	paid := a.paid(n, e)
@@ -149,14 +147,14 @@ func (s *scheduler) decide(n *node, now time.Duration, outage bool) decision {
 	return letExpire
 }
 
-// postpone puts a node into the wheel until its last call; s.mu is held.
+// postpone puts a node into the wheel until its final check; s.mu is held.
 func (s *scheduler) postpone(n *node) {
 	first, last := s.cache.finalCheck(n.entry.Load())
 	s.put(n, first+rand.N(last-first+1))
 }
 
-// maySkip reports whether a use of an answer that has expired need not start a
-// lookup, since it is not paid for, and there will be a last call.
+// maySkipLookup reports whether a use of an answer that has expired need not start
+// a lookup, since none is paid for and the final check is still to come.
 func (s *scheduler) maySkipLookup(e *entry, now time.Duration) bool {
 	n := e.state.node
 	first, _ := s.cache.finalCheck(e)

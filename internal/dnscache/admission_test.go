@@ -317,8 +317,8 @@ func TestSilentNamesGiveWay(t *testing.T) {
 		if gaveWay.Load() < 1000 || gaveWay.Load()+kept.Load() != 2000 {
 			t.Errorf("%d silent ones gave way, %d did not", gaveWay.Load(), kept.Load())
 		}
-		if n := w.pending.count(); n != 0 || len(w.slots) != 0 || w.turns.waiting != 0 || w.turns.leaving != 0 {
-			t.Errorf("%d lookups pending, %d slots taken, %d waiting, %d leaving at the end", n, len(w.slots), w.turns.waiting, w.turns.leaving)
+		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 || w.slots.waiting != 0 || w.slots.preempting != 0 {
+			t.Errorf("at the end %d lookups are pending, %d slots taken, %d lookups waiting, %d preempted; want none", n, len(w.slots.taken), w.slots.waiting, w.slots.preempting)
 		}
 	})
 }
@@ -349,11 +349,11 @@ func TestSlotAtTheEnd(t *testing.T) {
 	run(t, Config{MaxLookups: 1}, func(w world) {
 		ended, cancel := context.WithCancel(w.Context())
 		cancel()
-		if w.takeSlot(ended) || len(w.slots) != 0 {
-			t.Errorf("%d slots are taken after the end", len(w.slots))
+		if w.slots.take(ended) || len(w.slots.taken) != 0 {
+			t.Errorf("%d slots are taken after the end", len(w.slots.taken))
 		}
-		if !w.takeSlot(w.Context()) || w.takeSlot(ended) || len(w.slots) != 1 || w.turns.waiting != 0 {
-			t.Errorf("%d slots are taken, %d wait", len(w.slots), w.turns.waiting)
+		if !w.slots.take(w.Context()) || w.slots.take(ended) || len(w.slots.taken) != 1 || w.slots.waiting != 0 {
+			t.Errorf("%d slots are taken, %d wait", len(w.slots.taken), w.slots.waiting)
 		}
 	})
 }

@@ -23,15 +23,16 @@ import (
 
 // Exchanger asks nameservers.
 //
-// The errors of the lookups may tell more by methods: Negative() (ttl time.Duration,
-// ok bool) for an authoritative answer that there is nothing, with a negative
-// ttl where the answer named none; NotFound() bool where the name itself does
-// not exist, rather than just this type; Outage() bool where nothing was asked
-// because no nameserver is up.
+// The errors of the lookups may have these methods:
+//
+//   - Negative() (ttl time.Duration, ok bool): ok if the error is an authoritative
+//     answer that there is no such record; ttl is below zero if the answer has none.
+//   - NotFound() bool: whether the name itself does not exist, not just this type.
+//   - Outage() bool: whether the question was not asked because no nameserver is up.
 type Exchanger interface {
-	// Ask asks for the addresses of a name, of one type (A or AAAA), without
-	// waiting for them: done is called once, maybe before Ask returns, with the
-	// addresses and how long they hold. It gives up when ctx ends.
+	// Ask asks for the addresses of a name, of one type (A or AAAA). It does not
+	// wait for them, but calls done once, maybe before it returns, with the addresses
+	// and their TTL. When ctx ends it calls done with an error.
 	Ask(ctx context.Context, name string, qtype uint16, done func(addrs []netip.Addr, ttl time.Duration, err error))
 
 	// AskSRV asks for the records of a service, and is like Ask otherwise.
@@ -48,8 +49,8 @@ const (
 	TypeAAAA uint16 = 28
 )
 
-// Family says which addresses of a name are asked for, and in which order they
-// are offered.
+// Family is the policy which addresses of a name are asked for, and in which order
+// they are offered.
 type Family uint8
 
 const (
@@ -59,109 +60,110 @@ const (
 	IPv4
 	// IPv6 asks for AAAA records only.
 	IPv6
-	// PreferIPv4 asks for both; IPv6 addresses are for when no IPv4 one works.
+	// PreferIPv4 asks for both and offers IPv4 addresses first.
 	PreferIPv4
-	// PreferIPv6 asks for both; IPv4 addresses are for when no IPv6 one works.
+	// PreferIPv6 asks for both and offers IPv6 addresses first.
 	PreferIPv6
 )
 
-// Config is how a cache behaves. New fills in what is zero.
+// Config configures a cache. New sets the defaults of what is zero.
 type Config struct {
 	// Family is called for every lookup; default: always Interleaved.
 	Family func() Family
 
-	// Sequential is called for every lookup of two families: whether AAAA is asked
-	// for only when the reply for A has come, or half of Deadline has passed;
-	// default: never.
+	// Sequential is called for every lookup of two families. If it reports true, AAAA
+	// is asked for only when the reply for A has come or half of Deadline has passed.
+	// Default: always false.
 	Sequential func() bool
 
-	MinTTL      time.Duration // least time an answer holds; default 1s
-	MaxTTL      time.Duration // longest time an answer holds; default 1h
-	NegativeTTL time.Duration // longest time a negative answer holds; default 30s
-	Stale       time.Duration // how long after its end a last good answer may still serve; default 24h, negative: never
-	StaleWait   time.Duration // how long a lookup may keep readers waiting first, if the answer ended over a minute ago; default 500ms
-	Refresh     time.Duration // names used in this time are asked for again in the background; default 5m, negative: none, Always: all
-	Deadline    time.Duration // one lookup in all; default 5s
+	MinTTL      time.Duration // minimum TTL of an answer; default 1s
+	MaxTTL      time.Duration // maximum TTL of an answer; default 1h
+	NegativeTTL time.Duration // maximum TTL of a negative answer; default 30s
+	Stale       time.Duration // how long after it expired an answer may still serve; default 24h, negative: not at all
+	StaleWait   time.Duration // how long readers wait for a lookup before they get an answer that expired over a minute ago; default 500ms
+	Refresh     time.Duration // names used in this time are refreshed in the background; default 5m, negative: none, Always: all
+	Deadline    time.Duration // for a whole lookup; default 5s
 
-	// RefreshQueries is how many queries to refresh names each use of a name pays
-	// for: see account. Names that are used too seldom for that are served from
-	// the expired answer for up to a minute. Default 1.
+	// RefreshQueries is how many queries for refreshes each use of a name pays for.
+	// Names that are used too seldom for that are served from the expired answer
+	// for up to a minute. Default 1.
 	RefreshQueries int
 
-	// Preload are names that are asked for at Start, and kept fresh whether
-	// they are used or not. They are never evicted. One that fails or has no
-	// address is asked for again by itself, when that makes sense.
+	// Preload are names that are looked up at Start, and refreshed whether they
+	// are used or not. They are never evicted. One that fails is looked up again
+	// after the pause for failures, one that has no address when its negative
+	// answer expires.
 	Preload []string
 
-	Size int // names, those of Preload apart; default 100000
+	// Size is how many names the cache has room for, not counting those of Preload.
+	// Default 100000.
+	Size int
 
 	// MaxLookups is how many lookups may be in flight for readers; as many again
-	// may wait. One that takes over 1.5 seconds gives way to one that waits.
-	// Lookups of names below one registrable domain may be a quarter of what is
-	// still free then: if there are no others, two fifths of MaxLookups. Those of
-	// known names that are refreshed do not count, nor do those who wait for one
-	// of them; that of a name of Preload is not refused for its domain. Default
-	// 1024.
+	// may wait. While one waits, one that has taken over 1.5 seconds is ended with
+	// ErrOverloaded. Lookups of names below one registrable domain may be a quarter
+	// of what is still free: two fifths of MaxLookups if there are no others.
+	// Refreshes do not count, nor do readers who wait for a lookup that has begun
+	// already. Names of Preload are not refused for their domain. Default 1024.
 	MaxLookups int
 
-	// NewNames is how many names that are not in the cache readers may ask for
-	// in a second; 0: any number.
+	// NewNames is how many names that are not in the cache readers may look up in
+	// a second; 0: any number.
 	NewNames int
 
-	// Now is the clock, as the time since some fixed moment; default: the
-	// monotonic clock.
+	// Now returns the time since some fixed moment. Default: the monotonic clock.
 	Now func() time.Duration
 }
 
-// Always is the Config.Refresh of a cache that keeps all names fresh until they
-// are evicted. Those that have no address are not asked for until somebody wants
-// them, as ever.
+// Always is the Config.Refresh of a cache that refreshes all names until they are
+// evicted, but for those that have no address: these are looked up when they are
+// used.
 const Always time.Duration = math.MaxInt64
 
 // ErrOverloaded is returned when too many lookups are in flight and waiting, in
 // all or of names below one domain.
 var ErrOverloaded = errors.New("too many lookups in flight")
 
-// ErrTooManyNewNames is returned for a name that is not in the cache when there
-// were as many as Config.NewNames allows.
+// ErrTooManyNewNames is returned for a name that is not in the cache once readers
+// have looked up as many as Config.NewNames allows.
 var ErrTooManyNewNames = errors.New("too many new names")
 
-// ErrClosed is returned by a closed cache for what it does not know.
+// ErrClosed is returned by a closed cache for names that it does not know.
 var ErrClosed = errors.New("resolver closed")
 
-// errNameTooLong is returned for what cannot be asked for.
+// errNameTooLong is returned for names that are longer than the DNS allows.
 var errNameTooLong = errors.New("name too long")
 
-// State says where an answer came from.
+// State is where an answer came from.
 type State uint8
 
 // Where an answer may come from.
 const (
-	Miss  State = iota // it was asked for just now
-	Hit                // it was known and held
-	Stale              // it was known but has expired
+	Miss  State = iota // a lookup that the reader waited for
+	Hit                // the cache
+	Stale              // the cache, which had an answer that has expired
 )
 
 // Answer is what is known of a name.
 type Answer struct {
-	// Addrs are the addresses in the order they should be offered. The slice is
-	// shared: it must not be written to.
+	// Addrs are the addresses in the order in which they should be offered. The
+	// slice is shared and must not be written to.
 	Addrs []netip.Addr
 
 	// Preferred is how many of Addrs, from the first, are of the preferred
-	// family; the others are for when none of these works.
+	// family. The others should be used only if none of these works.
 	Preferred int
 
 	State State
 
-	// Waited is how long the reader has waited for it; 0 for a Hit.
+	// Waited is how long the reader has waited; 0 for a Hit.
 	Waited time.Duration
 }
 
 // ServiceAnswer is what is known of a service.
 type ServiceAnswer struct {
-	// Records are in the order of their priorities, else always the same. The
-	// slice is shared: it must not be written to.
+	// Records are sorted by priority; otherwise their order is the same after every
+	// lookup. The slice is shared and must not be written to.
 	Records []net.SRV
 
 	State  State
@@ -169,8 +171,8 @@ type ServiceAnswer struct {
 }
 
 const (
-	// staleGrace is how long after its end an answer is served without any
-	// waiting. Later than that an address may belong to somebody else by now.
+	// staleGrace is how long after it expired an answer is served without waiting
+	// for a lookup. After that its addresses may belong to another host.
 	staleGrace = time.Minute
 
 	// familyGrace is how much longer a lookup waits for the second family once
@@ -181,43 +183,42 @@ const (
 	// (RFC 9520, section 3.2, asks for 1 second to 5 minutes).
 	maxBackoff = 30 * time.Second
 
-	// noSOATTL is how long a negative answer holds that does not say it.
+	// noSOATTL is the TTL of a negative answer that has none.
 	noSOATTL = 5 * time.Second
 
-	// slotTime is how long the lookup of a name that took long or failed last
-	// time keeps a reader's slot from others.
+	// slowAfter is how long a lookup takes that is not slow. If the last lookup of
+	// a name was slow or failed, the next one releases its slot after that time.
 	slowAfter = 250 * time.Millisecond
 
-	// patience is how long a lookup for readers may take while others wait for
+	// preemptAfter is how long a lookup for readers may take while others wait for
 	// its slot. Most lookups that end with an answer take less.
 	preemptAfter = 1500 * time.Millisecond
 )
 
 // Cache is a cache of names. It is safe for concurrent use.
 type Cache struct {
-	// What a hit needs, and what is seldom written.
+	// What a hit needs, and what is written rarely.
 	table table
 	seed  maphash.Seed
 
-	// The time of the last tick, or 0: reading the clock stalls a processor
-	// until all it has begun is done, which costs more than the rest of a hit.
+	// The time of the last tick, or 0. Reading the clock stalls a processor until
+	// all that it has begun is done, which costs more than the rest of a hit.
 	coarseNow atomic.Int64
-	ownClock  bool // the clock does not jump, as an injected one may
+	ownClock  bool // the clock is the monotonic one, which does not jump
 	ex        Exchanger
 	cfg       Config
 
-	mu        sync.Mutex // guards the table against other writers, and what follows
+	mu        sync.Mutex // guards what follows, and the table against other writers
 	queues    queues
 	preloaded int // nodes, which are in no queue
 
-	excess atomic.Int64 // the sum of the weights of all entries
+	excess atomic.Int64 // addresses beyond the small number, of all entries
 
-	slots       chan struct{} // one for each lookup in flight for a reader
-	turns       turns         // of those that wait for a slot
-	pending     admission     // lookups for readers, in flight and waiting
-	slowLookups chan struct{} // one for each lookup that gave its slot back early
-
-	newNames *rate.Limiter // nil: no limit
+	// What limits the lookups for readers.
+	pending     admission     // those in flight and waiting
+	slots       slotQueue     // for those in flight
+	slowLookups chan struct{} // as many as are in flight, but have released their slots
+	newNames    *rate.Limiter // nil: no limit
 
 	sched scheduler
 
@@ -228,41 +229,42 @@ type Cache struct {
 	wg      sync.WaitGroup
 }
 
-// node is the part of a name in the cache that readers of a hit do not see, and
-// that stays when more is known of the name.
+// node is a name in the cache, for as long as it is there. Readers of a hit do not
+// need it.
 type node struct {
 	entry           atomic.Pointer[entry] // the one in the table
 	call            atomic.Pointer[call]  // the lookup that is planned or in flight
 	links           [2]links              // by kind of list
-	insertedAt      uint32                // when it came in, in units of usedUnit
-	due             uint32                // in the wheel: the tick; under scheduler.mu
-	savedQueries    uint16                // queries that its uses have paid for; under scheduler.mu
-	unusedRefreshes uint8                 // how often it was refreshed since it was last used; under scheduler.mu
-	evicted         bool                  // evicted; written under Cache.mu and scheduler.mu
+	insertedAt      uint32                // in units of usedUnit
+	due             uint32                // while it is in the wheel: the tick; under scheduler.mu
+	savedQueries    uint16                // see account; under scheduler.mu
+	unusedRefreshes uint8                 // refreshes since it was last used; under scheduler.mu
+	evicted         bool                  // written under Cache.mu and scheduler.mu
 	pinned          atomic.Bool           // one of Config.Preload
 }
 
-// call is a lookup.
+// call is a lookup of a node that is planned or in flight, as readers and the
+// scheduler see it. They wait for done; a flight does the work.
 type call struct {
-	started   atomic.Bool   // until then it is planned, and who sets this does it
-	renewal   bool          // families that hold are asked for too
-	plannedAt time.Duration // when it was planned
-	domain    uint64        // of a reader's: in whose share it is
+	started   atomic.Bool // who sets this does the lookup; until then it is planned
+	renewal   bool        // ask for families that hold too
+	plannedAt time.Duration
+	domain    uint64        // of a lookup for readers: the domain that it is counted for
 	done      chan struct{} // closed when entry or err is set
 	entry     *entry
-	err       error // instead of entry: the lookup did not take place
+	err       error // instead of entry: the lookup was abandoned
 }
 
 func newCall(now time.Duration) *call {
 	return &call{plannedAt: now, done: make(chan struct{})}
 }
 
-// coarseError is how far Cache.coarse may be behind the clock, with much to
-// spare for a ticker that is late.
+// coarseError is more than Cache.coarseNow may be behind the clock, even if the
+// ticker is late.
 const coarseError = time.Second
 
-// longest is how long a time may be, so that sums and multiples of a few are
-// times as well.
+// maxDuration bounds the durations of a Config, so that sums and small multiples
+// of them do not overflow.
 const maxDuration time.Duration = 1 << 60
 
 // New returns a cache that asks ex. Known names are refreshed once Start was
@@ -287,22 +289,20 @@ func New(ex Exchanger, cfg Config) *Cache {
 	if cfg.Sequential == nil {
 		cfg.Sequential = func() bool { return false }
 	}
-	useOwnClock := false
-	if cfg.Now == nil {
+	ownClock := cfg.Now == nil
+	if ownClock {
 		start := time.Now()
-		useOwnClock = true
 		cfg.Now = func() time.Duration { return time.Since(start) }
 	}
 	c := &Cache{
 		cfg:         cfg,
-		ownClock:    useOwnClock,
+		ownClock:    ownClock,
 		ex:          ex,
 		seed:        maphash.MakeSeed(),
 		table:       newTable(cfg.Size + len(cfg.Preload)),
-		slots:       make(chan struct{}, cfg.MaxLookups),
+		pending:     newAdmission(2 * cfg.MaxLookups), // as many as there are slots may wait
+		slots:       newSlotQueue(cfg.MaxLookups),
 		slowLookups: make(chan struct{}, cfg.MaxLookups),
-		// as many again as there are slots may wait
-		pending: newAdmission(2 * cfg.MaxLookups),
 	}
 	if cfg.NewNames > 0 {
 		c.newNames = rate.NewLimiter(rate.Limit(cfg.NewNames), cfg.NewNames)
@@ -318,8 +318,8 @@ func setDefault[T time.Duration | int](p *T, value T) {
 	}
 }
 
-// Start begins to refresh names before they expire, and asks for those of
-// Config.Preload. It is called once.
+// Start begins to refresh names before they expire, and looks up those of
+// Config.Preload. It may be called once.
 func (c *Cache) Start() {
 	c.preload()
 	if c.addWork() {
@@ -331,8 +331,7 @@ func (c *Cache) Start() {
 	}
 }
 
-// Close ends all lookups and waits until they are gone. What is known stays
-// readable.
+// Close ends all lookups and waits for their end. What is known stays readable.
 func (c *Cache) Close() {
 	c.closeMu.Lock()
 	c.closed = true
@@ -341,8 +340,7 @@ func (c *Cache) Close() {
 	c.wg.Wait()
 }
 
-// enter makes Close wait until c.wg is told that something is done, unless c is
-// closed.
+// addWork makes Close wait for one more c.wg.Done. It reports false if c is closed.
 func (c *Cache) addWork() bool {
 	c.closeMu.Lock()
 	defer c.closeMu.Unlock()
@@ -352,10 +350,10 @@ func (c *Cache) addWork() bool {
 	return !c.closed
 }
 
-// Lookup returns the addresses of a name: at once if they are known, else as
-// soon as they have been asked for. The name is in lower case, ASCII, without
-// trailing dot. An error is that of the exchanger, of ctx, ErrOverloaded,
-// ErrTooManyNewNames or ErrClosed. A reader that leaves early does not disturb the lookup.
+// Lookup returns the addresses of a name: at once if they are known, else when the
+// lookup ends. The name is in lower case, ASCII, without trailing dot. The error is
+// that of the exchanger, that of ctx, ErrOverloaded, ErrTooManyNewNames or
+// ErrClosed. The lookup goes on if ctx ends before it.
 func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 	hash, size := c.hash(name), uint16(len(name))
 	e := c.table.find(hash, name, size)
@@ -376,7 +374,7 @@ func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 }
 
 // LookupSRV returns the records of a service, such as _http._tcp.example.com.
-// All that is said of Lookup holds.
+// Otherwise it is like Lookup.
 func (c *Cache) LookupSRV(ctx context.Context, name string) (ServiceAnswer, error) {
 	hash, size := c.hash(name), uint16(len(name))|serviceBit
 	r := c.read(ctx, hash, name, size, c.table.find(hash, name, size))
@@ -386,17 +384,17 @@ func (c *Cache) LookupSRV(ctx context.Context, name string) (ServiceAnswer, erro
 	return ServiceAnswer{Records: r.entry.records(), State: r.state, Waited: r.waited}, nil
 }
 
-// Peek returns the addresses of a name if they are known, without counting as
-// a use of them.
+// Peek returns the addresses of a name if a lookup of it has ended. It does not
+// count as a use of the name.
 func (c *Cache) Peek(name string) (addrs []netip.Addr, known bool) {
 	e := c.table.find(c.hash(name), name, uint16(len(name)))
-	if e == nil || !e.state.known() {
+	if e == nil || !e.state.known {
 		return nil, false
 	}
 	return e.addrs(), true
 }
 
-// Failing reports whether nothing is known of a name because its last lookup failed.
+// Failing reports whether a name has no addresses because its last lookup failed.
 func (c *Cache) Failing(name string) bool {
 	e := c.table.find(c.hash(name), name, uint16(len(name)))
 	return e != nil && e.count == 0 && e.state.failing()
@@ -411,7 +409,7 @@ func (c *Cache) Len() int {
 
 func (c *Cache) hash(name string) uint64 { return maphash.String(c.seed, name) }
 
-// now returns the time, near enough to tell whether e has expired.
+// now returns the time, exact enough to compare it with the expiry of e.
 func (c *Cache) now(e *entry) time.Duration {
 	now := time.Duration(c.coarseNow.Load())
 	if now == 0 || e.expires-now < coarseError {
@@ -435,8 +433,8 @@ func (e *entry) result(as State) result {
 	return result{entry: e, state: as}
 }
 
-// read returns what is known of a name, or waits until something is. Its entry
-// is e, or nil if there was none just now.
+// read returns what is known of a name, or waits for a lookup. The entry of the
+// name is e, or nil if there was none just now.
 func (c *Cache) read(ctx context.Context, hash uint64, name string, size uint16, e *entry) result {
 	if e == nil {
 		if len(name) > maxName {
@@ -455,6 +453,7 @@ func (c *Cache) read(ctx context.Context, hash uint64, name string, size uint16,
 	return c.serve(ctx, e)
 }
 
+// serve returns the answer of an entry, or of a lookup if it has none.
 func (c *Cache) serve(ctx context.Context, e *entry) result {
 	now := c.cfg.Now()
 	e.touch(now)
@@ -468,9 +467,9 @@ func (c *Cache) serve(ctx context.Context, e *entry) result {
 	}
 }
 
-// insert returns the entry of a name. If there is none it puts one in, and
-// returns its lookup as well, which the caller has to start; but if that may not
-// be now the name is not remembered either.
+// insert returns the entry of a name. If there is none it inserts one and returns
+// its lookup too, which the caller has to start. If a lookup may not begin now, it
+// returns an error and inserts nothing.
 func (c *Cache) insert(hash uint64, name string, size uint16) (*entry, *call, error) {
 	domain := c.domain(name)
 	c.mu.Lock()
@@ -494,8 +493,7 @@ func (c *Cache) insert(hash uint64, name string, size uint16) (*entry, *call, er
 	return e, cl, nil
 }
 
-// put puts in a name that is not there, for which it may evict another; c.mu is
-// held.
+// put inserts a name, for which it may evict another one; c.mu is held.
 func (c *Cache) put(hash uint64, name string, size uint16, cl *call) *entry {
 	for c.queues.len() >= c.cfg.Size {
 		c.unlink(c.queues.evict(c.cfg.Size, c.cfg.Now(), c.hash))
@@ -505,8 +503,8 @@ func (c *Cache) put(hash uint64, name string, size uint16, cl *call) *entry {
 	return n.entry.Load()
 }
 
-// add puts a new node into the table, with its lookup if that is not nil; c.mu
-// is held.
+// add inserts a new node, with its lookup if cl is not nil, into the table; c.mu is
+// held.
 func (c *Cache) add(hash uint64, name string, size uint16, cl *call) *node {
 	now := c.cfg.Now()
 	n := &node{insertedAt: uint32(now / usedUnit)}
@@ -518,7 +516,7 @@ func (c *Cache) add(hash uint64, name string, size uint16, cl *call) *node {
 	return n
 }
 
-// unlink takes a node out of the table; c.mu is held.
+// unlink removes a node from the table and the scheduler; c.mu is held.
 func (c *Cache) unlink(n *node) {
 	e := n.entry.Load()
 	c.table.remove(c.hash(e.name()), e)
@@ -526,8 +524,8 @@ func (c *Cache) unlink(n *node) {
 	c.sched.evict(n)
 }
 
-// publish makes e what is known of a node. If it is the first that a lookup found,
-// uses are counted anew.
+// publish makes e the entry of a node. If it is the first one of a lookup, uses are
+// counted anew.
 func (c *Cache) publish(n *node, e *entry, first bool) {
 	hash := c.hash(e.name())
 	c.mu.Lock()
@@ -545,7 +543,7 @@ func (c *Cache) publish(n *node, e *entry, first bool) {
 	}
 }
 
-// preload puts in the names of Config.Preload, which then are due.
+// preload inserts the names of Config.Preload and makes them due.
 func (c *Cache) preload() {
 	nodes := make([]*node, 0, len(c.cfg.Preload))
 	for _, name := range c.cfg.Preload {
@@ -556,7 +554,7 @@ func (c *Cache) preload() {
 	c.sched.preload(nodes, c.cfg.Now())
 }
 
-// pin returns the node of a name, which will never be evicted.
+// pin returns the node of a name, which from now on is never evicted.
 func (c *Cache) pin(name string) *node {
 	hash, size := c.hash(name), uint16(len(name))
 	c.mu.Lock()
@@ -573,7 +571,7 @@ func (c *Cache) pin(name string) *node {
 	return n
 }
 
-// readStale serves an answer that has expired while it is asked for anew.
+// readStale serves an answer that has expired and starts a lookup.
 func (c *Cache) readStale(ctx context.Context, e *entry, now time.Duration) result {
 	r := e.result(Stale)
 	if !e.state.mayAsk(now) || e.state.node.call.Load() == nil && c.sched.maySkipLookup(e, now) {
@@ -601,7 +599,7 @@ func (c *Cache) readStale(ctx context.Context, e *entry, now time.Duration) resu
 	return r
 }
 
-// result is what those who waited for the lookup get.
+// result is what readers get who waited for the lookup.
 func (cl *call) result() result {
 	switch {
 	case cl.err != nil:
@@ -613,14 +611,13 @@ func (cl *call) result() result {
 	}
 }
 
-// await waits for the lookup of e's node that is in flight, or for one that it
-// starts.
+// await waits for the lookup of e's node that has begun, or begins one.
 func (c *Cache) await(ctx context.Context, e *entry) result {
 	n := e.state.node
 	cl := n.call.Load()
 	for cl == nil || !cl.started.Load() {
 		if now := n.entry.Load(); now != e && cl == nil {
-			// a lookup has ended since e was found
+			// a lookup has ended after e was found
 			return c.serve(ctx, now)
 		}
 		domain := c.domain(e.name())
@@ -639,7 +636,7 @@ func (c *Cache) await(ctx context.Context, e *entry) result {
 	return c.wait(ctx, cl)
 }
 
-// start begins a lookup that was claimed and admitted.
+// startLookup starts a lookup that was claimed and admitted.
 func (c *Cache) startLookup(n *node, cl *call) {
 	if !c.addWork() {
 		c.pending.release(cl.domain)
@@ -647,28 +644,27 @@ func (c *Cache) startLookup(n *node, cl *call) {
 		return
 	}
 	f := c.newFlight(n, cl)
-	select {
-	case c.slots <- struct{}{}:
+	if c.slots.tryTake() {
 		f.beginForReader()
-	default:
-		go func() {
-			if c.takeSlot(f.ctx) {
-				f.beginForReader()
-				return
-			}
-			defer c.wg.Done()
-			f.cancel()
-			c.pending.release(cl.domain)
-			if c.ctx.Err() != nil {
-				c.abandon(n, cl, ErrClosed)
-			} else {
-				c.abandon(n, cl, ErrOverloaded)
-			}
-		}()
+		return
 	}
+	go func() {
+		if c.slots.take(f.ctx) {
+			f.beginForReader()
+			return
+		}
+		defer c.wg.Done()
+		f.cancel()
+		c.pending.release(cl.domain)
+		if c.ctx.Err() != nil {
+			c.abandon(n, cl, ErrClosed)
+		} else {
+			c.abandon(n, cl, ErrOverloaded)
+		}
+	}()
 }
 
-// wait waits for a lookup that somebody has started.
+// wait waits for the end of a lookup.
 func (c *Cache) wait(ctx context.Context, cl *call) result {
 	start := c.cfg.Now()
 	select {
@@ -681,8 +677,8 @@ func (c *Cache) wait(ctx context.Context, cl *call) result {
 	}
 }
 
-// claim returns the lookup of n that the caller has to do: a new one, or cl,
-// which was planned. It returns nil if somebody else was faster.
+// claim returns the lookup of n that the caller has to do: a new one, or cl, which
+// was planned. It returns nil if another caller claimed one first.
 func (c *Cache) claim(n *node, cl *call) *call {
 	if cl != nil {
 		if cl.started.CompareAndSwap(false, true) {
@@ -698,27 +694,7 @@ func (c *Cache) claim(n *node, cl *call) *call {
 	return nil
 }
 
-// takeSlot waits for one of the slots for readers, unless ctx ends first.
-func (c *Cache) takeSlot(ctx context.Context) bool {
-	select {
-	case c.slots <- struct{}{}:
-	default:
-		c.turns.wait()
-		defer c.turns.waited()
-		select {
-		case c.slots <- struct{}{}:
-		case <-ctx.Done():
-			return false
-		}
-	}
-	if ctx.Err() != nil { // both at once
-		<-c.slots
-		return false
-	}
-	return true
-}
-
-// end ends a lookup that did not take place.
+// abandon ends a lookup that was never begun.
 func (c *Cache) abandon(n *node, cl *call, err error) {
 	cl.err = err
 	n.call.CompareAndSwap(cl, nil)
@@ -729,7 +705,7 @@ func (c *Cache) abandon(n *node, cl *call, err error) {
 	}
 }
 
-// plan says when n is to be looked up again, now that e is known of it.
+// scheduleNext schedules the next lookup of n, whose entry is e now.
 func (c *Cache) scheduleNext(n *node, e *entry) {
 	now, pinned := c.cfg.Now(), n.pinned.Load()
 	switch {
@@ -737,7 +713,7 @@ func (c *Cache) scheduleNext(n *node, e *entry) {
 		c.sched.schedule(n, now, 0, e.expires)
 		return
 	case e.count == 0, c.cfg.Refresh < 0 && !pinned:
-		return // when somebody wants it
+		return // until it is used
 	}
 	latest := e.expires
 	if latest <= now {

@@ -490,8 +490,8 @@ func TestOverload(t *testing.T) {
 		w.sleep(time.Second)
 		w.wantAfter(list[20], 2*time.Second, "miss "+b) // a second of it for a slot
 		w.sleep(2 * time.Second)
-		if n := w.pending.count(); n != 0 || len(w.slots) != 0 {
-			t.Errorf("%d lookups pending, %d slots taken at the end", n, len(w.slots))
+		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 {
+			t.Errorf("%d lookups pending, %d slots taken at the end", n, len(w.slots.taken))
 		}
 	})
 }
@@ -572,8 +572,8 @@ func TestSlowNamesGiveSlotsBack(t *testing.T) {
 		w.fake.a("new", time.Minute, a)
 		w.wantAfter("new", slowAfter, "miss "+a)
 		w.sleep(5 * time.Second)
-		if n := w.pending.count(); n != 0 || len(w.slots) != 0 || len(w.slowLookups) != 0 {
-			t.Errorf("%d lookups pending, %d slots taken, %d slow ones at the end", n, len(w.slots), len(w.slowLookups))
+		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 || len(w.slowLookups) != 0 {
+			t.Errorf("%d lookups pending, %d slots taken, %d slow ones at the end", n, len(w.slots.taken), len(w.slowLookups))
 		}
 	})
 }

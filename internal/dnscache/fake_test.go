@@ -414,7 +414,7 @@ func (c *Cache) check() error {
 	if sum != inWheel {
 		return fmt.Errorf("%d nodes in the wheel, %d in the forecast's seconds", inWheel, sum)
 	}
-	for _, l := range []*list{&c.sched.dueThisTick, &c.sched.due[0], &c.sched.due[1], &c.sched.parked} {
+	for _, l := range []*list{&c.sched.due[0], &c.sched.due[1], &c.sched.parked} {
 		if _, err := walk(l); err != nil {
 			return err
 		}

@@ -10,23 +10,24 @@ import (
 	"time"
 )
 
-// flight is a lookup while it is in flight. All families are asked for at once
-// (unless Config.Sequential says otherwise), and what comes back is published: once when that is enough for those who wait,
-// and once more if another family is late.
+// flight is a lookup while it is in flight. It asks for all families at once,
+// unless Config.Sequential says otherwise, and publishes what comes back: once
+// when that is enough for the readers who wait, and once more if another family
+// is late.
 //
-// It has no goroutine of its own, but goes on where a reply comes or a time is
-// up: while very many names are never answered, what each one holds counts.
+// It has no goroutine of its own, but goes on when a reply comes or a timer fires.
+// While very many names are never answered, the memory of each flight counts.
 type flight struct {
 	cache    *Cache
 	node     *node
 	call     *call
 	ctx      context.Context
 	cancel   context.CancelFunc
-	onFinish func() // called at the end
+	onFinish func() // nil: nothing
 
 	// Of a flight for readers.
 	forReader bool
-	lease     *way
+	lease     *lease
 
 	old   *entry
 	order Family
@@ -36,10 +37,10 @@ type flight struct {
 	unanswered   int  // families that have not been answered
 	v6Unasked    bool // IPv6 is to be asked for, but not yet
 	replies      [2]reply
-	released     bool        // its slot has been given back
-	v6Timer      *time.Timer // until IPv6 is asked for anyway; nil if it was at once
-	slowTimer    *time.Timer // until that; nil if it is not likely to take long
-	graceTimer   *time.Timer // until those who wait wait no longer; nil before the first addresses
+	released     bool        // the lease was released before the end
+	v6Timer      *time.Timer // until IPv6 is asked for anyway; nil if it was asked for at once
+	slowTimer    *time.Timer // until the slot is released; nil if the name is not likely to be slow
+	graceTimer   *time.Timer // until the readers get what there is; nil before the first addresses
 	overdueTimer *time.Timer // until another family has to be refreshed; nil if none will have to
 }
 
@@ -49,14 +50,14 @@ func (c *Cache) newFlight(n *node, cl *call) *flight {
 	return f
 }
 
-// beginForReader begins a flight that has one of the slots for readers.
+// beginForReader begins a flight that has taken one of the slots for readers.
 func (f *flight) beginForReader() {
 	f.forReader = true
-	f.lease = f.cache.turns.watch(f.cancel)
+	f.lease = f.cache.slots.lease(f.cancel)
 	f.begin()
 }
 
-// begin asks. It may end the flight as well.
+// begin asks. The flight may have ended when it returns.
 func (f *flight) begin() {
 	c := f.cache
 	f.old, f.start = f.node.entry.Load(), c.cfg.Now()
@@ -69,45 +70,45 @@ func (f *flight) begin() {
 	if f.forReader && f.old.state.likelySlow() {
 		f.slowTimer = time.AfterFunc(slowAfter, f.releaseIfUnanswered)
 	}
-	// A family that takes long must not keep the other one from being refreshed.
-	if patience := f.old.state.untilOverdue(asked, f.start); patience < math.MaxInt64 {
-		f.overdueTimer = time.AfterFunc(patience, f.cancel)
+	// A slow family must not keep the other one from being refreshed.
+	if rest := f.old.state.untilOverdue(asked, f.start); rest < math.MaxInt64 {
+		f.overdueTimer = time.AfterFunc(rest, f.cancel)
 	}
 	if len(asked) > 1 && c.cfg.Sequential() {
 		asked, f.v6Unasked = []family{v4}, true
 		f.v6Timer = time.AfterFunc(c.cfg.Deadline/2, f.askV6)
 	}
-	for _, of := range asked {
-		f.ask(of)
+	for _, fam := range asked {
+		f.ask(fam)
 	}
 }
 
-// askSecond asks for the family that was left for later, if that was not done yet.
+// askV6 asks for IPv6 if that was put off.
 func (f *flight) askV6() {
 	f.mu.Lock()
-	v6Unasked := f.v6Unasked
+	unasked := f.v6Unasked
 	f.v6Unasked = false
 	f.mu.Unlock()
-	if v6Unasked {
+	if unasked {
 		f.ask(v6)
 	}
 }
 
-// ask puts one question.
-func (f *flight) ask(of family) {
+// ask sends one question.
+func (f *flight) ask(fam family) {
 	ex, name := f.cache.ex, f.old.name()
 	if f.old.isService() {
 		ex.AskSRV(f.ctx, name, func(records []net.SRV, ttl time.Duration, err error) {
-			f.received(reply{family: of, records: records, ttl: ttl, err: err})
+			f.received(reply{family: fam, records: records, ttl: ttl, err: err})
 		})
 		return
 	}
-	ex.Ask(f.ctx, name, of.qtype(), func(addrs []netip.Addr, ttl time.Duration, err error) {
-		f.received(reply{family: of, addrs: addrs, ttl: ttl, err: err})
+	ex.Ask(f.ctx, name, fam.qtype(), func(addrs []netip.Addr, ttl time.Duration, err error) {
+		f.received(reply{family: fam, addrs: addrs, ttl: ttl, err: err})
 	})
 }
 
-// got takes what came back for one family.
+// received handles what came back for one family.
 func (f *flight) received(r reply) {
 	c := f.cache
 	if r.err != nil {
@@ -115,7 +116,7 @@ func (f *flight) received(r reply) {
 		switch {
 		case c.ctx.Err() != nil:
 			r.err = ErrClosed
-		case f.forReader && f.lease.gaveWay():
+		case f.forReader && f.lease.wasPreempted():
 			r.err = ErrOverloaded
 		}
 	}
@@ -124,6 +125,7 @@ func (f *flight) received(r reply) {
 	f.askV6()
 }
 
+// record stores a reply. The last one ends the flight.
 func (f *flight) record(r reply) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -132,11 +134,11 @@ func (f *flight) record(r reply) {
 	case f.unanswered == 0:
 		f.finish()
 	case len(r.addrs) > 0:
-		f.graceTimer = time.AfterFunc(familyGrace, f.answerWaiters)
+		f.graceTimer = time.AfterFunc(familyGrace, f.answerReaders)
 	}
 }
 
-// takesLong is called when the rest is likely to take long.
+// releaseIfUnanswered releases the slot of a slow lookup.
 func (f *flight) releaseIfUnanswered() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -145,8 +147,9 @@ func (f *flight) releaseIfUnanswered() {
 	}
 }
 
-// goOnAlone lets those go who wait, when one family has been answered.
-func (f *flight) answerWaiters() {
+// answerReaders gives the readers who wait the family that was answered, and goes
+// on waiting for the other one.
+func (f *flight) answerReaders() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.unanswered == 0 {
@@ -155,9 +158,9 @@ func (f *flight) answerWaiters() {
 	f.call.entry = f.publish()
 	close(f.call.done)
 	f.releaseSlot()
-	for of, r := range f.replies {
+	for fam, r := range f.replies {
 		if r.done {
-			rest := f.call.entry.state.overdueAt(family(of)) - r.at
+			rest := f.call.entry.state.overdueAt(family(fam)) - r.at
 			if f.overdueTimer != nil {
 				f.overdueTimer.Stop()
 			}
@@ -166,7 +169,8 @@ func (f *flight) answerWaiters() {
 	}
 }
 
-// leaveSlot gives the slot back early, if there are not too many that did.
+// releaseSlot releases a reader's slot before the end of the flight, unless too
+// many flights in progress have done so; f.mu is held.
 func (f *flight) releaseSlot() {
 	c := f.cache
 	if !f.forReader || f.released {
@@ -175,27 +179,26 @@ func (f *flight) releaseSlot() {
 	select {
 	case c.slowLookups <- struct{}{}:
 		f.released = true
-		f.lease.close()
 		c.pending.release(f.call.domain)
-		<-c.slots
+		f.lease.release()
 	default:
 	}
 }
 
-// publish makes what has come back known.
+// publish merges what has come back into the cache.
 func (f *flight) publish() *entry {
 	c, now := f.cache, f.cache.cfg.Now()
 	e := merge(&c.cfg, f.old, f.replies, f.order, now)
 	c.trim(e, f.node.entry.Load())
 	e.state.slow = now-f.start > slowAfter
 	if f.call.renewal && slices.Equal(e.addrs(), f.old.addrs()) {
-		e.state.asked = min(f.old.state.asked, maxRenewals) + 1
+		e.state.renewals = min(f.old.state.renewals+1, maxRenewals)
 	}
 	c.publish(f.node, e, f.call.entry == nil)
 	return e
 }
 
-// land ends the flight.
+// finish ends the flight; f.mu is held.
 func (f *flight) finish() {
 	c := f.cache
 	for _, timer := range []*time.Timer{f.v6Timer, f.slowTimer, f.graceTimer, f.overdueTimer} {
@@ -205,13 +208,13 @@ func (f *flight) finish() {
 	}
 	f.cancel()
 	e := f.publish()
-	waiting := f.call.entry == nil
-	if waiting {
+	readersWait := f.call.entry == nil
+	if readersWait {
 		f.call.entry = e
 	}
 	f.node.call.Store(nil)
 	c.scheduleNext(f.node, e)
-	if waiting {
+	if readersWait {
 		close(f.call.done)
 	}
 	switch {
@@ -219,8 +222,7 @@ func (f *flight) finish() {
 		<-c.slowLookups
 	case f.forReader:
 		c.pending.release(f.call.domain)
-		<-c.slots
-		f.lease.close()
+		f.lease.release()
 	}
 	if f.onFinish != nil {
 		f.onFinish()

@@ -5,21 +5,22 @@ import (
 	"slices"
 )
 
-// Answers with more addresses or records than most names have are kept whole as
-// long as all of them together do not take too much memory. Else anyone who has a
-// domain could fill it, with names of which each has maxAddrs.
+// Answers with more addresses or records than these are kept whole only while all
+// of them together do not take too much memory. Otherwise anyone who has a domain
+// could fill the memory with names that have maxAddrs addresses each.
 const (
 	smallAddrs   = 64 // of a family
 	smallRecords = 32
 
-	recordWeight = 8 // addresses
+	// recordWeight is how many addresses a record counts for.
+	recordWeight = 8
 
-	// largePart is how many addresses beyond the small number there may be in all,
-	// for each name that the cache has room for.
+	// excessPerName is how many addresses beyond the small number there may be,
+	// on average over all names that the cache has room for.
 	excessPerName = 10
 )
 
-// weight returns how many addresses e has beyond the small number.
+// excess returns how many addresses e has beyond the small number.
 func (e *entry) excess() (n int64) {
 	if e.isService() {
 		return recordWeight * max(0, int64(e.count)-smallRecords)
@@ -33,7 +34,7 @@ func (e *entry) excess() (n int64) {
 	return n
 }
 
-// fit cuts an entry that takes the place of old to the small number, if there are
+// trim cuts an entry that takes the place of old to the small number, if there are
 // too many large ones.
 func (c *Cache) trim(e, old *entry) {
 	n := e.excess()

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// list is a list of nodes, the oldest first. A node stands in one list of each
-// kind at most.
+// list is a list of nodes, the oldest first. A node is in at most one list of each
+// kind.
 type list struct {
 	kind       int
 	head, tail *node
@@ -58,38 +58,38 @@ func (l *list) pop() *node {
 	return n
 }
 
-// queues hold all nodes that may be evicted and say which one to evict. This is S3-FIFO (Yang et
-// al., "FIFO queues are all you need for cache eviction", SOSP 2023): names come
-// in by a small queue and move to the main one only if they are read again. A
-// scan of one-off names passes through the small queue and leaves the others
-// alone.
+// queues hold all nodes that may be evicted and choose which one to evict. This is
+// S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP
+// 2023): names come in by a small queue and move to the main one only if they are
+// read again. A scan of one-off names passes through the small queue and does not
+// affect the others.
 //
-// What comes in can be made to look used: names are read several times, or come
-// back as ghosts. So there is more to it: a name in use, see node.inUse, leaves
-// the main queue for nobody, and one that has no address stays in the small one.
+// An attacker can make names look used, by reading them several times, or again
+// after they were evicted. So two rules are added: a name in use, see node.inUse,
+// is not evicted from the main queue, and a name that has no address stays in the
+// small one.
 type queues struct {
 	small, main list
 
-	// ghosts remember names that fell out of the small queue lately: one that
-	// comes back goes to the main queue at once. Each is a part of the hash, in
-	// the place that the rest of the hash says, until another one takes it.
+	// ghosts remember names that were evicted from the small queue lately: one that
+	// comes back goes to the main queue at once. Each is a part of a hash, at an
+	// index made from the rest of the hash, until another one overwrites it.
 	ghosts []uint32
 }
 
 const (
-	// A name is in use if its reads go back so far …
+	// A name is in use if it has been read for minUseSpan, the last time within
+	// maxUseGap.
 	minUseSpan = 30 * time.Second
+	maxUseGap  = 2 * time.Minute
 
-	// … and the last one was not longer ago.
-	maxUseGap = 2 * time.Minute
-
-	// maxPassed is how many names of the main queue are looked at in search of one
-	// to evict.
+	// maxScanned is how many names of the main queue one search for a name to evict
+	// goes through.
 	maxScanned = 16
 )
 
-// inUse says whether a name has been read for some time, until lately. Names
-// that crowd each other out are not in the cache for long enough.
+// inUse reports whether a name has been read for some time, until lately. Names of a
+// flood, which evict each other, are not in the cache for long enough.
 func (n *node) inUse(now time.Duration) bool {
 	last := n.entry.Load().lastUsed(now)
 	return last-time.Duration(n.insertedAt)*usedUnit >= minUseSpan && now-last <= maxUseGap
@@ -97,8 +97,8 @@ func (n *node) inUse(now time.Duration) bool {
 
 func (q *queues) len() int { return q.small.len + q.main.len }
 
-// full says whether no other name may come into the main queue; one at least is
-// for the small one.
+// mainFull reports whether the main queue has no room for another name. A tenth of
+// the room, for at least one name, is left to the small queue.
 func (q *queues) mainFull(size int) bool { return q.main.len >= size-max(1, size/10) }
 
 func (q *queues) add(n *node, hash uint64, size int) {
@@ -114,7 +114,7 @@ func (q *queues) add(n *node, hash uint64, size int) {
 	q.small.push(n)
 }
 
-// evict takes out a node; the queues have as many as there may be.
+// evict removes and returns a node. The queues hold size nodes.
 func (q *queues) evict(size int, now time.Duration, hash func(name string) uint64) *node {
 	for {
 		if q.small.len <= size/10 {
@@ -125,7 +125,7 @@ func (q *queues) evict(size int, now time.Duration, hash func(name string) uint6
 		n := q.small.pop()
 		e := n.entry.Load()
 		if e.count == 0 {
-			return n // and leaves no ghost
+			return n // without a ghost
 		}
 		if r := e.reads(); r > 1 {
 			var other *node
@@ -150,8 +150,8 @@ func (q *queues) evict(size int, now time.Duration, hash func(name string) uint6
 	}
 }
 
-// evictMain takes a node out of the main queue, unless there is none among those
-// whose turn it is.
+// evictMain removes a node from the main queue and returns it. It returns nil if
+// none of the first maxScanned may be evicted.
 func (q *queues) evictMain(now time.Duration) *node {
 	for range min(q.main.len, maxScanned) {
 		n := q.main.pop()

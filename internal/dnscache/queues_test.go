@@ -204,13 +204,13 @@ func TestStress(t *testing.T) {
 		clock.now += 10 * time.Millisecond
 		now := clock.now
 		clock.Unlock()
-		c.sched.advance(now)
+		c.sched.dispatch(now)
 		time.Sleep(time.Millisecond)
 	}
 	if err := c.check(); err != nil {
 		t.Error(err)
 	}
-	if c.sched.parked.len+c.sched.dueThisTick.len+c.sched.due[0].len+c.sched.due[1].len != 0 || c.sched.inFlight != [2]int{} {
+	if c.sched.parked.len+c.sched.due[0].len+c.sched.due[1].len != 0 || c.sched.inFlight != [2]int{} {
 		t.Errorf("%d parked, %d and %d due, %v busy at the end", c.sched.parked.len, c.sched.due[0].len, c.sched.due[1].len, c.sched.inFlight)
 	}
 	for n := range c.nodes() {
@@ -219,8 +219,8 @@ func TestStress(t *testing.T) {
 		}
 	}
 	c.Close()
-	if n := c.pending.count(); n != 0 || len(c.slots) != 0 || len(c.slowLookups) != 0 {
-		t.Errorf("%d pending, %d slots taken, %d slow at the end", n, len(c.slots), len(c.slowLookups))
+	if n := c.pending.count(); n != 0 || len(c.slots.taken) != 0 || len(c.slowLookups) != 0 {
+		t.Errorf("%d pending, %d slots taken, %d slow at the end", n, len(c.slots.taken), len(c.slowLookups))
 	}
 }
 

@@ -516,7 +516,7 @@ func TestWheel(t *testing.T) {
 			e.used.Store(usedAt(now+tc.at) | maxUses)
 			for step := wheelTick; ; step += wheelTick {
 				c.sched.collectDue(now+step, false)
-				if c.sched.dueThisTick.len == 1 {
+				if c.sched.due[slowClass].len == 1 {
 					if step != tc.at {
 						t.Errorf("due after %v, want %v", step, tc.at)
 					}
@@ -547,8 +547,8 @@ func TestWheelJumps(t *testing.T) {
 	for range 20 {
 		now += rand.N([]time.Duration{time.Second, time.Minute, time.Hour}[rand.N(3)])
 		c.sched.collectDue(now, false)
-		for c.sched.dueThisTick.len > 0 {
-			n := c.sched.dueThisTick.pop()
+		for c.sched.due[slowClass].len > 0 {
+			n := c.sched.due[slowClass].pop()
 			if due[n.name()] > now {
 				t.Errorf("%s is due at %v, came at %v", n.name(), due[n.name()], now)
 			}
@@ -580,7 +580,7 @@ func TestRefreshesAreEven(t *testing.T) {
 		nodes := make([]*node, n)
 		for i := range nodes {
 			nodes[i] = new(node)
-			nodes[i].entry.Store(&entry{state: &state{asked: 1}})
+			nodes[i].entry.Store(&entry{state: &state{known: true}})
 		}
 		perSecond := make([]int, end/time.Second+1)
 		known := 0
@@ -589,8 +589,8 @@ func TestRefreshesAreEven(t *testing.T) {
 				c.sched.schedule(nodes[known], now, ttl, now+ttl)
 			}
 			c.sched.collectDue(now, false)
-			for c.sched.dueThisTick.len > 0 {
-				n := c.sched.dueThisTick.pop()
+			for c.sched.due[fastClass].len > 0 {
+				n := c.sched.due[fastClass].pop()
 				n.call.Store(nil)
 				perSecond[now/time.Second]++
 				c.sched.schedule(n, now, ttl, now+ttl)

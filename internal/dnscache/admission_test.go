@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// count returns how many lookups are pending, or -1 if the domains do not add
-// up to that.
+// count returns how many lookups are pending, or -1 if the counts of the domains do
+// not add up to that.
 func (a *admission) count() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -57,8 +57,8 @@ func TestDomainOf(t *testing.T) {
 
 // A domain gets a quarter of what the others leave free.
 func TestAdmission(t *testing.T) {
-	const most = 2048
-	a := newAdmission(most)
+	const limit = 2048
+	a := newAdmission(limit)
 	fill := func(domain uint64) (n int) {
 		for a.admit(domain, false) {
 			n++
@@ -73,14 +73,14 @@ func TestAdmission(t *testing.T) {
 		t.Errorf("the domains have %v, want %s", got, want)
 	}
 	if fill(0) != 0 || !a.admit(0, true) {
-		t.Error("one that is privileged is not refused for its domain, and only that one")
+		t.Error("got a lookup refused that is exempt, or one admitted that is not; want only the exempt one admitted")
 	}
 	a.release(0)
-	for domain := range uint64(most) { // the last ones have one each
+	for domain := range uint64(limit) { // the last ones have one each
 		fill(domain)
 	}
-	if n := a.count(); n != most || a.admit(most, true) {
-		t.Errorf("%d pending, and no room is left for anyone", n)
+	if n := a.count(); n != limit || a.admit(limit, true) {
+		t.Errorf("%d pending, want %d and no other one admitted", n, limit)
 	}
 	for domain, n := range a.domains {
 		for range n {
@@ -131,7 +131,7 @@ func TestDomainShare(t *testing.T) {
 		for range 100 { // they wait for what is in flight
 			go func() {
 				if got := w.getSRV("_http._tcp.silent.com"); got != "miss context deadline exceeded" {
-					t.Error(got)
+					t.Errorf("got %q, want the end of the lookup's time", got)
 				}
 			}()
 		}
@@ -180,19 +180,19 @@ func TestDomainShareOfKnownNames(t *testing.T) {
 	})
 }
 
-// Of those who ask for one new name at the same time one does the lookup, and is
-// counted; the others find it, however little room there is.
+// Of the readers of one new name at the same time one does the lookup, and is
+// counted. The others wait for it, however little room there is.
 func TestNewNameAtOnce(t *testing.T) {
 	run(t, Config{MaxLookups: 1, NewNames: 1}, func(w world) {
 		w.fake.set("A", script{addrs: ips(a), ttl: time.Minute, delay: time.Second})
 		const name = "www.example.com"
 		first, cl, err := w.insert(w.hash(name), name, uint16(len(name)))
 		if cl == nil || err != nil {
-			t.Fatal(cl, err)
+			t.Fatalf("got lookup %v, error %v; want a lookup", cl, err)
 		}
 		for range 3 {
 			if again, cl, err := w.insert(w.hash(name), name, uint16(len(name))); again != first || cl != nil || err != nil {
-				t.Error(again, cl, err)
+				t.Errorf("got entry %v, lookup %v, error %v; want the first entry and no lookup", again, cl, err)
 			}
 		}
 		go w.wantLater(name, "miss "+a)
@@ -280,8 +280,8 @@ func TestOneNewName(t *testing.T) {
 	})
 }
 
-// However many names are silent, those that are answered find their way.
-func TestSilentNamesGiveWay(t *testing.T) {
+// However many names are silent, those that are answered get a slot.
+func TestSilentNamesArePreempted(t *testing.T) {
 	run(t, Config{MaxLookups: 100}, func(w world) {
 		list := names(2100)
 		silent, living := list[:2000], list[2000:]
@@ -289,13 +289,13 @@ func TestSilentNamesGiveWay(t *testing.T) {
 			w.fake.set(name+" A", script{hang: true})
 			w.fake.set(name+" AAAA", script{hang: true})
 		}
-		var gaveWay, kept atomic.Int32
+		var preempted, kept atomic.Int32
 		for i, name := range living {
 			for _, name := range silent[20*i : 20*i+20] { // 200 a second
 				go func() {
 					switch got := w.get(name); got {
 					case "miss " + ErrOverloaded.Error():
-						gaveWay.Add(1)
+						preempted.Add(1)
 					case "miss context deadline exceeded":
 						kept.Add(1)
 					default:
@@ -314,8 +314,8 @@ func TestSilentNamesGiveWay(t *testing.T) {
 			w.sleep(100*time.Millisecond - (w.cfg.Now() - start))
 		}
 		w.sleep(6 * time.Second)
-		if gaveWay.Load() < 1000 || gaveWay.Load()+kept.Load() != 2000 {
-			t.Errorf("%d silent ones gave way, %d did not", gaveWay.Load(), kept.Load())
+		if preempted.Load() < 1000 || preempted.Load()+kept.Load() != 2000 {
+			t.Errorf("%d lookups of silent names were preempted, %d were not; want at least 1000 of 2000", preempted.Load(), kept.Load())
 		}
 		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 || w.slots.waiting != 0 || w.slots.preempting != 0 {
 			t.Errorf("at the end %d lookups are pending, %d slots taken, %d lookups waiting, %d preempted; want none", n, len(w.slots.taken), w.slots.waiting, w.slots.preempting)
@@ -323,8 +323,8 @@ func TestSilentNamesGiveWay(t *testing.T) {
 	})
 }
 
-// Nobody gives way while there is room for those who wait.
-func TestNobodyGivesWay(t *testing.T) {
+// No lookup is preempted while others get a slot without that.
+func TestNoneIsPreempted(t *testing.T) {
 	run(t, Config{MaxLookups: 10}, func(w world) {
 		w.fake.a("known", time.Minute, a)
 		w.want("known", "miss "+a)
@@ -350,10 +350,10 @@ func TestSlotAtTheEnd(t *testing.T) {
 		ended, cancel := context.WithCancel(w.Context())
 		cancel()
 		if w.slots.take(ended) || len(w.slots.taken) != 0 {
-			t.Errorf("%d slots are taken after the end", len(w.slots.taken))
+			t.Errorf("%d slots are taken after the end, want 0", len(w.slots.taken))
 		}
 		if !w.slots.take(w.Context()) || w.slots.take(ended) || len(w.slots.taken) != 1 || w.slots.waiting != 0 {
-			t.Errorf("%d slots are taken, %d wait", len(w.slots.taken), w.slots.waiting)
+			t.Errorf("%d slots are taken, %d lookups wait; want 1 and 0", len(w.slots.taken), w.slots.waiting)
 		}
 	})
 }

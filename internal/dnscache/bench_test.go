@@ -129,7 +129,7 @@ func BenchmarkInsert(b *testing.B) {
 // TestMemory measures what a name costs, everything counted, and what a full
 // cache that has been scanned costs.
 func TestMemory(t *testing.T) {
-	const n, most = 100_000, 500
+	const n, limit = 100_000, 500
 	heap := func() int64 {
 		var m runtime.MemStats
 		runtime.GC()
@@ -152,11 +152,11 @@ func TestMemory(t *testing.T) {
 		}
 		scanned := float64(heap()-before) / n
 		t.Logf("%d A, %d AAAA: %.0f B a name, %.0f after a scan", ex.a, ex.aaaa, perName, scanned)
-		if perName > most || scanned > most {
-			t.Errorf("%d A, %d AAAA: %.0f B a name, %.0f after a scan, want at most %d", ex.a, ex.aaaa, perName, scanned, most)
+		if perName > limit || scanned > limit {
+			t.Errorf("%d A, %d AAAA: %.0f B a name, %.0f after a scan, want at most %d", ex.a, ex.aaaa, perName, scanned, limit)
 		}
 		if got := c.Len(); got != n {
-			t.Errorf("%d names", got)
+			t.Errorf("%d names, want %d", got, n)
 		}
 		c.Close()
 	}
@@ -166,7 +166,7 @@ func TestHitAllocatesNothing(t *testing.T) {
 	c := filled(t, []string{"x"}, fixedAnswers{a: 2})
 	defer c.Close()
 	if n := testing.AllocsPerRun(1000, func() { c.Lookup(context.Background(), "x") }); n != 0 {
-		t.Errorf("%v allocations", n)
+		t.Errorf("a hit makes %v allocations, want 0", n)
 	}
 }
 

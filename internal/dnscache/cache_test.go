@@ -24,9 +24,9 @@ func TestTTL(t *testing.T) {
 		holds time.Duration
 	}{
 		{"zero", 0, 2 * time.Second},
-		{"below the least", time.Second, 2 * time.Second},
+		{"below the minimum", time.Second, 2 * time.Second},
 		{"between", 30 * time.Second, 30 * time.Second},
-		{"above the longest", time.Hour, time.Minute},
+		{"above the maximum", time.Hour, time.Minute},
 		{"longer than a clock can hold", 1<<63 - 1, time.Minute},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -184,7 +184,7 @@ func TestNegative(t *testing.T) {
 		{"capped", nxdomain(time.Hour), nxdomain(time.Hour), 30 * time.Second, "nxdomain"},
 		{"TTL 0", nxdomain(0), nxdomain(0), time.Second, "nxdomain"},
 		{"the shorter one", nodata(20 * time.Second), nodata(10 * time.Second), 10 * time.Second, "nodata"},
-		{"NXDOMAIN says more", nodata(20 * time.Second), nxdomain(20 * time.Second), 20 * time.Second, "nxdomain"},
+		{"NXDOMAIN is the stronger one", nodata(20 * time.Second), nxdomain(20 * time.Second), 20 * time.Second, "nxdomain"},
 		{"NXDOMAIN is for one", nxdomain(20 * time.Second), errServfail, 0, "servfail"},
 		{"NODATA is for one", nodata(20 * time.Second), errServfail, 0, "servfail"},
 		{"neither address nor error", nil, nil, 5 * time.Second, "no addresses"},
@@ -422,7 +422,7 @@ func TestCoalescing(t *testing.T) {
 				case gone:
 					left.Add(1)
 				default:
-					t.Error(err)
+					t.Errorf("got %v, want an answer or %v", err, gone)
 				}
 			}()
 		}
@@ -430,11 +430,11 @@ func TestCoalescing(t *testing.T) {
 		cancel(gone)
 		w.sleep(0)
 		if served.Load() != 0 || left.Load() != 5000 {
-			t.Errorf("%d served, %d left too early", served.Load(), left.Load())
+			t.Errorf("%d served, %d left; want 0 and 5000", served.Load(), left.Load())
 		}
 		w.sleep(500 * time.Millisecond)
 		if served.Load() != 5000 {
-			t.Errorf("%d served, %d left", served.Load(), left.Load())
+			t.Errorf("%d served, want 5000", served.Load())
 		}
 		w.wantAsked("x", 1, 1)
 	})
@@ -446,7 +446,7 @@ func TestAllClientsLeave(t *testing.T) {
 		ctx, cancel := context.WithTimeout(w.Context(), time.Millisecond)
 		defer cancel()
 		if _, err := w.Lookup(ctx, "x"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Error(err)
+			t.Errorf("got %v, want %v", err, context.DeadlineExceeded)
 		}
 		w.sleep(time.Second)
 		w.want("x", "hit "+a)
@@ -554,8 +554,8 @@ func TestNotExistingEndsOne(t *testing.T) {
 	})
 }
 
-// Names that failed before do not keep the slots from others.
-func TestSlowNamesGiveSlotsBack(t *testing.T) {
+// Lookups of names that failed before release their slots after slowAfter.
+func TestSlowNamesReleaseSlots(t *testing.T) {
 	run(t, Config{MaxLookups: 10}, func(w world) {
 		list := names(10)
 		for _, name := range list {
@@ -573,8 +573,50 @@ func TestSlowNamesGiveSlotsBack(t *testing.T) {
 		w.wantAfter("new", slowAfter, "miss "+a)
 		w.sleep(5 * time.Second)
 		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 || len(w.slowLookups) != 0 {
-			t.Errorf("%d lookups pending, %d slots taken, %d slow ones at the end", n, len(w.slots.taken), len(w.slowLookups))
+			t.Errorf("at the end %d lookups are pending, %d slots taken, %d lookups slow; want none", n, len(w.slots.taken), len(w.slowLookups))
 		}
+	})
+}
+
+// A lookup that goes on for the late family, when the readers are gone, has released
+// its slot.
+func TestLateFamilyReleasesSlot(t *testing.T) {
+	run(t, Config{MaxLookups: 1}, func(w world) {
+		w.fake.set("x A", script{addrs: ips(a), ttl: time.Minute})
+		w.fake.set("x AAAA", script{hang: true})
+		w.fake.a("other", time.Minute, b)
+		w.wantAfter("x", familyGrace, "miss "+a)
+		w.want("other", "miss "+b)
+		w.sleep(5 * time.Second)
+		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 || len(w.slowLookups) != 0 {
+			t.Errorf("at the end %d lookups are pending, %d slots taken, %d lookups slow; want none", n, len(w.slots.taken), len(w.slowLookups))
+		}
+	})
+}
+
+// As many lookups as there are slots may go on without one. The others keep theirs.
+func TestSlowLookupsAreBounded(t *testing.T) {
+	const slots = 10
+	run(t, Config{MaxLookups: slots}, func(w world) {
+		list := names(4 * slots)
+		for _, name := range list {
+			w.fake.fail(name, errServfail)
+			w.get(name)
+			w.fake.set(name+" A", script{hang: true})
+			w.fake.set(name+" AAAA", script{hang: true})
+		}
+		w.sleep(2 * time.Second)
+		for len(list) > 0 {
+			for _, name := range list[:slots] {
+				go w.get(name)
+			}
+			list = list[slots:]
+			w.sleep(slowAfter)
+		}
+		if n := w.pending.count(); n != 2*slots || len(w.slots.taken) != slots || len(w.slowLookups) != slots {
+			t.Errorf("%d lookups are pending, %d slots taken, %d lookups slow; want %d, %d, %d", n, len(w.slots.taken), len(w.slowLookups), 2*slots, slots, slots)
+		}
+		w.sleep(10 * time.Second)
 	})
 }
 
@@ -601,7 +643,7 @@ func TestClose(t *testing.T) {
 func TestPeek(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		if _, known := w.Peek("x"); known {
-			t.Error("a new name is known")
+			t.Error("a new name is known, want it not to be")
 		}
 		w.fake.a("x", time.Minute, a)
 		w.get("x")
@@ -614,22 +656,22 @@ func TestPeek(t *testing.T) {
 		before := used()
 		w.sleep(10 * time.Second)
 		if addrs, known := w.Peek("x"); !known || !slices.Equal(addrs, ips(a)) {
-			t.Error(addrs, known)
+			t.Errorf("got %v, known %t; want %s", addrs, known, a)
 		}
 		if used() != before {
-			t.Error("Peek counts as a use")
+			t.Error("Peek counts as a use, want it not to")
 		}
 	})
 }
 
-// A name may be a part of something large, which the cache must not keep.
+// A name may be a part of something large, which the cache must not hold on to.
 func TestNameIsCopied(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		name := "x.example.com and more"[:13]
 		w.get(name)
 		for n := range w.nodes() {
 			if n.name() != name || unsafe.StringData(n.name()) == unsafe.StringData(name) {
-				t.Error(n.name())
+				t.Errorf("got %q, or not a copy; want a copy of %q", n.name(), name)
 			}
 		}
 	})

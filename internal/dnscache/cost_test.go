@@ -47,7 +47,7 @@ type workload struct {
 	names int
 	ttl   time.Duration
 	rate  int  // requests a second
-	zipf  bool // the name of rank k is requested in proportion to 1/k; else each in turn
+	zipf  bool // the name of rank k is requested in proportion to 1/k; else one after the other
 }
 
 func (l workload) String() string {
@@ -70,7 +70,7 @@ func (l workload) measure(t *testing.T, cfg Config) (got costs) {
 		c.Start()
 		list := names(l.names)
 		random := rand.New(rand.NewPCG(1, 2))
-		next, turn := func(i int) string { return list[i%len(list)] }, 0
+		next, sent := func(i int) string { return list[i%len(list)] }, 0
 		if l.zipf {
 			// of an exponent of just over 1, as rand.Zipf has it
 			z := rand.NewZipf(random, 1.0001, 1, uint64(l.names-1))
@@ -95,8 +95,8 @@ func (l workload) measure(t *testing.T, cfg Config) (got costs) {
 		load := func(d time.Duration) {
 			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(step) {
 				for due += float64(l.rate) * step.Seconds(); due >= 1; due-- {
-					name := next(turn)
-					turn++
+					name := next(sent)
+					sent++
 					if e := c.table.find(c.hash(name), name, uint16(len(name))); e != nil &&
 						c.cfg.Now() < max(e.expires, e.staleUntil(&c.cfg)) && c.cfg.Now() < e.expires+staleGrace {
 						request(name)
@@ -162,15 +162,15 @@ func TestQueriesARequest(t *testing.T) {
 	}
 }
 
-// empty makes nothing be left over for names that do not pay for themselves.
+// empty empties the surplus.
 func (a *account) empty(now time.Duration) {
 	a.surplusAt(now)
 	a.surplus = -a.maxSurplus
 }
 
 // A name that is used within its TTL does not wait, nor does one that is used
-// within the minute after that, whatever others leave over; and each use costs
-// little more than the query that it pays for.
+// within the minute after that, even if there is no surplus. Each use costs little
+// more than the query that it pays for.
 func TestUsedWithinTTL(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute, 5 * time.Minute} {
 		for _, part := range []float64{0.1, 0.3, 0.45, 0.6, 0.8, 0.95, 1} {
@@ -214,8 +214,8 @@ func TestUsedWithinTTL(t *testing.T) {
 	}
 }
 
-// What is not used any more is refreshed once or twice after that, and what was
-// used once not at all, where nothing is left over for such names.
+// A name that is not used any more is refreshed once or twice after that, and one
+// that was used once not at all, if there is no surplus for such names.
 func TestRefreshesOfUnusedNames(t *testing.T) {
 	run(t, Config{Size: 2000}, func(w world) {
 		w.Start()
@@ -268,8 +268,8 @@ func TestRefreshesOfUnusedNames(t *testing.T) {
 	})
 }
 
-// While few names are known, and requests are few, those that are seldom used do
-// not wait: what that takes need not be paid for.
+// While few names are known, and requests are few, names that are seldom used do
+// not wait: freeRate pays for them.
 func TestFewNamesDoNotWait(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.Start()
@@ -281,7 +281,7 @@ func TestFewNamesDoNotWait(t *testing.T) {
 		w.sched.mu.Lock()
 		w.sched.account.surplus = 0
 		w.sched.mu.Unlock()
-		// until enough is left over
+		// until the surplus is large enough
 		w.sleep(5 * time.Second)
 		for range 20 {
 			for _, name := range list {
@@ -309,7 +309,7 @@ func TestFewNamesDoNotWait(t *testing.T) {
 // A name that is used too seldom to be refreshed is followed when it moves: its
 // second use after that, a lookup of two queries, finds where it went.
 func TestMovedNameIsFollowed(t *testing.T) {
-	for queries, most := range map[int]int{1: 2, 2: 1, 100: 0} {
+	for queries, maxOld := range map[int]int{1: 2, 2: 1, 100: 0} {
 		run(t, Config{RefreshQueries: queries}, func(w world) {
 			w.Start()
 			w.fake.set("x A", script{addrs: ips(a), ttl: 5 * time.Second})
@@ -332,8 +332,8 @@ func TestMovedNameIsFollowed(t *testing.T) {
 				for strings.Fields(use())[2] != addr {
 					old++
 				}
-				if old > most {
-					t.Errorf("%d queries a use: %d uses after it moved got the old address", queries, old)
+				if old > maxOld {
+					t.Errorf("%d queries a use: %d uses after it moved got the old address, want at most %d", queries, old, maxOld)
 				}
 			}
 		})

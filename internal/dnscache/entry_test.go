@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// The table against a map, with hashes that crowd a few buckets and tags.
+// The table against a map, with hashes that have few buckets and tags.
 func TestTable(t *testing.T) {
 	for _, size := range []int{1, 2, 4, 7, 8, 100, 1000} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -62,10 +62,10 @@ func TestTable(t *testing.T) {
 func TestTableReaders(t *testing.T) {
 	const size = 64
 	table := newTable(size)
-	crowd := func(i int) uint64 { return uint64(i%2)<<56 | uint64(i%3) }
+	collide := func(i int) uint64 { return uint64(i%2)<<56 | uint64(i%3) }
 	list := names(size)
 	for i, name := range list[:size/2] {
-		table.insert(crowd(i), newEntry(name, uint16(len(name)), nil))
+		table.insert(collide(i), newEntry(name, uint16(len(name)), nil))
 	}
 	var stop atomic.Bool
 	var wg sync.WaitGroup
@@ -73,7 +73,7 @@ func TestTableReaders(t *testing.T) {
 		wg.Go(func() {
 			for i := 0; !stop.Load(); i++ {
 				k := i % (size / 2)
-				if e := table.find(crowd(k), list[k], uint16(len(list[k]))); e == nil || e.name() != list[k] {
+				if e := table.find(collide(k), list[k], uint16(len(list[k]))); e == nil || e.name() != list[k] {
 					t.Errorf("%s: %v", list[k], e)
 					return
 				}
@@ -85,14 +85,14 @@ func TestTableReaders(t *testing.T) {
 		i := size/2 + rand.N(size/2)
 		if in[i] == nil {
 			in[i] = newEntry(list[i], uint16(len(list[i])), nil)
-			table.insert(crowd(i), in[i])
+			table.insert(collide(i), in[i])
 		} else {
-			table.remove(crowd(i), in[i])
+			table.remove(collide(i), in[i])
 			delete(in, i)
 		}
 		k := rand.N(size / 2)
-		old := table.find(crowd(k), list[k], uint16(len(list[k])))
-		table.replace(crowd(k), old, newEntry(list[k], uint16(len(list[k])), nil))
+		old := table.find(collide(k), list[k], uint16(len(list[k])))
+		table.replace(collide(k), old, newEntry(list[k], uint16(len(list[k])), nil))
 	}
 	stop.Store(true)
 	wg.Wait()
@@ -129,7 +129,7 @@ func TestNamesOfAllLengths(t *testing.T) {
 			w.want(long[:n], "hit "+a)
 		}
 		if err := w.check(); err != nil {
-			t.Error(err)
+			t.Errorf("the table is broken: %v", err)
 		}
 		for _, n := range []int{maxName + 1, 300} {
 			w.want(long[:n], "miss "+errNameTooLong.Error())

@@ -21,7 +21,7 @@ func (silent) AskSRV(context.Context, string, func([]net.SRV, time.Duration, err
 
 func (silent) Outage() <-chan struct{} { return nil }
 
-// A lookup in flight has no goroutine; one that waits for a slot has one.
+// A lookup in flight has no goroutine. One that waits for a slot has one.
 func TestFlightsTakeNoGoroutine(t *testing.T) {
 	const n, slots = 100, 60
 	synctest.Test(t, func(t *testing.T) {

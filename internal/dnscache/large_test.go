@@ -48,7 +48,7 @@ func TestLargeAnswers(t *testing.T) {
 				}
 			}
 			if cut == 0 {
-				t.Error("none was cut")
+				t.Error("no answer was cut, want some to be")
 			}
 			count := func() {
 				t.Helper()

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// crowd answers A questions at once, for very many names, and counts them.
+// loadCounter answers A questions at once, for very many names, and counts them.
 type loadCounter struct {
 	ttl   time.Duration
 	delay time.Duration
@@ -92,10 +92,10 @@ func TestLoadIsEven(t *testing.T) {
 				for _, n := range load {
 					sum += n
 				}
-				mean, worst := float64(sum)/float64(len(load)), slices.Max(load)
-				t.Logf("learned in %v, TTL %d after that: mean %.0f questions a second, worst %d (%.2f times)", learned, round+1, mean, worst, float64(worst)/mean)
-				if float64(worst) > 2*mean {
-					t.Errorf("the worst second has %.2f times the mean", float64(worst)/mean)
+				mean, maximum := float64(sum)/float64(len(load)), slices.Max(load)
+				t.Logf("learned in %v, TTL %d after that: mean %.0f questions a second, at most %d (%.2f times)", learned, round+1, mean, maximum, float64(maximum)/mean)
+				if float64(maximum) > 2*mean {
+					t.Errorf("a second has %.2f times the mean, want at most 2 times", float64(maximum)/mean)
 				}
 			}
 			for _, name := range list {
@@ -107,8 +107,8 @@ func TestLoadIsEven(t *testing.T) {
 	}
 }
 
-// In an outage nothing is asked and nobody waits, however many names there are
-// and whoever reads them; afterwards the names come back at a steady pace, the
+// In an outage nothing is asked and no reader waits, however many names there are
+// and whichever are read. Afterwards the names are refreshed at a steady rate, the
 // most recently used first.
 func TestLargeOutage(t *testing.T) {
 	const ttl, readers = 300 * time.Second, 20
@@ -171,8 +171,8 @@ func TestLargeOutage(t *testing.T) {
 		synctest.Wait()
 		after := ex.perSecond[end:]
 		t.Logf("questions a second afterwards: %d to %d", slices.Min(after[1:n/recoveryRate-1]), slices.Max(after))
-		if worst := slices.Max(after); worst > recoveryRate*5/4 {
-			t.Errorf("%d questions in a second", worst)
+		if n := slices.Max(after); n > recoveryRate*5/4 {
+			t.Errorf("%d questions in a second, want at most %d", n, recoveryRate*5/4)
 		}
 		if c.sched.parked.len != 0 {
 			t.Errorf("%d names parked at the end", c.sched.parked.len)
@@ -197,8 +197,8 @@ func TestLargeOutage(t *testing.T) {
 	})
 }
 
-// Of very many who wait for a name, none waits for longer than the lookup may
-// take, nor than it wants to.
+// Of very many readers of a name, none waits for longer than the lookup may take,
+// nor than its own timeout.
 func TestWaitersLeaveInTime(t *testing.T) {
 	const n, deadline = 10_000, 3 * time.Second
 	run(t, Config{Deadline: deadline}, func(w world) {
@@ -207,17 +207,17 @@ func TestWaitersLeaveInTime(t *testing.T) {
 		var left, failed atomic.Int32
 		for i := range n {
 			go func() {
-				patience := time.Hour
+				timeout := time.Hour
 				if i%2 == 0 {
-					patience = time.Duration(i) * time.Millisecond / 10
+					timeout = time.Duration(i) * time.Millisecond / 10
 				}
-				ctx, cancel := context.WithTimeout(w.Context(), patience)
+				ctx, cancel := context.WithTimeout(w.Context(), timeout)
 				defer cancel()
 				start := time.Now()
 				answer, err := w.Lookup(ctx, "x")
 				took := time.Since(start)
-				if err == nil || took != min(patience, deadline) || answer.Waited != took {
-					t.Errorf("patience %v: took %v, says %v: %v", patience, took, answer.Waited, err)
+				if err == nil || took != min(timeout, deadline) || answer.Waited != took {
+					t.Errorf("timeout %v: took %v, Waited is %v: %v", timeout, took, answer.Waited, err)
 				}
 				if ctx.Err() != nil {
 					left.Add(1)
@@ -228,7 +228,7 @@ func TestWaitersLeaveInTime(t *testing.T) {
 		}
 		w.sleep(deadline)
 		if left.Load() != n/2 || failed.Load() != n/2 {
-			t.Errorf("%d left early, %d got an error", left.Load(), failed.Load())
+			t.Errorf("%d left, %d got an error; want half each", left.Load(), failed.Load())
 		}
 		w.wantAsked("x", 1, 1)
 	})

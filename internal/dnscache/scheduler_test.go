@@ -22,7 +22,7 @@ func TestRefreshAhead(t *testing.T) {
 		}
 		w.sleep(500 * time.Second)
 		for _, name := range list[:500] {
-			w.get(name) // more than 5 minutes before 90 %, less before 75 %: nobody knows
+			w.get(name) // more than 5 minutes before 90 %, less before 75 %: it may be refreshed or not
 		}
 		w.sleep(100 * time.Second)
 		for _, name := range list[:250] {
@@ -90,10 +90,9 @@ func TestRefreshAlwaysAndNever(t *testing.T) {
 	}
 }
 
-// Even with refresh always, a name without addresses is not asked for until
-// somebody wants it; one that has some is tried again and again, as long as these
-// may serve.
-func TestAlwaysKnowsItsEnd(t *testing.T) {
+// Even if all names are refreshed, one without addresses is not looked up until it
+// is used. One that has some is tried again and again, as long as these may serve.
+func TestAlwaysEnds(t *testing.T) {
 	for _, gone := range []error{nxdomain(-1), nodata(-1), errServfail} {
 		run(t, Config{Refresh: Always, Stale: time.Hour}, func(w world) {
 			w.Start()
@@ -125,8 +124,8 @@ func TestAlwaysKnowsItsEnd(t *testing.T) {
 	}
 }
 
-// A name that nobody uses is not tried again in the background for longer than
-// Config.Refresh says.
+// A name that is not used is not tried again in the background for longer than
+// Config.Refresh.
 func TestFailingIsLeftAlone(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.Start()
@@ -141,7 +140,7 @@ func TestFailingIsLeftAlone(t *testing.T) {
 	})
 }
 
-// Times as long as there are any, in all settings.
+// The longest times there are, in all settings.
 func TestLongestTimes(t *testing.T) {
 	cfg := Config{MaxTTL: math.MaxInt64, NegativeTTL: math.MaxInt64, Stale: math.MaxInt64, StaleWait: math.MaxInt64, Refresh: math.MaxInt64, Deadline: math.MaxInt64}
 	run(t, cfg, func(w world) {
@@ -214,8 +213,7 @@ func TestNegativeIsNotRefreshed(t *testing.T) {
 	})
 }
 
-// The evicted are not refreshed any more, whether they stand in the wheel or in
-// a queue.
+// Evicted names are not refreshed any more, whether they are in the wheel or due.
 func TestEvictedAreNotRefreshed(t *testing.T) {
 	run(t, Config{Size: 10}, func(w world) {
 		w.Start()
@@ -251,7 +249,7 @@ func TestEvictedAreNotRefreshed(t *testing.T) {
 		w.fake.setOutage(false)
 		w.sleep(10 * time.Second)
 		if len(w.fake.asked) != 0 {
-			t.Error(w.fake.asked)
+			t.Errorf("asked %v, want nothing", w.fake.asked)
 		}
 	})
 }
@@ -330,7 +328,7 @@ func TestOutage(t *testing.T) {
 	})
 }
 
-// In an outage nobody waits for what has been expired for long.
+// In an outage readers do not wait, even if an answer expired long ago.
 func TestNoWaitInOutage(t *testing.T) {
 	run(t, Config{Refresh: -1}, func(w world) {
 		w.fake.a("x", time.Second, a)
@@ -341,7 +339,7 @@ func TestNoWaitInOutage(t *testing.T) {
 	})
 }
 
-// A lookup that an outage overtook is made up for.
+// A lookup that fails since an outage has begun is repeated after it.
 func TestOutageDuringRefresh(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.Start()
@@ -360,7 +358,7 @@ func TestOutageDuringRefresh(t *testing.T) {
 	})
 }
 
-// A reader who cannot do without takes over a refresh that is parked.
+// A reader who has to wait does a lookup itself that is parked.
 func TestReaderTakesOver(t *testing.T) {
 	run(t, Config{Stale: time.Minute, Refresh: -1}, func(w world) {
 		w.fake.a("x", time.Second, a)
@@ -407,8 +405,7 @@ func TestSchedulerLists(t *testing.T) {
 	})
 }
 
-// While what is parked is let go, what becomes due in the normal course is not
-// held up by it.
+// Parked names do not delay a name that becomes due after the outage.
 func TestRecoveryHoldsNothingUp(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.Start()
@@ -425,13 +422,37 @@ func TestRecoveryHoldsNothingUp(t *testing.T) {
 		}
 		w.sleep(1100 * time.Millisecond)
 		if w.sched.parked.len == 0 {
-			t.Fatal("nothing is parked")
+			t.Fatal("no name is parked, want some to be")
 		}
 		w.want("new", "hit "+b)
 	})
 }
 
-// Refreshes of dead names take half of the slots at most.
+// Refreshes take no more than their slots, even if the nameservers fall silent.
+func TestRefreshSlots(t *testing.T) {
+	run(t, Config{}, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Second})
+		list := names(2 * refreshSlots)
+		for _, name := range list {
+			w.get(name)
+		}
+		w.sleep(time.Second)
+		w.fake.set("A", script{hang: true})
+		for _, name := range list {
+			w.get(name)
+		}
+		w.sleep(0)
+		if w.sched.inFlight != [2]int{refreshSlots, 0} || w.sched.due[fastClass].len != refreshSlots {
+			t.Errorf("%v slots in use, %d names due; want %d and %d", w.sched.inFlight, w.sched.due[fastClass].len, refreshSlots, refreshSlots)
+		}
+		w.sleep(time.Minute)
+		if w.sched.inFlight != [2]int{} {
+			t.Errorf("at the end %v slots in use, want none", w.sched.inFlight)
+		}
+	})
+}
+
+// Refreshes of dead names take at most half of the slots.
 func TestDeadNamesLeaveSlots(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.fake.set("A", script{addrs: ips(a), ttl: time.Second})
@@ -453,8 +474,8 @@ func TestDeadNamesLeaveSlots(t *testing.T) {
 			w.get(name)
 		}
 		synctest.Wait()
-		if w.sched.inFlight != [2]int{0, refreshSlots / 2} {
-			t.Errorf("slots in use: %v", w.sched.inFlight)
+		if w.sched.inFlight != [2]int{0, slowRefreshSlots} {
+			t.Errorf("slots in use: %v, want %d of slow names", w.sched.inFlight, slowRefreshSlots)
 		}
 		w.want("good", "stale "+a)
 		w.want("good", "hit "+a)
@@ -465,8 +486,7 @@ func TestDeadNamesLeaveSlots(t *testing.T) {
 	})
 }
 
-// The wheel by itself: each node is due once, at the first tick after its time.
-// So do those of names that answer slowly.
+// Refreshes of slow names take at most half of the slots.
 func TestSlowNamesLeaveSlots(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.fake.set("A", script{addrs: ips(a), ttl: time.Second, delay: 2 * slowAfter})
@@ -481,8 +501,8 @@ func TestSlowNamesLeaveSlots(t *testing.T) {
 			w.get(name)
 		}
 		synctest.Wait()
-		if w.sched.inFlight != [2]int{0, refreshSlots / 2} {
-			t.Errorf("slots in use: %v", w.sched.inFlight)
+		if w.sched.inFlight != [2]int{0, slowRefreshSlots} {
+			t.Errorf("slots in use: %v, want %d of slow names", w.sched.inFlight, slowRefreshSlots)
 		}
 		w.want("good", "stale "+a)
 		w.want("good", "hit "+a)
@@ -490,8 +510,9 @@ func TestSlowNamesLeaveSlots(t *testing.T) {
 	})
 }
 
+// The wheel by itself: each node is due once, at the first tick after its time.
 func TestWheel(t *testing.T) {
-	const turn = wheelSlots * wheelTick
+	const revolution = wheelSlots * wheelTick
 	for _, tc := range []struct {
 		name string
 		due  time.Duration
@@ -502,9 +523,9 @@ func TestWheel(t *testing.T) {
 		{"within a tick", wheelTick / 2, wheelTick},
 		{"the same tick", wheelTick/2 + 1, wheelTick},
 		{"a tick", wheelTick, 2 * wheelTick},
-		{"just before a turn", turn - 1, turn},
-		{"a turn", turn, turn + wheelTick},
-		{"turns", 35*turn + wheelTick/3, 35*turn + wheelTick},
+		{"just before a revolution", revolution - 1, revolution},
+		{"a revolution", revolution, revolution + wheelTick},
+		{"revolutions", 35*revolution + wheelTick/3, 35*revolution + wheelTick},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			now := time.Hour
@@ -526,7 +547,7 @@ func TestWheel(t *testing.T) {
 					break
 				}
 				if step > tc.at {
-					t.Fatal("not due in time")
+					t.Fatalf("not due after %v, want it to be after %v", step, tc.at)
 				}
 			}
 		})
@@ -565,8 +586,8 @@ func TestWheelJumps(t *testing.T) {
 	}
 }
 
-// Very many names that were learned together are spread over time at once: the
-// worst second has no more than twice the mean.
+// Very many names that were learned together are spread over time at once: no second
+// has more than twice the mean.
 func TestRefreshesAreEven(t *testing.T) {
 	const n, ttl, end = 100_000, 300 * time.Second, 1800 * time.Second
 	learn := []time.Duration{0, 5 * time.Second, time.Minute}
@@ -601,10 +622,10 @@ func TestRefreshesAreEven(t *testing.T) {
 			sum += n
 		}
 		mean := sum / len(perSecond)
-		worst := slices.Max(perSecond)
-		t.Logf("learned in %v: mean %d a second, worst second %d", learned, mean, worst)
-		if worst > 2*mean || mean > n*100/75/int(ttl.Seconds()) {
-			t.Errorf("learned in %v: mean %d a second, worst second %d", learned, mean, worst)
+		maximum := slices.Max(perSecond)
+		t.Logf("learned in %v: mean %d a second, at most %d", learned, mean, maximum)
+		if maximum > 2*mean || mean > n*100/75/int(ttl.Seconds()) {
+			t.Errorf("learned in %v: mean %d a second, at most %d; want at most twice the mean", learned, mean, maximum)
 		}
 	}
 }

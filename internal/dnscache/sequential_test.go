@@ -74,6 +74,6 @@ func TestSequentialAtOnce(t *testing.T) {
 	c := New(atOnce{}, Config{Sequential: func() bool { return true }})
 	defer c.Close()
 	if got := text(c.Lookup(t.Context(), "x")); got != "miss "+c6+" "+a {
-		t.Error(got)
+		t.Errorf("got %q, want AAAA and A", got)
 	}
 }

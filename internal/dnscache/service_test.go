@@ -108,7 +108,7 @@ func TestServiceAndHost(t *testing.T) {
 		w.want("x", "hit "+a)
 		w.wantSRV("x", 0, "hit here:80")
 		if addrs, known := w.Peek("x"); !known || !slices.Equal(addrs, ips(a)) {
-			t.Error(addrs, known)
+			t.Errorf("got %v, known %t; want %s", addrs, known, a)
 		}
 		if n := w.Len(); n != 2 {
 			t.Errorf("%d names", n)
@@ -161,7 +161,7 @@ func TestServiceCoalescing(t *testing.T) {
 		ctx, cancel := context.WithTimeout(w.Context(), time.Millisecond)
 		defer cancel()
 		if _, err := w.LookupSRV(ctx, srv); !errors.Is(err, context.DeadlineExceeded) {
-			t.Error(err)
+			t.Errorf("got %v, want %v", err, context.DeadlineExceeded)
 		}
 		w.sleep(time.Second)
 		if served.Load() != 1000 {
@@ -211,7 +211,7 @@ func TestHugeAnswers(t *testing.T) {
 			}
 			got, gotSRV := fmt.Sprint(answer.Addrs), fmt.Sprint(service.Records)
 			if i > 0 && (got != before || gotSRV != beforeSRV) {
-				t.Error("not the same addresses as before")
+				t.Error("got other addresses or records than before, want the same")
 			}
 			before, beforeSRV = got, gotSRV
 			w.sleep(time.Second)

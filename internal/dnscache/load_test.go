@@ -111,7 +111,7 @@ func TestLoadIsEven(t *testing.T) {
 // and whichever are read. Afterwards the names are refreshed at a steady rate, the
 // most recently used first.
 func TestLargeOutage(t *testing.T) {
-	const ttl, readers = 300 * time.Second, 20
+	const ttl = 300 * time.Second
 	n := 100_000
 	if withRace {
 		n = 20_000
@@ -134,25 +134,7 @@ func TestLargeOutage(t *testing.T) {
 		ex.down = make(chan struct{})
 		ex.perSecond, ex.order = nil, []string{}
 		ex.mu.Unlock()
-		var reads, stale atomic.Int64
-		var wg sync.WaitGroup
-		for range readers {
-			wg.Go(func() {
-				for range 600 { // 10 minutes
-					for range 20 {
-						switch a, err := c.Lookup(t.Context(), list[rand.N(n)]); {
-						case err != nil || a.Waited != 0:
-							t.Errorf("waited %v: %v", a.Waited, err)
-						case a.State == Stale:
-							stale.Add(1)
-						}
-						reads.Add(1)
-					}
-					time.Sleep(time.Second)
-				}
-			})
-		}
-		wg.Wait()
+		readInOutage(t, c, list)
 		used := make(map[string]time.Duration, n)
 		for node := range c.nodes() {
 			used[node.name()] = node.entry.Load().lastUsed(c.cfg.Now())
@@ -160,8 +142,6 @@ func TestLargeOutage(t *testing.T) {
 		if len(ex.order) != 0 || c.sched.parked.len != n {
 			t.Errorf("%d questions in the outage, %d names parked", len(ex.order), c.sched.parked.len)
 		}
-		t.Logf("%d reads in the outage, %d of them stale", reads.Load(), stale.Load())
-
 		end := int(time.Since(ex.start) / time.Second)
 		ex.mu.Lock()
 		close(ex.down)
@@ -195,6 +175,31 @@ func TestLargeOutage(t *testing.T) {
 			t.Errorf("from one used at %v to one used at %v", first, last)
 		}
 	})
+}
+
+// readInOutage reads the names for 10 minutes. No reader may wait.
+func readInOutage(t *testing.T, c *Cache, list []string) {
+	const readers = 20
+	var reads, stale atomic.Int64
+	var wg sync.WaitGroup
+	for range readers {
+		wg.Go(func() {
+			for range 600 {
+				for range 20 {
+					switch a, err := c.Lookup(t.Context(), list[rand.N(len(list))]); {
+					case err != nil || a.Waited != 0:
+						t.Errorf("waited %v, error %v; want neither", a.Waited, err)
+					case a.State == Stale:
+						stale.Add(1)
+					}
+					reads.Add(1)
+				}
+				time.Sleep(time.Second)
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d reads in the outage, %d of them stale", reads.Load(), stale.Load())
 }
 
 // Of very many readers of a name, none waits for longer than the lookup may take,

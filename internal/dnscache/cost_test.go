@@ -268,6 +268,53 @@ func TestRefreshesOfUnusedNames(t *testing.T) {
 	})
 }
 
+// Retries of a name that fails cost little if it is not used. If one family of it
+// has addresses that hold, only the surplus pays for them. If its answer has expired
+// they are free, but few.
+func TestRetriesOfUnusedNames(t *testing.T) {
+	run(t, Config{Refresh: 24 * time.Hour}, func(w world) {
+		w.Start()
+		w.sched.mu.Lock()
+		w.sched.account.empty(w.cfg.Now())
+		w.sched.mu.Unlock()
+		w.fake.set("half A", script{addrs: ips(a), ttl: time.Hour})
+		w.fake.set("half AAAA", script{err: errServfail})
+		w.get("half")
+		w.fake.a("dead", time.Second, a)
+		w.get("dead")
+		w.fake.fail("dead", errServfail)
+		w.sleep(500 * time.Millisecond)
+		w.get("dead") // its refresh is paid for, and fails
+		w.sleep(10 * time.Minute)
+		w.wantAsked("half", 1, 1)
+		if n := len(w.fake.questions("dead", TypeA)); n < 3 || n > 2+maxUnusedRefreshes {
+			t.Errorf("a name that fails was asked for %d times, want 3 to %d", n, 2+maxUnusedRefreshes)
+		}
+	})
+}
+
+// However much a flood costs that its uses do not pay for, the surplus is there
+// again soon after it.
+func TestSurplusRecovers(t *testing.T) {
+	run(t, Config{Size: 1000}, func(w world) {
+		w.Start()
+		w.fake.set("A", script{addrs: ips(a), ttl: time.Second})
+		for range 20 {
+			for _, name := range names(1000) {
+				w.get(name)
+			}
+			w.sleep(2 * staleGrace)
+		}
+		limit := w.sched.account.maxSurplus
+		w.sleep(time.Duration(2*limit/freeRate+1) * time.Second)
+		w.sched.mu.Lock()
+		defer w.sched.mu.Unlock()
+		if got := w.sched.account.surplusAt(w.cfg.Now()); got != limit {
+			t.Errorf("the surplus is %g, want %g", got, limit)
+		}
+	})
+}
+
 // While few names are known, and requests are few, names that are seldom used do
 // not wait: freeRate pays for them.
 func TestFewNamesDoNotWait(t *testing.T) {

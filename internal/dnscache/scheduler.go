@@ -302,7 +302,7 @@ func (s *scheduler) park(now time.Duration, outage bool) {
 	if !s.sorted {
 		s.sortParked()
 	}
-	s.credit = min(s.credit+recoveryRate*(now-s.creditedAt).Seconds(), recoveryRate/4)
+	s.credit += recoveryRate * (now - s.creditedAt).Seconds()
 	s.creditedAt = now
 	for ; s.parked.len > 0 && s.credit >= 1; s.credit-- {
 		n := s.parked.pop()

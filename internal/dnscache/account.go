@@ -78,12 +78,12 @@ func (a *account) charge(n *node, now time.Duration, renewal bool) {
 	rest := a.paid(n, e) - e.state.queryCost(now, renewal)
 	n.savedQueries = uint16(min(max(rest, 0), a.maxSaved))
 	a.surplus = max(min(surplus+float64(rest-int(n.savedQueries)), a.maxSurplus), -a.maxSurplus)
-	if !e.state.failing() { // else decide has counted it
+	if !e.state.failing() { // otherwise decide has counted it
 		n.countRefresh(e)
 	}
 }
 
-// goesOn counts a refresh of a name, and reports whether it is not one of too many
+// countRefresh counts a refresh of a name. It reports false if there were too many
 // since the name was last used.
 func (n *node) countRefresh(e *entry) bool {
 	if e.uses() > 0 {

@@ -144,8 +144,8 @@ func TestDomainShare(t *testing.T) {
 	})
 }
 
-// The share is for names that are known as well, once they have to be asked for
-// again, but not for those of Config.Preload, nor for refreshes.
+// The share bounds lookups of known names too, but not those of names of
+// Config.Preload, nor refreshes.
 func TestDomainShareOfKnownNames(t *testing.T) {
 	cfg := Config{MaxLookups: 10, Preload: []string{"pinned.silent.com"}, Stale: time.Hour, Refresh: -1}
 	run(t, cfg, func(w world) {
@@ -159,7 +159,7 @@ func TestDomainShareOfKnownNames(t *testing.T) {
 		w.fake.setOutage(true)
 		w.sleep(wheelTick)
 		w.fake.mu.Lock()
-		w.fake.down = nil // readers may ask, but what is parked is not let go yet
+		w.fake.down = nil // readers may ask, but what is parked is not due yet
 		w.fake.mu.Unlock()
 		w.fake.set("A", script{hang: true})
 		for _, name := range below("silent.com", 4) {

@@ -13,7 +13,7 @@ import (
 	"unsafe"
 )
 
-// steady answers everything at once, with so many A and AAAA records.
+// fixedAnswers answers everything at once, with so many A and AAAA records.
 type fixedAnswers struct{ a, aaaa int }
 
 func (fixedAnswers) AskSRV(_ context.Context, _ string, done func([]net.SRV, time.Duration, error)) {

@@ -285,7 +285,7 @@ func TestDeadFamily(t *testing.T) {
 	})
 }
 
-// What is not asked for, since it failed just now, is not taken to be empty.
+// A family that is not asked for, since it failed just now, is not taken to be empty.
 func TestBackoffIsNotEmpty(t *testing.T) {
 	run(t, Config{Refresh: -1, Stale: -1}, func(w world) {
 		w.fake.set("x A", script{addrs: ips(a), ttl: time.Second})
@@ -459,7 +459,7 @@ func TestDeadline(t *testing.T) {
 		w.fake.set("first A", script{hang: true, late: time.Second})
 		go w.get("first")
 		w.sleep(0)
-		w.wantAfter("second", slowAfter/2, "miss "+ErrOverloaded.Error()) // it got no slot, and that is not held against it
+		w.wantAfter("second", slowAfter/2, "miss "+ErrOverloaded.Error()) // it got no slot, which does not count as a failure of the name
 		w.fake.a("second", time.Minute, a)
 		w.sleep(time.Second)
 		w.want("second", "miss "+a)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// silence answers nothing, and has no goroutines for that.
+// silent answers nothing, and has no goroutines for that.
 type silent struct{}
 
 func (silent) Ask(ctx context.Context, _ string, _ uint16, done func([]netip.Addr, time.Duration, error)) {

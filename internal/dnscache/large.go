@@ -6,7 +6,7 @@ import (
 )
 
 // Answers with more addresses or records than these are kept whole only while all
-// of them together do not take too much memory. Otherwise anyone who has a domain
+// of them together do not take too much memory. Otherwise an attacker with a domain
 // could fill the memory with names that have maxAddrs addresses each.
 const (
 	smallAddrs   = 64 // of a family

@@ -72,8 +72,8 @@ func TestPreloadKnown(t *testing.T) {
 	})
 }
 
-// What fails is asked for again with the backoff of failures, what does not
-// exist when that has expired; by itself.
+// A name that fails is looked up again after the backoff, one that does not exist when
+// its negative answer has expired, both without being used.
 func TestPreloadFails(t *testing.T) {
 	run(t, Config{Preload: []string{"dead", "none"}}, func(w world) {
 		w.fake.fail("dead", errServfail)
@@ -100,7 +100,7 @@ func TestPreloadFails(t *testing.T) {
 	})
 }
 
-// A lookup that did not take place is made up for.
+// A lookup that was abandoned is repeated.
 func TestPreloadOverload(t *testing.T) {
 	run(t, Config{Preload: []string{"x"}, MaxLookups: 1, Deadline: slowAfter / 2}, func(w world) {
 		w.fake.set("other A", script{hang: true, late: time.Second})
@@ -109,7 +109,7 @@ func TestPreloadOverload(t *testing.T) {
 		w.Start()
 		w.sleep(time.Second + wheelTick/2)
 		w.fake.mu.Lock()
-		w.fake.down = nil // readers may ask, but what is parked is not let go yet
+		w.fake.down = nil // readers may ask, but what is parked is not due yet
 		w.fake.mu.Unlock()
 		go w.get("other")
 		w.sleep(0)

@@ -67,7 +67,7 @@ type lease struct {
 	released  bool
 }
 
-// lease turns a slot that was taken into a lease. Preempt is called, at most once,
+// lease makes a lease of a slot that was taken. Preempt is called, at most once,
 // when the lookup has to end so that another one gets the slot. It must not wait
 // for anything.
 func (q *slotQueue) lease(preempt func()) *lease {

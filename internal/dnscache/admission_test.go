@@ -88,10 +88,10 @@ func TestAdmission(t *testing.T) {
 		}
 	}
 	if n := a.count(); n != 0 || len(a.domains) != 0 {
-		t.Errorf("%d pending of %d domains at the end", n, len(a.domains))
+		t.Errorf("at the end %d lookups of %d domains are pending, want none", n, len(a.domains))
 	}
 	if n := fill(0); n != got[0] {
-		t.Errorf("%d of the first domain at the end, %d before", n, got[0])
+		t.Errorf("at the end the first domain has %d, want %d as before", n, got[0])
 	}
 }
 
@@ -119,12 +119,12 @@ func TestDomainShare(t *testing.T) {
 		}
 		w.sleep(0)
 		if n := w.pending.count(); n != 40 || w.Len() != n {
-			t.Errorf("%d lookups of one domain pending, %d names", n, w.Len())
+			t.Errorf("%d lookups of one domain pending, %d names; want 40 and as many", n, w.Len())
 		}
 		w.want("more.silent.com", "miss "+ErrOverloaded.Error())
 		w.wantSRV("_https._tcp.silent.com", 0, "miss "+ErrOverloaded.Error())
 		if n := w.Len(); n != 40 {
-			t.Errorf("%d names; what was refused must not be remembered", n)
+			t.Errorf("%d names, want none of those that were refused", n)
 		}
 		w.fake.a("www.example.com", time.Minute, a)
 		w.want("www.example.com", "miss "+a)
@@ -137,7 +137,7 @@ func TestDomainShare(t *testing.T) {
 		}
 		w.sleep(5 * time.Second)
 		if n := w.pending.count(); n != 0 {
-			t.Errorf("%d lookups pending at the end", n)
+			t.Errorf("at the end %d lookups are pending, want none", n)
 		}
 		w.fake.a("more.silent.com", time.Minute, a)
 		w.want("more.silent.com", "miss "+a)
@@ -175,7 +175,7 @@ func TestDomainShareOfKnownNames(t *testing.T) {
 		w.sleep(5 * time.Second)
 		w.want("expired.silent.com", "miss nxdomain")
 		if n := w.pending.count(); n != 0 {
-			t.Errorf("%d lookups pending at the end", n)
+			t.Errorf("at the end %d lookups are pending, want none", n)
 		}
 	})
 }
@@ -227,7 +227,7 @@ func TestNewNames(t *testing.T) {
 		w.want("more", refused)
 		w.wantSRV("_http._tcp.example.net", 0, refused)
 		if n := w.Len(); n != 11 {
-			t.Errorf("%d names; what was refused must not be remembered", n)
+			t.Errorf("%d names, want none of those that were refused", n)
 		}
 		w.wantAsked("more", 0, 0)
 		go w.wantLater("slow", "miss "+a)
@@ -265,7 +265,7 @@ func TestRefusedAreNotNewNames(t *testing.T) {
 		w.want("three", "miss "+ErrTooManyNewNames.Error())
 		w.sleep(5 * time.Second)
 		if n := w.pending.count(); n != 0 {
-			t.Errorf("%d lookups pending at the end", n)
+			t.Errorf("at the end %d lookups are pending, want none", n)
 		}
 	})
 }
@@ -299,17 +299,17 @@ func TestSilentNamesArePreempted(t *testing.T) {
 					case "miss context deadline exceeded":
 						kept.Add(1)
 					default:
-						t.Errorf("%s: %s", name, got)
+						t.Errorf("%s: got %q, want an overload or the end of the lookup's time", name, got)
 					}
 				}()
 			}
 			w.fake.a(name, time.Minute, a)
 			start := w.cfg.Now()
 			if got := w.get(name); got != "miss "+a {
-				t.Errorf("%s: %s", name, got)
+				t.Errorf("%s: got %q, want %q", name, got, "miss "+a)
 			}
 			if waited := w.cfg.Now() - start; waited > preemptAfter {
-				t.Errorf("%s waited %v", name, waited)
+				t.Errorf("%s waited %v, want at most %v", name, waited, preemptAfter)
 			}
 			w.sleep(100*time.Millisecond - (w.cfg.Now() - start))
 		}

@@ -53,7 +53,7 @@ func TestTTLCountsFromTheReply(t *testing.T) {
 		w.want("x", "hit "+a)
 		w.sleep(1)
 		if got := w.get("x"); got != "miss "+a {
-			t.Errorf("after its time: %s", got)
+			t.Errorf("after its time: got %q, want a miss", got)
 		}
 	})
 }
@@ -114,7 +114,7 @@ func TestStaleEnds(t *testing.T) {
 		}
 		w.sleep(time.Second)
 		if got := w.get("x"); !strings.HasSuffix(got, "servfail") {
-			t.Errorf("after an hour: %s", got)
+			t.Errorf("after an hour: got %q, want servfail", got)
 		}
 	})
 }
@@ -277,10 +277,10 @@ func TestDeadFamily(t *testing.T) {
 			w.sleep(100 * time.Millisecond)
 		}
 		if w.fake.maxInFlight != 1 {
-			t.Errorf("%d lookups of one family at once", w.fake.maxInFlight)
+			t.Errorf("%d lookups of one family at once, want 1", w.fake.maxInFlight)
 		}
 		if n := len(w.fake.questions("x", TypeAAAA)); n > 10 {
-			t.Errorf("asked a dead family %d times in a minute", n)
+			t.Errorf("asked for a dead family %d times in a minute, want at most 10", n)
 		}
 	})
 }
@@ -375,7 +375,7 @@ func TestBackoff(t *testing.T) {
 			w.sleep(100 * time.Millisecond)
 		}
 		if w.fake.maxInFlight != 1 {
-			t.Errorf("%d lookups at once", w.fake.maxInFlight)
+			t.Errorf("%d lookups at once, want 1", w.fake.maxInFlight)
 		}
 		at := w.fake.questions("x", TypeA)
 		for i, pause := range [][2]float64{{1, 1.25}, {2, 2.5}, {4, 5}, {8, 10}, {16, 20}, {22.5, 30}, {22.5, 30}} {
@@ -399,7 +399,7 @@ func TestBackoffJitter(t *testing.T) {
 			}
 		}
 		if len(retry) < 90 {
-			t.Errorf("100 names are tried again at only %d times", len(retry))
+			t.Errorf("100 names are tried again at %d different times, want at least 90", len(retry))
 		}
 	})
 }
@@ -479,7 +479,7 @@ func TestOverload(t *testing.T) {
 		w.sleep(0)
 		w.want(list[20], "miss "+ErrOverloaded.Error())
 		if n := w.Len(); n != 21 {
-			t.Errorf("%d names; what was refused must not be remembered", n)
+			t.Errorf("%d names, want none of those that were refused", n)
 		}
 		for range 1000 { // they wait for what is in flight
 			go w.wantLater(list[0], "miss "+b)
@@ -491,7 +491,7 @@ func TestOverload(t *testing.T) {
 		w.wantAfter(list[20], 2*time.Second, "miss "+b) // a second of it for a slot
 		w.sleep(2 * time.Second)
 		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 {
-			t.Errorf("%d lookups pending, %d slots taken at the end", n, len(w.slots.taken))
+			t.Errorf("at the end %d lookups are pending, %d slots taken; want none", n, len(w.slots.taken))
 		}
 	})
 }
@@ -522,7 +522,7 @@ func TestOrder(t *testing.T) {
 		}
 		for _, addr := range few {
 			if n := first[addr]; n < 20 || n > 100 {
-				t.Errorf("%s is the first for %d of 400 names", addr, n)
+				t.Errorf("%s is the first for %d of 400 names, want 20 to 100", addr, n)
 			}
 		}
 		for next := netip.MustParseAddr("198.18.0.0"); len(all) < maxAddrs+100; next = next.Next() {
@@ -530,7 +530,7 @@ func TestOrder(t *testing.T) {
 		}
 		w.fake.a("large", time.Minute, all...)
 		if n := len(strings.Fields(w.get("large"))); n != 1+maxAddrs {
-			t.Errorf("%d addresses", n-1)
+			t.Errorf("%d addresses, want %d", n-1, maxAddrs)
 		}
 	})
 }

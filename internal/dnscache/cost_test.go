@@ -150,13 +150,13 @@ func TestQueriesARequest(t *testing.T) {
 			got := l.measure(t, Config{Size: max(1000, l.names)})
 			t.Logf("%.2f queries a request, %.1f %% of requests are served stale, %.2f %% wait", got.queries, 100*got.stale, 100*got.waits)
 			if got.queries > 1.05+freeRate/float64(l.rate) {
-				t.Errorf("%.2f queries a request", got.queries)
+				t.Errorf("%.2f queries a request, want about one at most", got.queries)
 			}
 			if !l.zipf && got.waits > 0 {
-				t.Errorf("%.2f %% of the requests wait", 100*got.waits)
+				t.Errorf("%.2f %% of the requests wait, want none", 100*got.waits)
 			}
 			if got.waits > 0.1 {
-				t.Errorf("%.2f %% of the requests wait", 100*got.waits)
+				t.Errorf("%.2f %% of the requests wait, want at most 10", 100*got.waits)
 			}
 		})
 	}
@@ -205,7 +205,7 @@ func TestUsedWithinTTL(t *testing.T) {
 						cost := float64(len(w.fake.asked)) / uses
 						w.fake.mu.Unlock()
 						if cost > 2 || ttl <= 5*time.Second && over == 0 && cost > 1.1 {
-							t.Errorf("%.2f queries a use", cost)
+							t.Errorf("%.2f queries a use, want about one at most", cost)
 						}
 					})
 				})
@@ -256,14 +256,14 @@ func TestRefreshesOfUnusedNames(t *testing.T) {
 			return n
 		}
 		if n := sum(used); n < uses*9/10 || n > uses*11/10+freeRate*600 {
-			t.Errorf("names that were used %d times were asked for with %d queries", uses, n)
+			t.Errorf("names that were used %d times were asked for with %d queries, want about as many", uses, n)
 		}
 		if n := sum(twice); n > 100*(4+2) {
-			t.Errorf("%d queries for names that are not used any more", n)
+			t.Errorf("%d queries for names that are not used any more, want at most %d", n, 100*(4+2))
 		}
 		// what need not be paid for
 		if n := sum(once); n > freeRate*600+10 {
-			t.Errorf("%d queries for names that were used once", n)
+			t.Errorf("%d queries for names that were used once, want at most %d", n, freeRate*600+10)
 		}
 	})
 }
@@ -348,7 +348,7 @@ func TestFewNamesDoNotWait(t *testing.T) {
 			w.sleep(3 * staleGrace)
 		}
 		if waits > 20*len(list)/20 {
-			t.Errorf("%d of %d waited", waits, 20*len(list))
+			t.Errorf("%d of %d readers waited, want at most a twentieth", waits, 20*len(list))
 		}
 	})
 }

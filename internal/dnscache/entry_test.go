@@ -51,7 +51,7 @@ func TestTable(t *testing.T) {
 			}
 			for i := range table {
 				if tags := table[i].tags.Load(); tags != 0 && tags != overflowMax<<56 {
-					t.Errorf("bucket %d of the empty table: tags %x", i, tags)
+					t.Errorf("bucket %d of the empty table: tags %x, want none", i, tags)
 				}
 			}
 		})
@@ -74,7 +74,7 @@ func TestTableReaders(t *testing.T) {
 			for i := 0; !stop.Load(); i++ {
 				k := i % (size / 2)
 				if e := table.find(collide(k), list[k], uint16(len(list[k]))); e == nil || e.name() != list[k] {
-					t.Errorf("%s: %v", list[k], e)
+					t.Errorf("%s: got %v, want its entry", list[k], e)
 					return
 				}
 			}
@@ -111,11 +111,11 @@ func TestTableOverflow(t *testing.T) {
 		table.remove(0, e)
 	}
 	if got := table[0].tags.Load() >> 56; got != overflowMax {
-		t.Errorf("%d went past", got)
+		t.Errorf("%d entries went past, want a count of %d", got, overflowMax)
 	}
 	for _, e := range in {
 		if got := table.find(0, e.name(), e.size); got != nil && e != in[0] || got == nil && e == in[0] {
-			t.Errorf("%s: %v", e.name(), got)
+			t.Errorf("%s: got %v, want its entry if it is in, else none", e.name(), got)
 		}
 	}
 }
@@ -137,7 +137,7 @@ func TestNamesOfAllLengths(t *testing.T) {
 		w.want(strings.Repeat("x", serviceBit+1), "miss "+errNameTooLong.Error())
 		w.want(strings.Repeat("x", 1<<16+1), "miss "+errNameTooLong.Error())
 		if n := w.Len(); n != maxName+1 {
-			t.Errorf("%d names", n)
+			t.Errorf("%d names, want %d", n, maxName+1)
 		}
 	})
 }
@@ -162,7 +162,7 @@ func TestAddrsOf(t *testing.T) {
 			e.setAddrs(offer(order, lists))
 			for f := range lists {
 				if got := e.addrsOf(family(f)); !slices.Equal(got, lists[f]) {
-					t.Errorf("order %d, %v: family %d: %v", order, n, f, got)
+					t.Errorf("order %d, %v: family %d: got %v, want %v", order, n, f, got, lists[f])
 				}
 			}
 		}

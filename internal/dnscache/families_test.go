@@ -75,7 +75,7 @@ func TestDeadFamilyHoldsNothingUp(t *testing.T) {
 		w.sleep(renewGap)
 		w.fake.set("x A", script{addrs: ips(a), ttl: time.Minute})
 		if got := text(w.Renew(w.Context(), "x", ips(b))); got != "hit "+a {
-			t.Errorf("renewed: %s", got)
+			t.Errorf("renewed: got %q, want %q", got, "hit "+a)
 		}
 	})
 }

@@ -32,12 +32,12 @@ func TestFlightsTakeNoGoroutine(t *testing.T) {
 		}
 		synctest.Wait()
 		if more := runtime.NumGoroutine() - before - n; more > n-slots {
-			t.Errorf("%d goroutines, besides %d readers", more, n)
+			t.Errorf("%d goroutines besides %d readers, want at most %d", more, n, n-slots)
 		}
 		c.Close()
 		synctest.Wait()
 		if left := runtime.NumGoroutine() - before; left > 0 {
-			t.Errorf("%d goroutines are left", left)
+			t.Errorf("%d goroutines are left, want none", left)
 		}
 	})
 }

@@ -116,10 +116,10 @@ func TestFloods(t *testing.T) {
 			}
 			t.Logf("%s, %d names in use: of their reads %d of %d missed; of newcomers' %d of %d", tc.name, n, lost, 5*n, lostNew, 18*len(newcomers))
 			if lost > 0 {
-				t.Errorf("%s, %d names in use: %d of %d reads missed", tc.name, n, lost, 5*n)
+				t.Errorf("%s, %d names in use: %d of %d reads missed, want none", tc.name, n, lost, 5*n)
 			}
 			if lostNew > 0 && n <= 5000 { // those read each 10s become known even now
-				t.Errorf("%s, %d names in use: %d of %d reads of newcomers missed", tc.name, n, lostNew, 18*len(newcomers))
+				t.Errorf("%s, %d names in use: %d of %d reads of newcomers missed, want none", tc.name, n, lostNew, 18*len(newcomers))
 			}
 			if err := s.checkMain(); err != nil {
 				t.Errorf("%s: %v", tc.name, err)
@@ -153,7 +153,7 @@ func TestMoreInUseThanRoom(t *testing.T) {
 			}
 		}
 		if n := s.known(names(size)); n < size*9/10-1 {
-			t.Errorf("of %d names %d are known", size, n)
+			t.Errorf("of %d names %d are known, want nine tenths", size, n)
 		}
 		s.Close()
 	}
@@ -180,7 +180,7 @@ func TestUseEnds(t *testing.T) {
 		s.now += time.Second
 	}
 	if n := s.known(list); n > 0 {
-		t.Errorf("%d names are still known", n)
+		t.Errorf("%d names are still known, want none", n)
 	}
 }
 
@@ -221,7 +221,7 @@ func TestGoneLeaveMain(t *testing.T) {
 		t.Error(err)
 	}
 	if n := s.known(list); n != len(list) {
-		t.Errorf("%d of %d names are known", n, len(list))
+		t.Errorf("%d of %d names are known, want all", n, len(list))
 	}
 }
 

@@ -140,7 +140,7 @@ func TestLargeOutage(t *testing.T) {
 			used[node.name()] = node.entry.Load().lastUsed(c.cfg.Now())
 		}
 		if len(ex.order) != 0 || c.sched.parked.len != n {
-			t.Errorf("%d questions in the outage, %d names parked", len(ex.order), c.sched.parked.len)
+			t.Errorf("%d questions in the outage, %d names parked; want 0 and %d", len(ex.order), c.sched.parked.len, n)
 		}
 		end := int(time.Since(ex.start) / time.Second)
 		ex.mu.Lock()
@@ -155,7 +155,7 @@ func TestLargeOutage(t *testing.T) {
 			t.Errorf("%d questions in a second, want at most %d", n, recoveryRate*5/4)
 		}
 		if c.sched.parked.len != 0 {
-			t.Errorf("%d names parked at the end", c.sched.parked.len)
+			t.Errorf("%d names parked at the end, want none", c.sched.parked.len)
 		}
 		again := make(map[string]bool, n)
 		order := slices.DeleteFunc(ex.order, func(name string) bool {
@@ -172,7 +172,7 @@ func TestLargeOutage(t *testing.T) {
 			}
 		}
 		if first, last := used[order[0]], used[order[n-1]]; first <= last {
-			t.Errorf("from one used at %v to one used at %v", first, last)
+			t.Errorf("from a name used at %v to one used at %v, want the most recently used first", first, last)
 		}
 	})
 }
@@ -222,7 +222,7 @@ func TestWaitersLeaveInTime(t *testing.T) {
 				answer, err := w.Lookup(ctx, "x")
 				took := time.Since(start)
 				if err == nil || took != min(timeout, deadline) || answer.Waited != took {
-					t.Errorf("timeout %v: took %v, Waited is %v: %v", timeout, took, answer.Waited, err)
+					t.Errorf("timeout %v: took %v, Waited is %v, error %v; want an error at the timeout or deadline", timeout, took, answer.Waited, err)
 				}
 				if ctx.Err() != nil {
 					left.Add(1)
@@ -294,7 +294,7 @@ func TestScan(t *testing.T) {
 			ratio, fifoRatio := float64(hits)/float64(used), float64(fifoHits)/float64(used)
 			t.Logf("%d %% one-off names: %.1f %% of the others are hits, %.1f %% with FIFO", share, 100*ratio, 100*fifoRatio)
 			if 1-ratio > 0.5*(1-fifoRatio) {
-				t.Errorf("misses: %.3f, %.3f with FIFO", 1-ratio, 1-fifoRatio)
+				t.Errorf("misses: %.3f, %.3f with FIFO; want half of that at most", 1-ratio, 1-fifoRatio)
 			}
 		})
 	}

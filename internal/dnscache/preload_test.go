@@ -14,7 +14,7 @@ func TestPreload(t *testing.T) {
 			w.fake.a("y", 1000*time.Second, b)
 			w.sleep(time.Minute)
 			if len(w.fake.asked) != 0 || w.Len() != 0 {
-				t.Errorf("before the start: asked %v, %d names", w.fake.asked, w.Len())
+				t.Errorf("before the start: asked %v, %d names; want none", w.fake.asked, w.Len())
 			}
 			w.Start()
 			w.sleep(0)
@@ -32,13 +32,13 @@ func TestPreload(t *testing.T) {
 			w.want("x", "hit "+a)
 			w.want("y", "hit "+b)
 			if n := len(w.fake.questions("x", TypeA)); n < 100 || n > 134 {
-				t.Errorf("asked %d times in 1000 s", n)
+				t.Errorf("asked %d times in 1000 s, want 100 to 134", n)
 			}
 			if n := len(w.fake.questions("y", TypeA)); n != 1 {
-				t.Errorf("asked %d times in 1000 s", n)
+				t.Errorf("asked %d times in 1000 s, want once", n)
 			}
 			if n := w.Len(); n != 3 {
-				t.Errorf("%d names", n)
+				t.Errorf("%d names, want 3", n)
 			}
 			if err := w.check(); err != nil {
 				t.Error(err)
@@ -59,7 +59,7 @@ func TestPreloadKnown(t *testing.T) {
 		w.Start() // while y is looked up
 		w.sleep(0)
 		if w.Len() != 2 || w.preloaded != 2 || w.queues.len() != 0 {
-			t.Errorf("%d names, %d preloaded, %d in the queues", w.Len(), w.preloaded, w.queues.len())
+			t.Errorf("%d names, %d preloaded, %d in the queues; want 2, 2, 0", w.Len(), w.preloaded, w.queues.len())
 		}
 		w.sleep(time.Hour)
 		w.want("x", "hit "+a)
@@ -87,10 +87,10 @@ func TestPreloadFails(t *testing.T) {
 			}
 		}
 		if n := len(at); n < 20 || n > 32 {
-			t.Errorf("dead: asked %d times in 10 minutes", n)
+			t.Errorf("dead: asked %d times in 10 minutes, want 20 to 32", n)
 		}
 		if n := len(w.fake.questions("none", TypeA)); n < 29 || n > 31 {
-			t.Errorf("none: asked %d times in 10 minutes", n)
+			t.Errorf("none: asked %d times in 10 minutes, want 29 to 31", n)
 		}
 		w.fake.a("dead", time.Minute, a)
 		w.fake.a("none", time.Minute, b)
@@ -143,7 +143,7 @@ func TestPreloadIsPaced(t *testing.T) {
 			if tc.outage > 0 {
 				w.sleep(tc.outage)
 				if parked, _ := w.counts(); len(w.fake.asked) != 0 || parked != n {
-					t.Errorf("%s: %d questions in the outage, %d parked", tc.name, len(w.fake.asked), parked)
+					t.Errorf("%s: %d questions in the outage, %d parked; want 0 and %d", tc.name, len(w.fake.asked), parked, n)
 				}
 				w.fake.setOutage(false)
 			}
@@ -164,7 +164,7 @@ func TestPreloadIsPaced(t *testing.T) {
 			}
 			t.Logf("%s: at most %d in flight, %d questions a second", tc.name, maxInFlight, slices.Max(perSecond))
 			if len(asked) != n || maxInFlight > slowRefreshSlots {
-				t.Errorf("%s: asked for %d names, %d at once", tc.name, len(asked), maxInFlight)
+				t.Errorf("%s: asked for %d names, %d at once; want %d, at most %d", tc.name, len(asked), maxInFlight, n, slowRefreshSlots)
 			}
 			if n := slices.Max(perSecond); perSecond[1] < tc.minimum || n > tc.maximum {
 				t.Errorf("%s: questions in each second: %v; want at least %d in the second one, at most %d in any", tc.name, perSecond, tc.minimum, tc.maximum)

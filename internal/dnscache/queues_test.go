@@ -29,7 +29,7 @@ func TestEviction(t *testing.T) {
 				}
 				for _, name := range used {
 					if got := w.get(name); got != "hit "+a {
-						t.Errorf("%s: %s", name, got)
+						t.Errorf("%s: got %q, want %q", name, got, "hit "+a)
 					}
 				}
 				w.sleep(0)
@@ -82,7 +82,7 @@ func TestEvictionForgets(t *testing.T) {
 			}
 		}
 		if hits < 70 { // ghosts that share a place cost some
-			t.Errorf("%d of 100 names that are in use are known", hits)
+			t.Errorf("%d of 100 names that are in use are known, want 70", hits)
 		}
 	})
 }
@@ -122,7 +122,7 @@ func TestGhosts(t *testing.T) {
 		read()
 		next(1000)
 		if n := known(); n < 12 { // some may share the place of a ghost
-			t.Errorf("%d of 20 names survived", n)
+			t.Errorf("%d of 20 names survived, want 12", n)
 		}
 	})
 }

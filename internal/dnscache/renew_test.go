@@ -98,7 +98,7 @@ func TestRenewed(t *testing.T) {
 		w.want("x", "miss "+b)
 		start := time.Now()
 		if got := text(w.Renew(w.Context(), "x", ips(a))); got != "hit "+b || time.Since(start) != 0 {
-			t.Errorf("%s after %s", got, time.Since(start))
+			t.Errorf("got %q after %s, want %q at once", got, time.Since(start), "hit "+b)
 		}
 		w.wantAsked("x", 1, 1)
 	})

@@ -37,14 +37,14 @@ func TestRefreshAhead(t *testing.T) {
 			at := w.fake.questions(name, TypeA)
 			switch {
 			case i < 250 && len(at) != 1, i >= 500 && len(at) != 0:
-				t.Errorf("%s: asked %d times", name, len(at))
+				t.Errorf("%s: asked %d times, want once if it was used lately", name, len(at))
 			case i < 250:
 				first, last = min(first, at[0]), max(last, at[0])
 				asked++
 			}
 		}
 		if first < 750*time.Second || first > 770*time.Second || last < 880*time.Second || last > 900*time.Second+wheelTick {
-			t.Errorf("refreshed from %v to %v", first, last)
+			t.Errorf("refreshed from %v to %v, want from 75 to 90 %% of the TTL", first, last)
 		}
 		w.sleep(99 * time.Second)
 		w.want(list[0], "hit "+a)
@@ -107,11 +107,11 @@ func TestAlwaysEnds(t *testing.T) {
 			at := w.fake.questions("x", TypeA)
 			switch n := len(at); {
 			case gone != errServfail && n != 1:
-				t.Errorf("%v: asked %d times", gone, n)
+				t.Errorf("%v: asked %d times, want once", gone, n)
 			case gone == errServfail && (n < 3600/30 || n > 3600/22+7):
-				t.Errorf("%v: asked %d times", gone, n)
+				t.Errorf("%v: asked %d times in an hour, want one in 22 to 30 s", gone, n)
 			case gone == errServfail && (at[n-1] > 3660*time.Second+maxBackoff || at[n-1] < 3660*time.Second-maxBackoff):
-				t.Errorf("%v: asked until %v", gone, at[n-1])
+				t.Errorf("%v: asked until %v, want about an hour", gone, at[n-1])
 			}
 			w.fake.a("x", time.Minute, b)
 			w.fake.a("cold", time.Minute, b)
@@ -186,7 +186,7 @@ func TestTakenOverIsRefreshed(t *testing.T) {
 		w.fake.setOutage(false)
 		w.want("x", "miss "+a)
 		if parked, wheel := w.counts(); parked != 0 || wheel != 1 {
-			t.Errorf("%d parked, %d in the wheel", parked, wheel)
+			t.Errorf("%d parked, %d in the wheel; want 0 and 1", parked, wheel)
 		}
 		w.sleep(time.Minute)
 		w.want("x", "hit "+a)
@@ -224,7 +224,7 @@ func TestEvictedAreNotRefreshed(t *testing.T) {
 		}
 		synctest.Wait()
 		if w.Len() != 10 || w.sched.forecast.total != 10 {
-			t.Errorf("%d names, %d in the wheel", w.Len(), w.sched.forecast.total)
+			t.Errorf("%d names, %d in the wheel; want 10 and 10", w.Len(), w.sched.forecast.total)
 		}
 		w.fake.forget()
 		w.sleep(10 * time.Second)
@@ -234,13 +234,13 @@ func TestEvictedAreNotRefreshed(t *testing.T) {
 		w.fake.setOutage(true)
 		w.sleep(staleGrace)
 		if n := w.sched.parked.len; n != 10 {
-			t.Errorf("%d parked", n)
+			t.Errorf("%d parked, want 10", n)
 		}
 		for _, name := range names(1500)[1000:] {
 			w.get(name)
 		}
 		if w.sched.parked.len != 0 {
-			t.Errorf("%d parked after they were evicted", w.sched.parked.len)
+			t.Errorf("%d parked after they were evicted, want none", w.sched.parked.len)
 		}
 		if err := w.check(); err != nil {
 			t.Error(err)
@@ -282,7 +282,7 @@ func TestOutage(t *testing.T) {
 			order = append(order, slices.Index(names(n), name))
 		}
 		if len(w.fake.asked) != 0 || w.sched.parked.len != n {
-			t.Errorf("%d questions in an outage, %d parked", len(w.fake.asked), w.sched.parked.len)
+			t.Errorf("%d questions in an outage, %d parked; want 0 and %d", len(w.fake.asked), w.sched.parked.len, n)
 		}
 
 		start := time.Since(w.fake.start)
@@ -290,7 +290,7 @@ func TestOutage(t *testing.T) {
 		w.want("cold", "miss "+a)
 		w.sleep(n*time.Second/recoveryRate + 2*wheelTick)
 		if w.sched.parked.len != 0 {
-			t.Errorf("%d parked at the end", w.sched.parked.len)
+			t.Errorf("%d parked at the end, want none", w.sched.parked.len)
 		}
 		at := make(map[string]time.Duration)
 		var perSecond [10]int
@@ -305,7 +305,7 @@ func TestOutage(t *testing.T) {
 		}
 		for i, count := range perSecond[:5] {
 			if count < recoveryRate*8/10 || count > recoveryRate*5/4+1 {
-				t.Errorf("second %d: %d refreshes", i, count)
+				t.Errorf("second %d: %d refreshes, want about %d", i, count, recoveryRate)
 			}
 		}
 		// from the most recently used to the others, but for those used in the same second
@@ -373,14 +373,14 @@ func TestReaderTakesOver(t *testing.T) {
 		go w.wantLater("x", "miss "+b)
 		w.sleep(0)
 		if w.sched.parked.len != 1 {
-			t.Errorf("%d parked", w.sched.parked.len)
+			t.Errorf("%d parked, want 1", w.sched.parked.len)
 		}
 		w.sched.dispatch(w.cfg.Now())
 		w.sleep(time.Second)
 		w.want("x", "hit "+b)
 		w.wantAsked("x", 1, 1)
 		if w.sched.parked.len != 0 || w.sched.inFlight != [2]int{} {
-			t.Errorf("%d parked, %v busy", w.sched.parked.len, w.sched.inFlight)
+			t.Errorf("%d parked, %v in flight; want none", w.sched.parked.len, w.sched.inFlight)
 		}
 	})
 }
@@ -393,14 +393,14 @@ func TestSchedulerLists(t *testing.T) {
 		w.sched.request(n, 0, false)
 		w.sched.schedule(n, 0, time.Minute, time.Minute)
 		if w.sched.parked.len != 1 || w.sched.forecast.total != 0 {
-			t.Errorf("%d parked, %d in the wheel", w.sched.parked.len, w.sched.forecast.total)
+			t.Errorf("%d parked, %d in the wheel; want 1 and 0", w.sched.parked.len, w.sched.forecast.total)
 		}
 		w.sched.evict(n)
 		n.call.Store(nil)
 		w.sched.request(n, 0, false)
 		w.sched.schedule(n, 0, time.Minute, time.Minute)
 		if w.sched.parked.len != 0 || w.sched.forecast.total != 0 {
-			t.Errorf("%d parked, %d in the wheel after the eviction", w.sched.parked.len, w.sched.forecast.total)
+			t.Errorf("%d parked, %d in the wheel after the eviction, want none", w.sched.parked.len, w.sched.forecast.total)
 		}
 	})
 }
@@ -481,7 +481,7 @@ func TestDeadNamesLeaveSlots(t *testing.T) {
 		w.want("good", "hit "+a)
 		w.sleep(time.Minute)
 		if w.sched.inFlight != [2]int{} || w.sched.due[slowClass].len != 0 {
-			t.Errorf("at the end %v slots in use, %d due", w.sched.inFlight, w.sched.due[slowClass].len)
+			t.Errorf("at the end %v slots in use, %d due; want none", w.sched.inFlight, w.sched.due[slowClass].len)
 		}
 	})
 }
@@ -571,13 +571,13 @@ func TestWheelJumps(t *testing.T) {
 		for c.sched.due[slowClass].len > 0 {
 			n := c.sched.due[slowClass].pop()
 			if due[n.name()] > now {
-				t.Errorf("%s is due at %v, came at %v", n.name(), due[n.name()], now)
+				t.Errorf("%s came at %[3]v, want %[2]v or later", n.name(), due[n.name()], now)
 			}
 			delete(due, n.name())
 		}
 		for name, at := range due {
 			if at < now-wheelTick {
-				t.Errorf("%s was due at %v, has not come at %v", name, at, now)
+				t.Errorf("%s has not come at %[3]v, want it at %[2]v", name, at, now)
 			}
 		}
 		if err := c.check(); err != nil {

@@ -41,7 +41,7 @@ func TestSequential(t *testing.T) {
 				w.sleep(10 * time.Second)
 				second := w.fake.questions("x", TypeAAAA)
 				if first := w.fake.questions("x", TypeA); len(first) != 1 || first[0] != 0 {
-					t.Errorf("A was asked for at %v", first)
+					t.Errorf("A was asked for at %v, want once, at 0", first)
 				}
 				if test.second < 0 && len(second) != 0 || test.second >= 0 && (len(second) != 1 || second[0] != test.second) {
 					t.Errorf("AAAA was asked for at %v, want %v", second, test.second)

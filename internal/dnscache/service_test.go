@@ -111,14 +111,14 @@ func TestServiceAndHost(t *testing.T) {
 			t.Errorf("got %v, known %t; want %s", addrs, known, a)
 		}
 		if n := w.Len(); n != 2 {
-			t.Errorf("%d names", n)
+			t.Errorf("%d names, want 2", n)
 		}
 		if err := w.check(); err != nil {
 			t.Error(err)
 		}
 		w.want("y", "miss nodata") // evicts one of them, and finds it
 		if n := w.Len(); n != 2 {
-			t.Errorf("%d names", n)
+			t.Errorf("%d names, want 2", n)
 		}
 		if err := w.check(); err != nil {
 			t.Error(err)
@@ -165,7 +165,7 @@ func TestServiceCoalescing(t *testing.T) {
 		}
 		w.sleep(time.Second)
 		if served.Load() != 1000 {
-			t.Errorf("%d served", served.Load())
+			t.Errorf("%d served, want 1000", served.Load())
 		}
 		w.wantAskedSRV(srv, 1)
 		w.fake.set("SRV", script{hang: true})
@@ -203,11 +203,11 @@ func TestHugeAnswers(t *testing.T) {
 			w.sleep(0)
 			answer, err := w.Lookup(w.Context(), "x")
 			if len(answer.Addrs) != 2*maxAddrs || cap(answer.Addrs) != 2*maxAddrs || err != nil {
-				t.Errorf("%d addresses, room for %d, %v", len(answer.Addrs), cap(answer.Addrs), err)
+				t.Errorf("%d addresses, room for %d, error %v; want %d", len(answer.Addrs), cap(answer.Addrs), err, 2*maxAddrs)
 			}
 			service, err := w.LookupSRV(w.Context(), "x")
 			if len(service.Records) != maxRecords || service.Records[maxRecords-1].Priority != 0 || err != nil {
-				t.Errorf("%d records, %v", len(service.Records), err)
+				t.Errorf("%d records, error %v; want %d of the first priority", len(service.Records), err, maxRecords)
 			}
 			got, gotSRV := fmt.Sprint(answer.Addrs), fmt.Sprint(service.Records)
 			if i > 0 && (got != before || gotSRV != beforeSRV) {

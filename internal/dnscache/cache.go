@@ -1,6 +1,7 @@
 package dnscache
 
 import (
+	"cmp"
 	"context"
 	"hash/maphash"
 	"net"
@@ -148,16 +149,16 @@ const maxDuration time.Duration = 1 << 60
 // New returns a cache that asks ex. Known names are refreshed once Start was
 // called.
 func New(ex Exchanger, cfg Config) *Cache {
-	setDefault(&cfg.MinTTL, time.Second)
-	setDefault(&cfg.MaxTTL, time.Hour)
-	setDefault(&cfg.NegativeTTL, 30*time.Second)
-	setDefault(&cfg.Stale, 24*time.Hour)
-	setDefault(&cfg.StaleWait, 500*time.Millisecond)
-	setDefault(&cfg.Refresh, 5*time.Minute)
-	setDefault(&cfg.RefreshQueries, 1)
-	setDefault(&cfg.Deadline, 5*time.Second)
-	setDefault(&cfg.Size, 100_000)
-	setDefault(&cfg.MaxLookups, 1024)
+	cfg.MinTTL = cmp.Or(cfg.MinTTL, time.Second)
+	cfg.MaxTTL = cmp.Or(cfg.MaxTTL, time.Hour)
+	cfg.NegativeTTL = cmp.Or(cfg.NegativeTTL, 30*time.Second)
+	cfg.Stale = cmp.Or(cfg.Stale, 24*time.Hour)
+	cfg.StaleWait = cmp.Or(cfg.StaleWait, 500*time.Millisecond)
+	cfg.Refresh = cmp.Or(cfg.Refresh, 5*time.Minute)
+	cfg.RefreshQueries = cmp.Or(cfg.RefreshQueries, 1)
+	cfg.Deadline = cmp.Or(cfg.Deadline, 5*time.Second)
+	cfg.Size = cmp.Or(cfg.Size, 100_000)
+	cfg.MaxLookups = cmp.Or(cfg.MaxLookups, 1024)
 	for _, d := range []*time.Duration{&cfg.MinTTL, &cfg.MaxTTL, &cfg.NegativeTTL, &cfg.Stale, &cfg.StaleWait} {
 		*d = min(*d, maxDuration)
 	}
@@ -188,12 +189,6 @@ func New(ex Exchanger, cfg Config) *Cache {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.sched.init(c)
 	return c
-}
-
-func setDefault[T time.Duration | int](p *T, value T) {
-	if *p == 0 {
-		*p = value
-	}
 }
 
 // Start begins to refresh names before they expire, and looks up those of
@@ -449,7 +444,8 @@ func (c *Cache) pin(name string) *node {
 	return n
 }
 
-// readStale serves an answer that has expired and starts a lookup.
+// readStale serves an answer that has expired and starts a lookup, unless that makes
+// no sense yet. If the answer expired long ago, it waits for the lookup for a while.
 func (c *Cache) readStale(ctx context.Context, e *entry, now time.Duration) result {
 	r := e.result(Stale)
 	if !e.state.mayAsk(now) || e.state.node.call.Load() == nil && c.sched.maySkipLookup(e, now) {
@@ -494,9 +490,9 @@ func (c *Cache) await(ctx context.Context, e *entry) result {
 	n := e.state.node
 	cl := n.call.Load()
 	for cl == nil || !cl.started.Load() {
-		if now := n.entry.Load(); now != e && cl == nil {
+		if latest := n.entry.Load(); latest != e && cl == nil {
 			// a lookup has ended after e was found
-			return c.serve(ctx, now)
+			return c.serve(ctx, latest)
 		}
 		domain := c.domain(e.name())
 		if !c.pending.admit(domain, n.pinned.Load()) {

@@ -29,8 +29,9 @@ const (
 	// the same name has another entry.
 	serviceBit = 1 << 15
 
-	// maxName is at least the length of the longest name (RFC 1035, section 2.3.4).
-	maxName = 254
+	// maxName is the length of the longest name, without the trailing dot (RFC 1035,
+	// section 2.3.4).
+	maxName = 253
 
 	// usedUnit is the resolution of entry.used: about a second, and a power of two.
 	usedUnit time.Duration = 1 << 30

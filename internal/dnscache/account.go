@@ -127,11 +127,13 @@ func (s *scheduler) decide(n *node, now time.Duration, outage bool) decision {
 	a, cost := &s.account, e.state.queryCost(now, false)
 	paid := a.paid(n, e)
 	if e.state.failing() && now >= e.state.nextRetry() {
+		holds := now < e.expires // the other family
 		switch {
-		case now < e.expires && paid <= 0 && a.surplusAt(now) < float64(cost):
+		case holds && paid <= 0 && a.surplusAt(now) < float64(cost):
+			// as without the failure: see below
 		case n.countRefresh(e):
 			return refresh
-		case now >= e.expires:
+		case !holds:
 			return letExpire
 		}
 	}

@@ -42,7 +42,8 @@
 //	backoff            lookups of a name that fails, to one in 1, 2, 4 … 30 s         TestBackoff
 //	renewGap           lookups because addresses did not work, to one in 0.1 … 6.4 s  TestRenew
 //	account            queries for refreshes, to about one a request: very many       TestQueriesARequest
-//	                   names with short TTLs that are seldom used
+//	                   names with short TTLs that are seldom used; and retries of     TestRetriesOfUnusedNames
+//	                   names that fail and are not used
 //	refreshSlots       refreshes in flight: nameservers that have become slow         TestRefreshSlots
 //	slowRefreshSlots   those of slow and dead names, to half of it: they keep the     TestDeadNamesLeaveSlots
 //	                   others from being refreshed

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// count returns how many lookups are pending, or -1 if the domains do not add
-// up to that.
+// count returns how many lookups are pending, or -1 if the counts of the domains do
+// not add up to that.
 func (a *admission) count() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -57,10 +57,10 @@ func TestDomainOf(t *testing.T) {
 
 // A domain gets a quarter of what the others leave free.
 func TestAdmission(t *testing.T) {
-	const most = 2048
-	a := newAdmission(most)
+	const limit = 2048
+	a := newAdmission(limit)
 	fill := func(domain uint64) (n int) {
-		for a.enter(domain, false) {
+		for a.admit(domain, false) {
 			n++
 		}
 		return n
@@ -72,26 +72,26 @@ func TestAdmission(t *testing.T) {
 	if want := "[409 328 262 210 168 134 107 86]"; fmt.Sprint(got) != want {
 		t.Errorf("the domains have %v, want %s", got, want)
 	}
-	if fill(0) != 0 || !a.enter(0, true) {
-		t.Error("one that is privileged is not refused for its domain, and only that one")
+	if fill(0) != 0 || !a.admit(0, true) {
+		t.Error("got a lookup refused that is exempt, or one admitted that is not; want only the exempt one admitted")
 	}
-	a.leave(0)
-	for domain := range uint64(most) { // the last ones have one each
+	a.release(0)
+	for domain := range uint64(limit) { // the last ones have one each
 		fill(domain)
 	}
-	if n := a.count(); n != most || a.enter(most, true) {
-		t.Errorf("%d pending, and no room is left for anyone", n)
+	if n := a.count(); n != limit || a.admit(limit, true) {
+		t.Errorf("%d pending, want %d and no other one admitted", n, limit)
 	}
 	for domain, n := range a.domains {
 		for range n {
-			a.leave(domain)
+			a.release(domain)
 		}
 	}
 	if n := a.count(); n != 0 || len(a.domains) != 0 {
-		t.Errorf("%d pending of %d domains at the end", n, len(a.domains))
+		t.Errorf("at the end %d lookups of %d domains are pending, want none", n, len(a.domains))
 	}
 	if n := fill(0); n != got[0] {
-		t.Errorf("%d of the first domain at the end, %d before", n, got[0])
+		t.Errorf("at the end the first domain has %d, want %d as before", n, got[0])
 	}
 }
 
@@ -119,33 +119,33 @@ func TestDomainShare(t *testing.T) {
 		}
 		w.sleep(0)
 		if n := w.pending.count(); n != 40 || w.Len() != n {
-			t.Errorf("%d lookups of one domain pending, %d names", n, w.Len())
+			t.Errorf("%d lookups of one domain pending, %d names; want 40 and as many", n, w.Len())
 		}
 		w.want("more.silent.com", "miss "+ErrOverloaded.Error())
 		w.wantSRV("_https._tcp.silent.com", 0, "miss "+ErrOverloaded.Error())
 		if n := w.Len(); n != 40 {
-			t.Errorf("%d names; what was refused must not be remembered", n)
+			t.Errorf("%d names, want none of those that were refused", n)
 		}
 		w.fake.a("www.example.com", time.Minute, a)
 		w.want("www.example.com", "miss "+a)
 		for range 100 { // they wait for what is in flight
 			go func() {
 				if got := w.getSRV("_http._tcp.silent.com"); got != "miss context deadline exceeded" {
-					t.Error(got)
+					t.Errorf("got %q, want the end of the lookup's time", got)
 				}
 			}()
 		}
 		w.sleep(5 * time.Second)
 		if n := w.pending.count(); n != 0 {
-			t.Errorf("%d lookups pending at the end", n)
+			t.Errorf("at the end %d lookups are pending, want none", n)
 		}
 		w.fake.a("more.silent.com", time.Minute, a)
 		w.want("more.silent.com", "miss "+a)
 	})
 }
 
-// The share is for names that are known as well, once they have to be asked for
-// again, but not for those of Config.Preload, nor for refreshes.
+// The share bounds lookups of known names too, but not those of names of
+// Config.Preload, nor refreshes.
 func TestDomainShareOfKnownNames(t *testing.T) {
 	cfg := Config{MaxLookups: 10, Preload: []string{"pinned.silent.com"}, Stale: time.Hour, Refresh: -1}
 	run(t, cfg, func(w world) {
@@ -159,7 +159,7 @@ func TestDomainShareOfKnownNames(t *testing.T) {
 		w.fake.setOutage(true)
 		w.sleep(wheelTick)
 		w.fake.mu.Lock()
-		w.fake.down = nil // readers may ask, but what is parked is not let go yet
+		w.fake.down = nil // readers may ask, but what is parked is not due yet
 		w.fake.mu.Unlock()
 		w.fake.set("A", script{hang: true})
 		for _, name := range below("silent.com", 4) {
@@ -175,30 +175,30 @@ func TestDomainShareOfKnownNames(t *testing.T) {
 		w.sleep(5 * time.Second)
 		w.want("expired.silent.com", "miss nxdomain")
 		if n := w.pending.count(); n != 0 {
-			t.Errorf("%d lookups pending at the end", n)
+			t.Errorf("at the end %d lookups are pending, want none", n)
 		}
 	})
 }
 
-// Of those who ask for one new name at the same time one does the lookup, and is
-// counted; the others find it, however little room there is.
+// Of the readers of one new name at the same time one does the lookup, and is
+// counted. The others wait for it, however little room there is.
 func TestNewNameAtOnce(t *testing.T) {
 	run(t, Config{MaxLookups: 1, NewNames: 1}, func(w world) {
 		w.fake.set("A", script{addrs: ips(a), ttl: time.Minute, delay: time.Second})
 		const name = "www.example.com"
 		first, cl, err := w.insert(w.hash(name), name, uint16(len(name)))
 		if cl == nil || err != nil {
-			t.Fatal(cl, err)
+			t.Fatalf("got lookup %v, error %v; want a lookup", cl, err)
 		}
 		for range 3 {
 			if again, cl, err := w.insert(w.hash(name), name, uint16(len(name))); again != first || cl != nil || err != nil {
-				t.Error(again, cl, err)
+				t.Errorf("got entry %v, lookup %v, error %v; want the first entry and no lookup", again, cl, err)
 			}
 		}
 		go w.wantLater(name, "miss "+a)
 		w.sleep(0)
 		w.wantAsked(name, 0, 0)
-		w.start(first.more.node, cl)
+		w.startLookup(first.state.node, cl)
 		w.sleep(time.Second)
 		w.want(name, "hit "+a)
 		w.wantAsked(name, 1, 1)
@@ -227,7 +227,7 @@ func TestNewNames(t *testing.T) {
 		w.want("more", refused)
 		w.wantSRV("_http._tcp.example.net", 0, refused)
 		if n := w.Len(); n != 11 {
-			t.Errorf("%d names; what was refused must not be remembered", n)
+			t.Errorf("%d names, want none of those that were refused", n)
 		}
 		w.wantAsked("more", 0, 0)
 		go w.wantLater("slow", "miss "+a)
@@ -265,7 +265,7 @@ func TestRefusedAreNotNewNames(t *testing.T) {
 		w.want("three", "miss "+ErrTooManyNewNames.Error())
 		w.sleep(5 * time.Second)
 		if n := w.pending.count(); n != 0 {
-			t.Errorf("%d lookups pending at the end", n)
+			t.Errorf("at the end %d lookups are pending, want none", n)
 		}
 	})
 }
@@ -280,8 +280,8 @@ func TestOneNewName(t *testing.T) {
 	})
 }
 
-// However many names are silent, those that are answered find their way.
-func TestSilentNamesGiveWay(t *testing.T) {
+// However many names are silent, those that are answered get a slot.
+func TestSilentNamesArePreempted(t *testing.T) {
 	run(t, Config{MaxLookups: 100}, func(w world) {
 		list := names(2100)
 		silent, living := list[:2000], list[2000:]
@@ -289,42 +289,42 @@ func TestSilentNamesGiveWay(t *testing.T) {
 			w.fake.set(name+" A", script{hang: true})
 			w.fake.set(name+" AAAA", script{hang: true})
 		}
-		var gaveWay, kept atomic.Int32
+		var preempted, kept atomic.Int32
 		for i, name := range living {
 			for _, name := range silent[20*i : 20*i+20] { // 200 a second
 				go func() {
 					switch got := w.get(name); got {
 					case "miss " + ErrOverloaded.Error():
-						gaveWay.Add(1)
+						preempted.Add(1)
 					case "miss context deadline exceeded":
 						kept.Add(1)
 					default:
-						t.Errorf("%s: %s", name, got)
+						t.Errorf("%s: got %q, want an overload or the end of the lookup's time", name, got)
 					}
 				}()
 			}
 			w.fake.a(name, time.Minute, a)
 			start := w.cfg.Now()
 			if got := w.get(name); got != "miss "+a {
-				t.Errorf("%s: %s", name, got)
+				t.Errorf("%s: got %q, want %q", name, got, "miss "+a)
 			}
-			if waited := w.cfg.Now() - start; waited > patience {
-				t.Errorf("%s waited %v", name, waited)
+			if waited := w.cfg.Now() - start; waited > preemptAfter {
+				t.Errorf("%s waited %v, want at most %v", name, waited, preemptAfter)
 			}
 			w.sleep(100*time.Millisecond - (w.cfg.Now() - start))
 		}
 		w.sleep(6 * time.Second)
-		if gaveWay.Load() < 1000 || gaveWay.Load()+kept.Load() != 2000 {
-			t.Errorf("%d silent ones gave way, %d did not", gaveWay.Load(), kept.Load())
+		if preempted.Load() < 1000 || preempted.Load()+kept.Load() != 2000 {
+			t.Errorf("%d lookups of silent names were preempted, %d were not; want at least 1000 of 2000", preempted.Load(), kept.Load())
 		}
-		if n := w.pending.count(); n != 0 || len(w.slots) != 0 || w.turns.waiting != 0 || w.turns.leaving != 0 {
-			t.Errorf("%d lookups pending, %d slots taken, %d waiting, %d leaving at the end", n, len(w.slots), w.turns.waiting, w.turns.leaving)
+		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 || w.slots.waiting != 0 || w.slots.preempting != 0 {
+			t.Errorf("at the end %d lookups are pending, %d slots taken, %d lookups waiting, %d preempted; want none", n, len(w.slots.taken), w.slots.waiting, w.slots.preempting)
 		}
 	})
 }
 
-// Nobody gives way while there is room for those who wait.
-func TestNobodyGivesWay(t *testing.T) {
+// No lookup is preempted while others get a slot without that.
+func TestNoneIsPreempted(t *testing.T) {
 	run(t, Config{MaxLookups: 10}, func(w world) {
 		w.fake.a("known", time.Minute, a)
 		w.want("known", "miss "+a)
@@ -349,11 +349,11 @@ func TestSlotAtTheEnd(t *testing.T) {
 	run(t, Config{MaxLookups: 1}, func(w world) {
 		ended, cancel := context.WithCancel(w.Context())
 		cancel()
-		if w.takeSlot(ended) || len(w.slots) != 0 {
-			t.Errorf("%d slots are taken after the end", len(w.slots))
+		if w.slots.take(ended) || len(w.slots.taken) != 0 {
+			t.Errorf("%d slots are taken after the end, want 0", len(w.slots.taken))
 		}
-		if !w.takeSlot(w.Context()) || w.takeSlot(ended) || len(w.slots) != 1 || w.turns.waiting != 0 {
-			t.Errorf("%d slots are taken, %d wait", len(w.slots), w.turns.waiting)
+		if !w.slots.take(w.Context()) || w.slots.take(ended) || len(w.slots.taken) != 1 || w.slots.waiting != 0 {
+			t.Errorf("%d slots are taken, %d lookups wait; want 1 and 0", len(w.slots.taken), w.slots.waiting)
 		}
 	})
 }

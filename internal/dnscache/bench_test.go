@@ -13,16 +13,16 @@ import (
 	"unsafe"
 )
 
-// steady answers everything at once, with so many A and AAAA records.
-type steady struct{ a, aaaa int }
+// fixedAnswers answers everything at once, with so many A and AAAA records.
+type fixedAnswers struct{ a, aaaa int }
 
-func (steady) AskSRV(_ context.Context, _ string, done func([]net.SRV, time.Duration, error)) {
+func (fixedAnswers) AskSRV(_ context.Context, _ string, done func([]net.SRV, time.Duration, error)) {
 	done(nil, 0, nil)
 }
 
-func (steady) Outage() <-chan struct{} { return nil }
+func (fixedAnswers) Outage() <-chan struct{} { return nil }
 
-func (s steady) Ask(_ context.Context, _ string, qtype uint16, done func([]netip.Addr, time.Duration, error)) {
+func (s fixedAnswers) Ask(_ context.Context, _ string, qtype uint16, done func([]netip.Addr, time.Duration, error)) {
 	n := s.a
 	if qtype == TypeAAAA {
 		n = s.aaaa
@@ -36,7 +36,7 @@ func (s steady) Ask(_ context.Context, _ string, qtype uint16, done func([]netip
 	done(addrs, time.Hour, nil)
 }
 
-func filled(b testing.TB, list []string, ex steady) *Cache {
+func filled(b testing.TB, list []string, ex fixedAnswers) *Cache {
 	c := New(ex, Config{})
 	c.Start()
 	for _, name := range list {
@@ -67,7 +67,7 @@ func BenchmarkHit(b *testing.B) {
 		list := names(n)
 		order := accesses(list)
 		mask := len(order) - 1
-		c := filled(b, list, steady{a: 1})
+		c := filled(b, list, fixedAnswers{a: 1})
 		type value struct { // what the cache returns of a name
 			addrs     []netip.Addr
 			preferred int
@@ -115,7 +115,7 @@ func BenchmarkHit(b *testing.B) {
 
 // BenchmarkInsert is a flood of new names in a full cache.
 func BenchmarkInsert(b *testing.B) {
-	c := filled(b, names(100_000), steady{a: 1})
+	c := filled(b, names(100_000), fixedAnswers{a: 1})
 	defer c.Close()
 	b.ReportAllocs()
 	i := 0
@@ -129,7 +129,7 @@ func BenchmarkInsert(b *testing.B) {
 // TestMemory measures what a name costs, everything counted, and what a full
 // cache that has been scanned costs.
 func TestMemory(t *testing.T) {
-	const n, most = 100_000, 500
+	const n, limit = 100_000, 500
 	heap := func() int64 {
 		var m runtime.MemStats
 		runtime.GC()
@@ -137,7 +137,7 @@ func TestMemory(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return int64(m.HeapAlloc)
 	}
-	answers := []steady{{1, 0}, {2, 0}, {1, 1}, {2, 2}}
+	answers := []fixedAnswers{{1, 0}, {2, 0}, {1, 1}, {2, 2}}
 	if withRace {
 		answers = answers[:1]
 	}
@@ -152,21 +152,21 @@ func TestMemory(t *testing.T) {
 		}
 		scanned := float64(heap()-before) / n
 		t.Logf("%d A, %d AAAA: %.0f B a name, %.0f after a scan", ex.a, ex.aaaa, perName, scanned)
-		if perName > most || scanned > most {
-			t.Errorf("%d A, %d AAAA: %.0f B a name, %.0f after a scan, want at most %d", ex.a, ex.aaaa, perName, scanned, most)
+		if perName > limit || scanned > limit {
+			t.Errorf("%d A, %d AAAA: %.0f B a name, %.0f after a scan, want at most %d", ex.a, ex.aaaa, perName, scanned, limit)
 		}
 		if got := c.Len(); got != n {
-			t.Errorf("%d names", got)
+			t.Errorf("%d names, want %d", got, n)
 		}
 		c.Close()
 	}
 }
 
 func TestHitAllocatesNothing(t *testing.T) {
-	c := filled(t, []string{"x"}, steady{a: 2})
+	c := filled(t, []string{"x"}, fixedAnswers{a: 2})
 	defer c.Close()
 	if n := testing.AllocsPerRun(1000, func() { c.Lookup(context.Background(), "x") }); n != 0 {
-		t.Errorf("%v allocations", n)
+		t.Errorf("a hit makes %v allocations, want 0", n)
 	}
 }
 

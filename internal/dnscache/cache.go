@@ -1,17 +1,9 @@
-// Package dnscache keeps what is known of names: their addresses, how long
-// those hold, that a name has none, that asking for it failed. It decides when
-// to ask again, what to serve meanwhile, and what to forget. How questions are
-// asked is somebody else's affair: see [Exchanger].
-//
-// A read of a known name takes no lock, allocates nothing and reads the clock
-// once. Everything a reader sees is immutable and replaced as a whole.
 package dnscache
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"hash/maphash"
-	"math"
 	"net"
 	"net/netip"
 	"sync"
@@ -21,147 +13,36 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Exchanger asks nameservers.
-//
-// The errors of the lookups may tell more by methods: Negative() (ttl time.Duration,
-// ok bool) for an authoritative answer that there is nothing, with a negative
-// ttl where the answer named none; NotFound() bool where the name itself does
-// not exist, rather than just this type; Outage() bool where nothing was asked
-// because no nameserver is up.
-type Exchanger interface {
-	// Ask asks for the addresses of a name, of one type (A or AAAA), without
-	// waiting for them: done is called once, maybe before Ask returns, with the
-	// addresses and how long they hold. It gives up when ctx ends.
-	Ask(ctx context.Context, name string, qtype uint16, done func(addrs []netip.Addr, ttl time.Duration, err error))
-
-	// AskSRV asks for the records of a service, and is like Ask otherwise.
-	AskSRV(ctx context.Context, name string, done func(records []net.SRV, ttl time.Duration, err error))
-
-	// Outage returns nil while asking makes sense; otherwise a channel that
-	// is closed when it does again.
-	Outage() <-chan struct{}
-}
-
-// The record types a cache asks for.
-const (
-	TypeA    uint16 = 1
-	TypeAAAA uint16 = 28
-)
-
-// Family says which addresses of a name are asked for, and in which order they
-// are offered.
-type Family uint8
-
-const (
-	// Interleaved asks for both and alternates, IPv6 first (RFC 8305, section 4).
-	Interleaved Family = iota
-	// IPv4 asks for A records only.
-	IPv4
-	// IPv6 asks for AAAA records only.
-	IPv6
-	// PreferIPv4 asks for both; IPv6 addresses are for when no IPv4 one works.
-	PreferIPv4
-	// PreferIPv6 asks for both; IPv4 addresses are for when no IPv6 one works.
-	PreferIPv6
-)
-
-// Config is how a cache behaves. New fills in what is zero.
-type Config struct {
-	// Family is called for every lookup; default: always Interleaved.
-	Family func() Family
-
-	// Sequential is called for every lookup of two families: whether AAAA is asked
-	// for only when the reply for A has come, or half of Deadline has passed;
-	// default: never.
-	Sequential func() bool
-
-	MinTTL      time.Duration // least time an answer holds; default 1s
-	MaxTTL      time.Duration // longest time an answer holds; default 1h
-	NegativeTTL time.Duration // longest time a negative answer holds; default 30s
-	Stale       time.Duration // how long after its end a last good answer may still serve; default 24h, negative: never
-	StaleWait   time.Duration // how long a lookup may keep readers waiting first, if the answer ended over a minute ago; default 500ms
-	Refresh     time.Duration // names used in this time are asked for again in the background; default 5m, negative: none, Always: all
-	Deadline    time.Duration // one lookup in all; default 5s
-
-	// RefreshQueries is how many queries to refresh names each use of a name pays
-	// for: see account. Names that are used too seldom for that are served from
-	// the expired answer for up to a minute. Default 1.
-	RefreshQueries int
-
-	// Preload are names that are asked for at Start, and kept fresh whether
-	// they are used or not. They are never evicted. One that fails or has no
-	// address is asked for again by itself, when that makes sense.
-	Preload []string
-
-	Size int // names, those of Preload apart; default 100000
-
-	// MaxLookups is how many lookups may be in flight for readers; as many again
-	// may wait. One that takes over 1.5 seconds gives way to one that waits.
-	// Lookups of names below one registrable domain may be a quarter of what is
-	// still free then: if there are no others, two fifths of MaxLookups. Those of
-	// known names that are refreshed do not count, nor do those who wait for one
-	// of them; that of a name of Preload is not refused for its domain. Default
-	// 1024.
-	MaxLookups int
-
-	// NewNames is how many names that are not in the cache readers may ask for
-	// in a second; 0: any number.
-	NewNames int
-
-	// Now is the clock, as the time since some fixed moment; default: the
-	// monotonic clock.
-	Now func() time.Duration
-}
-
-// Always is the Config.Refresh of a cache that keeps all names fresh until they
-// are evicted. Those that have no address are not asked for until somebody wants
-// them, as ever.
-const Always time.Duration = math.MaxInt64
-
-// ErrOverloaded is returned when too many lookups are in flight and waiting, in
-// all or of names below one domain.
-var ErrOverloaded = errors.New("too many lookups in flight")
-
-// ErrTooManyNewNames is returned for a name that is not in the cache when there
-// were as many as Config.NewNames allows.
-var ErrTooManyNewNames = errors.New("too many new names")
-
-// ErrClosed is returned by a closed cache for what it does not know.
-var ErrClosed = errors.New("resolver closed")
-
-// errNameTooLong is returned for what cannot be asked for.
-var errNameTooLong = errors.New("name too long")
-
-// State says where an answer came from.
+// State is where an answer came from.
 type State uint8
 
 // Where an answer may come from.
 const (
-	Miss  State = iota // it was asked for just now
-	Hit                // it was known and held
-	Stale              // it was known but has expired
+	Miss  State = iota // a lookup that the reader waited for
+	Hit                // the cache
+	Stale              // the cache, which had an answer that has expired
 )
 
 // Answer is what is known of a name.
 type Answer struct {
-	// Addrs are the addresses in the order they should be offered. The slice is
-	// shared: it must not be written to.
+	// Addrs are the addresses in the order in which they should be offered. The
+	// slice is shared and must not be written to.
 	Addrs []netip.Addr
 
 	// Preferred is how many of Addrs, from the first, are of the preferred
-	// family; the others are for when none of these works.
+	// family. The others should be used only if none of these works.
 	Preferred int
 
 	State State
 
-	// Waited is how long the reader has waited for it; 0 for a Hit.
+	// Waited is how long the reader has waited; 0 for a Hit.
 	Waited time.Duration
 }
 
 // ServiceAnswer is what is known of a service.
 type ServiceAnswer struct {
-	// Records are in the order of their priorities, else always the same. The
-	// slice is shared: it must not be written to.
+	// Records are sorted by priority; otherwise their order is the same after every
+	// lookup. The slice is shared and must not be written to.
 	Records []net.SRV
 
 	State  State
@@ -169,8 +50,8 @@ type ServiceAnswer struct {
 }
 
 const (
-	// staleGrace is how long after its end an answer is served without any
-	// waiting. Later than that an address may belong to somebody else by now.
+	// staleGrace is how long after it expired an answer is served without waiting
+	// for a lookup. After that its addresses may belong to another host.
 	staleGrace = time.Minute
 
 	// familyGrace is how much longer a lookup waits for the second family once
@@ -181,105 +62,105 @@ const (
 	// (RFC 9520, section 3.2, asks for 1 second to 5 minutes).
 	maxBackoff = 30 * time.Second
 
-	// noSOATTL is how long a negative answer holds that does not say it.
+	// noSOATTL is the TTL of a negative answer that has none.
 	noSOATTL = 5 * time.Second
 
-	// slotTime is how long the lookup of a name that took long or failed last
-	// time keeps a reader's slot from others.
-	slotTime = 250 * time.Millisecond
+	// slowAfter is how long a lookup takes that is not slow. If the last lookup of
+	// a name was slow or failed, the next one releases its slot after that time.
+	slowAfter = 250 * time.Millisecond
 
-	// patience is how long a lookup for readers may take while others wait for
+	// preemptAfter is how long a lookup for readers may take while others wait for
 	// its slot. Most lookups that end with an answer take less.
-	patience = 1500 * time.Millisecond
+	preemptAfter = 1500 * time.Millisecond
 )
 
 // Cache is a cache of names. It is safe for concurrent use.
 type Cache struct {
-	// What a hit needs, and what is seldom written.
+	// What a hit needs, and what is written rarely.
 	table table
 	seed  maphash.Seed
 
-	// The time of the last tick, or 0: reading the clock stalls a processor
-	// until all it has begun is done, which costs more than the rest of a hit.
-	coarse atomic.Int64
-	steady bool // the clock does not jump, as an injected one may
-	ex     Exchanger
-	cfg    Config
+	// The time of the last tick, or 0. Reading the clock stalls a processor until
+	// all that it has begun is done, which costs more than the rest of a hit.
+	coarseNow atomic.Int64
+	ownClock  bool // the clock is the monotonic one, which does not jump
+	ex        Exchanger
+	cfg       Config
 
-	mu        sync.Mutex // guards the table against other writers, and what follows
+	mu        sync.Mutex // guards what follows, and the table against other writers
 	queues    queues
 	preloaded int // nodes, which are in no queue
 
-	large atomic.Int64 // the sum of the weights of all entries
+	excess atomic.Int64 // addresses beyond the small number, of all entries
 
-	slots   chan struct{} // one for each lookup in flight for a reader
-	turns   turns         // of those that wait for a slot
-	pending admission     // lookups for readers, in flight and waiting
-	slow    chan struct{} // one for each lookup that gave its slot back early
-
-	newNames *rate.Limiter // nil: no limit
+	// What limits the lookups for readers.
+	pending     admission     // those in flight and waiting
+	slots       slotQueue     // for those in flight
+	slowLookups chan struct{} // as many as are in flight, but have released their slots
+	newNames    *rate.Limiter // nil: no limit
 
 	sched scheduler
 
-	ctx    context.Context
-	cancel context.CancelFunc
-	life   sync.Mutex // guards closed against wg.Add
-	closed bool
-	wg     sync.WaitGroup
+	ctx     context.Context
+	cancel  context.CancelFunc
+	closeMu sync.Mutex // guards closed against wg.Add
+	closed  bool
+	wg      sync.WaitGroup
 }
 
-// node is the part of a name in the cache that readers of a hit do not see, and
-// that stays when more is known of the name.
+// node is a name in the cache, for as long as it is there. Readers of a hit do not
+// need it.
 type node struct {
-	entry  atomic.Pointer[entry] // the one in the table
-	call   atomic.Pointer[call]  // the lookup that is planned or in flight
-	links  [2]links              // by kind of list
-	since  uint32                // when it came in, in units of usedUnit
-	due    uint32                // in the wheel: the tick; under scheduler.mu
-	saved  uint16                // queries that its uses have paid for; under scheduler.mu
-	idle   uint8                 // how often it was refreshed since it was last used; under scheduler.mu
-	gone   bool                  // evicted; written under Cache.mu and scheduler.mu
-	pinned atomic.Bool           // one of Config.Preload
+	entry           atomic.Pointer[entry] // the one in the table
+	call            atomic.Pointer[call]  // the lookup that is planned or in flight
+	links           [2]links              // by kind of list
+	insertedAt      uint32                // in units of usedUnit
+	due             uint32                // while it is in the wheel: the tick; under scheduler.mu
+	savedQueries    uint16                // see account; under scheduler.mu
+	unusedRefreshes uint8                 // refreshes since it was last used; under scheduler.mu
+	evicted         bool                  // written under Cache.mu and scheduler.mu
+	pinned          atomic.Bool           // one of Config.Preload
 }
 
-// call is a lookup.
+// call is a lookup of a node that is planned or in flight, as readers and the
+// scheduler see it. They wait for done; a flight does the work.
 type call struct {
-	started atomic.Bool   // until then it is planned, and who sets this does it
-	renewal bool          // families that hold are asked for too
-	since   time.Duration // when it was planned
-	domain  uint64        // of a reader's: in whose share it is
-	done    chan struct{} // closed when entry or err is set
-	entry   *entry
-	err     error // instead of entry: the lookup did not take place
+	started   atomic.Bool // who sets this does the lookup; until then it is planned
+	renewal   bool        // ask for families that hold too
+	plannedAt time.Duration
+	domain    uint64        // of a lookup for readers: the domain that it is counted for
+	done      chan struct{} // closed when entry or err is set
+	entry     *entry
+	err       error // instead of entry: the lookup was abandoned
 }
 
 func newCall(now time.Duration) *call {
-	return &call{since: now, done: make(chan struct{})}
+	return &call{plannedAt: now, done: make(chan struct{})}
 }
 
-// coarseError is how far Cache.coarse may be behind the clock, with much to
-// spare for a ticker that is late.
+// coarseError is more than Cache.coarseNow may be behind the clock, even if the
+// ticker is late.
 const coarseError = time.Second
 
-// longest is how long a time may be, so that sums and multiples of a few are
-// times as well.
-const longest time.Duration = 1 << 60
+// maxDuration bounds the durations of a Config, so that sums and small multiples
+// of them do not overflow.
+const maxDuration time.Duration = 1 << 60
 
 // New returns a cache that asks ex. Known names are refreshed once Start was
 // called.
 func New(ex Exchanger, cfg Config) *Cache {
-	setDefault(&cfg.MinTTL, time.Second)
-	setDefault(&cfg.MaxTTL, time.Hour)
-	setDefault(&cfg.NegativeTTL, 30*time.Second)
-	setDefault(&cfg.Stale, 24*time.Hour)
-	setDefault(&cfg.StaleWait, 500*time.Millisecond)
-	setDefault(&cfg.Refresh, 5*time.Minute)
-	setDefault(&cfg.RefreshQueries, 1)
-	setDefault(&cfg.Deadline, 5*time.Second)
-	setDefault(&cfg.Size, 100_000)
-	setDefault(&cfg.MaxLookups, 1024)
+	cfg.MinTTL = cmp.Or(cfg.MinTTL, time.Second)
+	cfg.MaxTTL = cmp.Or(cfg.MaxTTL, time.Hour)
+	cfg.NegativeTTL = cmp.Or(cfg.NegativeTTL, 30*time.Second)
+	cfg.Stale = cmp.Or(cfg.Stale, 24*time.Hour)
+	cfg.StaleWait = cmp.Or(cfg.StaleWait, 500*time.Millisecond)
+	cfg.Refresh = cmp.Or(cfg.Refresh, 5*time.Minute)
+	cfg.RefreshQueries = cmp.Or(cfg.RefreshQueries, 1)
+	cfg.Deadline = cmp.Or(cfg.Deadline, 5*time.Second)
+	cfg.Size = cmp.Or(cfg.Size, 100_000)
+	cfg.MaxLookups = cmp.Or(cfg.MaxLookups, 1024)
 	for _, d := range []*time.Duration{&cfg.MinTTL, &cfg.MaxTTL, &cfg.NegativeTTL, &cfg.Stale, &cfg.StaleWait} {
-		*d = min(*d, longest)
+		*d = min(*d, maxDuration)
 	}
 	if cfg.Family == nil {
 		cfg.Family = func() Family { return Interleaved }
@@ -287,22 +168,20 @@ func New(ex Exchanger, cfg Config) *Cache {
 	if cfg.Sequential == nil {
 		cfg.Sequential = func() bool { return false }
 	}
-	ownClock := false
-	if cfg.Now == nil {
+	ownClock := cfg.Now == nil
+	if ownClock {
 		start := time.Now()
-		ownClock = true
 		cfg.Now = func() time.Duration { return time.Since(start) }
 	}
 	c := &Cache{
-		cfg:    cfg,
-		steady: ownClock,
-		ex:     ex,
-		seed:   maphash.MakeSeed(),
-		table:  newTable(cfg.Size + len(cfg.Preload)),
-		slots:  make(chan struct{}, cfg.MaxLookups),
-		slow:   make(chan struct{}, cfg.MaxLookups),
-		// as many again as there are slots may wait
-		pending: newAdmission(2 * cfg.MaxLookups),
+		cfg:         cfg,
+		ownClock:    ownClock,
+		ex:          ex,
+		seed:        maphash.MakeSeed(),
+		table:       newTable(cfg.Size + len(cfg.Preload)),
+		pending:     newAdmission(2 * cfg.MaxLookups), // as many as there are slots may wait
+		slots:       newSlotQueue(cfg.MaxLookups),
+		slowLookups: make(chan struct{}, cfg.MaxLookups),
 	}
 	if cfg.NewNames > 0 {
 		c.newNames = rate.NewLimiter(rate.Limit(cfg.NewNames), cfg.NewNames)
@@ -312,50 +191,42 @@ func New(ex Exchanger, cfg Config) *Cache {
 	return c
 }
 
-func setDefault[T time.Duration | int](p *T, value T) {
-	if *p == 0 {
-		*p = value
-	}
-}
-
-// Start begins to refresh names before they expire, and asks for those of
-// Config.Preload. It is called once.
+// Start begins to refresh names before they expire, and looks up those of
+// Config.Preload. It may be called once.
 func (c *Cache) Start() {
 	c.preload()
-	if c.enter() {
+	if c.addWork() {
 		go func() {
 			defer c.wg.Done()
-			defer c.coarse.Store(0)
+			defer c.coarseNow.Store(0)
 			c.sched.run()
 		}()
 	}
 }
 
-// Close ends all lookups and waits until they are gone. What is known stays
-// readable.
+// Close ends all lookups and waits for their end. What is known stays readable.
 func (c *Cache) Close() {
-	c.life.Lock()
+	c.closeMu.Lock()
 	c.closed = true
-	c.life.Unlock()
+	c.closeMu.Unlock()
 	c.cancel()
 	c.wg.Wait()
 }
 
-// enter makes Close wait until c.wg is told that something is done, unless c is
-// closed.
-func (c *Cache) enter() bool {
-	c.life.Lock()
-	defer c.life.Unlock()
+// addWork makes Close wait for one more c.wg.Done. It reports false if c is closed.
+func (c *Cache) addWork() bool {
+	c.closeMu.Lock()
+	defer c.closeMu.Unlock()
 	if !c.closed {
 		c.wg.Add(1)
 	}
 	return !c.closed
 }
 
-// Lookup returns the addresses of a name: at once if they are known, else as
-// soon as they have been asked for. The name is in lower case, ASCII, without
-// trailing dot. An error is that of the exchanger, of ctx, ErrOverloaded,
-// ErrTooManyNewNames or ErrClosed. A reader that leaves early does not disturb the lookup.
+// Lookup returns the addresses of a name: at once if they are known, else when the
+// lookup ends. The name is in lower case, ASCII, without trailing dot. The error is
+// that of the exchanger, that of ctx, ErrOverloaded, ErrTooManyNewNames or
+// ErrClosed. The lookup goes on if ctx ends before it.
 func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 	hash, size := c.hash(name), uint16(len(name))
 	e := c.table.find(hash, name, size)
@@ -363,7 +234,7 @@ func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 		if now := c.now(e); now < e.expires {
 			e.touch(now)
 			if e.count == 0 {
-				return Answer{State: Hit}, e.more.err
+				return Answer{State: Hit}, e.state.err
 			}
 			return Answer{Addrs: e.addrs(), Preferred: int(e.preferred), State: Hit}, nil
 		}
@@ -376,30 +247,30 @@ func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 }
 
 // LookupSRV returns the records of a service, such as _http._tcp.example.com.
-// All that is said of Lookup holds.
+// Otherwise it is like Lookup.
 func (c *Cache) LookupSRV(ctx context.Context, name string) (ServiceAnswer, error) {
-	hash, size := c.hash(name), uint16(len(name))|isService
+	hash, size := c.hash(name), uint16(len(name))|serviceBit
 	r := c.read(ctx, hash, name, size, c.table.find(hash, name, size))
 	if r.err != nil {
 		return ServiceAnswer{State: r.state, Waited: r.waited}, r.err
 	}
-	return ServiceAnswer{Records: r.entry.services(), State: r.state, Waited: r.waited}, nil
+	return ServiceAnswer{Records: r.entry.records(), State: r.state, Waited: r.waited}, nil
 }
 
-// Peek returns the addresses of a name if they are known, without counting as
-// a use of them.
+// Peek returns the addresses of a name if a lookup of it has ended. It does not
+// count as a use of the name.
 func (c *Cache) Peek(name string) (addrs []netip.Addr, known bool) {
 	e := c.table.find(c.hash(name), name, uint16(len(name)))
-	if e == nil || !e.more.known() {
+	if e == nil || !e.state.known {
 		return nil, false
 	}
 	return e.addrs(), true
 }
 
-// Failing reports whether nothing is known of a name because its last lookup failed.
+// Failing reports whether a name has no addresses because its last lookup failed.
 func (c *Cache) Failing(name string) bool {
 	e := c.table.find(c.hash(name), name, uint16(len(name)))
-	return e != nil && e.count == 0 && e.more.failing()
+	return e != nil && e.count == 0 && e.state.failing()
 }
 
 // Len returns the number of names, those of Config.Preload included.
@@ -411,9 +282,9 @@ func (c *Cache) Len() int {
 
 func (c *Cache) hash(name string) uint64 { return maphash.String(c.seed, name) }
 
-// now returns the time, near enough to tell whether e has expired.
+// now returns the time, exact enough to compare it with the expiry of e.
 func (c *Cache) now(e *entry) time.Duration {
-	now := time.Duration(c.coarse.Load())
+	now := time.Duration(c.coarseNow.Load())
 	if now == 0 || e.expires-now < coarseError {
 		now = c.cfg.Now()
 	}
@@ -430,13 +301,13 @@ type result struct {
 
 func (e *entry) result(as State) result {
 	if e.count == 0 {
-		return result{err: e.more.err, state: as}
+		return result{err: e.state.err, state: as}
 	}
 	return result{entry: e, state: as}
 }
 
-// read returns what is known of a name, or waits until something is. Its entry
-// is e, or nil if there was none just now.
+// read returns what is known of a name, or waits for a lookup. The entry of the
+// name is e, or nil if there was none just now.
 func (c *Cache) read(ctx context.Context, hash uint64, name string, size uint16, e *entry) result {
 	if e == nil {
 		if len(name) > maxName {
@@ -448,13 +319,14 @@ func (c *Cache) read(ctx context.Context, hash uint64, name string, size uint16,
 		case err != nil:
 			return result{err: err}
 		case cl != nil:
-			c.start(e.more.node, cl)
+			c.startLookup(e.state.node, cl)
 			return c.wait(ctx, cl)
 		}
 	}
 	return c.serve(ctx, e)
 }
 
+// serve returns the answer of an entry, or of a lookup if it has none.
 func (c *Cache) serve(ctx context.Context, e *entry) result {
 	now := c.cfg.Now()
 	e.touch(now)
@@ -468,9 +340,9 @@ func (c *Cache) serve(ctx context.Context, e *entry) result {
 	}
 }
 
-// insert returns the entry of a name. If there is none it puts one in, and
-// returns its lookup as well, which the caller has to start; but if that may not
-// be now the name is not remembered either.
+// insert returns the entry of a name. If there is none it inserts one and returns
+// its lookup too, which the caller has to start. If a lookup may not begin now, it
+// returns an error and inserts nothing.
 func (c *Cache) insert(hash uint64, name string, size uint16) (*entry, *call, error) {
 	domain := c.domain(name)
 	c.mu.Lock()
@@ -479,11 +351,11 @@ func (c *Cache) insert(hash uint64, name string, size uint16) (*entry, *call, er
 		return e, nil, nil
 	}
 	now := c.cfg.Now()
-	if !c.pending.enter(domain, false) {
+	if !c.pending.admit(domain, false) {
 		return nil, nil, ErrOverloaded
 	}
 	if c.newNames != nil && !c.newNames.AllowN(time.Unix(0, int64(now)), 1) {
-		c.pending.leave(domain)
+		c.pending.release(domain)
 		return nil, nil, ErrTooManyNewNames
 	}
 	cl := newCall(now)
@@ -494,8 +366,7 @@ func (c *Cache) insert(hash uint64, name string, size uint16) (*entry, *call, er
 	return e, cl, nil
 }
 
-// put puts in a name that is not there, for which it may evict another; c.mu is
-// held.
+// put inserts a name, for which it may evict another one; c.mu is held.
 func (c *Cache) put(hash uint64, name string, size uint16, cl *call) *entry {
 	for c.queues.len() >= c.cfg.Size {
 		c.unlink(c.queues.evict(c.cfg.Size, c.cfg.Now(), c.hash))
@@ -505,11 +376,11 @@ func (c *Cache) put(hash uint64, name string, size uint16, cl *call) *entry {
 	return n.entry.Load()
 }
 
-// add puts a new node into the table, with its lookup if that is not nil; c.mu
-// is held.
+// add inserts a new node, with its lookup if cl is not nil, into the table; c.mu is
+// held.
 func (c *Cache) add(hash uint64, name string, size uint16, cl *call) *node {
 	now := c.cfg.Now()
-	n := &node{since: uint32(now / usedUnit)}
+	n := &node{insertedAt: uint32(now / usedUnit)}
 	n.call.Store(cl)
 	e := newEntry(name, size, &state{node: n})
 	e.used.Store(usedAt(now))
@@ -518,16 +389,16 @@ func (c *Cache) add(hash uint64, name string, size uint16, cl *call) *node {
 	return n
 }
 
-// unlink takes a node out of the table; c.mu is held.
+// unlink removes a node from the table and the scheduler; c.mu is held.
 func (c *Cache) unlink(n *node) {
 	e := n.entry.Load()
 	c.table.remove(c.hash(e.name()), e)
-	c.large.Add(-e.weight())
+	c.excess.Add(-e.excess())
 	c.sched.evict(n)
 }
 
-// publish makes e what is known of a node. If it is the first that a lookup found,
-// uses are counted anew.
+// publish makes e the entry of a node. If it is the first one of a lookup, uses are
+// counted anew.
 func (c *Cache) publish(n *node, e *entry, first bool) {
 	hash := c.hash(e.name())
 	c.mu.Lock()
@@ -539,13 +410,13 @@ func (c *Cache) publish(n *node, e *entry, first bool) {
 	}
 	e.used.Store(used)
 	n.entry.Store(e)
-	if !n.gone {
+	if !n.evicted {
 		c.table.replace(hash, old, e)
-		c.large.Add(e.weight() - old.weight())
+		c.excess.Add(e.excess() - old.excess())
 	}
 }
 
-// preload puts in the names of Config.Preload, which then are due.
+// preload inserts the names of Config.Preload and makes them due.
 func (c *Cache) preload() {
 	nodes := make([]*node, 0, len(c.cfg.Preload))
 	for _, name := range c.cfg.Preload {
@@ -556,7 +427,7 @@ func (c *Cache) preload() {
 	c.sched.preload(nodes, c.cfg.Now())
 }
 
-// pin returns the node of a name, which will never be evicted.
+// pin returns the node of a name, which from now on is never evicted.
 func (c *Cache) pin(name string) *node {
 	hash, size := c.hash(name), uint16(len(name))
 	c.mu.Lock()
@@ -564,7 +435,7 @@ func (c *Cache) pin(name string) *node {
 	var n *node
 	if e := c.table.find(hash, name, size); e == nil {
 		n = c.add(hash, name, size, nil)
-	} else if n = e.more.node; !n.pinned.Load() {
+	} else if n = e.state.node; !n.pinned.Load() {
 		n.links[evictionList].in.remove(n)
 	}
 	if !n.pinned.Swap(true) {
@@ -573,17 +444,18 @@ func (c *Cache) pin(name string) *node {
 	return n
 }
 
-// readStale serves an answer that has expired while it is asked for anew.
+// readStale serves an answer that has expired and starts a lookup, unless that makes
+// no sense yet. If the answer expired long ago, it waits for the lookup for a while.
 func (c *Cache) readStale(ctx context.Context, e *entry, now time.Duration) result {
 	r := e.result(Stale)
-	if !e.more.mayAsk(now) || e.more.node.call.Load() == nil && c.sched.maySkip(e, now) {
+	if !e.state.mayAsk(now) || e.state.node.call.Load() == nil && c.sched.maySkipLookup(e, now) {
 		return r
 	}
-	cl := c.sched.request(e.more.node, now, false)
+	cl := c.sched.request(e.state.node, now, false)
 	if cl == nil || now-e.expires <= staleGrace {
 		return r
 	}
-	wait := cl.since + c.cfg.StaleWait - now
+	wait := cl.plannedAt + c.cfg.StaleWait - now
 	if wait <= 0 || c.ex.Outage() != nil {
 		return r
 	}
@@ -601,74 +473,72 @@ func (c *Cache) readStale(ctx context.Context, e *entry, now time.Duration) resu
 	return r
 }
 
-// result is what those who waited for the lookup get.
+// result is what readers get who waited for the lookup.
 func (cl *call) result() result {
 	switch {
 	case cl.err != nil:
 		return result{err: cl.err}
-	case cl.entry.more.stale:
+	case cl.entry.state.learnedStale:
 		return cl.entry.result(Stale)
 	default:
 		return cl.entry.result(Miss)
 	}
 }
 
-// await waits for the lookup of e's node that is in flight, or for one that it
-// starts.
+// await waits for the lookup of e's node that has begun, or begins one.
 func (c *Cache) await(ctx context.Context, e *entry) result {
-	n := e.more.node
+	n := e.state.node
 	cl := n.call.Load()
 	for cl == nil || !cl.started.Load() {
-		if now := n.entry.Load(); now != e && cl == nil {
-			// a lookup has ended since e was found
-			return c.serve(ctx, now)
+		if latest := n.entry.Load(); latest != e && cl == nil {
+			// a lookup has ended after e was found
+			return c.serve(ctx, latest)
 		}
 		domain := c.domain(e.name())
-		if !c.pending.enter(domain, n.pinned.Load()) {
+		if !c.pending.admit(domain, n.pinned.Load()) {
 			return result{err: ErrOverloaded}
 		}
 		if mine := c.claim(n, cl); mine != nil {
 			cl = mine
 			cl.domain = domain
-			c.start(n, cl)
+			c.startLookup(n, cl)
 			break
 		}
-		c.pending.leave(domain)
+		c.pending.release(domain)
 		cl = n.call.Load()
 	}
 	return c.wait(ctx, cl)
 }
 
-// start begins a lookup that was claimed and admitted.
-func (c *Cache) start(n *node, cl *call) {
-	if !c.enter() {
-		c.pending.leave(cl.domain)
-		c.end(n, cl, ErrClosed)
+// startLookup starts a lookup that was claimed and admitted.
+func (c *Cache) startLookup(n *node, cl *call) {
+	if !c.addWork() {
+		c.pending.release(cl.domain)
+		c.abandon(n, cl, ErrClosed)
 		return
 	}
 	f := c.newFlight(n, cl)
-	select {
-	case c.slots <- struct{}{}:
+	if c.slots.tryTake() {
 		f.beginForReader()
-	default:
-		go func() {
-			if c.takeSlot(f.ctx) {
-				f.beginForReader()
-				return
-			}
-			defer c.wg.Done()
-			f.cancel()
-			c.pending.leave(cl.domain)
-			if c.ctx.Err() != nil {
-				c.end(n, cl, ErrClosed)
-			} else {
-				c.end(n, cl, ErrOverloaded)
-			}
-		}()
+		return
 	}
+	go func() {
+		if c.slots.take(f.ctx) {
+			f.beginForReader()
+			return
+		}
+		defer c.wg.Done()
+		f.cancel()
+		c.pending.release(cl.domain)
+		if c.ctx.Err() != nil {
+			c.abandon(n, cl, ErrClosed)
+		} else {
+			c.abandon(n, cl, ErrOverloaded)
+		}
+	}()
 }
 
-// wait waits for a lookup that somebody has started.
+// wait waits for the end of a lookup.
 func (c *Cache) wait(ctx context.Context, cl *call) result {
 	start := c.cfg.Now()
 	select {
@@ -681,8 +551,8 @@ func (c *Cache) wait(ctx context.Context, cl *call) result {
 	}
 }
 
-// claim returns the lookup of n that the caller has to do: a new one, or cl,
-// which was planned. It returns nil if somebody else was faster.
+// claim returns the lookup of n that the caller has to do: a new one, or cl, which
+// was planned. It returns nil if another caller claimed one first.
 func (c *Cache) claim(n *node, cl *call) *call {
 	if cl != nil {
 		if cl.started.CompareAndSwap(false, true) {
@@ -698,28 +568,8 @@ func (c *Cache) claim(n *node, cl *call) *call {
 	return nil
 }
 
-// takeSlot waits for one of the slots for readers, unless ctx ends first.
-func (c *Cache) takeSlot(ctx context.Context) bool {
-	select {
-	case c.slots <- struct{}{}:
-	default:
-		c.turns.wait()
-		defer c.turns.waited()
-		select {
-		case c.slots <- struct{}{}:
-		case <-ctx.Done():
-			return false
-		}
-	}
-	if ctx.Err() != nil { // both at once
-		<-c.slots
-		return false
-	}
-	return true
-}
-
-// end ends a lookup that did not take place.
-func (c *Cache) end(n *node, cl *call, err error) {
+// abandon ends a lookup that was never begun.
+func (c *Cache) abandon(n *node, cl *call, err error) {
 	cl.err = err
 	n.call.CompareAndSwap(cl, nil)
 	close(cl.done)
@@ -729,25 +579,25 @@ func (c *Cache) end(n *node, cl *call, err error) {
 	}
 }
 
-// plan says when n is to be looked up again, now that e is known of it.
-func (c *Cache) plan(n *node, e *entry) {
+// scheduleNext schedules the next lookup of n, whose entry is e now.
+func (c *Cache) scheduleNext(n *node, e *entry) {
 	now, pinned := c.cfg.Now(), n.pinned.Load()
 	switch {
 	case e.count == 0 && pinned:
 		c.sched.schedule(n, now, 0, e.expires)
 		return
 	case e.count == 0, c.cfg.Refresh < 0 && !pinned:
-		return // when somebody wants it
+		return // until it is used
 	}
 	latest := e.expires
 	if latest <= now {
-		latest = longest
+		latest = maxDuration
 	}
-	s := e.more
-	for f := range s.have {
-		if retry := s.retry[f]; retry > now {
+	s := e.state
+	for f := range s.count {
+		if retry := s.retryAfter[f]; retry > now {
 			latest = min(latest, retry)
-		} else if s.have[f] > 0 && s.ripe[f] <= now {
+		} else if s.count[f] > 0 && s.refreshAfter[f] <= now {
 			latest = now // at the next tick
 		}
 	}

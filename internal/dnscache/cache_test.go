@@ -24,9 +24,9 @@ func TestTTL(t *testing.T) {
 		holds time.Duration
 	}{
 		{"zero", 0, 2 * time.Second},
-		{"below the least", time.Second, 2 * time.Second},
+		{"below the minimum", time.Second, 2 * time.Second},
 		{"between", 30 * time.Second, 30 * time.Second},
-		{"above the longest", time.Hour, time.Minute},
+		{"above the maximum", time.Hour, time.Minute},
 		{"longer than a clock can hold", 1<<63 - 1, time.Minute},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -53,7 +53,7 @@ func TestTTLCountsFromTheReply(t *testing.T) {
 		w.want("x", "hit "+a)
 		w.sleep(1)
 		if got := w.get("x"); got != "miss "+a {
-			t.Errorf("after its time: %s", got)
+			t.Errorf("after its time: got %q, want a miss", got)
 		}
 	})
 }
@@ -114,7 +114,7 @@ func TestStaleEnds(t *testing.T) {
 		}
 		w.sleep(time.Second)
 		if got := w.get("x"); !strings.HasSuffix(got, "servfail") {
-			t.Errorf("after an hour: %s", got)
+			t.Errorf("after an hour: got %q, want servfail", got)
 		}
 	})
 }
@@ -184,7 +184,7 @@ func TestNegative(t *testing.T) {
 		{"capped", nxdomain(time.Hour), nxdomain(time.Hour), 30 * time.Second, "nxdomain"},
 		{"TTL 0", nxdomain(0), nxdomain(0), time.Second, "nxdomain"},
 		{"the shorter one", nodata(20 * time.Second), nodata(10 * time.Second), 10 * time.Second, "nodata"},
-		{"NXDOMAIN says more", nodata(20 * time.Second), nxdomain(20 * time.Second), 20 * time.Second, "nxdomain"},
+		{"NXDOMAIN is the stronger one", nodata(20 * time.Second), nxdomain(20 * time.Second), 20 * time.Second, "nxdomain"},
 		{"NXDOMAIN is for one", nxdomain(20 * time.Second), errServfail, 0, "servfail"},
 		{"NODATA is for one", nodata(20 * time.Second), errServfail, 0, "servfail"},
 		{"neither address nor error", nil, nil, 5 * time.Second, "no addresses"},
@@ -276,16 +276,16 @@ func TestDeadFamily(t *testing.T) {
 			w.want("x", "hit "+a)
 			w.sleep(100 * time.Millisecond)
 		}
-		if w.fake.worst != 1 {
-			t.Errorf("%d lookups of one family at once", w.fake.worst)
+		if w.fake.maxInFlight != 1 {
+			t.Errorf("%d lookups of one family at once, want 1", w.fake.maxInFlight)
 		}
 		if n := len(w.fake.questions("x", TypeAAAA)); n > 10 {
-			t.Errorf("asked a dead family %d times in a minute", n)
+			t.Errorf("asked for a dead family %d times in a minute, want at most 10", n)
 		}
 	})
 }
 
-// What is not asked for, since it failed just now, is not taken to be empty.
+// A family that is not asked for, since it failed just now, is not taken to be empty.
 func TestBackoffIsNotEmpty(t *testing.T) {
 	run(t, Config{Refresh: -1, Stale: -1}, func(w world) {
 		w.fake.set("x A", script{addrs: ips(a), ttl: time.Second})
@@ -374,8 +374,8 @@ func TestBackoff(t *testing.T) {
 			go w.get("x")
 			w.sleep(100 * time.Millisecond)
 		}
-		if w.fake.worst != 1 {
-			t.Errorf("%d lookups at once", w.fake.worst)
+		if w.fake.maxInFlight != 1 {
+			t.Errorf("%d lookups at once, want 1", w.fake.maxInFlight)
 		}
 		at := w.fake.questions("x", TypeA)
 		for i, pause := range [][2]float64{{1, 1.25}, {2, 2.5}, {4, 5}, {8, 10}, {16, 20}, {22.5, 30}, {22.5, 30}} {
@@ -399,7 +399,7 @@ func TestBackoffJitter(t *testing.T) {
 			}
 		}
 		if len(retry) < 90 {
-			t.Errorf("100 names are tried again at only %d times", len(retry))
+			t.Errorf("100 names are tried again at %d different times, want at least 90", len(retry))
 		}
 	})
 }
@@ -422,7 +422,7 @@ func TestCoalescing(t *testing.T) {
 				case gone:
 					left.Add(1)
 				default:
-					t.Error(err)
+					t.Errorf("got %v, want an answer or %v", err, gone)
 				}
 			}()
 		}
@@ -430,11 +430,11 @@ func TestCoalescing(t *testing.T) {
 		cancel(gone)
 		w.sleep(0)
 		if served.Load() != 0 || left.Load() != 5000 {
-			t.Errorf("%d served, %d left too early", served.Load(), left.Load())
+			t.Errorf("%d served, %d left; want 0 and 5000", served.Load(), left.Load())
 		}
 		w.sleep(500 * time.Millisecond)
 		if served.Load() != 5000 {
-			t.Errorf("%d served, %d left", served.Load(), left.Load())
+			t.Errorf("%d served, want 5000", served.Load())
 		}
 		w.wantAsked("x", 1, 1)
 	})
@@ -446,7 +446,7 @@ func TestAllClientsLeave(t *testing.T) {
 		ctx, cancel := context.WithTimeout(w.Context(), time.Millisecond)
 		defer cancel()
 		if _, err := w.Lookup(ctx, "x"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Error(err)
+			t.Errorf("got %v, want %v", err, context.DeadlineExceeded)
 		}
 		w.sleep(time.Second)
 		w.want("x", "hit "+a)
@@ -455,11 +455,11 @@ func TestAllClientsLeave(t *testing.T) {
 }
 
 func TestDeadline(t *testing.T) {
-	run(t, Config{Deadline: slotTime / 2, MaxLookups: 1}, func(w world) {
+	run(t, Config{Deadline: slowAfter / 2, MaxLookups: 1}, func(w world) {
 		w.fake.set("first A", script{hang: true, late: time.Second})
 		go w.get("first")
 		w.sleep(0)
-		w.wantAfter("second", slotTime/2, "miss "+ErrOverloaded.Error()) // it got no slot, and that is not held against it
+		w.wantAfter("second", slowAfter/2, "miss "+ErrOverloaded.Error()) // it got no slot, which does not count as a failure of the name
 		w.fake.a("second", time.Minute, a)
 		w.sleep(time.Second)
 		w.want("second", "miss "+a)
@@ -479,7 +479,7 @@ func TestOverload(t *testing.T) {
 		w.sleep(0)
 		w.want(list[20], "miss "+ErrOverloaded.Error())
 		if n := w.Len(); n != 21 {
-			t.Errorf("%d names; what was refused must not be remembered", n)
+			t.Errorf("%d names, want none of those that were refused", n)
 		}
 		for range 1000 { // they wait for what is in flight
 			go w.wantLater(list[0], "miss "+b)
@@ -490,8 +490,8 @@ func TestOverload(t *testing.T) {
 		w.sleep(time.Second)
 		w.wantAfter(list[20], 2*time.Second, "miss "+b) // a second of it for a slot
 		w.sleep(2 * time.Second)
-		if n := w.pending.count(); n != 0 || len(w.slots) != 0 {
-			t.Errorf("%d lookups pending, %d slots taken at the end", n, len(w.slots))
+		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 {
+			t.Errorf("at the end %d lookups are pending, %d slots taken; want none", n, len(w.slots.taken))
 		}
 	})
 }
@@ -522,7 +522,7 @@ func TestOrder(t *testing.T) {
 		}
 		for _, addr := range few {
 			if n := first[addr]; n < 20 || n > 100 {
-				t.Errorf("%s is the first for %d of 400 names", addr, n)
+				t.Errorf("%s is the first for %d of 400 names, want 20 to 100", addr, n)
 			}
 		}
 		for next := netip.MustParseAddr("198.18.0.0"); len(all) < maxAddrs+100; next = next.Next() {
@@ -530,7 +530,7 @@ func TestOrder(t *testing.T) {
 		}
 		w.fake.a("large", time.Minute, all...)
 		if n := len(strings.Fields(w.get("large"))); n != 1+maxAddrs {
-			t.Errorf("%d addresses", n-1)
+			t.Errorf("%d addresses, want %d", n-1, maxAddrs)
 		}
 	})
 }
@@ -554,8 +554,8 @@ func TestNotExistingEndsOne(t *testing.T) {
 	})
 }
 
-// Names that failed before do not keep the slots from others.
-func TestSlowNamesGiveSlotsBack(t *testing.T) {
+// Lookups of names that failed before release their slots after slowAfter.
+func TestSlowNamesReleaseSlots(t *testing.T) {
 	run(t, Config{MaxLookups: 10}, func(w world) {
 		list := names(10)
 		for _, name := range list {
@@ -570,11 +570,53 @@ func TestSlowNamesGiveSlotsBack(t *testing.T) {
 		}
 		w.sleep(0)
 		w.fake.a("new", time.Minute, a)
-		w.wantAfter("new", slotTime, "miss "+a)
+		w.wantAfter("new", slowAfter, "miss "+a)
 		w.sleep(5 * time.Second)
-		if n := w.pending.count(); n != 0 || len(w.slots) != 0 || len(w.slow) != 0 {
-			t.Errorf("%d lookups pending, %d slots taken, %d slow ones at the end", n, len(w.slots), len(w.slow))
+		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 || len(w.slowLookups) != 0 {
+			t.Errorf("at the end %d lookups are pending, %d slots taken, %d lookups slow; want none", n, len(w.slots.taken), len(w.slowLookups))
 		}
+	})
+}
+
+// A lookup that goes on for the late family, when the readers are gone, has released
+// its slot.
+func TestLateFamilyReleasesSlot(t *testing.T) {
+	run(t, Config{MaxLookups: 1}, func(w world) {
+		w.fake.set("x A", script{addrs: ips(a), ttl: time.Minute})
+		w.fake.set("x AAAA", script{hang: true})
+		w.fake.a("other", time.Minute, b)
+		w.wantAfter("x", familyGrace, "miss "+a)
+		w.want("other", "miss "+b)
+		w.sleep(5 * time.Second)
+		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 || len(w.slowLookups) != 0 {
+			t.Errorf("at the end %d lookups are pending, %d slots taken, %d lookups slow; want none", n, len(w.slots.taken), len(w.slowLookups))
+		}
+	})
+}
+
+// As many lookups as there are slots may go on without one. The others keep theirs.
+func TestSlowLookupsAreBounded(t *testing.T) {
+	const slots = 10
+	run(t, Config{MaxLookups: slots}, func(w world) {
+		list := names(4 * slots)
+		for _, name := range list {
+			w.fake.fail(name, errServfail)
+			w.get(name)
+			w.fake.set(name+" A", script{hang: true})
+			w.fake.set(name+" AAAA", script{hang: true})
+		}
+		w.sleep(2 * time.Second)
+		for len(list) > 0 {
+			for _, name := range list[:slots] {
+				go w.get(name)
+			}
+			list = list[slots:]
+			w.sleep(slowAfter)
+		}
+		if n := w.pending.count(); n != 2*slots || len(w.slots.taken) != slots || len(w.slowLookups) != slots {
+			t.Errorf("%d lookups are pending, %d slots taken, %d lookups slow; want %d, %d, %d", n, len(w.slots.taken), len(w.slowLookups), 2*slots, slots, slots)
+		}
+		w.sleep(10 * time.Second)
 	})
 }
 
@@ -601,7 +643,7 @@ func TestClose(t *testing.T) {
 func TestPeek(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		if _, known := w.Peek("x"); known {
-			t.Error("a new name is known")
+			t.Error("a new name is known, want it not to be")
 		}
 		w.fake.a("x", time.Minute, a)
 		w.get("x")
@@ -614,22 +656,22 @@ func TestPeek(t *testing.T) {
 		before := used()
 		w.sleep(10 * time.Second)
 		if addrs, known := w.Peek("x"); !known || !slices.Equal(addrs, ips(a)) {
-			t.Error(addrs, known)
+			t.Errorf("got %v, known %t; want %s", addrs, known, a)
 		}
 		if used() != before {
-			t.Error("Peek counts as a use")
+			t.Error("Peek counts as a use, want it not to")
 		}
 	})
 }
 
-// A name may be a part of something large, which the cache must not keep.
+// A name may be a part of something large, which the cache must not hold on to.
 func TestNameIsCopied(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		name := "x.example.com and more"[:13]
 		w.get(name)
 		for n := range w.nodes() {
 			if n.name() != name || unsafe.StringData(n.name()) == unsafe.StringData(name) {
-				t.Error(n.name())
+				t.Errorf("got %q, or not a copy; want a copy of %q", n.name(), name)
 			}
 		}
 	})

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// The table against a map, with hashes that crowd a few buckets and tags.
+// The table against a map, with hashes that have few buckets and tags.
 func TestTable(t *testing.T) {
 	for _, size := range []int{1, 2, 4, 7, 8, 100, 1000} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -51,7 +51,7 @@ func TestTable(t *testing.T) {
 			}
 			for i := range table {
 				if tags := table[i].tags.Load(); tags != 0 && tags != overflowMax<<56 {
-					t.Errorf("bucket %d of the empty table: tags %x", i, tags)
+					t.Errorf("bucket %d of the empty table: tags %x, want none", i, tags)
 				}
 			}
 		})
@@ -62,10 +62,10 @@ func TestTable(t *testing.T) {
 func TestTableReaders(t *testing.T) {
 	const size = 64
 	table := newTable(size)
-	crowd := func(i int) uint64 { return uint64(i%2)<<56 | uint64(i%3) }
+	collide := func(i int) uint64 { return uint64(i%2)<<56 | uint64(i%3) }
 	list := names(size)
 	for i, name := range list[:size/2] {
-		table.insert(crowd(i), newEntry(name, uint16(len(name)), nil))
+		table.insert(collide(i), newEntry(name, uint16(len(name)), nil))
 	}
 	var stop atomic.Bool
 	var wg sync.WaitGroup
@@ -73,8 +73,8 @@ func TestTableReaders(t *testing.T) {
 		wg.Go(func() {
 			for i := 0; !stop.Load(); i++ {
 				k := i % (size / 2)
-				if e := table.find(crowd(k), list[k], uint16(len(list[k]))); e == nil || e.name() != list[k] {
-					t.Errorf("%s: %v", list[k], e)
+				if e := table.find(collide(k), list[k], uint16(len(list[k]))); e == nil || e.name() != list[k] {
+					t.Errorf("%s: got %v, want its entry", list[k], e)
 					return
 				}
 			}
@@ -85,14 +85,14 @@ func TestTableReaders(t *testing.T) {
 		i := size/2 + rand.N(size/2)
 		if in[i] == nil {
 			in[i] = newEntry(list[i], uint16(len(list[i])), nil)
-			table.insert(crowd(i), in[i])
+			table.insert(collide(i), in[i])
 		} else {
-			table.remove(crowd(i), in[i])
+			table.remove(collide(i), in[i])
 			delete(in, i)
 		}
 		k := rand.N(size / 2)
-		old := table.find(crowd(k), list[k], uint16(len(list[k])))
-		table.replace(crowd(k), old, newEntry(list[k], uint16(len(list[k])), nil))
+		old := table.find(collide(k), list[k], uint16(len(list[k])))
+		table.replace(collide(k), old, newEntry(list[k], uint16(len(list[k])), nil))
 	}
 	stop.Store(true)
 	wg.Wait()
@@ -111,11 +111,11 @@ func TestTableOverflow(t *testing.T) {
 		table.remove(0, e)
 	}
 	if got := table[0].tags.Load() >> 56; got != overflowMax {
-		t.Errorf("%d went past", got)
+		t.Errorf("%d entries went past, want a count of %d", got, overflowMax)
 	}
 	for _, e := range in {
 		if got := table.find(0, e.name(), e.size); got != nil && e != in[0] || got == nil && e == in[0] {
-			t.Errorf("%s: %v", e.name(), got)
+			t.Errorf("%s: got %v, want its entry if it is in, else none", e.name(), got)
 		}
 	}
 }
@@ -129,15 +129,15 @@ func TestNamesOfAllLengths(t *testing.T) {
 			w.want(long[:n], "hit "+a)
 		}
 		if err := w.check(); err != nil {
-			t.Error(err)
+			t.Errorf("the table is broken: %v", err)
 		}
 		for _, n := range []int{maxName + 1, 300} {
 			w.want(long[:n], "miss "+errNameTooLong.Error())
 		}
-		w.want(strings.Repeat("x", isService+1), "miss "+errNameTooLong.Error())
+		w.want(strings.Repeat("x", serviceBit+1), "miss "+errNameTooLong.Error())
 		w.want(strings.Repeat("x", 1<<16+1), "miss "+errNameTooLong.Error())
 		if n := w.Len(); n != maxName+1 {
-			t.Errorf("%d names", n)
+			t.Errorf("%d names, want %d", n, maxName+1)
 		}
 	})
 }
@@ -156,13 +156,13 @@ func TestAddrsOf(t *testing.T) {
 			s := &state{order: order}
 			for _, f := range families(order) {
 				lists[f] = list(f, n[f])
-				s.have[f] = uint16(n[f])
+				s.count[f] = uint16(n[f])
 			}
 			e := newEntry("x", 1, s)
 			e.setAddrs(offer(order, lists))
 			for f := range lists {
 				if got := e.addrsOf(family(f)); !slices.Equal(got, lists[f]) {
-					t.Errorf("order %d, %v: family %d: %v", order, n, f, got)
+					t.Errorf("order %d, %v: family %d: got %v, want %v", order, n, f, got, lists[f])
 				}
 			}
 		}

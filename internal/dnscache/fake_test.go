@@ -2,7 +2,6 @@ package dnscache
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"net"
@@ -14,7 +13,7 @@ import (
 	"time"
 )
 
-// failure is an error with the methods that Exchanger speaks of.
+// failure is an error with the methods that Exchanger documents.
 type failure struct {
 	text     string
 	ttl      time.Duration
@@ -63,17 +62,17 @@ type question struct {
 
 // fake is an Exchanger that follows a script.
 type fake struct {
-	mu      sync.Mutex
-	start   time.Time
-	scripts map[string]script // by "name A", "name AAAA"; else by "A", "AAAA"; else NODATA
-	asked   []question
-	flight  map[string]int // questions in flight, by name and type
-	worst   int            // most questions in flight for one name and type
-	down    chan struct{}
+	mu          sync.Mutex
+	start       time.Time
+	scripts     map[string]script // by "name A", "name AAAA"; else by "A", "AAAA"; else NODATA
+	asked       []question
+	inFlight    map[string]int // questions in flight, by name and type
+	maxInFlight int            // of inFlight, of any name and type
+	down        chan struct{}
 }
 
 func newFake() *fake {
-	return &fake{start: time.Now(), scripts: make(map[string]script), flight: make(map[string]int)}
+	return &fake{start: time.Now(), scripts: make(map[string]script), inFlight: make(map[string]int)}
 }
 
 func (f *fake) set(key string, s script) {
@@ -141,12 +140,12 @@ func (f *fake) reply(ctx context.Context, name string, qtype uint16) (script, er
 		s = script{err: nodata(-1)}
 	}
 	f.asked = append(f.asked, question{name, qtype, time.Since(f.start)})
-	f.flight[key]++
-	f.worst = max(f.worst, f.flight[key])
+	f.inFlight[key]++
+	f.maxInFlight = max(f.maxInFlight, f.inFlight[key])
 	f.mu.Unlock()
 	defer func() {
 		f.mu.Lock()
-		f.flight[key]--
+		f.inFlight[key]--
 		f.mu.Unlock()
 	}()
 	switch {
@@ -192,8 +191,8 @@ func ips(s ...string) []netip.Addr {
 	return addrs
 }
 
-// world is a cache and its nameservers in a bubble where time only passes when
-// everybody waits; a goroutine that outlives the test fails it.
+// world is a cache and its nameservers in a bubble of synctest: time only passes when
+// all goroutines wait, and a goroutine that outlives the test fails it.
 type world struct {
 	*testing.T
 	*Cache
@@ -238,7 +237,7 @@ func (w world) wantLater(name, want string) {
 	}
 }
 
-// putNew puts in a name that nobody asks for.
+// putNew inserts a name without a lookup.
 func (c *Cache) putNew(name string) *entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -249,7 +248,7 @@ func (c *Cache) putNew(name string) *entry {
 func (c *Cache) nodes() iter.Seq[*node] {
 	return func(yield func(*node) bool) {
 		for e := range c.table.all() {
-			if !yield(e.more.node) {
+			if !yield(e.state.node) {
 				return
 			}
 		}
@@ -309,7 +308,7 @@ func (w world) wantAsked(name string, a, aaaa int) {
 func (w world) counts() (parked, wheel int) {
 	w.sched.mu.Lock()
 	defer w.sched.mu.Unlock()
-	return w.sched.parked.len, w.sched.plan.total
+	return w.sched.parked.len, w.sched.forecast.total
 }
 
 // names returns names, each below a domain of its own.
@@ -319,105 +318,4 @@ func names(n int) []string {
 		list[i] = fmt.Sprintf("name-%06d-own.example", i)
 	}
 	return list
-}
-
-// check reports where the table and the lists of c disagree.
-func (c *Cache) check() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.sched.mu.Lock()
-	defer c.sched.mu.Unlock()
-	seen := make(map[*node]bool)
-	past := make(map[*bucket]uint64)
-	for e := range c.table.all() {
-		n := e.more.node
-		hash := c.hash(e.name())
-		b, at := c.table.slot(hash, e, func(b *bucket) { past[b]++ })
-		switch {
-		case seen[n]:
-			return fmt.Errorf("%s is twice in the table", e.name())
-		case n.entry.Load() != e:
-			return fmt.Errorf("%s: an old entry is in the table", e.name())
-		case c.table.find(hash, e.name(), e.size) != e:
-			return fmt.Errorf("%s is not found", e.name())
-		case b.tags.Load()>>(8*at)&0xff != tag(hash):
-			return fmt.Errorf("%s: a wrong tag", e.name())
-		case n.gone:
-			return fmt.Errorf("%s is gone, but in the table", e.name())
-		case n.pinned.Load() && n.links[evictionList].in != nil:
-			return fmt.Errorf("%s may be evicted", e.name())
-		}
-		seen[n] = true
-	}
-	for i := range c.table {
-		b := &c.table[i]
-		tags := b.tags.Load()
-		if tags>>56 != past[b] {
-			return fmt.Errorf("bucket %d: %d entries went past, it says %d", i, past[b], tags>>56)
-		}
-		for at := range b.slots {
-			if (tags>>(8*at)&0xff == 0) != (b.slots[at].Load() == nil) {
-				return fmt.Errorf("bucket %d: tags %x do not fit the slots", i, tags)
-			}
-		}
-	}
-	walk := func(l *list) (int, error) {
-		count := 0
-		var prev *node
-		for n := l.head; n != nil; n = n.links[l.kind].next {
-			if !seen[n] {
-				return 0, fmt.Errorf("%s is in a list of kind %d, but not in the table", n.name(), l.kind)
-			}
-			if at := n.links[l.kind]; at.in != l || at.prev != prev {
-				return 0, fmt.Errorf("%s: broken links of kind %d", n.name(), l.kind)
-			}
-			prev = n
-			count++
-		}
-		if prev != l.tail || count != l.len {
-			return 0, fmt.Errorf("a list of kind %d says it has %d nodes, and has %d", l.kind, l.len, count)
-		}
-		return count, nil
-	}
-	small, err := walk(&c.queues.small)
-	if err != nil {
-		return err
-	}
-	main, err := walk(&c.queues.main)
-	if err != nil {
-		return err
-	}
-	if small+main+c.preloaded != len(seen) || small+main > c.cfg.Size {
-		return fmt.Errorf("%d nodes in the table, %d in the queues and at most %d allowed, %d preloaded", len(seen), small+main, c.cfg.Size, c.preloaded)
-	}
-	if most := c.cfg.Size - max(1, c.cfg.Size/10); main > most {
-		return fmt.Errorf("%d nodes in the main queue, there may be %d", main, most)
-	}
-	inWheel := 0
-	for i := range c.sched.wheel {
-		n, err := walk(&c.sched.wheel[i])
-		if err != nil {
-			return err
-		}
-		inWheel += n
-	}
-	if inWheel != c.sched.plan.total {
-		return fmt.Errorf("%d nodes in the wheel, %d in the forecast", inWheel, c.sched.plan.total)
-	}
-	var sum int
-	for _, n := range c.sched.plan.seconds {
-		if n < 0 {
-			return errors.New("a second of the forecast is negative")
-		}
-		sum += int(n)
-	}
-	if sum != inWheel {
-		return fmt.Errorf("%d nodes in the wheel, %d in the forecast's seconds", inWheel, sum)
-	}
-	for _, l := range []*list{&c.sched.ripe, &c.sched.due[0], &c.sched.due[1], &c.sched.parked} {
-		if _, err := walk(l); err != nil {
-			return err
-		}
-	}
-	return nil
 }

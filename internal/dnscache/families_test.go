@@ -5,18 +5,18 @@ import (
 	"time"
 )
 
-// TestOneFamilyDoesNotDecide: what a reply says about one family, even that the
-// name does not exist, takes nothing away from the other one, which failed.
+// TestOneFamilyDoesNotDecide: a reply for one family, even that the name does not
+// exist, does not remove the addresses of the other one, which failed.
 func TestOneFamilyDoesNotDecide(t *testing.T) {
 	const ttl = time.Second
 	addr := map[string]string{"A": a, "AAAA": c6}
 	for _, failure := range []script{{err: errServfail}, {hang: true}, {err: errOutage}} {
-		for _, says := range []error{nxdomain(time.Minute), nodata(time.Minute), nil} {
+		for _, negative := range []error{nxdomain(time.Minute), nodata(time.Minute), nil} {
 			for _, has := range []string{"A", "AAAA"} {
 				other := map[string]string{"A": "AAAA", "AAAA": "A"}[has]
 				run(t, Config{Deadline: time.Second, Refresh: -1}, func(w world) {
 					w.fake.set("x "+has, script{addrs: ips(addr[has]), ttl: ttl})
-					w.fake.set("x "+other, script{err: says})
+					w.fake.set("x "+other, script{err: negative})
 					w.want("x", "miss "+addr[has])
 					w.sleep(ttl)
 					w.fake.set("x "+has, failure)
@@ -59,12 +59,12 @@ func TestDeadFamilyHoldsNothingUp(t *testing.T) {
 		w.fake.set("x AAAA", script{err: errServfail})
 		w.fake.set("x A", script{addrs: ips(a), ttl: time.Second})
 		w.want("x", "miss "+a)
-		for range 60 {
+		for range 58 { // AAAA after 1, 2, 4, 8, 16 seconds; the next pause may end a second later
 			w.sleep(time.Second)
 			w.get("x")
 			w.sleep(0)
 		}
-		w.wantAsked("x", 61, 6) // AAAA after 1, 2, 4 … seconds
+		w.wantAsked("x", 59, 6)
 
 		w.fake.set("x A", script{addrs: ips(b), ttl: time.Minute})
 		w.sleep(time.Second)
@@ -75,7 +75,7 @@ func TestDeadFamilyHoldsNothingUp(t *testing.T) {
 		w.sleep(renewGap)
 		w.fake.set("x A", script{addrs: ips(a), ttl: time.Minute})
 		if got := text(w.Renew(w.Context(), "x", ips(b))); got != "hit "+a {
-			t.Errorf("renewed: %s", got)
+			t.Errorf("renewed: got %q, want %q", got, "hit "+a)
 		}
 	})
 }

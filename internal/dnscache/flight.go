@@ -10,37 +10,38 @@ import (
 	"time"
 )
 
-// flight is a lookup while it is in flight. All families are asked for at once
-// (unless Config.Sequential says otherwise), and what comes back is published: once when that is enough for those who wait,
-// and once more if another family is late.
+// flight is a lookup while it is in flight. It asks for all families at once,
+// unless Config.Sequential says otherwise, and publishes what comes back: once
+// when that is enough for the readers who wait, and once more if another family
+// is late.
 //
-// It has no goroutine of its own, but goes on where a reply comes or a time is
-// up: while very many names are never answered, what each one holds counts.
+// It has no goroutine of its own, but goes on when a reply comes or a timer fires.
+// While very many names are never answered, the memory of each flight counts.
 type flight struct {
-	cache  *Cache
-	node   *node
-	call   *call
-	ctx    context.Context
-	cancel context.CancelFunc
-	landed func() // called at the end
+	cache    *Cache
+	node     *node
+	call     *call
+	ctx      context.Context
+	cancel   context.CancelFunc
+	onFinish func() // nil: nothing
 
 	// Of a flight for readers.
-	reader bool
-	way    *way
+	forReader bool
+	lease     *lease
 
 	old   *entry
 	order Family
 	start time.Duration
 
-	mu      sync.Mutex
-	left    int  // families that have not been answered
-	unasked bool // IPv6 is to be asked for, but not yet
-	replies [2]reply
-	early   bool        // its slot has been given back
-	second  *time.Timer // until IPv6 is asked for anyway; nil if it was at once
-	slow    *time.Timer // until that; nil if it is not likely to take long
-	grace   *time.Timer // until those who wait wait no longer; nil before the first addresses
-	overdue *time.Timer // until another family has to be refreshed; nil if none will have to
+	mu           sync.Mutex
+	unanswered   int  // families that have not been answered
+	v6Unasked    bool // IPv6 is to be asked for, but not yet
+	replies      [2]reply
+	released     bool        // the lease was released before the end
+	v6Timer      *time.Timer // until IPv6 is asked for anyway; nil if it was asked for at once
+	slowTimer    *time.Timer // until the slot is released; nil if the name is not likely to be slow
+	graceTimer   *time.Timer // until the readers get what there is; nil before the first addresses
+	overdueTimer *time.Timer // until another family has to be refreshed; nil if none will have to
 }
 
 func (c *Cache) newFlight(n *node, cl *call) *flight {
@@ -49,181 +50,182 @@ func (c *Cache) newFlight(n *node, cl *call) *flight {
 	return f
 }
 
-// beginForReader begins a flight that has one of the slots for readers.
+// beginForReader begins a flight that has taken one of the slots for readers.
 func (f *flight) beginForReader() {
-	f.reader = true
-	f.way = f.cache.turns.watch(f.cancel)
+	f.forReader = true
+	f.lease = f.cache.slots.lease(f.cancel)
 	f.begin()
 }
 
-// begin asks. It may end the flight as well.
+// begin asks. The flight may have ended when it returns.
 func (f *flight) begin() {
 	c := f.cache
 	f.old, f.start = f.node.entry.Load(), c.cfg.Now()
-	f.order = services
-	if !f.old.service() {
+	f.order = serviceRecords
+	if !f.old.isService() {
 		f.order = c.cfg.Family()
 	}
-	asked := f.old.more.wanted(f.order, f.start, f.call.renewal)
-	f.left = len(asked)
-	if f.reader && f.old.more.limited() {
-		f.slow = time.AfterFunc(slotTime, f.takesLong)
+	asked := f.old.state.wanted(f.order, f.start, f.call.renewal)
+	f.unanswered = len(asked)
+	if f.forReader && f.old.state.likelySlow() {
+		f.slowTimer = time.AfterFunc(slowAfter, f.releaseIfUnanswered)
 	}
-	// A family that takes long must not keep the other one from being refreshed.
-	if patience := f.old.more.patience(asked, f.start); patience < math.MaxInt64 {
-		f.overdue = time.AfterFunc(patience, f.cancel)
+	// A slow family must not keep the other one from being refreshed.
+	if rest := f.old.state.untilOverdue(asked, f.start); rest < math.MaxInt64 {
+		f.overdueTimer = time.AfterFunc(rest, f.cancel)
 	}
 	if len(asked) > 1 && c.cfg.Sequential() {
-		asked, f.unasked = []family{v4}, true
-		f.second = time.AfterFunc(c.cfg.Deadline/2, f.askSecond)
+		asked, f.v6Unasked = []family{v4}, true
+		f.v6Timer = time.AfterFunc(c.cfg.Deadline/2, f.askV6)
 	}
-	for _, of := range asked {
-		f.ask(of)
+	for _, fam := range asked {
+		f.ask(fam)
 	}
 }
 
-// askSecond asks for the family that was left for later, if that was not done yet.
-func (f *flight) askSecond() {
+// askV6 asks for IPv6 if that was put off.
+func (f *flight) askV6() {
 	f.mu.Lock()
-	unasked := f.unasked
-	f.unasked = false
+	unasked := f.v6Unasked
+	f.v6Unasked = false
 	f.mu.Unlock()
 	if unasked {
 		f.ask(v6)
 	}
 }
 
-// ask puts one question.
-func (f *flight) ask(of family) {
+// ask sends one question.
+func (f *flight) ask(fam family) {
 	ex, name := f.cache.ex, f.old.name()
-	if f.old.service() {
+	if f.old.isService() {
 		ex.AskSRV(f.ctx, name, func(records []net.SRV, ttl time.Duration, err error) {
-			f.got(reply{family: of, services: records, ttl: ttl, err: err})
+			f.received(reply{family: fam, records: records, ttl: ttl, err: err})
 		})
 		return
 	}
-	ex.Ask(f.ctx, name, of.qtype(), func(addrs []netip.Addr, ttl time.Duration, err error) {
-		f.got(reply{family: of, addrs: addrs, ttl: ttl, err: err})
+	ex.Ask(f.ctx, name, fam.qtype(), func(addrs []netip.Addr, ttl time.Duration, err error) {
+		f.received(reply{family: fam, addrs: addrs, ttl: ttl, err: err})
 	})
 }
 
-// got takes what came back for one family.
-func (f *flight) got(r reply) {
+// received handles what came back for one family.
+func (f *flight) received(r reply) {
 	c := f.cache
 	if r.err != nil {
-		r.addrs, r.services = nil, nil
+		r.addrs, r.records = nil, nil
 		switch {
 		case c.ctx.Err() != nil:
 			r.err = ErrClosed
-		case f.reader && f.way.gaveWay():
+		case f.forReader && f.lease.wasPreempted():
 			r.err = ErrOverloaded
 		}
 	}
 	r.done, r.at = true, c.cfg.Now()
-	f.take(r)
-	f.askSecond()
+	f.record(r)
+	f.askV6()
 }
 
-func (f *flight) take(r reply) {
+// record stores a reply. The last one ends the flight.
+func (f *flight) record(r reply) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.replies[r.family] = r
-	switch f.left--; {
-	case f.left == 0:
-		f.land()
+	switch f.unanswered--; {
+	case f.unanswered == 0:
+		f.finish()
 	case len(r.addrs) > 0:
-		f.grace = time.AfterFunc(familyGrace, f.goOnAlone)
+		f.graceTimer = time.AfterFunc(familyGrace, f.answerReaders)
 	}
 }
 
-// takesLong is called when the rest is likely to take long.
-func (f *flight) takesLong() {
+// releaseIfUnanswered releases the slot of a slow lookup.
+func (f *flight) releaseIfUnanswered() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.left > 0 {
-		f.leaveSlot()
+	if f.unanswered > 0 {
+		f.releaseSlot()
 	}
 }
 
-// goOnAlone lets those go who wait, when one family has been answered.
-func (f *flight) goOnAlone() {
+// answerReaders gives the readers who wait the family that was answered, and goes
+// on waiting for the other one.
+func (f *flight) answerReaders() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.left == 0 {
+	if f.unanswered == 0 {
 		return
 	}
 	f.call.entry = f.publish()
 	close(f.call.done)
-	f.leaveSlot()
-	for of, r := range f.replies {
+	f.releaseSlot()
+	for fam, r := range f.replies {
 		if r.done {
-			rest := f.call.entry.more.overdue(family(of)) - r.at
-			if f.overdue != nil {
-				f.overdue.Stop()
+			rest := f.call.entry.state.overdueAt(family(fam)) - r.at
+			if f.overdueTimer != nil {
+				f.overdueTimer.Stop()
 			}
-			f.overdue = time.AfterFunc(rest, f.cancel)
+			f.overdueTimer = time.AfterFunc(rest, f.cancel)
 		}
 	}
 }
 
-// leaveSlot gives the slot back early, if there are not too many that did.
-func (f *flight) leaveSlot() {
+// releaseSlot releases a reader's slot before the end of the flight, unless too
+// many flights in progress have done so; f.mu is held.
+func (f *flight) releaseSlot() {
 	c := f.cache
-	if !f.reader || f.early {
+	if !f.forReader || f.released {
 		return
 	}
 	select {
-	case c.slow <- struct{}{}:
-		f.early = true
-		f.way.close()
-		c.pending.leave(f.call.domain)
-		<-c.slots
+	case c.slowLookups <- struct{}{}:
+		f.released = true
+		c.pending.release(f.call.domain)
+		f.lease.release()
 	default:
 	}
 }
 
-// publish makes what has come back known.
+// publish merges what has come back into the cache.
 func (f *flight) publish() *entry {
 	c, now := f.cache, f.cache.cfg.Now()
 	e := merge(&c.cfg, f.old, f.replies, f.order, now)
-	c.fit(e, f.node.entry.Load())
-	e.more.slow = now-f.start > slotTime
+	c.trim(e, f.node.entry.Load())
+	e.state.slow = now-f.start > slowAfter
 	if f.call.renewal && slices.Equal(e.addrs(), f.old.addrs()) {
-		e.more.asked = min(f.old.more.asked, maxRenewals) + 1
+		e.state.renewals = min(f.old.state.renewals+1, maxRenewals)
 	}
 	c.publish(f.node, e, f.call.entry == nil)
 	return e
 }
 
-// land ends the flight.
-func (f *flight) land() {
+// finish ends the flight; f.mu is held.
+func (f *flight) finish() {
 	c := f.cache
-	for _, timer := range []*time.Timer{f.second, f.slow, f.grace, f.overdue} {
+	for _, timer := range []*time.Timer{f.v6Timer, f.slowTimer, f.graceTimer, f.overdueTimer} {
 		if timer != nil {
 			timer.Stop()
 		}
 	}
 	f.cancel()
 	e := f.publish()
-	waiting := f.call.entry == nil
-	if waiting {
+	readersWait := f.call.entry == nil
+	if readersWait {
 		f.call.entry = e
 	}
 	f.node.call.Store(nil)
-	c.plan(f.node, e)
-	if waiting {
+	c.scheduleNext(f.node, e)
+	if readersWait {
 		close(f.call.done)
 	}
 	switch {
-	case f.early:
-		<-c.slow
-	case f.reader:
-		c.pending.leave(f.call.domain)
-		<-c.slots
-		f.way.close()
+	case f.released:
+		<-c.slowLookups
+	case f.forReader:
+		c.pending.release(f.call.domain)
+		f.lease.release()
 	}
-	if f.landed != nil {
-		f.landed()
+	if f.onFinish != nil {
+		f.onFinish()
 	}
 	c.wg.Done()
 }

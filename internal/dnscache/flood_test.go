@@ -22,7 +22,7 @@ func newSimulation(size int) *simulation {
 	return s
 }
 
-// read reads a name, that has an address or none, and says whether it was known.
+// read reads a name, which has an address or none, and reports whether it was known.
 func (s *simulation) read(name string, resolves bool) bool {
 	e := s.table.find(s.hash(name), name, uint16(len(name)))
 	known := e != nil
@@ -36,8 +36,8 @@ func (s *simulation) read(name string, resolves bool) bool {
 	return known
 }
 
-// readSome reads those of the names whose turn it is, if each is read once in so
-// many seconds, and returns how many were not known.
+// readSome reads a part of the names, so that each is read once in so many seconds,
+// and returns how many were not known.
 func (s *simulation) readSome(list []string, every int) (unknown int) {
 	at := int(s.now/time.Second) % every
 	for _, name := range list[at*len(list)/every : (at+1)*len(list)/every] {
@@ -116,13 +116,13 @@ func TestFloods(t *testing.T) {
 			}
 			t.Logf("%s, %d names in use: of their reads %d of %d missed; of newcomers' %d of %d", tc.name, n, lost, 5*n, lostNew, 18*len(newcomers))
 			if lost > 0 {
-				t.Errorf("%s, %d names in use: %d of %d reads missed", tc.name, n, lost, 5*n)
+				t.Errorf("%s, %d names in use: %d of %d reads missed, want none", tc.name, n, lost, 5*n)
 			}
 			if lostNew > 0 && n <= 5000 { // those read each 10s become known even now
-				t.Errorf("%s, %d names in use: %d of %d reads of newcomers missed", tc.name, n, lostNew, 18*len(newcomers))
+				t.Errorf("%s, %d names in use: %d of %d reads of newcomers missed, want none", tc.name, n, lostNew, 18*len(newcomers))
 			}
 			if err := s.checkMain(); err != nil {
-				t.Error(tc.name, err)
+				t.Errorf("%s: %v", tc.name, err)
 			}
 			if err := s.check(); err != nil {
 				t.Error(err)
@@ -153,7 +153,7 @@ func TestMoreInUseThanRoom(t *testing.T) {
 			}
 		}
 		if n := s.known(names(size)); n < size*9/10-1 {
-			t.Errorf("of %d names %d are known", size, n)
+			t.Errorf("of %d names %d are known, want nine tenths", size, n)
 		}
 		s.Close()
 	}
@@ -180,7 +180,7 @@ func TestUseEnds(t *testing.T) {
 		s.now += time.Second
 	}
 	if n := s.known(list); n > 0 {
-		t.Errorf("%d names are still known", n)
+		t.Errorf("%d names are still known, want none", n)
 	}
 }
 
@@ -214,14 +214,14 @@ func TestGoneLeaveMain(t *testing.T) {
 			for _, name := range gone {
 				s.table.find(s.hash(name), name, uint16(len(name))).count = 0
 			}
-			gone = gone[:2000] // nobody wants the others any more, nor has anybody asked for these anew
+			gone = gone[:2000] // the others are not read any more, and no lookup of these has ended
 		}
 	}
 	if err := s.checkMain(); err != nil {
 		t.Error(err)
 	}
 	if n := s.known(list); n != len(list) {
-		t.Errorf("%d of %d names are known", n, len(list))
+		t.Errorf("%d of %d names are known, want all", n, len(list))
 	}
 }
 
@@ -235,24 +235,25 @@ func (s *simulation) checkMain() error {
 	return nil
 }
 
-// An eviction looks at few names only, and begins where the last one stopped.
+// A search for a name to evict goes through few names, and begins where the last
+// one stopped.
 func TestEvictionIsShort(t *testing.T) {
 	s := newSimulation(10_000)
 	defer s.Close()
 	if n := s.queues.evictMain(s.now); n != nil {
-		t.Error(n)
+		t.Errorf("evicted %s from an empty queue, want none", n.name())
 	}
-	list := names(maxPassed + 1)
+	list := names(maxScanned + 1)
 	for _, name := range list {
 		s.read(name, true)
 		s.queues.main.push(s.queues.small.pop())
 	}
 	last := s.queues.main.tail
-	last.entry.Load().forgive(1)
+	last.entry.Load().subtractReads(1)
 	if n := s.queues.evictMain(s.now); n != nil {
-		t.Error(n.name())
+		t.Errorf("evicted %s among the first %d, want none", n.name(), maxScanned)
 	}
 	if n := s.queues.evictMain(s.now); n != last {
-		t.Error(n)
+		t.Errorf("evicted %v, want the last one, %v", n, last)
 	}
 }

@@ -43,21 +43,21 @@ func TestLargeAnswers(t *testing.T) {
 						t.Fatalf("%d IPv4 addresses", four)
 					}
 				}
-				if n := w.large.Load(); n > largePart*200 {
+				if n := w.excess.Load(); n > excessPerName*200 {
 					t.Fatalf("%d addresses more than the small number", n)
 				}
 			}
 			if cut == 0 {
-				t.Error("none was cut")
+				t.Error("no answer was cut, want some to be")
 			}
 			count := func() {
 				t.Helper()
 				sum := int64(0)
 				for e := range w.table.all() {
-					sum += e.weight()
+					sum += e.excess()
 				}
-				if n := w.large.Load(); n != sum {
-					t.Errorf("%d are counted, there are %d", n, sum)
+				if n := w.excess.Load(); n != sum {
+					t.Errorf("%d addresses are counted, want %d", n, sum)
 				}
 			}
 			count()
@@ -69,7 +69,7 @@ func TestLargeAnswers(t *testing.T) {
 			count()
 			service, err := w.LookupSRV(w.Context(), "_http._tcp.example")
 			if n := len(service.Records); err != nil || n != smallRecords { // 968 times 8 is too much
-				t.Errorf("%d records, %v", n, err)
+				t.Errorf("%d records, error %v; want %d", n, err, smallRecords)
 			}
 		})
 	}
@@ -77,7 +77,7 @@ func TestLargeAnswers(t *testing.T) {
 		w.fake.set("SRV", script{srv: records, ttl: time.Hour})
 		service, err := w.LookupSRV(w.Context(), "_http._tcp.example")
 		if n := len(service.Records); err != nil || n != maxRecords {
-			t.Errorf("%d records, %v", n, err)
+			t.Errorf("%d records, error %v; want %d", n, err, maxRecords)
 		}
 	})
 }

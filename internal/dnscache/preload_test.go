@@ -14,7 +14,7 @@ func TestPreload(t *testing.T) {
 			w.fake.a("y", 1000*time.Second, b)
 			w.sleep(time.Minute)
 			if len(w.fake.asked) != 0 || w.Len() != 0 {
-				t.Errorf("before the start: asked %v, %d names", w.fake.asked, w.Len())
+				t.Errorf("before the start: asked %v, %d names; want none", w.fake.asked, w.Len())
 			}
 			w.Start()
 			w.sleep(0)
@@ -24,7 +24,7 @@ func TestPreload(t *testing.T) {
 			for range 100 { // nor does anything evict them
 				w.sleep(10 * time.Second)
 				if addrs, known := w.Peek("x"); !known || !slices.Equal(addrs, ips(a)) {
-					t.Fatal(addrs, known)
+					t.Fatalf("got %v, known %t; want %s", addrs, known, a)
 				}
 				w.get(fmt.Sprint(time.Now()))
 				w.get(fmt.Sprint(time.Now()))
@@ -32,13 +32,13 @@ func TestPreload(t *testing.T) {
 			w.want("x", "hit "+a)
 			w.want("y", "hit "+b)
 			if n := len(w.fake.questions("x", TypeA)); n < 100 || n > 134 {
-				t.Errorf("asked %d times in 1000 s", n)
+				t.Errorf("asked %d times in 1000 s, want 100 to 134", n)
 			}
 			if n := len(w.fake.questions("y", TypeA)); n != 1 {
-				t.Errorf("asked %d times in 1000 s", n)
+				t.Errorf("asked %d times in 1000 s, want once", n)
 			}
 			if n := w.Len(); n != 3 {
-				t.Errorf("%d names", n)
+				t.Errorf("%d names, want 3", n)
 			}
 			if err := w.check(); err != nil {
 				t.Error(err)
@@ -59,12 +59,12 @@ func TestPreloadKnown(t *testing.T) {
 		w.Start() // while y is looked up
 		w.sleep(0)
 		if w.Len() != 2 || w.preloaded != 2 || w.queues.len() != 0 {
-			t.Errorf("%d names, %d preloaded, %d in the queues", w.Len(), w.preloaded, w.queues.len())
+			t.Errorf("%d names, %d preloaded, %d in the queues; want 2, 2, 0", w.Len(), w.preloaded, w.queues.len())
 		}
 		w.sleep(time.Hour)
 		w.want("x", "hit "+a)
 		if got := w.get("y"); got != "hit "+b && got != "stale "+b { // it takes as long as it holds
-			t.Error(got)
+			t.Errorf("got %q, want %s, fresh or stale", got, b)
 		}
 		if err := w.check(); err != nil {
 			t.Error(err)
@@ -72,8 +72,8 @@ func TestPreloadKnown(t *testing.T) {
 	})
 }
 
-// What fails is asked for again with the backoff of failures, what does not
-// exist when that has expired; by itself.
+// A name that fails is looked up again after the backoff, one that does not exist when
+// its negative answer has expired, both without being used.
 func TestPreloadFails(t *testing.T) {
 	run(t, Config{Preload: []string{"dead", "none"}}, func(w world) {
 		w.fake.fail("dead", errServfail)
@@ -87,10 +87,10 @@ func TestPreloadFails(t *testing.T) {
 			}
 		}
 		if n := len(at); n < 20 || n > 32 {
-			t.Errorf("dead: asked %d times in 10 minutes", n)
+			t.Errorf("dead: asked %d times in 10 minutes, want 20 to 32", n)
 		}
 		if n := len(w.fake.questions("none", TypeA)); n < 29 || n > 31 {
-			t.Errorf("none: asked %d times in 10 minutes", n)
+			t.Errorf("none: asked %d times in 10 minutes, want 29 to 31", n)
 		}
 		w.fake.a("dead", time.Minute, a)
 		w.fake.a("none", time.Minute, b)
@@ -100,21 +100,21 @@ func TestPreloadFails(t *testing.T) {
 	})
 }
 
-// A lookup that did not take place is made up for.
+// A lookup that was abandoned is repeated.
 func TestPreloadOverload(t *testing.T) {
-	run(t, Config{Preload: []string{"x"}, MaxLookups: 1, Deadline: slotTime / 2}, func(w world) {
+	run(t, Config{Preload: []string{"x"}, MaxLookups: 1, Deadline: slowAfter / 2}, func(w world) {
 		w.fake.set("other A", script{hang: true, late: time.Second})
 		w.fake.set("x A", script{hang: true})
 		w.fake.setOutage(true)
 		w.Start()
 		w.sleep(time.Second + wheelTick/2)
 		w.fake.mu.Lock()
-		w.fake.down = nil // readers may ask, but what is parked is not let go yet
+		w.fake.down = nil // readers may ask, but what is parked is not due yet
 		w.fake.mu.Unlock()
 		go w.get("other")
 		w.sleep(0)
 		go w.wantLater("x", "miss "+ErrOverloaded.Error()) // takes the lookup over
-		w.sleep(slotTime / 2)
+		w.sleep(slowAfter / 2)
 		w.fake.a("x", time.Minute, a)
 		w.sleep(1200 * time.Millisecond)
 		w.want("x", "hit "+a)
@@ -125,14 +125,14 @@ func TestPreloadOverload(t *testing.T) {
 func TestPreloadIsPaced(t *testing.T) {
 	const n = 10_000
 	for _, tc := range []struct {
-		name         string
-		delay        time.Duration
-		outage       time.Duration
-		least, flood int // questions in the second second, and in any
+		name             string
+		delay            time.Duration
+		outage           time.Duration
+		minimum, maximum int // questions in the second second, and in any
 	}{
 		{"at the start", 10 * time.Millisecond, 0, recoveryRate, recoveryRate * 5 / 4},
 		{"after an outage", 10 * time.Millisecond, time.Minute, recoveryRate, recoveryRate * 5 / 4},
-		{"slow", time.Second, 0, refreshSlots / 2, refreshSlots / 2},
+		{"slow", time.Second, 0, slowRefreshSlots, slowRefreshSlots},
 	} {
 		run(t, Config{Preload: names(n), Refresh: -1}, func(w world) {
 			w.fake.set("A", script{addrs: ips(a), ttl: time.Hour, delay: tc.delay})
@@ -143,15 +143,15 @@ func TestPreloadIsPaced(t *testing.T) {
 			if tc.outage > 0 {
 				w.sleep(tc.outage)
 				if parked, _ := w.counts(); len(w.fake.asked) != 0 || parked != n {
-					t.Errorf("%s: %d questions in the outage, %d parked", tc.name, len(w.fake.asked), parked)
+					t.Errorf("%s: %d questions in the outage, %d parked; want 0 and %d", tc.name, len(w.fake.asked), parked, n)
 				}
 				w.fake.setOutage(false)
 			}
-			most := 0
+			maxInFlight := 0
 			for range 9000 {
 				w.sleep(10 * time.Millisecond)
 				w.sched.mu.Lock()
-				most = max(most, w.sched.busy[living]+w.sched.busy[limited])
+				maxInFlight = max(maxInFlight, w.sched.inFlight[fastClass]+w.sched.inFlight[slowClass])
 				w.sched.mu.Unlock()
 			}
 			perSecond := make([]int, 200)
@@ -162,12 +162,12 @@ func TestPreloadIsPaced(t *testing.T) {
 					asked[q.name] = true
 				}
 			}
-			t.Logf("%s: at most %d in flight, %d questions a second", tc.name, most, slices.Max(perSecond))
-			if len(asked) != n || most > refreshSlots/2 {
-				t.Errorf("%s: asked for %d names, %d at once", tc.name, len(asked), most)
+			t.Logf("%s: at most %d in flight, %d questions a second", tc.name, maxInFlight, slices.Max(perSecond))
+			if len(asked) != n || maxInFlight > slowRefreshSlots {
+				t.Errorf("%s: asked for %d names, %d at once; want %d, at most %d", tc.name, len(asked), maxInFlight, n, slowRefreshSlots)
 			}
-			if worst := slices.Max(perSecond); perSecond[1] < tc.least || worst > tc.flood {
-				t.Errorf("%s: questions in each second: %v", tc.name, perSecond)
+			if n := slices.Max(perSecond); perSecond[1] < tc.minimum || n > tc.maximum {
+				t.Errorf("%s: questions in each second: %v; want at least %d in the second one, at most %d in any", tc.name, perSecond, tc.minimum, tc.maximum)
 			}
 			if err := w.check(); err != nil {
 				t.Error(err)

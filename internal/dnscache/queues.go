@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// list is a list of nodes, the oldest first. A node stands in one list of each
-// kind at most.
+// list is a list of nodes, the oldest first. A node is in at most one list of each
+// kind.
 type list struct {
 	kind       int
 	head, tail *node
@@ -58,54 +58,54 @@ func (l *list) pop() *node {
 	return n
 }
 
-// queues hold all nodes that may be evicted and say which one to evict. This is S3-FIFO (Yang et
-// al., "FIFO queues are all you need for cache eviction", SOSP 2023): names come
-// in by a small queue and move to the main one only if they are read again. A
-// scan of one-off names passes through the small queue and leaves the others
-// alone.
+// queues hold all nodes that may be evicted and choose which one to evict. This is
+// S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP
+// 2023): names come in by a small queue and move to the main one only if they are
+// read again. A scan of one-off names passes through the small queue and does not
+// affect the others.
 //
-// What comes in can be made to look used: names are read several times, or come
-// back as ghosts. So there is more to it: a name in use, see node.inUse, leaves
-// the main queue for nobody, and one that has no address stays in the small one.
+// An attacker can make names look used, by reading them several times, or again
+// after they were evicted. So two rules are added: a name in use, see node.inUse,
+// is not evicted from the main queue, and a name that has no address stays in the
+// small one.
 type queues struct {
 	small, main list
 
-	// ghosts remember names that fell out of the small queue lately: one that
-	// comes back goes to the main queue at once. Each is a part of the hash, in
-	// the place that the rest of the hash says, until another one takes it.
+	// ghosts remember names that were evicted from the small queue lately: one that
+	// comes back goes to the main queue at once. Each is a part of a hash, at an
+	// index made from the rest of the hash, until another one overwrites it.
 	ghosts []uint32
 }
 
 const (
-	// A name is in use if its reads go back so far …
-	useSpan = 30 * time.Second
+	// A name is in use if it has been read for minUseSpan, the last time within
+	// maxUseGap.
+	minUseSpan = 30 * time.Second
+	maxUseGap  = 2 * time.Minute
 
-	// … and the last one was not longer ago.
-	useGap = 2 * time.Minute
-
-	// maxPassed is how many names of the main queue are looked at in search of one
-	// to evict.
-	maxPassed = 16
+	// maxScanned is how many names of the main queue one search for a name to evict
+	// goes through.
+	maxScanned = 16
 )
 
-// inUse says whether a name has been read for some time, until lately. Names
-// that crowd each other out are not in the cache for long enough.
+// inUse reports whether a name has been read for some time, until lately. Names of a
+// flood, which evict each other, are not in the cache for long enough.
 func (n *node) inUse(now time.Duration) bool {
 	last := n.entry.Load().lastUsed(now)
-	return last-time.Duration(n.since)*usedUnit >= useSpan && now-last <= useGap
+	return last-time.Duration(n.insertedAt)*usedUnit >= minUseSpan && now-last <= maxUseGap
 }
 
 func (q *queues) len() int { return q.small.len + q.main.len }
 
-// full says whether no other name may come into the main queue; one at least is
-// for the small one.
-func (q *queues) full(size int) bool { return q.main.len >= size-max(1, size/10) }
+// mainFull reports whether the main queue has no room for another name. A tenth of
+// the room, for at least one name, is left to the small queue.
+func (q *queues) mainFull(size int) bool { return q.main.len >= size-max(1, size/10) }
 
 func (q *queues) add(n *node, hash uint64, size int) {
 	if q.ghosts != nil {
 		if g := q.ghost(hash); *g == mark(hash) {
 			*g = 0
-			if !q.full(size) {
+			if !q.mainFull(size) {
 				q.main.push(n)
 				return
 			}
@@ -114,7 +114,7 @@ func (q *queues) add(n *node, hash uint64, size int) {
 	q.small.push(n)
 }
 
-// evict takes out a node; the queues have as many as there may be.
+// evict removes and returns a node. The queues hold size nodes.
 func (q *queues) evict(size int, now time.Duration, hash func(name string) uint64) *node {
 	for {
 		if q.small.len <= size/10 {
@@ -125,15 +125,15 @@ func (q *queues) evict(size int, now time.Duration, hash func(name string) uint6
 		n := q.small.pop()
 		e := n.entry.Load()
 		if e.count == 0 {
-			return n // and leaves no ghost
+			return n // without a ghost
 		}
 		if r := e.reads(); r > 1 {
 			var other *node
-			if q.full(size) {
+			if q.mainFull(size) {
 				other = q.evictMain(now)
 			}
-			if !q.full(size) {
-				e.forgive(r)
+			if !q.mainFull(size) {
+				e.subtractReads(r)
 				q.main.push(n)
 				if other != nil {
 					return other
@@ -150,10 +150,10 @@ func (q *queues) evict(size int, now time.Duration, hash func(name string) uint6
 	}
 }
 
-// evictMain takes a node out of the main queue, unless there is none among those
-// whose turn it is.
+// evictMain removes a node from the main queue and returns it. It returns nil if
+// none of the first maxScanned may be evicted.
 func (q *queues) evictMain(now time.Duration) *node {
-	for range min(q.main.len, maxPassed) {
+	for range min(q.main.len, maxScanned) {
 		n := q.main.pop()
 		switch e := n.entry.Load(); {
 		case e.count == 0:
@@ -161,7 +161,7 @@ func (q *queues) evictMain(now time.Duration) *node {
 		case n.inUse(now):
 			q.main.push(n)
 		case e.reads() > 0:
-			e.forgive(1)
+			e.subtractReads(1)
 			q.main.push(n)
 		default:
 			return n

@@ -7,19 +7,20 @@ import (
 	"time"
 )
 
-// What is known of a name has to be renewGap old at least to be asked for again
-// before its time; after each renewal that brought nothing new twice as old, up
-// to maxRenewals times: 6.4 seconds.
+// What is known of a name has to be renewGap old before a reader may have it
+// renewed. Each renewal in a row that brought nothing new doubles that, up to
+// maxRenewals times: to 6.4 seconds.
 const (
 	renewGap    = 100 * time.Millisecond
 	maxRenewals = 6
 )
 
-// Renew is Lookup for a reader who has found that these addresses are of no use:
-// unless others are known by now, they are asked for again, if that was not done
-// just now without bringing anything, and makes sense in spite of a failure or an
-// outage. It waits for that as long as Config.StaleWait says, and returns what is
-// known then.
+// Renew is Lookup for a reader for whom these addresses did not work. Unless
+// others are known by now, it asks for them again and waits for the answer, at most
+// for Config.StaleWait. It asks for nothing during an outage, while a failed name
+// is not asked for, and for 100 ms after the last lookup; each renewal in a row
+// that brings nothing new doubles that, up to 6.4 seconds. It returns what is known
+// then.
 func (c *Cache) Renew(ctx context.Context, name string, useless []netip.Addr) (Answer, error) {
 	find := func() *entry {
 		e := c.table.find(c.hash(name), name, uint16(len(name)))
@@ -29,14 +30,14 @@ func (c *Cache) Renew(ctx context.Context, name string, useless []netip.Addr) (A
 		return e
 	}
 	e := find()
-	if e != nil && e.more.asked == 1 {
-		// what has come only just now, for other reasons, may be out of date
-		c.pause(ctx, e.more.learned()+renewGap-c.cfg.Now(), nil)
+	if e != nil && e.state.renewals == 0 {
+		// an answer that came just now, for another reason, may be outdated
+		c.pause(ctx, e.state.learnedAt()+renewGap-c.cfg.Now(), nil)
 		e = find()
 	}
 	if e != nil {
 		now := c.cfg.Now()
-		if s := e.more; now-s.learned() >= renewGap<<(s.asked-1) && s.mayAsk(now) && c.ex.Outage() == nil {
+		if s := e.state; now-s.learnedAt() >= renewGap<<s.renewals && s.mayAsk(now) && c.ex.Outage() == nil {
 			if cl := c.sched.request(s.node, now, true); cl != nil {
 				c.pause(ctx, c.cfg.StaleWait, cl.done)
 			}

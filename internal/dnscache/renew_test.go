@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// TestRenew: what is known may be asked for before its time, but not by everyone
-// and not all the time.
+// TestRenew: a reader may have a name looked up before its answer expires, but not
+// all the time.
 func TestRenew(t *testing.T) {
 	renewed := func(w world, want string, after time.Duration) {
 		w.Helper()
@@ -57,7 +57,7 @@ func TestRenew(t *testing.T) {
 		w.wantAsked("x", 0, 0)
 		w.sleep(time.Minute)
 
-		// nobody waits for long
+		// no reader waits for long
 		w.fake.set("x A", script{hang: true})
 		w.fake.set("x AAAA", script{hang: true})
 		renewed(w, "stale "+b, 500*time.Millisecond)
@@ -83,22 +83,22 @@ func TestRenewTogether(t *testing.T) {
 		}
 		for range 100 {
 			if got := <-results; got != "hit "+b {
-				t.Error(got)
+				t.Errorf("got %q, want %q", got, "hit "+b)
 			}
 		}
 		w.wantAsked("x", 2, 2)
 	})
 }
 
-// TestRenewed: who comes with addresses that are not those that are known gets the
-// latter.
+// TestRenewed: a reader for whom addresses did not work that are replaced by now
+// gets the new ones.
 func TestRenewed(t *testing.T) {
 	run(t, Config{}, func(w world) {
 		w.fake.a("x", time.Minute, b)
 		w.want("x", "miss "+b)
 		start := time.Now()
 		if got := text(w.Renew(w.Context(), "x", ips(a))); got != "hit "+b || time.Since(start) != 0 {
-			t.Errorf("%s after %s", got, time.Since(start))
+			t.Errorf("got %q after %s, want %q at once", got, time.Since(start), "hit "+b)
 		}
 		w.wantAsked("x", 1, 1)
 	})

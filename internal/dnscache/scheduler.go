@@ -13,72 +13,65 @@ const (
 	wheelTick  = 50 * time.Millisecond
 	wheelSlots = 2048
 
-	// What is due at one tick is not started at once, but until the next tick, a
-	// part at each step: a burst of refreshes is what readers would wait for.
-	wheelStep = 10 * time.Millisecond
-	leastStep = 16 // nodes, if there are so many
+	// refreshSlots is how many refreshes may be in flight. They are not the slots
+	// for readers, so that a flood of new names cannot starve the known ones.
+	// slowRefreshSlots is how many of them may be for names whose last lookup
+	// failed or was slow, so that these cannot starve the others.
+	refreshSlots     = 256
+	slowRefreshSlots = refreshSlots / 2
 
-	// refreshSlots bounds the refreshes in flight. They have slots of their
-	// own, so that a flood of new names cannot starve the known ones. Names
-	// whose last lookup failed or took long get half of them at most, so that
-	// dead and slow ones cannot starve the others.
-	refreshSlots = 256
-
-	// recoveryRate is how many parked refreshes a second are let go after an
-	// outage.
+	// recoveryRate is how many parked refreshes a second start after an outage.
 	recoveryRate = 1000
 )
 
-// scheduler refreshes names when they are due: one coarse wheel, not a timer a
-// name. A node stands in one slot of it, by its time modulo a turn of the
-// wheel; one whose time is turns away is passed over until then.
+// scheduler refreshes names when they are due. It has one coarse timer wheel instead
+// of a timer for each name. The slot of a node is its tick modulo wheelSlots; a node
+// that is due in a later revolution of the wheel is passed over until then.
 type scheduler struct {
 	cache *Cache
 
-	mu    sync.Mutex
-	wheel [wheelSlots]list
-	last  time.Duration // the last tick
-	plan  forecast      // how many nodes of the wheel are due in which second
+	mu       sync.Mutex
+	wheel    [wheelSlots]list
+	lastTick time.Duration
+	forecast forecast // of the nodes in the wheel
 
-	ripe   list    // to be due at one of the next steps
-	step   int     // how many of them at each
-	due    [2]list // to be refreshed as soon as there is a slot; by class
-	parked list    // due, but there is an outage, or was one until just now; and those preloaded
-	sorted bool    // parked is in the order in which it is let go
-	credit float64 // how many parked ones may be let go now
-	paced  time.Duration
+	due      [2]list // to be refreshed as soon as there is a slot; by class
+	inFlight [2]int  // refreshes; by class
 
-	busy [2]int // refreshes in flight, by class
+	parked     list    // due, but held back: during and after an outage, and at Start
+	sorted     bool    // parked is in the order in which its nodes become due
+	credit     float64 // how many of parked may become due now
+	creditedAt time.Duration
 
 	account account
 }
 
 // The classes of refreshes.
 const (
-	living  = iota // the last lookup answered soon
-	limited        // it did not, or there was none
+	fastClass = iota // the last lookup succeeded, and was not slow
+	slowClass        // it failed or was slow, or there was none
 )
 
 func (n *node) class() int {
-	if s := n.entry.Load().more; s.known() && !s.limited() {
-		return living
+	if s := n.entry.Load().state; s.known && !s.likelySlow() {
+		return fastClass
 	}
-	return limited
+	return slowClass
 }
 
 func (s *scheduler) init(c *Cache) {
 	s.cache = c
-	s.last = c.cfg.Now()
+	s.lastTick = c.cfg.Now()
 	s.account.init(&c.cfg)
 	for i := range s.wheel {
 		s.wheel[i].kind = refreshList
 	}
-	for _, l := range []*list{&s.ripe, &s.due[living], &s.due[limited], &s.parked} {
+	for _, l := range []*list{&s.due[fastClass], &s.due[slowClass], &s.parked} {
 		l.kind = refreshList
 	}
 }
 
-// forecast counts what is due in each second (modulo its length).
+// forecast counts the nodes that are due in each second, modulo its length.
 type forecast struct {
 	seconds [4096]int32
 	total   int
@@ -88,86 +81,87 @@ func (f *forecast) at(due uint32) *int32 {
 	return &f.seconds[due/uint32(time.Second/wheelTick)%uint32(len(f.seconds))]
 }
 
-// dueAt returns the first tick at which what is due at t is due.
-func dueAt(t time.Duration) uint32 {
+// tickAfter returns the first tick after t.
+func tickAfter(t time.Duration) uint32 {
 	return uint32(min(t/wheelTick, math.MaxUint32-1)) + 1
 }
 
-// pick chooses when to refresh an answer that has just come and holds for ttl:
-// at a random 75 to 90 % of it, so that names that were learned together are
-// not asked for together for ever. Where a crowd is due then already, because
-// very many names were learned together, it may be any earlier time.
+// pick chooses when to refresh an answer that has just come and holds for ttl: after
+// a random 75 to 90 % of it, so that names that were learned together are not
+// refreshed together for ever. If too many names are due then already, because very
+// many were learned together, it may choose any earlier time.
 func (f *forecast) pick(now, ttl time.Duration) time.Duration {
 	due := now + ttl*3/4 + rand.N(ttl/100*15+1)
 	even := float64(f.total) / (0.8 * ttl.Seconds()) // names a second if spread evenly
-	if n := *f.at(dueAt(due)); float64(n) > 1.25*even+64 {
-		if early := now + ttl/10 + rand.N(ttl/10*8+1); *f.at(dueAt(early)) < n {
-			return early
+	if n := *f.at(tickAfter(due)); float64(n) > 1.25*even+64 {
+		if other := now + ttl/10 + rand.N(ttl/10*8+1); *f.at(tickAfter(other)) < n {
+			return other
 		}
 	}
 	return due
 }
 
-// schedule sets when a node is due: at the best time before ttl has passed, but
-// not later than latest.
+// schedule sets when a node is due: at a time that forecast.pick chooses, unless ttl
+// is 0, but not later than latest.
 func (s *scheduler) schedule(n *node, now, ttl, latest time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n.gone {
+	if n.evicted {
 		return
 	}
-	if s.waits(n) {
+	if s.isWaiting(n) {
 		if n.call.Load() != nil {
-			return // to be looked up again
+			return // it is due for another lookup
 		}
-		n.links[refreshList].in.remove(n) // a reader did what it waits for
+		n.links[refreshList].in.remove(n) // a reader did the lookup that it was due for
 	} else {
 		s.unschedule(n)
 	}
 	due := latest
 	if ttl > 0 {
-		due = min(s.plan.pick(now, ttl), latest)
+		due = min(s.forecast.pick(now, ttl), latest)
 	}
 	s.put(n, due)
 }
 
 // put puts a node into the wheel; s.mu is held.
 func (s *scheduler) put(n *node, due time.Duration) {
-	n.due = dueAt(max(due, s.last))
-	*s.plan.at(n.due)++
-	s.plan.total++
+	n.due = tickAfter(max(due, s.lastTick))
+	*s.forecast.at(n.due)++
+	s.forecast.total++
 	s.wheel[n.due%wheelSlots].push(n)
 }
 
-// evict takes a node out for good.
+// evict removes a node for good.
 func (s *scheduler) evict(n *node) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n.gone = true
-	if s.waits(n) {
+	n.evicted = true
+	if s.isWaiting(n) {
 		n.links[refreshList].in.remove(n)
 	} else {
 		s.unschedule(n)
 	}
 }
 
-// unschedule takes a node out of the wheel, if it is there; s.mu is held.
+// unschedule removes a node from the wheel, if it is there; s.mu is held.
 func (s *scheduler) unschedule(n *node) {
 	if in := n.links[refreshList].in; in != nil {
 		in.remove(n)
-		*s.plan.at(n.due)--
-		s.plan.total--
+		*s.forecast.at(n.due)--
+		s.forecast.total--
 	}
 }
 
-// waits says whether a node is due already; s.mu is held.
-func (s *scheduler) waits(n *node) bool {
+// isWaiting reports whether a node is due or parked; s.mu is held.
+func (s *scheduler) isWaiting(n *node) bool {
 	in := n.links[refreshList].in
-	return in == &s.ripe || in == &s.due[living] || in == &s.due[limited] || in == &s.parked
+	return in == &s.due[fastClass] || in == &s.due[slowClass] || in == &s.parked
 }
 
-// request makes a node due now, all families of it for a renewal, unless a
-// lookup of it is planned or in flight, and returns that lookup.
+// request makes a node due now, unless a lookup of it is planned or in flight, and
+// returns its lookup. A renewal asks for all families. It returns nil if the lookup
+// has just ended.
 func (s *scheduler) request(n *node, now time.Duration, renewal bool) *call {
 	if cl := n.call.Load(); cl != nil {
 		return cl
@@ -175,27 +169,27 @@ func (s *scheduler) request(n *node, now time.Duration, renewal bool) *call {
 	cl := newCall(now)
 	cl.renewal = renewal
 	if !n.call.CompareAndSwap(nil, cl) {
-		return n.call.Load() // which may be over by now
+		return n.call.Load() // nil if it has ended
 	}
 	s.mu.Lock()
-	if !n.gone && !s.waits(n) {
+	if !n.evicted && !s.isWaiting(n) {
 		s.unschedule(n)
 		s.due[n.class()].push(n)
-		s.account.spend(n, now, renewal)
+		s.account.charge(n, now, renewal)
 	}
 	s.mu.Unlock()
 	s.dispatch(now)
 	return cl
 }
 
-// preload makes nodes due that are new, and lets them go as after an outage.
+// preload parks new nodes, which become due at the same rate as after an outage.
 func (s *scheduler) preload(nodes []*node, now time.Duration) {
 	s.mu.Lock()
 	if s.parked.len == 0 {
-		s.credit, s.paced = recoveryRate/4, now
+		s.credit, s.creditedAt = recoveryRate/4, now
 	}
 	for _, n := range nodes {
-		if n.call.CompareAndSwap(nil, newCall(now)) && !s.waits(n) {
+		if n.call.CompareAndSwap(nil, newCall(now)) && !s.isWaiting(n) {
 			s.unschedule(n)
 			s.parked.push(n)
 			s.sorted = false
@@ -209,57 +203,34 @@ func (s *scheduler) preload(nodes []*node, now time.Duration) {
 func (s *scheduler) run() {
 	ticker := time.NewTicker(wheelTick)
 	defer ticker.Stop()
-	step := time.NewTimer(0)
-	defer step.Stop()
 	for {
-		var more bool
 		select {
 		case <-s.cache.ctx.Done():
 			return
 		case <-ticker.C:
 			now := s.cache.cfg.Now()
-			if s.cache.steady {
-				s.cache.coarse.Store(int64(now))
+			if s.cache.ownClock {
+				s.cache.coarseNow.Store(int64(now))
 			}
-			more = s.tick(now)
-		case <-step.C:
-			more = s.advance(s.cache.cfg.Now())
-		}
-		if more {
-			step.Reset(wheelStep)
+			s.tick(now)
 		}
 	}
 }
 
-// tick turns the wheel to now and starts refreshes that are due. It says whether
-// there are more.
-func (s *scheduler) tick(now time.Duration) bool {
+// tick starts the refreshes that are due.
+func (s *scheduler) tick(now time.Duration) {
 	outage := s.cache.ex.Outage() != nil
 	s.mu.Lock()
-	s.turn(now, outage)
-	const steps = int(wheelTick / wheelStep)
-	s.step = max(leastStep, (s.ripe.len+steps-1)/steps)
-	s.mu.Unlock()
-	return s.advance(now)
-}
-
-// advance starts the refreshes of one step, and says whether there are more.
-func (s *scheduler) advance(now time.Duration) bool {
-	s.mu.Lock()
-	for i := 0; i < s.step && s.ripe.len > 0; i++ {
-		n := s.ripe.pop()
-		s.due[n.class()].push(n)
-	}
-	more := s.ripe.len > 0
+	s.collectDue(now, outage)
 	s.mu.Unlock()
 	s.dispatch(now)
-	return more
 }
 
-// turn makes ripe what the wheel says, unless it is put off or left to expire.
-func (s *scheduler) turn(now time.Duration, outage bool) {
-	first, end := s.last/wheelTick+1, now/wheelTick
-	first = max(first, end-wheelSlots+1) // one turn meets all
+// collectDue takes from the wheel the nodes that are due now, and decides for each
+// whether it is refreshed; s.mu is held.
+func (s *scheduler) collectDue(now time.Duration, outage bool) {
+	first, end := s.lastTick/wheelTick+1, now/wheelTick
+	first = max(first, end-wheelSlots+1) // one revolution visits all nodes
 	for t := first; t <= end; t++ {
 		var next *node
 		for n := s.wheel[t%wheelSlots].head; n != nil; n = next {
@@ -270,31 +241,31 @@ func (s *scheduler) turn(now time.Duration, outage bool) {
 			s.unschedule(n)
 			switch s.decide(n, now, outage) {
 			case refresh:
-				// a lookup that is in flight already will schedule it again
+				// a lookup that is in flight already will schedule the node again
 				if n.call.CompareAndSwap(nil, newCall(now)) {
-					s.ripe.push(n)
+					s.due[n.class()].push(n)
 					if !outage {
-						s.account.spend(n, now, false)
+						s.account.charge(n, now, false)
 					}
 				}
 			case postpone:
 				s.postpone(n)
-			case leave:
+			case letExpire:
 			}
 		}
 	}
-	s.last = max(s.last, end*wheelTick) //nolint:durationcheck // end is a count
+	s.lastTick = max(s.lastTick, end*wheelTick) //nolint:durationcheck // end is a count
 }
 
-// dispatch starts as many of the refreshes that are due as it may.
+// dispatch starts the refreshes that are due, as long as there are slots.
 func (s *scheduler) dispatch(now time.Duration) {
 	outage := s.cache.ex.Outage() != nil
 	s.mu.Lock()
 	s.park(now, outage)
 	var start [2][]*node
 	for class := range s.due {
-		for s.due[class].len > 0 && s.free(class) {
-			s.busy[class]++
+		for s.due[class].len > 0 && s.hasSlot(class) {
+			s.inFlight[class]++
 			start[class] = append(start[class], s.due[class].pop())
 		}
 	}
@@ -306,14 +277,14 @@ func (s *scheduler) dispatch(now time.Duration) {
 	}
 }
 
-// free says whether a refresh may start; s.mu is held.
-func (s *scheduler) free(class int) bool {
-	return s.busy[living]+s.busy[limited] < refreshSlots &&
-		(class == living || s.busy[limited] < refreshSlots/2)
+// hasSlot reports whether a refresh may start; s.mu is held.
+func (s *scheduler) hasSlot(class int) bool {
+	return s.inFlight[fastClass]+s.inFlight[slowClass] < refreshSlots &&
+		(class == fastClass || s.inFlight[slowClass] < slowRefreshSlots)
 }
 
-// park holds back what is due while there is an outage. Afterwards it is let go
-// at a steady rate, the most recently used first; s.mu is held.
+// park holds back what is due while there is an outage. Afterwards the nodes become
+// due at recoveryRate, the most recently used first; s.mu is held.
 func (s *scheduler) park(now time.Duration, outage bool) {
 	if outage {
 		for class := range s.due {
@@ -322,25 +293,25 @@ func (s *scheduler) park(now time.Duration, outage bool) {
 				s.sorted = false
 			}
 		}
-		s.credit, s.paced = 0, now
+		s.credit, s.creditedAt = 0, now
 		return
 	}
 	if s.parked.len == 0 {
 		return
 	}
 	if !s.sorted {
-		s.sort()
+		s.sortParked()
 	}
-	s.credit = min(s.credit+recoveryRate*(now-s.paced).Seconds(), recoveryRate/4)
-	s.paced = now
+	s.credit += recoveryRate * (now - s.creditedAt).Seconds()
+	s.creditedAt = now
 	for ; s.parked.len > 0 && s.credit >= 1; s.credit-- {
 		n := s.parked.pop()
 		s.due[n.class()].push(n)
 	}
 }
 
-// sort puts the parked nodes in the order in which they are let go.
-func (s *scheduler) sort() {
+// sortParked puts the parked nodes in the order in which they become due.
+func (s *scheduler) sortParked() {
 	type parked struct {
 		used time.Duration
 		n    *node
@@ -358,30 +329,30 @@ func (s *scheduler) sort() {
 	s.sorted = true
 }
 
-// start looks a node up in one of the slots of its class, unless a reader took
-// that over.
+// start looks a node up in one of the slots of its class, unless a reader has
+// claimed its lookup.
 func (s *scheduler) start(n *node, class int) {
 	cl := n.call.Load()
 	if cl == nil || !cl.started.CompareAndSwap(false, true) {
-		s.done(class)
+		s.releaseSlot(class)
 		return
 	}
-	if !s.cache.enter() {
-		s.cache.end(n, cl, ErrClosed)
-		s.done(class)
+	if !s.cache.addWork() {
+		s.cache.abandon(n, cl, ErrClosed)
+		s.releaseSlot(class)
 		return
 	}
 	f := s.cache.newFlight(n, cl)
-	f.landed = func() {
-		s.done(class)
+	f.onFinish = func() {
+		s.releaseSlot(class)
 		s.dispatch(s.cache.cfg.Now())
 	}
-	go f.begin() // not here: one that lands at once makes others start
+	go f.begin() // a flight that finishes at once calls dispatch, which calls start
 }
 
-// done gives a slot back.
-func (s *scheduler) done(class int) {
+// releaseSlot gives a slot back.
+func (s *scheduler) releaseSlot(class int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.busy[class]--
+	s.inFlight[class]--
 }

@@ -41,7 +41,7 @@ func TestSequential(t *testing.T) {
 				w.sleep(10 * time.Second)
 				second := w.fake.questions("x", TypeAAAA)
 				if first := w.fake.questions("x", TypeA); len(first) != 1 || first[0] != 0 {
-					t.Errorf("A was asked for at %v", first)
+					t.Errorf("A was asked for at %v, want once, at 0", first)
 				}
 				if test.second < 0 && len(second) != 0 || test.second >= 0 && (len(second) != 1 || second[0] != test.second) {
 					t.Errorf("AAAA was asked for at %v, want %v", second, test.second)
@@ -74,6 +74,6 @@ func TestSequentialAtOnce(t *testing.T) {
 	c := New(atOnce{}, Config{Sequential: func() bool { return true }})
 	defer c.Close()
 	if got := text(c.Lookup(t.Context(), "x")); got != "miss "+c6+" "+a {
-		t.Error(got)
+		t.Errorf("got %q, want AAAA and A", got)
 	}
 }

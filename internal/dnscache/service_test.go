@@ -108,17 +108,17 @@ func TestServiceAndHost(t *testing.T) {
 		w.want("x", "hit "+a)
 		w.wantSRV("x", 0, "hit here:80")
 		if addrs, known := w.Peek("x"); !known || !slices.Equal(addrs, ips(a)) {
-			t.Error(addrs, known)
+			t.Errorf("got %v, known %t; want %s", addrs, known, a)
 		}
 		if n := w.Len(); n != 2 {
-			t.Errorf("%d names", n)
+			t.Errorf("%d names, want 2", n)
 		}
 		if err := w.check(); err != nil {
 			t.Error(err)
 		}
 		w.want("y", "miss nodata") // evicts one of them, and finds it
 		if n := w.Len(); n != 2 {
-			t.Errorf("%d names", n)
+			t.Errorf("%d names, want 2", n)
 		}
 		if err := w.check(); err != nil {
 			t.Error(err)
@@ -161,11 +161,11 @@ func TestServiceCoalescing(t *testing.T) {
 		ctx, cancel := context.WithTimeout(w.Context(), time.Millisecond)
 		defer cancel()
 		if _, err := w.LookupSRV(ctx, srv); !errors.Is(err, context.DeadlineExceeded) {
-			t.Error(err)
+			t.Errorf("got %v, want %v", err, context.DeadlineExceeded)
 		}
 		w.sleep(time.Second)
 		if served.Load() != 1000 {
-			t.Errorf("%d served", served.Load())
+			t.Errorf("%d served, want 1000", served.Load())
 		}
 		w.wantAskedSRV(srv, 1)
 		w.fake.set("SRV", script{hang: true})
@@ -203,15 +203,15 @@ func TestHugeAnswers(t *testing.T) {
 			w.sleep(0)
 			answer, err := w.Lookup(w.Context(), "x")
 			if len(answer.Addrs) != 2*maxAddrs || cap(answer.Addrs) != 2*maxAddrs || err != nil {
-				t.Errorf("%d addresses, room for %d, %v", len(answer.Addrs), cap(answer.Addrs), err)
+				t.Errorf("%d addresses, room for %d, error %v; want %d", len(answer.Addrs), cap(answer.Addrs), err, 2*maxAddrs)
 			}
 			service, err := w.LookupSRV(w.Context(), "x")
 			if len(service.Records) != maxRecords || service.Records[maxRecords-1].Priority != 0 || err != nil {
-				t.Errorf("%d records, %v", len(service.Records), err)
+				t.Errorf("%d records, error %v; want %d of the first priority", len(service.Records), err, maxRecords)
 			}
 			got, gotSRV := fmt.Sprint(answer.Addrs), fmt.Sprint(service.Records)
 			if i > 0 && (got != before || gotSRV != beforeSRV) {
-				t.Error("not the same addresses as before")
+				t.Error("got other addresses or records than before, want the same")
 			}
 			before, beforeSRV = got, gotSRV
 			w.sleep(time.Second)

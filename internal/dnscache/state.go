@@ -28,14 +28,14 @@ func (f family) qtype() uint16 {
 	return TypeA
 }
 
-// services is the order of what has records of a service; they take the place of
-// the first family.
-const services Family = 0xff
+// serviceRecords is the Family of a service, whose records take the place of the
+// addresses of v4.
+const serviceRecords Family = 0xff
 
 // families returns the families to ask for, the first to be offered first.
 func families(order Family) []family {
 	switch order {
-	case IPv4, services:
+	case IPv4, serviceRecords:
 		return []family{v4}
 	case IPv6:
 		return []family{v6}
@@ -49,41 +49,43 @@ func families(order Family) []family {
 // reply is what came back for one family.
 type reply struct {
 	family family
-	done   bool          // false: not asked, or no reply yet
+	done   bool          // false: not asked for, or no reply yet
 	at     time.Duration // when it came
 	ttl    time.Duration
 	err    error
 
-	addrs    []netip.Addr
-	services []net.SRV // of a service, instead of addrs
+	addrs   []netip.Addr
+	records []net.SRV // of a service, instead of addrs
 }
 
-func (r *reply) empty() bool { return len(r.addrs) == 0 && len(r.services) == 0 }
+func (r *reply) empty() bool { return len(r.addrs) == 0 && len(r.records) == 0 }
 
-// state is what is known of a name beyond what a hit needs. It is immutable.
+// state is what is known of a name beyond what a hit needs. It is immutable once
+// its entry is published.
 type state struct {
 	node *node
 	err  error // what readers get if there are no addresses, or why a family is missing
 
 	// By family.
-	ends  [2]time.Duration // of the last good answer
-	ripe  [2]time.Duration // a lookup of the name asks for this family too from then on
-	retry [2]time.Duration // one that failed is not asked for again before
-	have  [2]uint16        // how many addresses of the last good answer; 0: there are none
-	fails [2]uint8         // failed lookups in a row
+	expires      [2]time.Duration // when the last good answer expires
+	refreshAfter [2]time.Duration // from then on a lookup of the name asks for this family too
+	retryAfter   [2]time.Duration // a family that failed is not asked for before that
+	count        [2]uint16        // addresses of the last good answer
+	failures     [2]uint8         // failed lookups in a row
 
-	order Family // in which the addresses are offered
-	asked uint8  // 0 until the first lookup has ended; then 1 and one for each renewal since the last lookup of another kind, if it brought nothing new
-	stale bool   // the addresses had expired when this was learned
-	slow  bool   // it took long to learn this
+	order        Family // in which the addresses are offered
+	known        bool   // a lookup has ended
+	renewals     uint8  // see Renew: lookups in a row that brought nothing new
+	learnedStale bool   // the addresses had expired when the lookup ended
+	slow         bool   // the lookup took longer than slowAfter
 }
 
 const (
 	// maxAddrs is how many addresses of a family are kept.
 	maxAddrs = 1000
 
-	// maxRecords is how many records of a service are kept, those first that a
-	// client has to use first.
+	// maxRecords is how many records of a service are kept: those that a client
+	// has to use first.
 	maxRecords = 1000
 )
 
@@ -92,19 +94,19 @@ var errNoAddress = errors.New("no addresses")
 
 // merge makes the next entry of a name from the last one and from what came
 // back for each family. A family that failed, is late or was not asked for
-// keeps the addresses it had, and is never taken to have none: not even where the
-// reply for the other one is that the name does not exist. Nameservers that give
-// that reply for AAAA alone are not rare (RFC 4074, section 4.2).
+// keeps the addresses it had. It is never taken to have none, not even if the reply
+// for the other family is that the name does not exist: nameservers that give that
+// reply for AAAA alone are not rare (RFC 4074, section 4.2).
 func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Duration) *entry {
-	old := last.more
-	s := &state{node: old.node, order: order, asked: 1}
+	old := last.state
+	s := &state{node: old.node, order: order, known: true}
 	e := newEntry(last.name(), last.size, s)
 	var addrs [2][]netip.Addr
 	var records []net.SRV // of a service
 	keep := func(f family) {
-		if old.have[f] > 0 && now < old.ends[f]+max(cfg.Stale, 0) {
-			s.have[f], s.ends[f], s.ripe[f] = old.have[f], old.ends[f], old.ripe[f]
-			addrs[f], records = last.addrsOf(f), last.services()
+		if old.count[f] > 0 && now < old.expires[f]+max(cfg.Stale, 0) {
+			s.count[f], s.expires[f], s.refreshAfter[f] = old.count[f], old.expires[f], old.refreshAfter[f]
+			addrs[f], records = last.addrsOf(f), last.records()
 		}
 	}
 	jitter := rand.Float64()
@@ -114,17 +116,17 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 		r := &got[f]
 		if !r.done {
 			keep(f)
-			s.fails[f], s.retry[f] = old.fails[f], old.retry[f]
-			if s.fails[f] > 0 {
+			s.failures[f], s.retryAfter[f] = old.failures[f], old.retryAfter[f]
+			if s.failures[f] > 0 {
 				failure = cmp.Or(failure, old.err)
 			}
 			continue
 		}
 		if r.err == nil && !r.empty() {
 			ttl := min(max(r.ttl, cfg.MinTTL), cfg.MaxTTL)
-			s.ends[f], s.ripe[f] = r.at+ttl, r.at+ttl*3/4
-			addrs[f], records = inOrder(e.name(), r.addrs), servicesInOrder(r.services)
-			s.have[f] = uint16(len(addrs[f]) + len(records))
+			s.expires[f], s.refreshAfter[f] = r.at+ttl, r.at+ttl*3/4
+			addrs[f], records = sortAddrs(e.name(), r.addrs), sortRecords(r.records)
+			s.count[f] = uint16(len(addrs[f]) + len(records))
 			continue
 		}
 		if ttl, ok := negativeTTL(cfg, r.err); ok {
@@ -141,141 +143,147 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 		}
 		keep(f)
 		if isOutage(r.err) || r.err == ErrOverloaded {
-			s.fails[f] = old.fails[f]
+			s.failures[f] = old.failures[f]
 		} else {
-			s.fails[f] = min(old.fails[f], 10) + 1
-			s.retry[f] = now + backoff(s.fails[f], jitter)
+			s.failures[f] = min(old.failures[f], 10) + 1
+			s.retryAfter[f] = now + backoff(s.failures[f], jitter)
 		}
 	}
-	if e.service() {
-		e.setServices(records)
+	if e.isService() {
+		e.setRecords(records)
 	} else {
 		e.setAddrs(offer(order, addrs))
 	}
 	s.err = failure
 	switch {
 	case e.count > 0:
-		e.expires = s.lifetime(now)
-		s.stale = e.expires <= now
+		e.expires = s.expiry(now)
+		s.learnedStale = e.expires <= now
 	case failure == nil:
 		s.err, e.expires = negative, negativeUntil
 	default:
-		// a failure is remembered for as long as it is not tried again
+		// a failure is remembered until it may be asked for again
 		e.expires = max(s.nextRetry(), now)
 	}
 	return e
 }
 
-// lifetime returns when the first of the families that hold now expires, so
-// that one that lives on does not make the answer of the other one stale; if
-// none holds, when the last one expired.
-func (s *state) lifetime(now time.Duration) time.Duration {
+// expiry returns when the answer expires: as soon as one of the families that hold
+// now does, or, if none holds, when the last one did.
+func (s *state) expiry(now time.Duration) time.Duration {
 	var first, last time.Duration
-	for f, end := range s.ends {
-		if s.have[f] == 0 {
+	for f, at := range s.expires {
+		if s.count[f] == 0 {
 			continue
 		}
-		last = max(last, end)
-		if end > now && (first == 0 || end < first) {
-			first = end
+		last = max(last, at)
+		if at > now && (first == 0 || at < first) {
+			first = at
 		}
 	}
 	return cmp.Or(first, last)
 }
 
-// staleUntil returns until when the addresses may be served while asking fails.
-func (e *entry) staleUntil(cfg *Config) (end time.Duration) {
-	for f, n := range e.more.have {
+// staleUntil returns until when the addresses may be served while lookups fail.
+func (e *entry) staleUntil(cfg *Config) (until time.Duration) {
+	for f, n := range e.state.count {
 		if n > 0 {
-			end = max(end, e.more.ends[f]+max(cfg.Stale, 0))
+			until = max(until, e.state.expires[f]+max(cfg.Stale, 0))
 		}
 	}
-	return end
+	return until
 }
 
 // nextRetry returns when the first of the families that failed may be asked for
 // again; 0: none failed.
 func (s *state) nextRetry() time.Duration {
-	if s.retry[v4] == 0 || s.retry[v6] == 0 {
-		return max(s.retry[v4], s.retry[v6])
+	if s.retryAfter[v4] == 0 || s.retryAfter[v6] == 0 {
+		return max(s.retryAfter[v4], s.retryAfter[v6])
 	}
-	return min(s.retry[v4], s.retry[v6])
+	return min(s.retryAfter[v4], s.retryAfter[v6])
 }
 
 // mayAsk reports whether a lookup makes sense: a family has addresses and did not
 // fail just now, or one that failed may be asked for again.
 func (s *state) mayAsk(now time.Duration) bool {
-	for f, n := range s.have {
-		if n > 0 && now >= s.retry[f] {
+	for f, n := range s.count {
+		if n > 0 && now >= s.retryAfter[f] {
 			return true
 		}
 	}
 	return now >= s.nextRetry()
 }
 
-// known says whether a lookup has ended.
-func (s *state) known() bool { return s.asked > 0 }
-
-// learned returns when the addresses came.
-func (s *state) learned() (at time.Duration) {
-	for f, n := range s.have {
+// learnedAt returns when the addresses came.
+func (s *state) learnedAt() (at time.Duration) {
+	for f, n := range s.count {
 		if n > 0 {
-			at = max(at, s.ends[f]-4*(s.ends[f]-s.ripe[f])) // see merge
+			at = max(at, s.expires[f]-4*(s.expires[f]-s.refreshAfter[f])) // see merge
 		}
 	}
 	return at
 }
 
-// limited says whether the next lookup is likely to take long.
-func (s *state) limited() bool { return s.failing() || s.slow }
+// likelySlow reports whether the next lookup is likely to take long, because the
+// last one did or failed.
+func (s *state) likelySlow() bool { return s.failing() || s.slow }
 
-// failing says whether a family failed when it was last asked for.
-func (s *state) failing() bool { return s.fails[v4] > 0 || s.fails[v6] > 0 }
+// failing reports whether a family failed when it was last asked for.
+func (s *state) failing() bool { return s.failures[v4] > 0 || s.failures[v6] > 0 }
 
-// wanted returns the families that a lookup should ask for: not those that failed
-// just now, nor those that have most of their time before them, unless it is a
-// renewal.
+// wanted returns the families that a lookup should ask for. It leaves out those
+// that failed just now, and those that need no refresh yet, unless the lookup is a
+// renewal. If that leaves none, it returns all.
 func (s *state) wanted(order Family, now time.Duration, renewal bool) []family {
 	all := families(order)
-	wanted := slices.DeleteFunc(slices.Clone(all), func(f family) bool {
-		return s.have[f] > 0 && now < s.ripe[f] && !renewal || now < s.retry[f]
-	})
+	wanted := slices.DeleteFunc(slices.Clone(all), func(f family) bool { return !s.wants(f, now, renewal) })
 	if len(wanted) == 0 {
 		return all
 	}
 	return wanted
 }
 
-// queries returns how many families the next lookup asks for: see wanted.
-func (s *state) queries(now time.Duration, renewal bool) int {
-	all, holds := families(s.order), 0
+// queryCost returns how many families the next lookup asks for: see wanted.
+func (s *state) queryCost(now time.Duration, renewal bool) int {
+	all, unwanted := families(s.order), 0
 	for _, f := range all {
-		if s.have[f] > 0 && now < s.ripe[f] && !renewal || now < s.retry[f] {
-			holds++
+		if !s.wants(f, now, renewal) {
+			unwanted++
 		}
 	}
-	if holds == len(all) {
-		return holds
+	if unwanted == len(all) {
+		return len(all)
 	}
-	return len(all) - holds
+	return len(all) - unwanted
 }
 
-// overdue returns when there is just enough time left to ask for f again.
-func (s *state) overdue(f family) time.Duration { return s.ripe[f] + (s.ends[f]-s.ripe[f])/2 }
+// overdueAt returns when there is just enough time left to ask for f again before
+// its answer expires.
+func (s *state) overdueAt(f family) time.Duration {
+	return s.refreshAfter[f] + (s.expires[f]-s.refreshAfter[f])/2
+}
 
-// patience returns how long a lookup of the families asked may take before
-// another one, which holds, has to be asked for again.
-func (s *state) patience(asked []family, now time.Duration) time.Duration {
-	least := time.Duration(math.MaxInt64)
-	for f, n := range s.have {
-		if f := family(f); n > 0 && now < s.ripe[f] && !slices.Contains(asked, f) {
-			least = min(least, s.overdue(f)-now)
+// untilOverdue returns how long a lookup of the families asked may take before
+// the other family, if its answer holds, is overdue; else math.MaxInt64.
+func (s *state) untilOverdue(asked []family, now time.Duration) time.Duration {
+	rest := time.Duration(math.MaxInt64)
+	for f, n := range s.count {
+		if f := family(f); n > 0 && now < s.refreshAfter[f] && !slices.Contains(asked, f) {
+			rest = min(rest, s.overdueAt(f)-now)
 		}
 	}
-	return least
+	return rest
 }
 
-// offer merges the addresses of the families in the order they are offered.
+// wants reports whether a lookup should ask for a family, if that goes by this
+// family alone.
+func (s *state) wants(f family, now time.Duration, renewal bool) bool {
+	fresh := s.count[f] > 0 && now < s.refreshAfter[f]
+	return (!fresh || renewal) && now >= s.retryAfter[f]
+}
+
+// offer merges the addresses of both families in the order in which they are
+// offered. The first preferred of them are of the preferred family.
 func offer(order Family, addrs [2][]netip.Addr) (all []netip.Addr, preferred int) {
 	var lists [2][]netip.Addr
 	for i, f := range families(order) {
@@ -304,15 +312,16 @@ func offer(order Family, addrs [2][]netip.Addr) (all []netip.Addr, preferred int
 	}
 }
 
-// addrsOf takes apart what offer has merged.
+// addrsOf returns the addresses of one family: it takes apart what offer has
+// merged.
 func (e *entry) addrsOf(wanted family) []netip.Addr {
-	all, s := e.addrs(), e.more
-	if int(s.have[wanted]) == len(all) {
+	all, s := e.addrs(), e.state
+	if int(s.count[wanted]) == len(all) {
 		return all
 	}
-	list := make([]netip.Addr, 0, s.have[wanted])
+	list := make([]netip.Addr, 0, s.count[wanted])
 	order := families(s.order)
-	for left := s.have; len(all) > 0; {
+	for left := s.count; len(all) > 0; {
 		for _, f := range order {
 			n := uint16(1)
 			if s.order != Interleaved {
@@ -328,10 +337,10 @@ func (e *entry) addrsOf(wanted family) []netip.Addr {
 	return list
 }
 
-// servicesInOrder sorts the records of a service: by priority, which a client
-// has to follow, and then in an order that is the same at every lookup. What is
-// beyond maxRecords is left out.
-func servicesInOrder(records []net.SRV) []net.SRV {
+// sortRecords sorts the records of a service: by priority, which a client has to
+// follow, and then in an order that is the same at every lookup. It leaves out what
+// is beyond maxRecords.
+func sortRecords(records []net.SRV) []net.SRV {
 	list := slices.Clone(records)
 	slices.SortFunc(list, func(a, b net.SRV) int {
 		return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(b.Weight, a.Weight),
@@ -341,15 +350,15 @@ func servicesInOrder(records []net.SRV) []net.SRV {
 	return slices.Clone(list[:min(len(list), maxRecords)])
 }
 
-// inOrder sorts addresses in an order that is the same at every lookup, in
-// every instance, but differs between names: where more addresses come back
-// than are used, names spread over all of them.
-func inOrder(name string, addrs []netip.Addr) []netip.Addr {
+// sortAddrs sorts addresses in an order that is the same at every lookup and in
+// every instance, but differs between names. So names spread over all addresses if
+// there are more of them than are used.
+func sortAddrs(name string, addrs []netip.Addr) []netip.Addr {
 	switch len(addrs) {
 	case 0:
 		return nil
 	case 1:
-		return []netip.Addr{addrs[0]} // whatever array it came in
+		return []netip.Addr{addrs[0]} // without the array that it came in
 	}
 	type ranked struct {
 		rank uint64
@@ -385,17 +394,17 @@ func mix(x uint64) uint64 {
 }
 
 // backoff returns how long to wait after so many failures in a row: 1, 2, 4 …
-// 30 seconds. The jitter, of 0 to 1, changes it by up to a quarter (to more, but
-// for the last, since RFC 9520 asks for a second at least), so that names that
-// failed together are not asked for together.
-func backoff(fails uint8, jitter float64) time.Duration {
-	d := float64(time.Second << (fails - 1))
+// 30 seconds. The jitter, from 0 to 1, changes it by up to a quarter, so that names
+// that failed together are not asked for together. It makes the last pause shorter
+// and the others longer, since RFC 9520 asks for at least a second.
+func backoff(failures uint8, jitter float64) time.Duration {
+	d := float64(time.Second << (failures - 1))
 	return time.Duration(min(d*(1+jitter/4), float64(maxBackoff)*(1-jitter/4)))
 }
 
-// negativeTTL returns how long an error holds as an answer (RFC 2308), and
-// false if it is none. An answer without addresses and without error is taken
-// for one.
+// negativeTTL returns how long an error holds as a negative answer (RFC 2308), and
+// false if it is no negative answer. A reply without addresses and without error is
+// one.
 func negativeTTL(cfg *Config, err error) (time.Duration, bool) {
 	ttl := time.Duration(-1)
 	if err != nil {
@@ -432,7 +441,7 @@ func isNotFound(err error) bool {
 	return errors.As(err, &e) && e.NotFound()
 }
 
-// isOutage says whether nothing was asked.
+// isOutage reports whether the question was not asked.
 func isOutage(err error) bool {
 	var e interface{ Outage() bool }
 	return errors.As(err, &e) && e.Outage() || err == ErrClosed

@@ -83,7 +83,7 @@ func (a *attempt) takeBody(req *http.Request) (err error) {
 		return nil
 	}
 	if a.exchange == nil {
-		a.exchange = stateFor(req.Context()).current()
+		a.exchange = stateOf(req.Context()).current()
 	}
 	a.body = a.exchange.bodyOf(req)
 	if a.out.Body, err = a.openBody(req); err == nil {

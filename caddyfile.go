@@ -308,27 +308,10 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (t *Transport) options() options {
 	return options{
 		"tls_session_cache": orOff(&t.TLSSessionCache, numberOption(&t.TLSSessionCache)),
-		"unhealthy_status":  t.parseUnhealthyStatus,
+		"unhealthy_status":  codesOption(&t.UnhealthyStatus, "neither a status code nor a class of them such as 5xx", isStatus),
 		"unhealthy_latency": durationOption(&t.UnhealthyLatency),
 		"share_connections": flagOption(&t.ShareConnections),
 	}
-}
-
-// parseUnhealthyStatus parses status codes and, as 5xx, classes of them.
-func (t *Transport) parseUnhealthyStatus(d *caddyfile.Dispenser) error {
-	args := d.RemainingArgs()
-	if len(args) == 0 {
-		return d.ArgErr()
-	}
-	for _, arg := range args {
-		digits, class := strings.CutSuffix(arg, "xx")
-		status, err := strconv.Atoi(digits)
-		if err != nil || class != (status < 10) || !isStatus(status) {
-			return d.Errf("unhealthy_status: %q is neither a status code nor a class of them such as 5xx", arg)
-		}
-		t.UnhealthyStatus = append(t.UnhealthyStatus, status)
-	}
-	return nil
 }
 
 // parseHTTPOption parses a subdirective of the HTTP transport.
@@ -587,6 +570,26 @@ func numberOption(to *int) func(*caddyfile.Dispenser) error {
 			return d.Errf("%s: %q is not a positive number", name, arg)
 		}
 		*to = n
+		return nil
+	}
+}
+
+// codesOption is a list of status codes and, as 5xx, classes of them. What is not valid is
+// refused as what it is not.
+func codesOption(to *[]int, otherwise string, valid func(int) bool) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		name, args := d.Val(), d.RemainingArgs()
+		if len(args) == 0 {
+			return d.ArgErr()
+		}
+		for _, arg := range args {
+			digits, class := strings.CutSuffix(arg, "xx")
+			status, err := strconv.Atoi(digits)
+			if err != nil || class != (status < 10) || !valid(status) {
+				return d.Errf("%s: %q is %s", name, arg, otherwise)
+			}
+			*to = append(*to, status)
+		}
 		return nil
 	}
 }

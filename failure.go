@@ -11,6 +11,7 @@ import (
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/guard"
+	"caddytarget/internal/pool"
 	"caddytarget/internal/targeturl"
 )
 
@@ -43,7 +44,7 @@ func statusOf(err error) int {
 		return http.StatusForbidden
 	}
 	switch {
-	case isTimeout(err):
+	case pool.IsTimeout(err):
 		return http.StatusGatewayTimeout
 	case errors.Is(err, context.Canceled):
 		return statusClientGone
@@ -124,15 +125,10 @@ func (e *dialError) As(target any) bool {
 }
 
 // Timeout implements net.Error.
-func (e *dialError) Timeout() bool { return isTimeout(e.err) }
+func (e *dialError) Timeout() bool { return pool.IsTimeout(e.err) }
 
 // Temporary implements net.Error.
 func (e *dialError) Temporary() bool { return false }
-
-func isTimeout(err error) bool {
-	var t interface{ Timeout() bool }
-	return errors.As(err, &t) && t.Timeout()
-}
 
 // Interface guards
 var _ net.Error = (*dialError)(nil)

@@ -179,7 +179,7 @@ func (h *Handler) Validate() error {
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	st := stateOf(r.Context(), repl)
+	st := stateOf(r.Context())
 	last, returned := st.begin()
 	if err := acceptable(r); err != nil {
 		return h.refuse(w, r, st, err)

@@ -7,6 +7,28 @@
 // request, checks and resolves it; the upstream source `dynamic target`, which
 // offers its addresses to reverse_proxy; and the transport `transport target`,
 // which connects to them. The directive `target_proxy` is all three in one.
+//
+// This package translates between Caddy and the packages that do the work. A request
+// passes these files:
+//
+//	handler.go    the handler: its options, the order of its steps, timeout, max_requests
+//	call.go       what is called: read from templates, checked, resolved
+//	guard.go      the options of the guard; the rules applied, counted and logged
+//	upstreams.go  the source: which addresses reverse_proxy gets
+//	service.go    the source for SRV records: the addresses of their hosts
+//	transport.go  the transport: its options, the steps of one attempt
+//	attempt.go    these steps; how an attempt ends
+//	outgoing.go   what an attempt sends: connection key, Host, header; trailers.go its trailers
+//	redirect.go   redirects that the handler follows
+//	state.go      what is known of a request: placeholders, all attempts, bodies
+//	failure.go    errors: rule, status, what reverse_proxy has to know
+//
+// and these are there for a configuration: module.go (the app, what configurations
+// share), resolver.go, pools.go, listeners.go (this server's own), metrics.go,
+// mistakes.go (warnings), caddyfile.go. The work is done below internal: resolver,
+// dnscache, dnsclient (names to addresses); failover, health (which address next);
+// pool (connections); guard, localnet (what may be called); targeturl, redirect,
+// replay, httpfield (URLs, redirects, bodies, header fields).
 package caddytarget
 
 import (

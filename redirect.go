@@ -8,7 +8,6 @@ import (
 	"math"
 	"net/http"
 	"slices"
-	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -78,26 +77,11 @@ func (f *Redirects) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return err
 	}
 	_, err := parseBlock(d, options{
-		"status":   f.parseStatus,
+		"status":   checked(codesOption(&f.Status, "not a status code", func(n int) bool { return n >= 100 }), f.validate),
 		"max_body": checked(sizeOption(&f.MaxBody), f.validate),
 		"drop":     listOption(&f.Drop, f.validate),
 	}, nil)
 	return err
-}
-
-func (f *Redirects) parseStatus(d *caddyfile.Dispenser) error {
-	args := d.RemainingArgs()
-	if len(args) == 0 {
-		return d.ArgErr()
-	}
-	for _, arg := range args {
-		status, err := strconv.Atoi(arg)
-		if err != nil {
-			return d.Errf("status: %q is not a status code", arg)
-		}
-		f.Status = append(f.Status, status)
-	}
-	return wrap(d, f.validate())
 }
 
 func redirectsOption(to **Redirects) func(*caddyfile.Dispenser) error {
@@ -212,6 +196,14 @@ func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext,
 			return h.refuse(w, r, c.call.state, err)
 		}
 		h.followed(r, &c.call, from)
+	}
+}
+
+// restoreBody makes the client's body readable from its beginning, for what comes after
+// an error.
+func (f *follower) restoreBody(r *http.Request) {
+	if f.all != nil {
+		r.Body = f.all.Reopen(false)
 	}
 }
 

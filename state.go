@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"caddytarget/internal/failover"
+	"caddytarget/internal/httpfield"
 	"caddytarget/internal/replay"
 	"caddytarget/internal/targeturl"
 )
@@ -34,26 +35,16 @@ type requestState struct {
 const stateVar = "caddytarget.state"
 
 // stateOf returns the state of a request; it is made when it is first asked for.
-func stateOf(ctx context.Context, repl *caddy.Replacer) *requestState {
+func stateOf(ctx context.Context) *requestState {
 	if st, ok := caddyhttp.GetVar(ctx, stateVar).(*requestState); ok {
 		return st
 	}
 	st := new(requestState)
 	caddyhttp.SetVar(ctx, stateVar, st)
-	repl.Map(st.placeholder)
-	return st
-}
-
-// stateFor returns the state of a request that a transport sends; a new one if no module
-// of this package has seen it.
-func stateFor(ctx context.Context) *requestState {
-	if st, ok := caddyhttp.GetVar(ctx, stateVar).(*requestState); ok {
-		return st
-	}
 	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		return stateOf(ctx, repl)
+		repl.Map(st.placeholder)
 	}
-	return new(requestState)
+	return st
 }
 
 // begin forgets what the handler before this one has left, and returns what it called.
@@ -221,6 +212,24 @@ func (x *exchange) bodyOf(req *http.Request) *replay.Body {
 		x.body = replay.New(req.Body, 0)
 	}
 	return x.body
+}
+
+// reopenBody makes the body of a request readable once more, for another handler than
+// the one that made c, which may be nil. returned says that the handlers that sent it
+// have returned; else reverse_proxy still has it, in handle_response.
+func (c *call) reopenBody(r *http.Request, returned bool) {
+	switch {
+	case c == nil || !httpfield.HasBody(r):
+	case returned && c.follower != nil:
+		c.follower.restoreBody(r)
+	case c.exchange == nil || c.exchange.body == nil:
+	case !returned:
+		r.Body = c.exchange.body.Reopen(true)
+	default:
+		if body := c.exchange.body.Rest(r.ContentLength); body != nil {
+			r.Body = body
+		}
+	}
 }
 
 // resendable reports whether the request can be sent, or sent again, with all of its

@@ -208,7 +208,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 // namedUpstreams resolves the name of the source, once in an exchange.
 func (u *Upstreams) namedUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	st := stateOf(r.Context(), repl)
+	st := stateOf(r.Context())
 	again := st.exchange != nil && st.exchange.request == r
 	x := st.enter(r)
 	if u.dynamic && !again && hasLoopID(r.Header) {

@@ -150,7 +150,7 @@ func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 	switch {
 	case err == nil:
 		p.health.Reached(addr.Addr(), true)
-	case isTimeout(err) || isNoRoute(err):
+	case IsTimeout(err) || isNoRoute(err):
 		p.health.Reached(addr.Addr(), false)
 	}
 	if err != nil {

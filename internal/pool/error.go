@@ -67,7 +67,7 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // Timeout implements net.Error: it reports whether a timeout ended the request.
-func (e *Error) Timeout() bool { return isTimeout(e.Err) }
+func (e *Error) Timeout() bool { return IsTimeout(e.Err) }
 
 // Temporary implements net.Error.
 func (e *Error) Temporary() bool { return false }
@@ -118,8 +118,8 @@ func (*timeoutError) Temporary() bool { return true }
 // Is makes it a context.DeadlineExceeded for errors.Is.
 func (*timeoutError) Is(err error) bool { return err == context.DeadlineExceeded }
 
-// isTimeout reports whether an error is a timeout.
-func isTimeout(err error) bool {
+// IsTimeout reports whether an error is a timeout.
+func IsTimeout(err error) bool {
 	var t interface{ Timeout() bool }
 	return errors.As(err, &t) && t.Timeout()
 }

@@ -656,7 +656,7 @@ func (s *stage) next(p *Pool, order *Order, path string) {
 		t.Errorf("%s took %v, want less", path, took)
 	}
 	if err != nil {
-		if !s.real || method == http.MethodGet && !isTimeout(err) { // a busy machine may be late
+		if !s.real || method == http.MethodGet && !IsTimeout(err) { // a busy machine may be late
 			t.Errorf("%s: %v, want a response", path, err)
 		}
 		return

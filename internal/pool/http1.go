@@ -231,7 +231,7 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 	e := &Error{Phase: ph, Err: c.cause(nil)}
 	if e.Err == nil {
 		e.Err = err
-		e.stale = !x.responseBegun && !isTimeout(err)
+		e.stale = !x.responseBegun && !IsTimeout(err)
 	}
 	if u, ok := errors.AsType[*unsendable](e.Err); ok {
 		e.Phase, e.Err, e.stale = Prepare, u.error, false

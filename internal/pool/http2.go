@@ -133,7 +133,7 @@ func (c *conn) failHTTP2(ctx *tracedContext, err error) *Error {
 		e.stale = true
 		e.bounced = !isStreamError(err) && c.responded.Load()
 	default:
-		e.stale = c.gone.Load() && !isTimeout(err)
+		e.stale = c.gone.Load() && !IsTimeout(err)
 	}
 	c.pool.releaseStream(c)
 	return e

@@ -32,7 +32,7 @@ func (r *rawConn) readNow(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := r.Conn.Read(p)
-	if isTimeout(err) {
+	if IsTimeout(err) {
 		err = errWouldBlock
 	}
 	if err2 := r.SetReadDeadline(time.Time{}); err == nil {

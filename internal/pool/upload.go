@@ -71,7 +71,7 @@ func (u *upload) run() {
 		c.abort(body)
 	case !failed:
 		c.abort(&unsendable{err})
-	case isTimeout(err):
+	case IsTimeout(err):
 		c.abort(err)
 	default: // the response may be there nevertheless
 		u.x.abortAfter(lateResponseTime, err)

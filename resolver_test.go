@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"caddytarget/internal/resolver"
+	"caddytarget/internal/testlab"
 )
 
 // acquire returns the shared resolver of a configuration, until the test ends.
@@ -103,11 +104,11 @@ func TestEqualResolvers(t *testing.T) {
 
 // TestRotatedRoots: other contents of a file make another resolver.
 func TestRotatedRoots(t *testing.T) {
-	first, second := newAuthority(t), newAuthority(t)
+	first, second := testlab.NewAuthority(t), testlab.NewAuthority(t)
 	file := filepath.Join(t.TempDir(), "ca.pem")
-	write := func(a *authority) {
+	write := func(a *testlab.Authority) {
 		t.Helper()
-		data, err := os.ReadFile(a.file)
+		data, err := os.ReadFile(a.File)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -156,21 +157,21 @@ func TestRenewSearched(t *testing.T) {
 // there before.
 func TestTrace(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-	w.dns.has("a.example", "127.0.0.2")
-	w.dns.has("b.example", "127.0.0.2", "127.0.0.3")
-	w.dns.set("c.example", dnsName{rcode: 2})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	w.dns.Has("a.example", "127.0.0.2")
+	w.dns.Has("b.example", "127.0.0.2", "127.0.0.3")
+	w.dns.Set("c.example", testlab.Reply{Rcode: 2})
 	lines := w.logTo("INFO", "target.resolver", "lookup")
 	w.run(w.proxy())
-	w.mustGet("/", "http://a.example:"+b.port)
+	w.mustGet("/", "http://a.example:"+b.Port)
 	if got := lines(); len(got) != 0 {
 		t.Errorf("logged without debug: %v", got)
 	}
 	lines = w.logTo("DEBUG", "target.resolver", "lookup")
 	w.run(w.proxy())
-	w.mustGet("/", "http://a.example:"+b.port) // is known
-	w.mustGet("/", "http://b.example:"+b.port)
-	if res := w.get("/", "http://c.example:"+b.port); res.StatusCode != 502 {
+	w.mustGet("/", "http://a.example:"+b.Port) // is known
+	w.mustGet("/", "http://b.example:"+b.Port)
+	if res := w.get("/", "http://c.example:"+b.Port); res.StatusCode != 502 {
 		t.Errorf("got %v, want status 502", res)
 	}
 	eventually(t, "two lookups are logged", func() bool { return len(lines()) >= 2 })
@@ -192,7 +193,7 @@ func TestTrace(t *testing.T) {
 	}
 	for _, try := range tries {
 		try := try.(map[string]any)
-		if try["server"] != w.dns.addr || try["transport"] != "udp" || try["outcome"] != "SERVFAIL" || try["duration"].(float64) <= 0 {
+		if try["server"] != w.dns.Addr || try["transport"] != "udp" || try["outcome"] != "SERVFAIL" || try["duration"].(float64) <= 0 {
 			t.Errorf("try: %v", try)
 		}
 	}

@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestWire plays each of wireCases over a stock reverse_proxy and over
@@ -26,8 +28,8 @@ import (
 // the table of differences.
 func TestWire(t *testing.T) {
 	w := newWorld(t)
-	w.dns.has(wireName, "127.0.0.1")
-	cert, err := w.ca.certFor(wireName)
+	w.dns.Has(wireName, "127.0.0.1")
+	cert, err := w.ca.CertFor(wireName)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,14 +43,14 @@ func TestWire(t *testing.T) {
 			allow_ips 127.0.0.0/8
 			tls_trust_pool file %q
 			lb_retries 1
-		}`, w.ca.file),
+		}`, w.ca.File),
 	}
 	for how, options := range map[string]string{
 		"plain": "",
 		"TLS": fmt.Sprintf(`transport http {
 			tls_trust_pool file %q
 			tls_server_name %s
-		}`, w.ca.file, wireName),
+		}`, w.ca.File, wireName),
 	} {
 		proxies[how] = fmt.Sprintf(`reverse_proxy {header.X-Target} {
 			header_up -X-Target
@@ -61,7 +63,7 @@ func TestWire(t *testing.T) {
 	var sites strings.Builder
 	for how, proxy := range proxies {
 		for _, duplex := range []bool{false, true} {
-			port := freePort(t)
+			port := testlab.FreePort(t)
 			ports[fmt.Sprint(how, duplex)] = port
 			fmt.Fprintf(&sites, "http://:%s {\nbind 127.0.0.1\nrespond /__run 1\n%s\n}\n", port, proxy)
 			if duplex {

@@ -440,7 +440,7 @@ func TestReadAhead(t *testing.T) {
 			req, cancel := w.request(http.MethodGet, "/small", target, nil, func(r *http.Request) { r.URL.Host, r.Host = "unix.example", "" })
 			defer cancel()
 			if res, err := do(&http.Client{Transport: rt}, req); err != nil || res.StatusCode != http.StatusOK || res.body != "xx" {
-				t.Error(res, err)
+				t.Errorf("got %v, %v, want status 200 and xx", res, err)
 			}
 		})
 	})
@@ -510,7 +510,7 @@ func TestFickleProtocol(t *testing.T) {
 		inParallel(4, 8, func(int) { w.wantStatus(t, http.StatusOK, http.MethodGet, "/", target) })
 		res, err := w.try(http.MethodPost, fmt.Sprint("/", i), target, http.NoBody)
 		if err != nil || res.StatusCode < 500 {
-			t.Error(res, err)
+			t.Errorf("got %v, %v, want an error of the gateway", res, err)
 		}
 	}
 	mu.Lock()

@@ -121,7 +121,7 @@ func TestBusyBackend(t *testing.T) {
 		wg.Go(func() {
 			res, err := w.try(http.MethodPost, "/", target, strings.NewReader(body))
 			if err != nil || res.StatusCode != http.StatusOK || res.body != fmt.Sprint(len(body)) {
-				t.Errorf("%s: %v, %v", target, res, err)
+				t.Errorf("%s: got %v, %v, want status 200 and %d", target, res, err, len(body))
 			}
 		})
 	}

@@ -272,7 +272,7 @@ func BenchmarkSource(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				if list, err := u.GetUpstreams(r); err != nil || len(list) != n {
-					b.Fatal(list, err)
+					b.Fatalf("got %d upstreams, %v, want %d", len(list), err, n)
 				}
 			}
 		})

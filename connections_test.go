@@ -35,7 +35,7 @@ func TestConnectionTotal(t *testing.T) {
 					for i := worker; i < names; i += 6 {
 						for range 2 {
 							if res, err := w.try(http.MethodGet, "/", target(i), nil); err != nil || res.StatusCode != 200 {
-								t.Error(res, err)
+								t.Errorf("got %v, %v, want status 200", res, err)
 							}
 						}
 					}
@@ -134,7 +134,7 @@ func TestReloadInTheMiddle(t *testing.T) {
 			path := []string{"/", "/body"}[i%2]
 			res, err := w.try(http.MethodPost, path, fmt.Sprintf("https://n%d.example:%s", i, b.Port), nil)
 			if err != nil || res.StatusCode != 200 || res.body != "done" {
-				t.Error(res, err)
+				t.Errorf("got %v, %v, want status 200 and done", res, err)
 			}
 		})
 	}
@@ -190,7 +190,7 @@ func TestReloadBeforeRetry(t *testing.T) {
 		wg.Go(func() {
 			res, err := w.try(http.MethodPost, "/", fmt.Sprintf("https://n%d.example:%s", i, good.Port), strings.NewReader("body"))
 			if err != nil || res.StatusCode != 200 || res.seen.Body != "body" {
-				t.Error(res, err)
+				t.Errorf("got %v, %v, want status 200 and the body that was sent", res, err)
 			}
 			done.Add(1)
 		})
@@ -236,7 +236,7 @@ func TestConnectionLimit(t *testing.T) {
 		wg.Go(func() {
 			name := []string{"one", "two"}[i%2]
 			if res, err := w.try(http.MethodGet, "/hold", fmt.Sprintf("http://%s.greedy.example:%s", name, b.Port), nil); err != nil || res.StatusCode != 200 {
-				t.Error(res, err)
+				t.Errorf("got %v, %v, want status 200", res, err)
 			}
 		})
 	}

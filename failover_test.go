@@ -174,7 +174,7 @@ func TestRenewed(t *testing.T) {
 				wg.Go(func() {
 					res, err := w.try(http.MethodGet, "/", site.target, strings.NewReader("body"))
 					if err != nil || res.StatusCode != 200 || res.seen.Address != "127.0.0.3" || res.seen.Body != "body" {
-						t.Error(res, err)
+						t.Errorf("got %v, %v, want status 200 from 127.0.0.3 with the body that was sent", res, err)
 					}
 				})
 			}
@@ -188,7 +188,7 @@ func TestRenewed(t *testing.T) {
 			asked = w.dns.Asked("name.example")
 			for range 20 {
 				if res := w.get("/", site.target); res.StatusCode != http.StatusBadGateway {
-					t.Error(res)
+					t.Errorf("got %v, want status 502", res)
 				}
 			}
 			if n := w.dns.Asked("name.example") - asked; n > 10 {
@@ -206,13 +206,13 @@ func TestRenewedIsChecked(t *testing.T) {
 	w.dns.Has("name.example", "127.0.0.2")
 	w.run(fmt.Sprintf("target_proxy {header.X-Target} {\nallow_ips 127.0.0.2\nresolver %s {\nhosts off\n}\n}", w.dns.Addr))
 	if res := w.get("/", "http://name.example:"+inner.Port); res.StatusCode != http.StatusBadGateway {
-		t.Error(res)
+		t.Errorf("got %v, want status 502", res)
 	}
 	w.dns.Has("name.example", "127.0.0.3")
 	for range 5 {
 		time.Sleep(200 * time.Millisecond)
 		if res := w.get("/", "http://name.example:"+inner.Port); res.StatusCode != http.StatusBadGateway && res.StatusCode != http.StatusForbidden {
-			t.Error(res)
+			t.Errorf("got %v, want status 502 or 403", res)
 		}
 	}
 	if n := w.dns.Asked("name.example"); n < 2 {
@@ -305,7 +305,7 @@ func TestSentOnce(t *testing.T) {
 	}
 	before := cuts.Load()
 	if res, err := w.try(http.MethodGet, "/", "http://bad.example:"+good.Port, strings.NewReader(body)); err != nil || res.StatusCode != http.StatusBadGateway {
-		t.Errorf("%v, %v", res, err)
+		t.Errorf("got %v, %v, want status 502", res, err)
 	}
 	eventually(t, "a GET is sent twice to the only address", func() bool { return cuts.Load()-before >= 2 })
 	if n := cuts.Load() - before; n > 2 {
@@ -353,7 +353,7 @@ func TestKeepAliveLimit(t *testing.T) {
 		send := func() int64 {
 			res, err := w.try(method, "/", target, strings.NewReader("body"))
 			if err != nil || res.StatusCode != 200 {
-				t.Fatal(res, err)
+				t.Fatalf("got %v, %v, want status 200", res, err)
 			}
 			return res.seen.Conn
 		}
@@ -516,7 +516,7 @@ func TestSlowHandshake(t *testing.T) {
 		w.dns.Has(name, "127.0.0.2", "127.0.0.3", "127.0.0.4") // the other two refuse
 		res, err := w.try(http.MethodPost, "/", "https://"+name+":"+slow.Port, strings.NewReader("body"))
 		if err != nil || res.StatusCode != 200 || res.seen.Body != "body" {
-			t.Error(res, err)
+			t.Errorf("got %v, %v, want status 200 and the body that was sent", res, err)
 		}
 	}
 	if n := begun.Load(); n > 6 {
@@ -578,7 +578,7 @@ func TestAllSilent(t *testing.T) {
 		})
 	})
 	if res, err := w.try(http.MethodPost, "/", "http://name.example", strings.NewReader("body")); err != nil || res.StatusCode != http.StatusGatewayTimeout {
-		t.Error(res, err)
+		t.Errorf("got %v, %v, want status 504", res, err)
 	}
 	counts := d.take()
 	for addr, n := range counts {
@@ -615,7 +615,7 @@ func TestShortage(t *testing.T) {
 	time.Sleep(10 * time.Millisecond)
 	left.Store(1000)
 	if res := w.get("/", "http://name.example:"+b.Port); res.StatusCode != http.StatusBadGateway {
-		t.Error(res)
+		t.Errorf("got %v, want status 502", res)
 	}
 	if n := shared.health.Len(); n != 0 {
 		t.Errorf("%d failures are remembered", n)
@@ -753,7 +753,7 @@ func TestRefusedStream(t *testing.T) {
 	body := strings.Repeat("x", 50_000)
 	res, err := w.try(http.MethodPost, "/", "h2c://name.example:"+port, strings.NewReader(body))
 	if err != nil || res.StatusCode != 200 {
-		t.Fatal(res, err)
+		t.Fatalf("got %v, %v, want status 200", res, err)
 	}
 	if got := <-bodies; got != body {
 		t.Errorf("the body has %d octets", len(got))
@@ -888,6 +888,6 @@ func TestLostBody(t *testing.T) {
 	w.run(w.proxy("response_header_timeout 200ms"))
 	res, err := w.try(http.MethodGet, "/", "http://two.example:"+b.Port, strings.NewReader(strings.Repeat("x", 2*replay.MaxKept)))
 	if err != nil || res.StatusCode != http.StatusGatewayTimeout {
-		t.Error(res, err)
+		t.Errorf("got %v, %v, want status 504", res, err)
 	}
 }

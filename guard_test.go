@@ -141,7 +141,7 @@ func TestRefusals(t *testing.T) {
 	want := map[string]any{"msg": "target refused", "rule": ruleLoop, "status": 508.0}
 	w.checkRefusal("loop", lines, counterOf("refused", "enforce", ruleLoop), want, func() {
 		if res := w.get("/", "http://half.example/", header("CDN-Loop", "other, "+loopID)); res.StatusCode != 508 {
-			t.Error(res)
+			t.Errorf("got %v, want status 508", res)
 		}
 	})
 }
@@ -256,7 +256,7 @@ func TestReport(t *testing.T) {
 	}
 	for _, target := range []string{"http://127.0.0.3:", "http://sub.denied.example:"} {
 		if res := w.get("/", target+b.Port); res.StatusCode != 403 {
-			t.Errorf("%s: %v", target, res)
+			t.Errorf("%s: got %v, want status 403", target, res)
 		}
 	}
 }
@@ -287,13 +287,13 @@ func TestNamedRefusals(t *testing.T) {
 		want := map[string]any{"level": "debug", "rule": "loopback"}
 		w.checkRefusal(name, lines, counterOf("refused", "enforce", guard.RuleLoopback), want, func() {
 			if res := w.get("/named", "a.example"); res.StatusCode != 503 || !strings.Contains(res.body, "127.0.0.2 is refused: it is a loopback address") {
-				t.Error(res)
+				t.Errorf("got %v, want status 503 and the reason", res)
 			}
 		})
 		malformed := map[string]any{"level": "debug", "rule": "malformed"}
 		w.checkRefusal(name, lines, counterOf("refused", "enforce", guard.RuleMalformed), malformed, func() {
 			if res := w.get("/named", "a..example"); res.StatusCode != 503 || !strings.Contains(res.body, "empty label") {
-				t.Error(res)
+				t.Errorf("got %v, want status 503 and the reason", res)
 			}
 		})
 		lines = w.logTo("DEBUG", "http.reverse_proxy.upstreams.target", "target refused", "target would be refused", "no upstreams")

@@ -304,7 +304,7 @@ func TestMaxRequests(t *testing.T) {
 	for range 2 {
 		wg.Go(func() {
 			if res, err := w.try(http.MethodGet, "/hold", "http://a.example:"+b.Port, nil); err != nil || res.StatusCode != 200 {
-				t.Error(res, err)
+				t.Errorf("got %v, %v, want status 200", res, err)
 			}
 		})
 	}
@@ -688,7 +688,7 @@ func TestEjection(t *testing.T) {
 		silent := testlab.SilentBackend(t, "", "127.0.0.6").Port
 		for _, target := range []string{"http://hole.example:" + hole, "https://hole.example:" + hole, "https://hole.example:" + silent} {
 			if res := w.get("/", target); res.StatusCode != http.StatusGatewayTimeout {
-				t.Errorf("%s: %s", target, res)
+				t.Errorf("%s: got %v, want status 504", target, res)
 			}
 		}
 	})
@@ -715,7 +715,7 @@ func TestMove(t *testing.T) {
 				}
 				res, err := w.try(http.MethodGet, "/", target, nil)
 				if err != nil || res.StatusCode != 200 {
-					t.Errorf("%s: %v", res, err)
+					t.Errorf("got %v, %v, want status 200", res, err)
 					return
 				}
 			}
@@ -944,7 +944,7 @@ func TestLeave(t *testing.T) {
 		wg.Go(func() {
 			res, err := w.try(http.MethodGet, "/", target, nil)
 			if err != nil || res.StatusCode != 200 {
-				t.Error(res, err)
+				t.Errorf("got %v, %v, want status 200", res, err)
 			}
 		})
 	}
@@ -1033,7 +1033,7 @@ func TestReload(t *testing.T) {
 			wg.Go(func() {
 				res, err := w.try(http.MethodGet, "/", "http://held.example:"+b.Port, nil)
 				if err != nil || res.StatusCode != 200 {
-					t.Error(res, err)
+					t.Errorf("got %v, %v, want status 200", res, err)
 				}
 			})
 		}
@@ -1105,7 +1105,7 @@ func TestReloadUnderLoad(t *testing.T) {
 					continue // the listener that is shut down has turned the client away
 				}
 				if err != nil || res.StatusCode != 200 || res.seen.Body != body {
-					t.Errorf("%s %s: %s %v", method, target, res, err)
+					t.Errorf("%s %s: got %v, %v, want status 200 and the body that was sent", method, target, res, err)
 					return
 				}
 				served.Add(1)

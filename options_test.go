@@ -815,7 +815,7 @@ func announcements(tr *trial) string {
 			res, err := do(&http.Client{Transport: rt}, req)
 			cancel()
 			if err != nil || res.StatusCode != http.StatusOK || res.seen.Conn == 0 {
-				tr.Fatal(res, err)
+				tr.Fatalf("got %v, %v, want status 200 and the number of a connection", res, err)
 			}
 			conns[fmt.Sprint(res.seen.Conn, addr)] = true
 		}
@@ -1002,7 +1002,7 @@ func idlePool(tr *trial) string {
 	for range 4 {
 		wg.Go(func() {
 			if got := tr.ask(http.MethodGet, tr.at("a.example", b.Port), nil); got != "200" {
-				tr.Error(got)
+				tr.Errorf("got %s, want status 200", got)
 			}
 		})
 	}
@@ -1026,7 +1026,7 @@ func parallelRequests(tr *trial) string {
 		wg.Go(func() {
 			target := tr.at([]string{"a.example", "b.example"}[i%2], b.Port)
 			if got := tr.ask(http.MethodGet, target, nil); got != "200" {
-				tr.Error(got)
+				tr.Errorf("got %s, want status 200", got)
 			}
 		})
 	}
@@ -1054,7 +1054,7 @@ func waiting(tr *trial) string {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if got := tr.ask(http.MethodPost, target, nil); got != "200" {
-			tr.Error(got)
+			tr.Errorf("got %s, want status 200", got)
 		}
 	})
 	<-arrived

@@ -175,7 +175,7 @@ func TestRedirectMethods(t *testing.T) {
 			res, err := w.try(test.method, "/", goTo(at("a.test"), test.status, "/end?q"), reader, withBody)
 			got := b.requests()
 			if err != nil && test.method != "HEAD" || res.StatusCode != http.StatusOK {
-				t.Errorf("%s: %v %v", name, res, err)
+				t.Errorf("%s: got %v, %v, want status 200", name, res, err)
 				continue
 			}
 			if len(got) != 2 || got[1].Method != test.want || got[1].URI != "/end?q" || got[1].Host != at("a.test") {
@@ -200,7 +200,7 @@ func TestRedirectMethods(t *testing.T) {
 				t.Errorf("%s: Content-Length %s", name, length)
 			}
 			if last.Header.Get("Idempotency-Key") != "1" {
-				t.Errorf("%s: %v", name, last.Header)
+				t.Errorf("%s: got the header %v, want Idempotency-Key 1", name, last.Header)
 			}
 		}
 	}
@@ -294,7 +294,7 @@ func TestRedirectNotFollowed(t *testing.T) {
 			}
 		}
 		if res.StatusCode < 300 || res.StatusCode > 399 || res.body != "moved" || res.Header.Get("Set-Cookie") != "hop=1" || res.Header.Get("X-Hop") != "1" {
-			t.Errorf("%s: %v %v", test.name, res, res.Header)
+			t.Errorf("%s: got %v with %v, want the redirect of the backend", test.name, res, res.Header)
 		}
 		if got := res.Header.Get("X-Not-Followed"); test.why == "" && got != "" || !strings.Contains(got, test.why) || strings.Contains(got, "secret") {
 			t.Errorf("%s: not followed: %q, want %q", test.name, got, test.why)
@@ -443,7 +443,7 @@ func TestRedirectCredentials(t *testing.T) {
 		t.Helper()
 		res, err := w.try("POST", "/", target, io.MultiReader(strings.NewReader("body")), send)
 		if err != nil || res.StatusCode != 200 {
-			t.Errorf("%s: %v %v", target, res, err)
+			t.Errorf("%s: got %v, %v, want status 200", target, res, err)
 		}
 		got := b.requests()
 		if len(got) == 0 || got[len(got)-1].Body != "body" {

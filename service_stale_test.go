@@ -32,7 +32,7 @@ func TestServiceStaleFails(t *testing.T) {
 			c.Now = func() time.Duration { return time.Since(start) + time.Duration(skipped.Load()) }
 		})
 		if got := mustLookup(t, r, "old.example"); got != "miss [192.0.2.1]" {
-			t.Fatal(got)
+			t.Fatalf("got %s, want miss [192.0.2.1]", got)
 		}
 		s.Set("old.example", gone)
 		hold := make(chan struct{})

@@ -269,19 +269,19 @@ func TestServiceRecovers(t *testing.T) {
 	w.run(w.service("_http._tcp.example", "fail_duration 100ms", "lb_retries 2"))
 	for range 20 {
 		if res := w.mustGet("/", ""); res.seen.Address != "127.0.0.3" {
-			t.Fatal(res)
+			t.Fatalf("sent to %s, want 127.0.0.3", res.seen.Address)
 		}
 	}
 	main := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Port: port})
 	eventually(t, "the first priority is used again", func() bool { return w.mustGet("/", "").seen.Address == "127.0.0.2" })
 	for range 20 {
 		if res := w.mustGet("/", ""); res.seen.Address != "127.0.0.2" {
-			t.Fatal(res)
+			t.Fatalf("sent to %s, want 127.0.0.2", res.seen.Address)
 		}
 	}
 	main.Close()
 	if res := w.mustGet("/", ""); res.seen.Address != "127.0.0.3" {
-		t.Error(res)
+		t.Errorf("sent to %s, want 127.0.0.3", res.seen.Address)
 	}
 }
 
@@ -339,7 +339,7 @@ func TestServiceResolver(t *testing.T) {
 	}, func(c *resolver.Config) { c.ResolvConf = writeFile(t, "search b.test\noptions ndots:5\n") })
 	records, err := r.LookupService(t.Context(), "_http._tcp.web.zone")
 	if err != nil || fmt.Sprint(records) != "[{a.example 3 1 2}]" {
-		t.Errorf("%v, %v", records, err)
+		t.Errorf("got %v, %v, want one record of a.example", records, err)
 	}
 	if main.Total() > 0 {
 		t.Error("the wrong nameserver was asked")
@@ -352,7 +352,7 @@ func TestServiceResolver(t *testing.T) {
 	for _, name := range []string{"_http._tcp.localhost", "_http._tcp.a.onion", "_http._tcp.invalid"} {
 		before := main.Total()
 		if _, err := r.LookupService(t.Context(), name); err == nil || !strings.Contains(err.Error(), "RFC 6761") || main.Total() != before {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: got %v, want an error of RFC 6761 and no query", name, err)
 		}
 	}
 	_, err = r.LookupService(t.Context(), "_none._tcp.example")

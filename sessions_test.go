@@ -26,7 +26,7 @@ func TestSessionsOutliveReload(t *testing.T) {
 		t.Helper()
 		before := resumed.Load()
 		if res := w.get("/", "https://name.example:"+b.Port); res.StatusCode != status {
-			t.Error(res)
+			t.Errorf("got %v, want status %d", res, status)
 		}
 		return resumed.Load() > before
 	}

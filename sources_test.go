@@ -76,7 +76,7 @@ func TestStaticFallback(t *testing.T) {
 		w.run(fmt.Sprintf("reverse_proxy 127.0.0.2:%s {\ndynamic target good.example %s\ntransport target\n}", static.Port, found.Port))
 		for range 5 {
 			if res := w.mustGet("/", ""); res.seen.Address != "127.0.0.3" {
-				t.Error(res)
+				t.Errorf("sent to %s, want 127.0.0.3", res.seen.Address)
 			}
 		}
 	})
@@ -235,7 +235,7 @@ func TestSilentService(t *testing.T) {
 				res := w.get("/", "")
 				took := time.Since(time.Unix(0, last.Load()))
 				if res.StatusCode != http.StatusGatewayTimeout {
-					t.Error(res)
+					t.Errorf("got %v, want status 504", res)
 				}
 				return took < 2500*time.Millisecond
 			})
@@ -292,7 +292,7 @@ func TestClaimIsGivenUp(t *testing.T) {
 			}
 			eventually(t, "its time is over", func() bool { return shared.health.State(policy, "name.example", at) == want })
 			if res := w.mustGet(test.path, ""); res.seen.Address != "127.0.0.4" {
-				t.Fatal(res)
+				t.Fatalf("sent to %s, want 127.0.0.4", res.seen.Address)
 			}
 			if test.sent {
 				if got := shared.health.State(policy, "name.example", at); got != want {

@@ -238,7 +238,7 @@ func TestServerSentEvents(t *testing.T) {
 	for i := range 5 {
 		line, err := r.ReadString('\n')
 		if want := fmt.Sprintf("data: %d\n", i); err != nil || line != want {
-			t.Fatalf("%q, %v", line, err)
+			t.Fatalf("got %q, %v, want %q", line, err, want)
 		}
 		_, _ = r.ReadString('\n')
 		next <- struct{}{}
@@ -460,14 +460,14 @@ func TestGRPC(t *testing.T) {
 			defer res.Body.Close()
 			if res.StatusCode != 200 || res.ProtoMajor != 2 {
 				text, _ := io.ReadAll(res.Body)
-				t.Fatalf("%s %s: %s", res.Proto, res.Status, text)
+				t.Fatalf("got %s %s: %s, want HTTP/2 and status 200", res.Proto, res.Status, text)
 			}
 			r := bufio.NewReader(res.Body)
 			for i := range 20 {
 				fmt.Fprintf(send, "message %d\n", i)
 				line, err := r.ReadString('\n')
 				if want := fmt.Sprintf("MESSAGE %d\n", i); err != nil || line != want {
-					t.Fatalf("%q, %v", line, err)
+					t.Fatalf("got %q, %v, want %q", line, err, want)
 				}
 			}
 			_ = send.Close()

@@ -103,7 +103,7 @@ func TestWire(t *testing.T) {
 					got, want = playWire(w, t, c, target, config), playWire(w, t, c, stock, config)
 				}
 				if got != want || strings.Contains(got, timedOut) {
-					t.Error(unlike(want, got))
+					t.Errorf("the transports differ:%s", unlike(want, got))
 				}
 			})
 		}

@@ -133,9 +133,9 @@ func TestRotatedRoots(t *testing.T) {
 // that there are other addresses only if there are.
 func TestRenewSearched(t *testing.T) {
 	checkLeaks(t)
-	s := newDNSServer(t)
-	s.has("web.b.test", "192.0.2.1")
-	r := newResolver(t, Resolver{Nameservers: []string{s.addr}, StaleWait: caddy.Duration(patience), Search: true}, func(c *resolver.Config) {
+	s := testlab.NewNameserver(t)
+	s.Has("web.b.test", "192.0.2.1")
+	r := newResolver(t, Resolver{Nameservers: []string{s.Addr}, StaleWait: caddy.Duration(patience), Search: true}, func(c *resolver.Config) {
 		c.ResolvConf = writeFile(t, "search a.test b.test\n")
 	})
 	c := &call{resolver: r}
@@ -143,10 +143,10 @@ func TestRenewSearched(t *testing.T) {
 	if err := c.resolve(t.Context(), netip.Addr{}); err != nil {
 		t.Fatal(err)
 	}
-	if c.renew(t.Context()) || s.asked("web.b.test") != 2 {
-		t.Errorf("the same addresses, and %d queries", s.asked("web.b.test"))
+	if c.renew(t.Context()) || s.Asked("web.b.test") != 2 {
+		t.Errorf("the same addresses, and %d queries", s.Asked("web.b.test"))
 	}
-	s.has("web.b.test", "192.0.2.2")
+	s.Has("web.b.test", "192.0.2.2")
 	eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
 	if !slices.Equal(c.Addrs, []netip.Addr{netip.MustParseAddr("192.0.2.2")}) || c.answer.Found != "web.b.test" {
 		t.Errorf("%v of %s", c.Addrs, c.answer.Found)

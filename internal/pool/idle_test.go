@@ -3,10 +3,14 @@ package pool
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"runtime"
@@ -19,16 +23,29 @@ import (
 // secureEcho is echo behind TLS.
 func secureEcho(t *testing.T) (serve func(net.Conn, *bufio.Reader), roots *x509.CertPool) {
 	t.Helper()
-	ca := testlab.NewAuthority(t)
-	cert, err := ca.Issue("*.example")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := &tls.Config{Certificates: []tls.Certificate{*cert}}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, DNSNames: []string{"*.example"},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots = x509.NewCertPool()
+	roots.AddCert(cert)
+	config := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
 	return func(c net.Conn, _ *bufio.Reader) {
 		secured := tls.Server(c, config)
 		echo(secured, bufio.NewReader(secured))
-	}, ca.Pool()
+	}, roots
 }
 
 // inUse returns what memory and goroutines are in use.

@@ -171,7 +171,7 @@ func everywhereIsHere(t *testing.T) {
 	defer probe.Close()
 	_, port, _ := net.SplitHostPort(probe.Addr().String())
 	for _, addr := range []string{"127.0.0.1", "127.255.255.254", "10.0.0.1", "169.254.169.254", "240.0.0.1", goodAddr, "::1", "fd00:ec2::254", "64:ff9b::7f00:1", goodAddr6} {
-		conn, err := net.DialTimeout("tcp", net.JoinHostPort(addr, port), patience)
+		conn, err := net.DialTimeout("tcp", net.JoinHostPort(addr, port), testlab.Timeout)
 		if err != nil {
 			t.Fatalf("%s is not this machine: %v", addr, err)
 		}

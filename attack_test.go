@@ -1376,7 +1376,7 @@ func (a *arena) exchange(at attack) (*http.Response, []byte, error) {
 		return nil, nil, err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(patience))
+	conn.SetDeadline(time.Now().Add(testlab.Timeout))
 	if at.h2 != nil {
 		return exchangeHTTP2(conn, at.h2)
 	}

@@ -406,7 +406,7 @@ func TestReadAhead(t *testing.T) {
 			fmt.Fprintf(conn, "GET /%d HTTP/1.1\r\nHost: unix.example\r\nX-Target: %s\r\n\r\n", i, target)
 			unread[i] = conn.(*net.UnixConn)
 		}
-		eventually(t, "all are answered", func() bool {
+		testlab.Eventually(t, "all are answered", func() bool {
 			for _, conn := range unread {
 				if inSocket(t, conn) == 0 {
 					return false

@@ -26,7 +26,7 @@ import (
 // waitClosed waits until the gateway has closed its connections to a backend.
 func waitClosed(t testing.TB, b *testlab.RawBackend) {
 	t.Helper()
-	eventually(t, "no connection is open", func() bool { return b.Open.Load() == 0 })
+	testlab.Eventually(t, "no connection is open", func() bool { return b.Open.Load() == 0 })
 }
 
 // serveHTTP1 reads requests from a connection, with their bodies, and answers
@@ -421,7 +421,7 @@ func (w *world) finalStatus(target string) (status, before int) {
 		w.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience / 2))
+	_ = conn.SetDeadline(time.Now().Add(testlab.Timeout / 2))
 	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nX-Target: %s\r\n\r\n", target)
 	reader := bufio.NewReader(conn)
 	for ; before < interims; before++ {
@@ -478,7 +478,7 @@ func TestUnsentBodies(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer conn.Close()
-				_ = conn.SetDeadline(time.Now().Add(patience))
+				_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 				fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nX-Target: %s\r\n%s\r\n", target, test.head)
 				conns[i] = conn
 			}
@@ -548,7 +548,7 @@ func TestSitesAreFair(t *testing.T) {
 				slow = listen()
 			} else {
 				slow = listen()
-				eventually(t, "the slow address is met", func() bool {
+				testlab.Eventually(t, "the slow address is met", func() bool {
 					w.get("/slow", target)
 					return met.Load() > 0
 				})

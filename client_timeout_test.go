@@ -37,7 +37,7 @@ func TestClientTimeoutTeaches(t *testing.T) {
 				w.dns.Has("name.example", "127.0.0.2", "127.0.0.3")
 				w.run(w.proxy("timeout {header.X-Timeout}", "fail_duration 1h", "lb_policy random"))
 				inARow := 0
-				eventually(t, "40 requests in a row succeed", func() bool {
+				testlab.Eventually(t, "40 requests in a row succeed", func() bool {
 					res, err := w.try(http.MethodPost, "/", scheme+"://name.example:"+good.Port, strings.NewReader("body"), header("X-Timeout", "400ms"))
 					switch {
 					case err != nil:

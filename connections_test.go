@@ -42,7 +42,7 @@ func TestConnectionTotal(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			eventually(t, "the total", func() bool { return b.Open.Load() == total })
+			testlab.Eventually(t, "the total", func() bool { return b.Open.Load() == total })
 			if n := b.Opened.Load(); n < names {
 				t.Errorf("only %d connections opened for %d names", n, names)
 			}
@@ -52,15 +52,15 @@ func TestConnectionTotal(t *testing.T) {
 			for i := range names / 4 {
 				w.mustGet("/", target(i))
 			}
-			eventually(t, "the total, an upgraded one included", func() bool { return b.Open.Load() == total })
+			testlab.Eventually(t, "the total, an upgraded one included", func() bool { return b.Open.Load() == total })
 			if err := ws.echo("still there"); err != nil {
 				t.Error(err)
 			}
 			_ = ws.Close()
-			eventually(t, "the upgraded one to end", func() bool { return b.Open.Load() == total-1 })
+			testlab.Eventually(t, "the upgraded one to end", func() bool { return b.Open.Load() == total-1 })
 
 			w.run(w.proxy())
-			eventually(t, "the connections of the old configuration to end", func() bool { return b.Open.Load() == 0 })
+			testlab.Eventually(t, "the connections of the old configuration to end", func() bool { return b.Open.Load() == 0 })
 			for i := range 50 {
 				w.mustGet("/", target(i))
 			}
@@ -74,7 +74,7 @@ func TestConnectionTotal(t *testing.T) {
 			if err := caddy.Stop(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the connections to end with the last configuration", func() bool { return b.Open.Load() == 0 })
+			testlab.Eventually(t, "the connections to end with the last configuration", func() bool { return b.Open.Load() == 0 })
 		})
 	}
 }
@@ -138,7 +138,7 @@ func TestReloadInTheMiddle(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "the requests arrive", func() bool { return arrived.Load() == n })
+	testlab.Eventually(t, "the requests arrive", func() bool { return arrived.Load() == n })
 	w.run(w.proxy("dial_timeout 4s"))
 	w.run(w.proxy("dial_timeout 5s"))
 	if got := b.Open.Load(); got != n {
@@ -146,7 +146,7 @@ func TestReloadInTheMiddle(t *testing.T) {
 	}
 	close(hold)
 	wg.Wait()
-	eventually(t, "their connections to end", func() bool { return b.Open.Load() == 0 })
+	testlab.Eventually(t, "their connections to end", func() bool { return b.Open.Load() == 0 })
 }
 
 // TestReloadBeforeRetry: a request of the old configuration may have to dial
@@ -195,7 +195,7 @@ func TestReloadBeforeRetry(t *testing.T) {
 			done.Add(1)
 		})
 	}
-	eventually(t, "all are served or hang", func() bool {
+	testlab.Eventually(t, "all are served or hang", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return int(done.Load())+len(hung) >= n // a connection that was given up hangs, too
@@ -240,7 +240,7 @@ func TestConnectionLimit(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "four requests arrive", func() bool { return arrived.Load() == 4 })
+	testlab.Eventually(t, "four requests arrive", func() bool { return arrived.Load() == 4 })
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
 		res, err := w.try(method, "/", "http://one.greedy.example:"+b.Port, nil)
 		if err != nil || res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(res.body, pool.ErrLimit.Error()) || res.Header.Get("Retry-After") != "1" {

@@ -254,7 +254,7 @@ func TestUnsent(t *testing.T) {
 	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodGet} {
 		for _, size := range []int{0, 1, 64_000, 1 << 20} {
 			good.CloseConns()
-			eventually(t, "the pools are empty", func() bool { return good.Open.Load() == 0 })
+			testlab.Eventually(t, "the pools are empty", func() bool { return good.Open.Load() == 0 })
 			time.Sleep(10 * time.Millisecond) // and the gateway knows
 			broken.Store(1)
 			body := strings.Repeat("x", size)
@@ -307,7 +307,7 @@ func TestSentOnce(t *testing.T) {
 	if res, err := w.try(http.MethodGet, "/", "http://bad.example:"+good.Port, strings.NewReader(body)); err != nil || res.StatusCode != http.StatusBadGateway {
 		t.Errorf("got %v, %v, want status 502", res, err)
 	}
-	eventually(t, "a GET is sent twice to the only address", func() bool { return cuts.Load()-before >= 2 })
+	testlab.Eventually(t, "a GET is sent twice to the only address", func() bool { return cuts.Load()-before >= 2 })
 	if n := cuts.Load() - before; n > 2 {
 		t.Errorf("sent %d times", n)
 	}
@@ -412,7 +412,7 @@ func TestUnhealthy(t *testing.T) {
 				addr, _, _ := strings.Cut(res.Header.Get("Backend"), ":")
 				return addr
 			}
-			eventually(t, "the bad address is met", func() bool { return get("bad") == "127.0.0.2" })
+			testlab.Eventually(t, "the bad address is met", func() bool { return get("bad") == "127.0.0.2" })
 			seen := make(map[string]bool)
 			for range 50 {
 				if get("bad") != "127.0.0.3" {
@@ -545,7 +545,7 @@ func TestProbe(t *testing.T) {
 			var d dialled
 			w.hookDials(d.hook)
 			dead, failed := 0, 0
-			eventually(t, "the dead address is probed", func() bool {
+			testlab.Eventually(t, "the dead address is probed", func() bool {
 				if res := w.get("/", target); res.StatusCode != 200 {
 					failed++ // the first one may find out
 				}
@@ -557,7 +557,7 @@ func TestProbe(t *testing.T) {
 			}
 			config.Addrs, config.Port = []string{"127.0.0.2"}, b.Port
 			testlab.NewBackend(t, config)
-			eventually(t, "the address is used again", func() bool { return w.mustGet("/", target).seen.Address == "127.0.0.2" })
+			testlab.Eventually(t, "the address is used again", func() bool { return w.mustGet("/", target).seen.Address == "127.0.0.2" })
 		})
 	}
 }
@@ -870,7 +870,7 @@ func TestCutByReload(t *testing.T) {
 	w.run(w.proxy("lb_policy first", "header_down Run 2"))
 	for _, addr := range []string{"127.0.0.2", "127.0.0.3"} {
 		at := netip.MustParseAddrPort(addr + ":" + good.Port)
-		eventually(t, "no address has failed", func() bool {
+		testlab.Eventually(t, "no address has failed", func() bool {
 			return shared.health.State(&health.Policy{MaxFails: 1, EjectFor: time.Hour}, "name.example", at) == health.Healthy
 		})
 	}

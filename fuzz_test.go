@@ -185,7 +185,7 @@ func (w *fuzzWorld) close() {
 	}
 	w.wg.Wait()
 	w.resolver.Close()
-	for deadline := time.Now().Add(patience); w.transport.pool.Open() > 0; time.Sleep(50 * time.Microsecond) {
+	for deadline := time.Now().Add(testlab.Timeout); w.transport.pool.Open() > 0; time.Sleep(50 * time.Microsecond) {
 		if time.Now().After(deadline) {
 			w.t.Fatal("connections are left")
 		}

@@ -60,7 +60,7 @@ func (w *world) checkRefusal(name string, lines func() []map[string]any, counter
 	if got := w.refusals(); !maps.Equal(got, counters) {
 		w.Errorf("%s: the counters are %v, want %v", name, got, counters)
 	}
-	eventually(w, name+": a line in the log", func() bool { return len(lines()) > seen })
+	testlab.Eventually(w, name+": a line in the log", func() bool { return len(lines()) > seen })
 	got := lines()[seen:]
 	if len(got) != 1 {
 		w.Errorf("%s: logged %v", name, got)
@@ -168,7 +168,7 @@ func TestLimitsAreRefusals(t *testing.T) {
 			defer close(released)
 			// requests that wait, until there are too many
 			i, statuses := 0, make(chan int, 100)
-			eventually(t, "the limit is reached", func() bool {
+			testlab.Eventually(t, "the limit is reached", func() bool {
 				name := test.name(i)
 				w.dns.Set(name, testlab.Reply{Hold: released})
 				i++

@@ -25,24 +25,8 @@ import (
 	"caddytarget/internal/testlab"
 )
 
-// The integration tests run Caddy in this process, with a real DNS server and
-// real backends, all on loopback addresses and free ports.
-
-// patience is how long a test waits for something that has to happen. Nothing
-// fails because the machine is slow, unless it is that slow.
-const patience = 60 * time.Second
-
-// eventually waits until ok returns true.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("still not after %s: %s", patience, what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
+// The integration tests run Caddy in this process, between the nameservers and the
+// backends of testlab.
 
 // checkLeaks makes the test fail if there are goroutines left when everything
 // that is registered after it has been cleaned up.
@@ -61,7 +45,7 @@ func checkLeaks(t testing.TB) {
 			goleak.IgnoreAnyFunction("github.com/DeRuina/timberjack.(*Logger).millRun"), // of access logs
 		}
 		var err error
-		for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(testlab.Timeout); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 			if err = goleak.Find(options...); err == nil {
 				return
 			}
@@ -198,7 +182,7 @@ func (w *world) settle() {
 	w.client.CloseIdleConnections()
 	want := fmt.Sprint(w.runs, " 200 OK")
 	inARow := 0
-	eventually(w, "the new configuration", func() bool {
+	testlab.Eventually(w, "the new configuration", func() bool {
 		for inARow < 20 {
 			conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
 			if err != nil {
@@ -252,7 +236,7 @@ func (r response) String() string {
 // request makes a request to the gateway.
 func (w *world) request(method, path, target string, body io.Reader, change ...func(*http.Request)) (*http.Request, context.CancelFunc) {
 	w.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testlab.Timeout)
 	req, err := http.NewRequestWithContext(ctx, method, "http://127.0.0.1:"+w.port+path, body)
 	if err != nil {
 		w.Fatal(err)

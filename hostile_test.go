@@ -183,7 +183,7 @@ func TestHostileTTL(t *testing.T) {
 		t.Errorf("sent to %s", res.seen.Address)
 	}
 	moved.Store(true)
-	eventually(t, "the new address", func() bool {
+	testlab.Eventually(t, "the new address", func() bool {
 		return w.mustGet("/", "http://a.example:"+b.Port).seen.Address == "127.0.0.3"
 	})
 }

@@ -308,7 +308,7 @@ func TestMaxRequests(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "two requests arrive", func() bool { return arrived.Load() == 2 })
+	testlab.Eventually(t, "two requests arrive", func() bool { return arrived.Load() == 2 })
 	res := w.get("/", "http://A.example.:"+b.Port+"/other")
 	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
 		t.Errorf("third request: status %d, Retry-After %q: %s", res.StatusCode, res.Header.Get("Retry-After"), res.body)
@@ -350,7 +350,7 @@ func TestTooManyLookups(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "all but two are refused", func() bool { return refused.Load() == names-2 })
+	testlab.Eventually(t, "all but two are refused", func() bool { return refused.Load() == names-2 })
 	close(hold)
 	wg.Wait()
 	if served.Load() != 2 {
@@ -623,7 +623,7 @@ func TestEjection(t *testing.T) {
 			t.Errorf("%d connections to the address that was ejected", n)
 		}
 		w.run(w.proxy("fail_duration 10ms"))
-		eventually(t, "the address comes back", func() bool {
+		testlab.Eventually(t, "the address comes back", func() bool {
 			w.mustGet("/", target)
 			return back.Served.Load() > 0
 		})
@@ -649,14 +649,14 @@ func TestEjection(t *testing.T) {
 			t.Errorf("%d connections to the address that was ejected", n-opened)
 		}
 		// for this target alone
-		eventually(t, "another target uses the address", func() bool {
+		testlab.Eventually(t, "another target uses the address", func() bool {
 			w.mustGet("/", "https://other.example:"+good.Port)
 			return bad.Served.Load() > 0
 		})
 		bad.SetCertificate("two.example", "two.example")
 		before := bad.Served.Load()
 		w.run(w.proxy("fail_duration 10ms"))
-		eventually(t, "the address comes back", func() bool {
+		testlab.Eventually(t, "the address comes back", func() bool {
 			w.mustGet("/", target)
 			return bad.Served.Load() > before
 		})
@@ -721,10 +721,10 @@ func TestMove(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "requests to the old address", func() bool { return old.Served.Load() > 20 })
+	testlab.Eventually(t, "requests to the old address", func() bool { return old.Served.Load() > 20 })
 	w.dns.Set("a.example", testlab.Reply{Addrs: []string{"127.0.0.3"}})
-	eventually(t, "requests to the new address", func() bool { return now.Served.Load() > 20 })
-	eventually(t, "no more requests to the old address", func() bool {
+	testlab.Eventually(t, "requests to the new address", func() bool { return now.Served.Load() > 20 })
+	testlab.Eventually(t, "no more requests to the old address", func() bool {
 		before := old.Served.Load()
 		served := now.Served.Load()
 		for now.Served.Load() < served+20 {
@@ -900,7 +900,7 @@ func TestOutage(t *testing.T) {
 		t.Error("no answer was stale: there was no outage")
 	}
 	n := 0
-	eventually(t, "the outage is known", func() bool {
+	testlab.Eventually(t, "the outage is known", func() bool {
 		n++
 		res := w.get("/", fmt.Sprintf("http://unknown%d.example:%s", n, b.Port))
 		return res.body == fmt.Sprintf("502 looking up unknown%d.example (A): all nameservers are down (%s: no reply)", n, w.dns.Addr)
@@ -916,9 +916,9 @@ func TestOutage(t *testing.T) {
 	}
 	w.dns.SetSilent(false)
 	for i := range names {
-		eventually(t, "fresh answers", func() bool { return w.mustGet("/", target(i)).seen.Address == "127.0.0.3" })
+		testlab.Eventually(t, "fresh answers", func() bool { return w.mustGet("/", target(i)).seen.Address == "127.0.0.3" })
 	}
-	eventually(t, "a name that was unknown", func() bool { return w.get("/", "http://new.example:"+b.Port).StatusCode == 200 })
+	testlab.Eventually(t, "a name that was unknown", func() bool { return w.get("/", "http://new.example:"+b.Port).StatusCode == 200 })
 }
 
 // TestLeave: a client that leaves does not cancel what others wait for.
@@ -939,7 +939,7 @@ func TestLeave(t *testing.T) {
 			t.Errorf("the client that left: %v", err)
 		}
 	})
-	eventually(t, "the query", func() bool { return w.dns.Asked("a.example") == 1 })
+	testlab.Eventually(t, "the query", func() bool { return w.dns.Asked("a.example") == 1 })
 	for range 5 {
 		wg.Go(func() {
 			res, err := w.try(http.MethodGet, "/", target, nil)
@@ -949,7 +949,7 @@ func TestLeave(t *testing.T) {
 		})
 	}
 	leave()
-	eventually(t, "Caddy notices", func() bool {
+	testlab.Eventually(t, "Caddy notices", func() bool {
 		data, _ := os.ReadFile(logFile)
 		return bytes.Contains(data, []byte(`"status":499`))
 	})
@@ -1037,7 +1037,7 @@ func TestReload(t *testing.T) {
 				}
 			})
 		}
-		eventually(t, "the query", func() bool { return before.Asked("held.example") > 0 })
+		testlab.Eventually(t, "the query", func() bool { return before.Asked("held.example") > 0 })
 		w.dns = testlab.NewNameserver(t)
 		w.run(w.proxy())
 		close(hold)
@@ -1114,7 +1114,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 	for i := range 20 {
 		n := served.Load()
-		eventually(t, "requests", func() bool { return served.Load() > n+20 || t.Failed() })
+		testlab.Eventually(t, "requests", func() bool { return served.Load() > n+20 || t.Failed() })
 		w.dns = first
 		if i%4 == 3 {
 			w.dns = second

@@ -70,7 +70,7 @@ func firstRead(tr *trial) string {
 func writes(tr *trial) string {
 	segments := make(chan uint32, 1)
 	b := testlab.NewRawBackend(tr, "", "127.0.0.2", nil, func(conn net.Conn) {
-		_ = conn.SetDeadline(time.Now().Add(patience))
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 		if _, err := http.ReadRequest(bufio.NewReader(conn)); err != nil {
 			return
 		}

@@ -564,7 +564,7 @@ func (tr *trial) serve(serve func(conn net.Conn)) (port string) {
 		tr.Fatal(err)
 	}
 	b := testlab.NewRawBackend(tr, "", "127.0.0.2", nil, func(conn net.Conn) {
-		_ = conn.SetDeadline(time.Now().Add(patience))
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 		_ = conn.(*net.TCPConn).SetReadBuffer(64 << 10)
 		if tr.secured() {
 			secured := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{*cert}})
@@ -868,7 +868,7 @@ func (l *proxyListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 	defer conn.SetDeadline(time.Time{})
 	r := bufio.NewReader(conn)
 	if text := announcement(r); text != "" {
@@ -1030,7 +1030,7 @@ func parallelRequests(tr *trial) string {
 			}
 		})
 	}
-	eventually(tr, "four requests arrive", func() bool { return arrived.Load() >= 4 })
+	testlab.Eventually(tr, "four requests arrive", func() bool { return arrived.Load() >= 4 })
 	text := "all 6"
 	if !tr.becomes(func() bool { return arrived.Load() == all }) {
 		text = fmt.Sprintf("still %d of %d, then all", arrived.Load(), all)
@@ -1108,7 +1108,7 @@ func clientCertificate(tr *trial) string {
 		c.TLS = func(config *tls.Config) { config.ClientAuth = tls.RequestClientCert }
 	})
 	var res response
-	eventually(tr, "the certificate is there", func() bool { // one that is automated takes a moment
+	testlab.Eventually(tr, "the certificate is there", func() bool { // one that is automated takes a moment
 		res = tr.get("/", tr.at("a.example", b.Port))
 		return res.StatusCode == http.StatusOK
 	})
@@ -1160,7 +1160,7 @@ func renegotiation(tr *trial) string {
 	}
 	answers := make(chan string, 10)
 	b := testlab.NewRawBackend(tr, "", "127.0.0.2", nil, func(conn net.Conn) {
-		_ = conn.SetDeadline(time.Now().Add(patience))
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 		var sent, secrets bytes.Buffer
 		server := tls.Server(&sniffedConn{conn, &sent}, &tls.Config{
 			Certificates:           []tls.Certificate{*cert},
@@ -1269,14 +1269,14 @@ func badAddress(tr *trial) string {
 	tr.dns.Has("both.example", "127.0.0.2", "127.0.0.3")
 	target := tr.at("both.example", b.Port)
 	served := make(map[string]int)
-	eventually(tr, "both addresses are used", func() bool {
+	testlab.Eventually(tr, "both addresses are used", func() bool {
 		addr := tr.get("/", target).Header.Get("Backend")
 		served[addr]++
 		return served["127.0.0.2:"+b.Port] > 1 && served["127.0.0.3:"+b.Port] > 1
 	})
 	bad.Store("127.0.0.2:" + b.Port)
 	failing := func() bool { return tr.get("/", target).StatusCode == http.StatusServiceUnavailable }
-	eventually(tr, "the bad address is called", failing)
+	testlab.Eventually(tr, "the bad address is called", failing)
 	for range 20 {
 		if failing() {
 			return "called again"

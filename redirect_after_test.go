@@ -88,7 +88,7 @@ func TestRedirectInterim(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: gateway\r\nX-Target: http://a.test:%s/\r\nConnection: close\r\n\r\n", b.Port)
 	text, err := io.ReadAll(conn)
 	if err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 200 ") || strings.Contains(string(text), "secret") {
@@ -123,7 +123,7 @@ func TestErrorsAfterStall(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(patience))
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 		fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: gateway\r\nX-Target: http://reads.example:%s/\r\n%s", reads.Port, framing)
 		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {

@@ -609,7 +609,7 @@ func TestRedirectUnreadBody(t *testing.T) {
 		reader, writer := io.Pipe()
 		go func() {
 			_, _ = io.WriteString(writer, "first")
-			eventually(t, "the redirect", func() bool {
+			testlab.Eventually(t, "the redirect", func() bool {
 				b.mu.Lock()
 				defer b.mu.Unlock()
 				return len(b.seen) > 0
@@ -815,7 +815,7 @@ func TestRedirectLogs(t *testing.T) {
 	w.run(w.proxy("follow_redirects 1"))
 	w.get("/", goTo(at("a.test"), 302, goTo(at("b.test"), 302, "/end?secret")))
 	var got []map[string]any
-	eventually(t, "the log", func() bool {
+	testlab.Eventually(t, "the log", func() bool {
 		got = logged()
 		return len(got) == 2
 	})

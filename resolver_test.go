@@ -135,7 +135,7 @@ func TestRenewSearched(t *testing.T) {
 	checkLeaks(t)
 	s := testlab.NewNameserver(t)
 	s.Has("web.b.test", "192.0.2.1")
-	r := newResolver(t, Resolver{Nameservers: []string{s.Addr}, StaleWait: caddy.Duration(patience), Search: true}, func(c *resolver.Config) {
+	r := newResolver(t, Resolver{Nameservers: []string{s.Addr}, StaleWait: caddy.Duration(testlab.Timeout), Search: true}, func(c *resolver.Config) {
 		c.ResolvConf = writeFile(t, "search a.test b.test\n")
 	})
 	c := &call{resolver: r}
@@ -147,7 +147,7 @@ func TestRenewSearched(t *testing.T) {
 		t.Errorf("the same addresses, and %d queries", s.Asked("web.b.test"))
 	}
 	s.Has("web.b.test", "192.0.2.2")
-	eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
+	testlab.Eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
 	if !slices.Equal(c.Addrs, []netip.Addr{netip.MustParseAddr("192.0.2.2")}) || c.answer.Found != "web.b.test" {
 		t.Errorf("%v of %s", c.Addrs, c.answer.Found)
 	}
@@ -174,7 +174,7 @@ func TestTrace(t *testing.T) {
 	if res := w.get("/", "http://c.example:"+b.Port); res.StatusCode != 502 {
 		t.Errorf("got %v, want status 502", res)
 	}
-	eventually(t, "two lookups are logged", func() bool { return len(lines()) >= 2 })
+	testlab.Eventually(t, "two lookups are logged", func() bool { return len(lines()) >= 2 })
 	got := lines()
 	if len(got) != 2 {
 		t.Fatalf("logged: %v", got)

@@ -27,7 +27,7 @@ func TestServiceStaleFails(t *testing.T) {
 		var skipped atomic.Int64
 		start := time.Now()
 		r := newResolver(t, Resolver{
-			Nameservers: []string{s.Addr}, StaleWait: caddy.Duration(patience), Deadline: caddy.Duration(patience), Timeout: caddy.Duration(patience), Tries: 1,
+			Nameservers: []string{s.Addr}, StaleWait: caddy.Duration(testlab.Timeout), Deadline: caddy.Duration(testlab.Timeout), Timeout: caddy.Duration(testlab.Timeout), Tries: 1,
 		}, func(c *resolver.Config) {
 			c.Now = func() time.Duration { return time.Since(start) + time.Duration(skipped.Load()) }
 		})
@@ -39,7 +39,7 @@ func TestServiceStaleFails(t *testing.T) {
 		s.Set("new.example", testlab.Reply{Addrs: []string{"192.0.2.2"}, TTL: 60, Hold: hold})
 		skipped.Store(int64(5 * time.Minute)) // so that it is waited for
 
-		sc := &service{name: "_http._tcp.example", calls: make([]call, 2), end: time.Now().Add(patience)}
+		sc := &service{name: "_http._tcp.example", calls: make([]call, 2), end: time.Now().Add(testlab.Timeout)}
 		u := &Upstreams{resolver: r}
 		for i, host := range []string{"old.example", "new.example"} {
 			record := net.SRV{Target: host, Port: 80, Priority: 1}

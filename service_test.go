@@ -273,7 +273,7 @@ func TestServiceRecovers(t *testing.T) {
 		}
 	}
 	main := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Port: port})
-	eventually(t, "the first priority is used again", func() bool { return w.mustGet("/", "").seen.Address == "127.0.0.2" })
+	testlab.Eventually(t, "the first priority is used again", func() bool { return w.mustGet("/", "").seen.Address == "127.0.0.2" })
 	for range 20 {
 		if res := w.mustGet("/", ""); res.seen.Address != "127.0.0.2" {
 			t.Fatalf("sent to %s, want 127.0.0.2", res.seen.Address)

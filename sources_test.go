@@ -231,7 +231,7 @@ func TestSilentService(t *testing.T) {
 				}
 			})
 			// the machine may be busy at one time: not each time
-			eventually(t, "the last record is not given all of dial_timeout", func() bool {
+			testlab.Eventually(t, "the last record is not given all of dial_timeout", func() bool {
 				res := w.get("/", "")
 				took := time.Since(time.Unix(0, last.Load()))
 				if res.StatusCode != http.StatusGatewayTimeout {
@@ -290,7 +290,7 @@ func TestClaimIsGivenUp(t *testing.T) {
 			if test.sent {
 				want = health.NeedsTrial
 			}
-			eventually(t, "its time is over", func() bool { return shared.health.State(policy, "name.example", at) == want })
+			testlab.Eventually(t, "its time is over", func() bool { return shared.health.State(policy, "name.example", at) == want })
 			if res := w.mustGet(test.path, ""); res.seen.Address != "127.0.0.4" {
 				t.Fatalf("sent to %s, want 127.0.0.4", res.seen.Address)
 			}
@@ -303,7 +303,7 @@ func TestClaimIsGivenUp(t *testing.T) {
 				}
 				return
 			}
-			eventually(t, "the probe shows that it works", func() bool { return shared.health.State(policy, "name.example", at) == health.Healthy })
+			testlab.Eventually(t, "the probe shows that it works", func() bool { return shared.health.State(policy, "name.example", at) == health.Healthy })
 		})
 	}
 }

@@ -53,7 +53,7 @@ func TestStalledBody(t *testing.T) {
 						t.Fatal(err)
 					}
 					defer conn.Close()
-					_ = conn.SetDeadline(time.Now().Add(patience))
+					_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 					fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: gateway\r\nX-Target: %s\r\nX-Timeout: 200ms\r\n%s", test.target, framing)
 					res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 					if err != nil {
@@ -100,7 +100,7 @@ func TestSlowBodyAfterError(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(patience))
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 		fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: gateway\r\nX-Target: %s\r\nContent-Length: %d\r\n\r\n%s", target, len(body), body[:10])
 		time.Sleep(pause)
 		_, _ = io.WriteString(conn, body[10:])
@@ -144,7 +144,7 @@ func TestReadBodyKeepsConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 	reader := bufio.NewReader(conn)
 	for range 10 {
 		for _, target := range []string{"http://dead.example:" + port, "http://gone.example"} {

@@ -156,7 +156,7 @@ func (w *world) webSocket(target string) *webSocket {
 		w.Fatal(err)
 	}
 	w.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 	fmt.Fprintf(conn, "GET /ws HTTP/1.1\r\nHost: client.example\r\nX-Target: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", target)
 	r := bufio.NewReader(conn)
@@ -378,7 +378,7 @@ func TestClients(t *testing.T) {
 			{"h2c://a.example:" + h2c.Port, "HTTP/2.0"},
 		} {
 			t.Run(client.proto+" to "+backend.target[:5]+backend.proto, func(t *testing.T) {
-				ctx, cancel := context.WithTimeout(context.Background(), patience)
+				ctx, cancel := context.WithTimeout(context.Background(), testlab.Timeout)
 				defer cancel()
 				for _, method := range []string{http.MethodGet, http.MethodPost} {
 					send := ""
@@ -442,7 +442,7 @@ func TestGRPC(t *testing.T) {
 	t.Cleanup(rt.CloseIdleConnections)
 	for _, target := range []string{"h2c://a.example:" + h2c.Port, "https://a.example:" + h2.Port} {
 		t.Run(target[:5], func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			ctx, cancel := context.WithTimeout(context.Background(), testlab.Timeout)
 			defer cancel()
 			body, send := io.Pipe()
 			defer send.Close()
@@ -500,7 +500,7 @@ func TestInformational(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = conn.SetDeadline(time.Now().Add(patience))
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 		fmt.Fprintf(conn, "%sHost: x\r\nX-Target: http://a.example:%s\r\n\r\n", test.head, b.Port)
 		r := bufio.NewReader(conn)
 		var statuses []int

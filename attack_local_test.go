@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestLocalAddresses calls every address of this machine, those that no interface
@@ -172,7 +174,7 @@ func (w *localWorld) try(site, target string) (int, error) {
 		return 0, err
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 	_, _ = io.WriteString(conn, req("GET /config/ HTTP/1.1", "Host: "+site+".site", "Connection: close", "X-Target: http://"+target))
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
@@ -257,7 +259,7 @@ func spelled(a netip.Addr) []string {
 // call calls one port of one address under all rules.
 func (w *localWorld) call(t *testing.T, a netip.Addr, port string) {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", net.JoinHostPort(a.String(), port), patience)
+	conn, err := net.DialTimeout("tcp", net.JoinHostPort(a.String(), port), testlab.Timeout)
 	if err != nil {
 		return // nothing listens there
 	}

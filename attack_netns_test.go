@@ -25,6 +25,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"caddytarget/internal/testlab"
 )
 
 // inArena is in the environment of the process that is alone in its network.
@@ -169,7 +171,7 @@ func everywhereIsHere(t *testing.T) {
 	defer probe.Close()
 	_, port, _ := net.SplitHostPort(probe.Addr().String())
 	for _, addr := range []string{"127.0.0.1", "127.255.255.254", "10.0.0.1", "169.254.169.254", "240.0.0.1", goodAddr, "::1", "fd00:ec2::254", "64:ff9b::7f00:1", goodAddr6} {
-		conn, err := net.DialTimeout("tcp", net.JoinHostPort(addr, port), patience)
+		conn, err := net.DialTimeout("tcp", net.JoinHostPort(addr, port), testlab.Timeout)
 		if err != nil {
 			t.Fatalf("%s is not this machine: %v", addr, err)
 		}
@@ -195,15 +197,15 @@ func (a *arena) everywhere(t *testing.T) {
 	a.proxied = true
 	everywhere := []string{"::"}
 	for _, port := range []string{"80", "8080", "22", "2019", "2375", "6379", "10250", "32526"} {
-		a.backends = append(a.backends, newBackend(t, backendConfig{addrs: everywhere, port: port}))
+		a.backends = append(a.backends, testlab.NewBackend(t, testlab.BackendConfig{Addrs: everywhere, Port: port}))
 	}
 	a.backends = append(a.backends,
-		newBackend(t, backendConfig{addrs: everywhere, port: "443", ca: a.ca, h2: true}),
-		newBackend(t, backendConfig{addrs: everywhere, port: "8088", h2: true, only: true}),
-		newBackend(t, backendConfig{addrs: everywhere, port: "8082", handler: http.HandlerFunc(sendRedirect)}),
-		newBackend(t, backendConfig{addrs: everywhere, port: "8083", handler: http.HandlerFunc(echo)}),
-		newBackend(t, backendConfig{addrs: []string{aliveAddr, "10.0.0.1", "169.254.169.254", "127.0.0.1", "::1"}, port: "8081"}))
-	resetTCP(t, "8081", resetAddr)
+		testlab.NewBackend(t, testlab.BackendConfig{Addrs: everywhere, Port: "443", CA: a.ca, HTTP2: true}),
+		testlab.NewBackend(t, testlab.BackendConfig{Addrs: everywhere, Port: "8088", HTTP2: true, HTTP2Only: true}),
+		testlab.NewBackend(t, testlab.BackendConfig{Addrs: everywhere, Port: "8082", Handler: http.HandlerFunc(sendRedirect)}),
+		testlab.NewBackend(t, testlab.BackendConfig{Addrs: everywhere, Port: "8083", Handler: http.HandlerFunc(echo)}),
+		testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{aliveAddr, "10.0.0.1", "169.254.169.254", "127.0.0.1", "::1"}, Port: "8081"}))
+	testlab.ResettingBackend(t, "8081", resetAddr)
 }
 
 // socket makes a Unix socket that nobody may lead to.
@@ -247,7 +249,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 		r.Header["Trailer-Seen"] = append(r.Header["Trailer-Seen"], name)
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(seen{Address: addr, Method: r.Method, Host: r.Host, URI: r.RequestURI, Header: r.Header, Body: string(body)})
+	_ = json.NewEncoder(w).Encode(testlab.Request{Address: addr, Method: r.Method, Host: r.Host, URI: r.RequestURI, Header: r.Header, Body: string(body)})
 }
 
 // proxySites mean nothing without a proxy.
@@ -523,32 +525,32 @@ var proxyGroups = []attackGroup{
 
 	{kind: "what the backend gets", proxied: true, attacks: []attack{
 		{name: "not the field that had the target", raw: get("/", toGood+"/"), want: "200 93.184.215.14 good.example /", check: without("X-Target")},
-		{name: "X-Forwarded-Host is the client's Host", raw: get("/", toGood+"/", "X-Forwarded-Host: 169.254.169.254", "X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: gopher"), want: "200 93.184.215.14 good.example /", check: func(s seen) error {
+		{name: "X-Forwarded-Host is the client's Host", raw: get("/", toGood+"/", "X-Forwarded-Host: 169.254.169.254", "X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: gopher"), want: "200 93.184.215.14 good.example /", check: func(s testlab.Request) error {
 			if s.Header.Get("X-Forwarded-Host") != "client.example" || s.Header.Get("X-Forwarded-For") != "127.0.0.1" || s.Header.Get("X-Forwarded-Proto") != "http" {
 				return errors.New("what the client said was believed")
 			}
 			return nil
 		}},
 		{name: "what Connection names is left out", raw: get("/", toGood+"/", "X-Secret: 1", "Connection: X-Secret, X-Target", "Keep-Alive: 1", "Proxy-Authorization: Basic x", "Proxy-Connection: close", "TE: gzip"), want: "200 93.184.215.14 good.example /", check: without("X-Secret", "X-Target", "Keep-Alive", "Proxy-Authorization", "Proxy-Connection", "Te", "Connection")},
-		{name: "what Connection names cannot be the mark against loops", raw: get("/", toGood+"/", "Connection: CDN-Loop"), want: "200 93.184.215.14 good.example /", check: func(s seen) error {
+		{name: "what Connection names cannot be the mark against loops", raw: get("/", toGood+"/", "Connection: CDN-Loop"), want: "200 93.184.215.14 good.example /", check: func(s testlab.Request) error {
 			if !strings.Contains(s.Header.Get(loopHeader), loopID) {
 				return errors.New("no mark")
 			}
 			return nil
 		}},
-		{name: "a length and a coding", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Content-Length: 4", "Transfer-Encoding: chunked") + "1\r\nx\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n", want: "200|400 93.184.215.14 good.example:8083 /", check: func(s seen) error {
+		{name: "a length and a coding", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Content-Length: 4", "Transfer-Encoding: chunked") + "1\r\nx\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n", want: "200|400 93.184.215.14 good.example:8083 /", check: func(s testlab.Request) error {
 			if s.Body != "x" || s.Header.Get("Content-Length-Seen") != "-1" {
 				return errors.New("another body")
 			}
 			return nil
 		}},
-		{name: "a body of a GET", raw: req("GET / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Content-Length: 37") + "GET /smuggled HTTP/1.1\r\nHost: evil\r\n\r\n", want: "200 93.184.215.14 good.example:8083 /", check: func(s seen) error {
+		{name: "a body of a GET", raw: req("GET / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Content-Length: 37") + "GET /smuggled HTTP/1.1\r\nHost: evil\r\n\r\n", want: "200 93.184.215.14 good.example:8083 /", check: func(s testlab.Request) error {
 			if !strings.HasPrefix(s.Body, "GET /smuggled") || s.Header.Get("Content-Length-Seen") != "37" {
 				return errors.New("another body")
 			}
 			return nil
 		}},
-		{name: "a chunk with an extension", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Transfer-Encoding: chunked") + "1;a=b\r\nx\r\n0\r\n\r\n", want: "200 93.184.215.14 good.example:8083 /", check: func(s seen) error {
+		{name: "a chunk with an extension", raw: req("POST / HTTP/1.1", "Host: SITE", "Connection: close", "X-Target: http://good.example:8083/", "Transfer-Encoding: chunked") + "1;a=b\r\nx\r\n0\r\n\r\n", want: "200 93.184.215.14 good.example:8083 /", check: func(s testlab.Request) error {
 			if s.Body != "x" {
 				return errors.New("another body")
 			}
@@ -602,8 +604,8 @@ const forgedTrailers = "1\r\nx\r\n0\r\nX-Fine: 1\r\nX-Forwarded-For: 127.0.0.1\r
 	"Proxy-Authorization: Basic x\r\nHost: internal\r\n\r\n"
 
 // onlyTrailer checks that the backend got one trailer and no other.
-func onlyTrailer(name string) func(seen) error {
-	return func(s seen) error {
+func onlyTrailer(name string) func(testlab.Request) error {
+	return func(s testlab.Request) error {
 		if got := s.Header["Trailer-Seen"]; !slices.Equal(got, []string{name}) {
 			return fmt.Errorf("it got the trailers %q, want %s", got, name)
 		}
@@ -612,7 +614,7 @@ func onlyTrailer(name string) func(seen) error {
 }
 
 // withoutH2C checks that the backend was not asked to go on in HTTP/2.
-func withoutH2C(s seen) error {
+func withoutH2C(s testlab.Request) error {
 	if upgrade := strings.Join(s.Header["Upgrade"], ", "); strings.Contains(strings.ToLower(upgrade), "h2c") {
 		return fmt.Errorf("it got Upgrade: %s", upgrade)
 	}
@@ -621,7 +623,7 @@ func withoutH2C(s seen) error {
 
 // replay: whoever replays the mark against loops harms nobody else.
 func (a *arena) replay(t *testing.T) {
-	send := func(lines ...string) (*http.Response, seen) {
+	send := func(lines ...string) (*http.Response, testlab.Request) {
 		t.Helper()
 		conn, err := net.Dial("tcp", "127.0.0.1:"+a.port)
 		if err != nil {
@@ -634,7 +636,7 @@ func (a *arena) replay(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer res.Body.Close()
-		var s seen
+		var s testlab.Request
 		_ = json.NewDecoder(res.Body).Decode(&s)
 		return res, s
 	}
@@ -733,7 +735,7 @@ func attackOwnListeners(t *testing.T) {
 	a := newArena(t, ownSites, ownGroups)
 	a.global = "admin " + ownAddr + ":2020"
 	a.everywhere(t)
-	a.backends = append(a.backends, newBackend(t, backendConfig{addrs: []string{ownAddr, goodAddr}, port: "8090"}))
+	a.backends = append(a.backends, testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{ownAddr, goodAddr}, Port: "8090"}))
 	a.start()
 	t.Cleanup(func() { // which ends the admin endpoint
 		a.global = "admin off"

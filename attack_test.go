@@ -27,6 +27,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"caddytarget/internal/resolver"
+	"caddytarget/internal/testlab"
 )
 
 // The attacks: targets and DNS answers that try to make the gateway call what
@@ -55,7 +56,7 @@ type attack struct {
 	want string
 
 	// check looks at what the backend got
-	check func(seen) error
+	check func(testlab.Request) error
 }
 
 // text is what is special about an attack, for a message.
@@ -172,8 +173,8 @@ const (
 )
 
 // without checks that the backend did not get some header fields.
-func without(names ...string) func(seen) error {
-	return func(s seen) error {
+func without(names ...string) func(testlab.Request) error {
+	return func(s testlab.Request) error {
 		for _, name := range names {
 			if s.Header[name] != nil {
 				return fmt.Errorf("it got %s", name)
@@ -1104,7 +1105,7 @@ var attackGroups = []attackGroup{
 // dnsRecord is what the nameserver says of a name.
 type dnsRecord struct {
 	name string
-	dnsName
+	testlab.Reply
 }
 
 // parseDNSName reads what the nameserver says of a name: NAME[*N], and its
@@ -1114,7 +1115,7 @@ func parseDNSName(text string) dnsRecord {
 	text, next, more := strings.Cut(text, " then ")
 	text, records, _ := strings.Cut(text, " =")
 	fields := strings.Fields(text)
-	r := dnsRecord{name: fields[0], dnsName: dnsName{ttl: 60}}
+	r := dnsRecord{name: fields[0], Reply: testlab.Reply{TTL: 60}}
 	if name, count, ok := strings.Cut(r.name, "*"); ok {
 		r.name = name
 		n, err := strconv.Atoi(count)
@@ -1122,30 +1123,30 @@ func parseDNSName(text string) dnsRecord {
 			panic(err)
 		}
 		for i := range n {
-			r.addrs = append(r.addrs, fmt.Sprintf("10.1.%d.%d", i/250, i%250+1))
+			r.Addrs = append(r.Addrs, fmt.Sprintf("10.1.%d.%d", i/250, i%250+1))
 		}
 	}
 	for _, f := range fields[1:] {
 		if alias, ok := strings.CutPrefix(f, ">"); ok {
-			r.alias = alias
+			r.Alias = alias
 		} else if ttl, ok := strings.CutPrefix(f, "ttl="); ok {
 			n, err := strconv.ParseUint(ttl, 10, 32)
 			if err != nil {
 				panic(err)
 			}
-			r.ttl = uint32(n)
+			r.TTL = uint32(n)
 		} else if f == "silent" {
-			r.silent = true
+			r.Silent = true
 		} else {
-			r.addrs = append(r.addrs, netip.MustParseAddr(f).String())
+			r.Addrs = append(r.Addrs, netip.MustParseAddr(f).String())
 		}
 	}
 	if records != "" {
-		r.records = strings.Split(records, " =")
+		r.Records = strings.Split(records, " =")
 	}
 	if more {
-		then := parseDNSName(next).dnsName
-		r.then = &then
+		then := parseDNSName(next).Reply
+		r.Then = &then
 	}
 	return r
 }
@@ -1156,7 +1157,7 @@ type arena struct {
 	sites    []attackSite
 	groups   []attackGroup
 	proxied  bool
-	backends []*backend
+	backends []*testlab.Backend
 	global   string // more of the global options
 	values   *strings.Replacer
 }
@@ -1172,7 +1173,7 @@ func newArena(t testing.TB, sites []attackSite, groups []attackGroup) *arena {
 				t.Fatalf("the nameserver is to say two things: %s, and %s", other, text)
 			}
 			known[r.name] = text
-			a.dns.set(r.name, r.dnsName)
+			a.dns.Set(r.name, r.Reply)
 		}
 	}
 	dir := t.TempDir()
@@ -1183,11 +1184,11 @@ func newArena(t testing.TB, sites []attackSite, groups []attackGroup) *arena {
 			t.Fatal(err)
 		}
 	}
-	a.values = strings.NewReplacer("<DNS>", a.dns.addr, "<HOSTS2>", filepath.Join(dir, "hosts2"),
-		"<HOSTS>", filepath.Join(dir, "hosts"), "<CA>", a.ca.file, "<SOCKET>", filepath.Join(dir, "socket"))
+	a.values = strings.NewReplacer("<DNS>", a.dns.Addr, "<HOSTS2>", filepath.Join(dir, "hosts2"),
+		"<HOSTS>", filepath.Join(dir, "hosts"), "<CA>", a.ca.File, "<SOCKET>", filepath.Join(dir, "socket"))
 
 	// the sites with search find a resolver that reads another resolv.conf
-	site := Resolver{Nameservers: []string{a.dns.addr}, Hosts: filepath.Join(dir, "hosts"), Family: "ipv4", Search: true}
+	site := Resolver{Nameservers: []string{a.dns.Addr}, Hosts: filepath.Join(dir, "hosts"), Family: "ipv4", Search: true}
 	config := site.config()
 	asked, err := config.Compile()
 	if err != nil {
@@ -1270,7 +1271,7 @@ func (a *arena) fill(text string) string {
 // connection may still be in the queue of the listener that is being closed.
 func (a *arena) start() {
 	a.Helper()
-	a.port = freePort(a)
+	a.port = testlab.FreePort(a)
 	config, err := adapt(a.caddyfile())
 	if err != nil {
 		a.Fatal(err)
@@ -1330,7 +1331,7 @@ func (a *arena) attack(t *testing.T, at attack) {
 	}
 	if at.set != "" {
 		r := parseDNSName(at.set)
-		a.dns.set(r.name, r.dnsName)
+		a.dns.Set(r.name, r.Reply)
 	}
 	time.Sleep(at.wait)
 	before := a.arrivals()
@@ -1375,7 +1376,7 @@ func (a *arena) exchange(at attack) (*http.Response, []byte, error) {
 		return nil, nil, err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(patience))
+	conn.SetDeadline(time.Now().Add(testlab.Timeout))
 	if at.h2 != nil {
 		return exchangeHTTP2(conn, at.h2)
 	}
@@ -1461,7 +1462,7 @@ func (a *arena) checkRefusal(t *testing.T, at attack, res *http.Response, body, 
 // checkArrival checks where a request arrived, and as what.
 func (a *arena) checkArrival(t *testing.T, at attack, res *http.Response, body []byte, want []string) {
 	t.Helper()
-	var got seen
+	var got testlab.Request
 	if err := json.Unmarshal(body, &got); err != nil {
 		t.Errorf("%s: %v: %.300s", at.name, err, body)
 		return
@@ -1504,14 +1505,9 @@ func (a *arena) strips(site string) bool {
 func (a *arena) arrivals() map[string]int {
 	sum := make(map[string]int)
 	for _, b := range a.backends {
-		b.mu.Lock()
-		for addr, n := range b.accepted {
+		for addr, n := range b.Arrivals() {
 			sum[addr] += n
 		}
-		for addr, n := range b.perAddr {
-			sum[addr] += n
-		}
-		b.mu.Unlock()
 	}
 	return sum
 }
@@ -1532,7 +1528,7 @@ func (attackRecorder) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyh
 		addrs = append(addrs, addr.String())
 	}
 	w.Header().Set("Content-Type", "application/json")
-	return json.NewEncoder(w).Encode(seen{Address: strings.Join(addrs, "|"), Host: c.hostport, URI: c.uri})
+	return json.NewEncoder(w).Encode(testlab.Request{Address: strings.Join(addrs, "|"), Host: c.hostport, URI: c.uri})
 }
 
 var registerRecorder = sync.OnceFunc(func() {

@@ -21,6 +21,8 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"golang.org/x/sys/unix"
+
+	"caddytarget/internal/testlab"
 )
 
 // h2Conn is a connection of HTTP/2 to a backend that a test scripts. It sends no
@@ -188,7 +190,7 @@ func serveH2(request func(c *h2Conn, s *h2Stream) bool) func(net.Conn) {
 func overH2(t *testing.T, test func(t *testing.T, w *world, scheme string, config *tls.Config)) {
 	t.Run("h2", func(t *testing.T) {
 		w := newWorld(t)
-		test(t, w, "https", w.ca.config("h2"))
+		test(t, w, "https", w.ca.Config("h2"))
 	})
 	t.Run("h2c", func(t *testing.T) { test(t, newWorld(t), "h2c", nil) })
 }
@@ -198,7 +200,7 @@ func overH2(t *testing.T, test func(t *testing.T, w *world, scheme string, confi
 func TestGoAway(t *testing.T) {
 	const requests, each = 400, 5
 	overH2(t, func(t *testing.T, w *world, scheme string, config *tls.Config) {
-		b := newRawBackend(t, "", "127.0.0.2", config, func(conn net.Conn) {
+		b := testlab.NewRawBackend(t, "", "127.0.0.2", config, func(conn net.Conn) {
 			served := 0
 			serveH2(func(c *h2Conn, s *h2Stream) bool {
 				if served++; served <= each {
@@ -210,18 +212,18 @@ func TestGoAway(t *testing.T) {
 				return true
 			})(conn)
 		})
-		w.dns.has("name.example", "127.0.0.2")
+		w.dns.Has("name.example", "127.0.0.2")
 		w.run(w.proxy("schemes https h2c"))
 		start := time.Now()
 		inParallel(8, requests, func(int) {
 			if !t.Failed() {
-				w.wantStatus(t, http.StatusOK, http.MethodGet, "/", scheme+"://name.example:"+b.port)
+				w.wantStatus(t, http.StatusOK, http.MethodGet, "/", scheme+"://name.example:"+b.Port)
 			}
 		})
 		if took := time.Since(start); took > 20*time.Second {
 			t.Errorf("it took %s", took)
 		}
-		if n := b.opened.Load(); n > requests/each*3/2 {
+		if n := b.Opened.Load(); n > requests/each*3/2 {
 			t.Errorf("%d connections", n)
 		}
 	})
@@ -244,23 +246,23 @@ func TestRefusingBackend(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			overH2(t, func(t *testing.T, w *world, scheme string, config *tls.Config) {
-				other := backendConfig{addrs: []string{"127.0.0.3"}, h2: true, only: true}
+				other := testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, HTTP2: true, HTTP2Only: true}
 				if scheme == "https" {
-					other.ca = w.ca
+					other.CA = w.ca
 				}
-				good := newBackend(t, other)
+				good := testlab.NewBackend(t, other)
 				var met atomic.Int64
-				bad := newRawBackend(t, good.port, "127.0.0.2", config, serveH2(func(c *h2Conn, s *h2Stream) bool {
+				bad := testlab.NewRawBackend(t, good.Port, "127.0.0.2", config, serveH2(func(c *h2Conn, s *h2Stream) bool {
 					met.Add(1)
 					return test.request(c, s)
 				}))
-				w.dns.has("two.example", "127.0.0.2", "127.0.0.3")
-				w.dns.has("bad.example", "127.0.0.2")
+				w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
+				w.dns.Has("bad.example", "127.0.0.2")
 				w.run(w.proxy("schemes https h2c", "fail_duration 0"))
 				for _, method := range []string{http.MethodGet, http.MethodPost} {
-					before, start := bad.opened.Load(), time.Now()
-					w.wantStatus(t, http.StatusBadGateway, method, "/", scheme+"://bad.example:"+good.port)
-					if n := bad.opened.Load() - before; n > 10 {
+					before, start := bad.Opened.Load(), time.Now()
+					w.wantStatus(t, http.StatusBadGateway, method, "/", scheme+"://bad.example:"+good.Port)
+					if n := bad.Opened.Load() - before; n > 10 {
 						t.Errorf("%s: %d connections for a request", method, n)
 					}
 					if took := time.Since(start); took > 20*time.Second {
@@ -273,7 +275,7 @@ func TestRefusingBackend(t *testing.T) {
 						if t.Failed() {
 							return // others would take as long
 						}
-						w.wantStatus(t, http.StatusOK, method, "/", scheme+"://two.example:"+good.port)
+						w.wantStatus(t, http.StatusOK, method, "/", scheme+"://two.example:"+good.Port)
 					}
 				}
 				if met.Load() == alone {
@@ -288,7 +290,7 @@ func TestRefusingBackend(t *testing.T) {
 // however few of them are sent.
 func TestLargeHeaderH2(t *testing.T) {
 	overH2(t, func(t *testing.T, w *world, scheme string, config *tls.Config) {
-		b := newRawBackend(t, "", "127.0.0.2", config, serveH2(func(c *h2Conn, s *h2Stream) bool {
+		b := testlab.NewRawBackend(t, "", "127.0.0.2", config, serveH2(func(c *h2Conn, s *h2Stream) bool {
 			fields := largeHeaders[s.path].all
 			if s.path == "/bomb" {
 				bomb := field{"x-bomb", strings.Repeat("x", 3500)} // an octet each but the first
@@ -296,8 +298,8 @@ func TestLargeHeaderH2(t *testing.T) {
 			}
 			return c.header(s, true, "200", fields) == nil
 		}))
-		w.dns.has("name.example", "127.0.0.2")
-		target := scheme + "://name.example:" + b.port
+		w.dns.Has("name.example", "127.0.0.2")
+		target := scheme + "://name.example:" + b.Port
 		w.checkLargeHeaders(t, target, "schemes https h2c")
 		w.wantStatus(t, http.StatusBadGateway, http.MethodGet, "/bomb", target)
 	})
@@ -307,7 +309,7 @@ func TestLargeHeaderH2(t *testing.T) {
 // changes the protocol, which HTTP/2 does not know.
 func TestBadStatusH2(t *testing.T) {
 	overH2(t, func(t *testing.T, w *world, scheme string, config *tls.Config) {
-		b := newRawBackend(t, "", "127.0.0.2", config, serveH2(func(c *h2Conn, s *h2Stream) bool {
+		b := testlab.NewRawBackend(t, "", "127.0.0.2", config, serveH2(func(c *h2Conn, s *h2Stream) bool {
 			status := strings.TrimPrefix(s.path, "/")
 			if status == "101" {
 				_ = c.header(s, false, status, nil)
@@ -316,15 +318,15 @@ func TestBadStatusH2(t *testing.T) {
 			c.reply(s, status, 2)
 			return true
 		}))
-		w.dns.has("name.example", "127.0.0.2")
+		w.dns.Has("name.example", "127.0.0.2")
 		w.run(w.proxy("schemes https h2c"))
 		for _, status := range []string{"099", "000", "99999", "20", "101"} {
 			for _, method := range []string{http.MethodGet, http.MethodPost} {
-				w.wantStatus(t, http.StatusBadGateway, method, "/"+status, scheme+"://name.example:"+b.port)
+				w.wantStatus(t, http.StatusBadGateway, method, "/"+status, scheme+"://name.example:"+b.Port)
 			}
 		}
 		w.run(w.proxy("schemes https h2c", "header_down Run 2")) // what is not in use is closed
-		b.isLeft(t)
+		waitClosed(t, b)
 	})
 }
 
@@ -333,7 +335,7 @@ func TestBadStatusH2(t *testing.T) {
 func TestEndlessInterimsH2(t *testing.T) {
 	overH2(t, func(t *testing.T, w *world, scheme string, config *tls.Config) {
 		hint := slices.Values([]field{{"link", "</x>"}})
-		b := newRawBackend(t, "", "127.0.0.2", config, serveH2(func(c *h2Conn, s *h2Stream) bool {
+		b := testlab.NewRawBackend(t, "", "127.0.0.2", config, serveH2(func(c *h2Conn, s *h2Stream) bool {
 			left := make(chan struct{})
 			go func() { // the client has something to say, too
 				defer close(left)
@@ -347,9 +349,9 @@ func TestEndlessInterimsH2(t *testing.T) {
 			<-left
 			return false
 		}))
-		w.dns.has("name.example", "127.0.0.2")
+		w.dns.Has("name.example", "127.0.0.2")
 		w.run(w.proxy("schemes https h2c"))
-		if status, before := w.finalStatus(scheme + "://name.example:" + b.port); status != http.StatusBadGateway {
+		if status, before := w.finalStatus(scheme + "://name.example:" + b.Port); status != http.StatusBadGateway {
 			t.Errorf("status %d after %d interim responses", status, before)
 		}
 	})
@@ -368,7 +370,7 @@ func TestReadAhead(t *testing.T) {
 		var count atomic.Int64
 		var mu sync.Mutex
 		var conns []map[string]int // octets that were sent, by connection and path
-		b := newRawBackend(t, "", "127.0.0.2", config, func(conn net.Conn) {
+		b := testlab.NewRawBackend(t, "", "127.0.0.2", config, func(conn net.Conn) {
 			sent := make(map[string]int)
 			mu.Lock()
 			conns = append(conns, sent)
@@ -388,11 +390,11 @@ func TestReadAhead(t *testing.T) {
 				return true
 			})(conn)
 		})
-		w.dns.has("name.example", "127.0.0.2")
+		w.dns.Has("name.example", "127.0.0.2")
 		// what is in the socket of a client can be known if it is one of Unix
 		socket := filepath.Join(t.TempDir(), "s")
 		w.run(fmt.Sprintf("\n---\nhttp://unix.example {\nbind unix/%s\n%s\n}", socket, w.proxy("schemes https h2c")))
-		target := scheme + "://name.example:" + b.port
+		target := scheme + "://name.example:" + b.Port
 
 		var unread [clients]*net.UnixConn
 		for i := range unread {
@@ -404,7 +406,7 @@ func TestReadAhead(t *testing.T) {
 			fmt.Fprintf(conn, "GET /%d HTTP/1.1\r\nHost: unix.example\r\nX-Target: %s\r\n\r\n", i, target)
 			unread[i] = conn.(*net.UnixConn)
 		}
-		eventually(t, "all are answered", func() bool {
+		testlab.Eventually(t, "all are answered", func() bool {
 			for _, conn := range unread {
 				if inSocket(t, conn) == 0 {
 					return false
@@ -438,7 +440,7 @@ func TestReadAhead(t *testing.T) {
 			req, cancel := w.request(http.MethodGet, "/small", target, nil, func(r *http.Request) { r.URL.Host, r.Host = "unix.example", "" })
 			defer cancel()
 			if res, err := do(&http.Client{Transport: rt}, req); err != nil || res.StatusCode != http.StatusOK || res.body != "xx" {
-				t.Error(res, err)
+				t.Errorf("got %v, %v, want status 200 and xx", res, err)
 			}
 		})
 	})
@@ -468,14 +470,14 @@ func TestFickleProtocol(t *testing.T) {
 		mu.Lock()
 		executed[path]++
 		mu.Unlock()
-		resetConn(conn)
+		testlab.Reset(conn)
 	}
-	config := w.ca.config()
+	config := w.ca.Config()
 	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		conns++
-		return w.ca.config([]string{"h2", "http/1.1"}[(conns+1)%2]), nil
+		return w.ca.Config([]string{"h2", "http/1.1"}[(conns+1)%2]), nil
 	}
 	serve := func(conn net.Conn) {
 		if conn.(*tls.Conn).ConnectionState().NegotiatedProtocol == "h2" {
@@ -498,17 +500,17 @@ func TestFickleProtocol(t *testing.T) {
 			return r.URL.Path == "/"
 		})
 	}
-	b := newRawBackend(t, "", "127.0.0.2", config, serve)
-	newRawBackend(t, b.port, "127.0.0.3", config, serve)
-	w.dns.has("two.example", "127.0.0.2", "127.0.0.3")
+	b := testlab.NewRawBackend(t, "", "127.0.0.2", config, serve)
+	testlab.NewRawBackend(t, b.Port, "127.0.0.3", config, serve)
+	w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
 	w.run(w.proxy("fail_duration 0"))
-	target := "https://two.example:" + b.port
+	target := "https://two.example:" + b.Port
 	const requests = 60
 	for i := range requests {
 		inParallel(4, 8, func(int) { w.wantStatus(t, http.StatusOK, http.MethodGet, "/", target) })
 		res, err := w.try(http.MethodPost, fmt.Sprint("/", i), target, http.NoBody)
 		if err != nil || res.StatusCode < 500 {
-			t.Error(res, err)
+			t.Errorf("got %v, %v, want an error of the gateway", res, err)
 		}
 	}
 	mu.Lock()

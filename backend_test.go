@@ -3,7 +3,6 @@ package caddytarget
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -18,52 +17,16 @@ import (
 	"time"
 
 	"caddytarget/internal/targeturl"
+	"caddytarget/internal/testlab"
 )
 
 // Backends that misbehave: what their clients and those of others get, and what
 // the gateway keeps of it. Those of HTTP/2 are in backend_h2_test.go.
 
-// rawBackend is a backend that a test scripts, octet by octet.
-type rawBackend struct {
-	port         string
-	opened, open atomic.Int64 // connections
-}
-
-// newRawBackend serves each connection and closes it then, or at the end of the
-// test. Without a config there is no TLS.
-func newRawBackend(t testing.TB, port, addr string, config *tls.Config, serve func(conn net.Conn)) *rawBackend {
+// waitClosed waits until the gateway has closed its connections to a backend.
+func waitClosed(t testing.TB, b *testlab.RawBackend) {
 	t.Helper()
-	b := new(rawBackend)
-	b.port = serveTCP(t, port, addr, func(tcp *net.TCPConn) {
-		b.opened.Add(1)
-		b.open.Add(1)
-		defer b.open.Add(-1)
-		stop := context.AfterFunc(t.Context(), func() { tcp.Close() })
-		defer stop()
-		if config == nil {
-			serve(tcp)
-			return
-		}
-		secured := tls.Server(tcp, config)
-		if secured.Handshake() == nil {
-			serve(secured)
-		}
-	})
-	return b
-}
-
-// isLeft waits until the gateway has closed its connections to the backend.
-func (b *rawBackend) isLeft(t testing.TB) {
-	t.Helper()
-	eventually(t, "no connection is open", func() bool { return b.open.Load() == 0 })
-}
-
-// config is that of a TLS server for any name.
-func (a *authority) config(protocols ...string) *tls.Config {
-	return &tls.Config{
-		NextProtos:     protocols,
-		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) { return a.certFor(hello.ServerName) },
-	}
+	testlab.Eventually(t, "no connection is open", func() bool { return b.Open.Load() == 0 })
 }
 
 // serveHTTP1 reads requests from a connection, with their bodies, and answers
@@ -79,15 +42,6 @@ func serveHTTP1(conn net.Conn, answer func(r *http.Request) bool) {
 			return
 		}
 	}
-}
-
-// reset closes a connection without a word.
-func resetConn(conn net.Conn) {
-	if secured, ok := conn.(*tls.Conn); ok {
-		conn = secured.NetConn()
-	}
-	_ = conn.(*net.TCPConn).SetLinger(0)
-	conn.Close()
 }
 
 // heap returns how many octets are in use.
@@ -156,18 +110,18 @@ func TestBusyBackend(t *testing.T) {
 		n, _ := io.Copy(io.Discard, r.Body)
 		fmt.Fprint(w, n)
 	})
-	plain := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: handler})
-	secured := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: handler, ca: w.ca})
-	h2 := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: handler, ca: w.ca, h2: true})
-	w.dns.has("name.example", "127.0.0.2")
+	plain := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: handler})
+	secured := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: handler, CA: w.ca})
+	h2 := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: handler, CA: w.ca, HTTP2: true})
+	w.dns.Has("name.example", "127.0.0.2")
 	w.run(w.proxy())
 	body := strings.Repeat("x", 3<<20)
 	var wg sync.WaitGroup
-	for _, target := range []string{"http://name.example:" + plain.port, "https://name.example:" + secured.port, "https://name.example:" + h2.port} {
+	for _, target := range []string{"http://name.example:" + plain.Port, "https://name.example:" + secured.Port, "https://name.example:" + h2.Port} {
 		wg.Go(func() {
 			res, err := w.try(http.MethodPost, "/", target, strings.NewReader(body))
 			if err != nil || res.StatusCode != http.StatusOK || res.body != fmt.Sprint(len(body)) {
-				t.Errorf("%s: %v, %v", target, res, err)
+				t.Errorf("%s: got %v, %v, want status 200 and %d", target, res, err, len(body))
 			}
 		})
 	}
@@ -231,10 +185,10 @@ func TestSurplusOctets(t *testing.T) {
 				w := newWorld(t)
 				var config *tls.Config
 				if scheme == "https" {
-					config = w.ca.config()
+					config = w.ca.Config()
 				}
 				var late sync.WaitGroup
-				b := newRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
+				b := testlab.NewRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
 					cork := &corkedConn{Conn: conn}
 					conn = cork
 					if config != nil {
@@ -260,13 +214,13 @@ func TestSurplusOctets(t *testing.T) {
 						return err == nil
 					})
 				})
-				w.dns.has("name.example", "127.0.0.2")
+				w.dns.Has("name.example", "127.0.0.2")
 				w.run(w.proxy())
 
 				var right, wrong atomic.Int64
 				ask := func(i int) {
 					token := fmt.Sprint("token-", i)
-					res, err := w.try(test.method, "/"+token, scheme+"://name.example:"+b.port, nil)
+					res, err := w.try(test.method, "/"+token, scheme+"://name.example:"+b.Port, nil)
 					switch {
 					case err != nil:
 						t.Error(err)
@@ -296,20 +250,20 @@ func TestSurplusOctets(t *testing.T) {
 // TestHeapIsFlat: what is over leaves nothing behind.
 func TestHeapIsFlat(t *testing.T) {
 	w := newWorld(t)
-	closing := newRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
+	closing := testlab.NewRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
 		serveHTTP1(conn, func(*http.Request) bool {
 			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
 			return false
 		})
 	})
-	w.dns.has("name.example", "127.0.0.2")
+	w.dns.Has("name.example", "127.0.0.2")
 	w.run(w.proxy())
 	for _, test := range []struct {
 		name, target string
 		status       int
 	}{
-		{"closed", "http://name.example:" + closing.port, http.StatusOK},
-		{"refused", "http://name.example:" + freePort(t), http.StatusBadGateway},
+		{"closed", "http://name.example:" + closing.Port, http.StatusOK},
+		{"refused", "http://name.example:" + testlab.FreePort(t), http.StatusBadGateway},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			const requests = 4000
@@ -329,19 +283,19 @@ func TestFailuresAreSmall(t *testing.T) {
 	addr := func(i int) string { return fmt.Sprint("127.0.1.", i%addrs+1) }
 	noTLS := ""
 	for i := range addrs {
-		noTLS = newRawBackend(t, noTLS, addr(i), nil, func(conn net.Conn) {
+		noTLS = testlab.NewRawBackend(t, noTLS, addr(i), nil, func(conn net.Conn) {
 			_, _ = conn.Read(make([]byte, 1<<12))
 			_, _ = io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\n\r\n")
-		}).port
+		}).Port
 	}
 	for i := range first + failures {
-		w.dns.has(fmt.Sprintf("a%d.example", i), addr(i))
-		w.dns.has(fmt.Sprintf("b%d.example", i), addr(i))
+		w.dns.Has(fmt.Sprintf("a%d.example", i), addr(i))
+		w.dns.Has(fmt.Sprintf("b%d.example", i), addr(i))
 	}
 	w.run(w.proxy())
 	path := strings.Repeat("x", targeturl.MaxLen-100)
 	for _, test := range []struct{ name, format string }{
-		{"refused", "http://a%d.example:" + freePort(t) + "/%s"},
+		{"refused", "http://a%d.example:" + testlab.FreePort(t) + "/%s"},
 		{"no TLS", "https://b%d.example:" + noTLS + "/%s"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -419,7 +373,7 @@ func (w *world) checkLargeHeaders(t testing.TB, target string, options ...string
 // TestLargeHeader: the header of a response is bounded, in octets and in fields.
 func TestLargeHeader(t *testing.T) {
 	w := newWorld(t)
-	b := newRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
+	b := testlab.NewRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
 		serveHTTP1(conn, func(r *http.Request) bool {
 			out := bufio.NewWriter(conn)
 			fmt.Fprint(out, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n")
@@ -432,27 +386,27 @@ func TestLargeHeader(t *testing.T) {
 			return out.Flush() == nil
 		})
 	})
-	w.dns.has("name.example", "127.0.0.2")
-	w.checkLargeHeaders(t, "http://name.example:"+b.port)
+	w.dns.Has("name.example", "127.0.0.2")
+	w.checkLargeHeaders(t, "http://name.example:"+b.Port)
 }
 
 // TestBadStatus: a response whose status is none is no response.
 func TestBadStatus(t *testing.T) {
 	w := newWorld(t)
-	b := newRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
+	b := testlab.NewRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
 		serveHTTP1(conn, func(r *http.Request) bool {
 			_, err := fmt.Fprintf(conn, "HTTP/1.1 %s Fine\r\nContent-Length: 2\r\n\r\nok", strings.TrimPrefix(r.URL.Path, "/"))
 			return err == nil
 		})
 	})
-	w.dns.has("name.example", "127.0.0.2")
+	w.dns.Has("name.example", "127.0.0.2")
 	w.run(w.proxy())
 	for _, status := range []string{"099", "000", "99999"} {
 		for _, method := range []string{http.MethodGet, http.MethodPost} {
-			w.wantStatus(t, http.StatusBadGateway, method, "/"+status, "http://name.example:"+b.port)
+			w.wantStatus(t, http.StatusBadGateway, method, "/"+status, "http://name.example:"+b.Port)
 		}
 	}
-	b.isLeft(t)
+	waitClosed(t, b)
 }
 
 // interims is how many interim responses a backend sends that comes to no end.
@@ -467,7 +421,7 @@ func (w *world) finalStatus(target string) (status, before int) {
 		w.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience / 2))
+	_ = conn.SetDeadline(time.Now().Add(testlab.Timeout / 2))
 	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nX-Target: %s\r\n\r\n", target)
 	reader := bufio.NewReader(conn)
 	for ; before < interims; before++ {
@@ -486,7 +440,7 @@ func (w *world) finalStatus(target string) (status, before int) {
 // listened to for ever.
 func TestEndlessInterims(t *testing.T) {
 	w := newWorld(t)
-	b := newRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
+	b := testlab.NewRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
 		serveHTTP1(conn, func(*http.Request) bool {
 			for range interims {
 				if _, err := io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"); err != nil {
@@ -496,12 +450,12 @@ func TestEndlessInterims(t *testing.T) {
 			return true
 		})
 	})
-	w.dns.has("name.example", "127.0.0.2")
+	w.dns.Has("name.example", "127.0.0.2")
 	w.run(w.proxy())
-	if status, before := w.finalStatus("http://name.example:" + b.port); status != http.StatusBadGateway {
+	if status, before := w.finalStatus("http://name.example:" + b.Port); status != http.StatusBadGateway {
 		t.Errorf("status %d after %d interim responses", status, before)
 	}
-	b.isLeft(t)
+	waitClosed(t, b)
 }
 
 // TestUnsentBodies: clients that do not send their bodies take nothing from
@@ -513,10 +467,10 @@ func TestUnsentBodies(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t)
-			b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-			w.dns.has("name.example", "127.0.0.2")
+			b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+			w.dns.Has("name.example", "127.0.0.2")
 			w.run(w.proxy("max_requests 20"))
-			target := "http://name.example:" + b.port
+			target := "http://name.example:" + b.Port
 			conns := make([]net.Conn, 20)
 			for i := range conns {
 				conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
@@ -524,12 +478,12 @@ func TestUnsentBodies(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer conn.Close()
-				_ = conn.SetDeadline(time.Now().Add(patience))
+				_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 				fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nX-Target: %s\r\n%s\r\n", target, test.head)
 				conns[i] = conn
 			}
 			time.Sleep(300 * time.Millisecond) // the gateway has them
-			if n := b.opened.Load(); n != 0 {
+			if n := b.Opened.Load(); n != 0 {
 				t.Errorf("%d connections for requests without their bodies", n)
 			}
 			w.wantStatus(t, http.StatusOK, http.MethodGet, "/", target)
@@ -566,10 +520,10 @@ func TestSitesAreFair(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t)
-			good := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
+			good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}})
 			var met atomic.Int64
-			listen := func() *backend {
-				return newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, port: good.port, handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			listen := func() *testlab.Backend {
+				return testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Port: good.Port, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 					if r.URL.Path != "/slow" {
 						return
 					}
@@ -581,12 +535,12 @@ func TestSitesAreFair(t *testing.T) {
 					}
 				})})
 			}
-			w.dns.has("two.example", "127.0.0.2", "127.0.0.3")
-			target := "http://two.example:" + good.port
-			patient := freePort(t)
+			w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
+			target := "http://two.example:" + good.Port
+			patient := testlab.FreePort(t)
 			w.run(w.proxy("fail_duration 10m", test.option) + fmt.Sprintf("\n---\nhttp://:%s {\nbind 127.0.0.1\n%s\n}", patient, w.proxy("fail_duration 10m")))
 
-			var slow *backend
+			var slow *testlab.Backend
 			if test.refused {
 				for range 30 { // of which one meets the address
 					w.mustGet("/", target)
@@ -594,16 +548,16 @@ func TestSitesAreFair(t *testing.T) {
 				slow = listen()
 			} else {
 				slow = listen()
-				eventually(t, "the slow address is met", func() bool {
+				testlab.Eventually(t, "the slow address is met", func() bool {
 					w.get("/slow", target)
 					return met.Load() > 0
 				})
 			}
-			before := slow.served.Load()
+			before := slow.Served.Load()
 			for range 30 {
 				w.mustGet("/", target, func(r *http.Request) { r.URL.Host = "127.0.0.1:" + patient })
 			}
-			if n := slow.served.Load() - before; (n > 0) == test.refused {
+			if n := slow.Served.Load() - before; (n > 0) == test.refused {
 				t.Errorf("%d of 30 requests of the other site went to the address", n)
 			}
 		})

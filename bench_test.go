@@ -26,6 +26,7 @@ import (
 	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
 	"caddytarget/internal/targeturl"
+	"caddytarget/internal/testlab"
 )
 
 // The benchmarks here compare whole requests, in process and without a
@@ -127,22 +128,12 @@ func stubConnections(h caddyhttp.MiddlewareHandler) {
 // benchNameserver answers every A question with an address of 127.0.1.0/29.
 func benchNameserver(b *testing.B) string {
 	b.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	server := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		m := new(dns.Msg)
-		m.SetReply(q)
-		m.Answer = []dns.RR{&dns.A{
-			Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 3600},
-			A:   net.IPv4(127, 0, 1, 1+byte(len(q.Question[0].Name)%8)),
-		}}
+	return testlab.ServeDNS(b, dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		m := new(dns.Msg).SetReply(q)
+		name := q.Question[0].Name
+		m.Answer = testlab.Records(fmt.Sprintf("%s 3600 IN A 127.0.1.%d", name, 1+len(name)%8))
 		_ = w.WriteMsg(m)
-	})}
-	go func() { _ = server.ActivateAndServe() }()
-	b.Cleanup(func() { _ = server.Shutdown() })
-	return conn.LocalAddr().String()
+	}))
 }
 
 // discard is a ResponseWriter that keeps nothing.
@@ -281,7 +272,7 @@ func BenchmarkSource(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				if list, err := u.GetUpstreams(r); err != nil || len(list) != n {
-					b.Fatal(list, err)
+					b.Fatalf("got %d upstreams, %v, want %d", len(list), err, n)
 				}
 			}
 		})

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/testlab"
 )
 
 // TestClientTimeoutTeaches: an address that answers nobody is left out although it is the
@@ -18,26 +19,26 @@ func TestClientTimeoutTeaches(t *testing.T) {
 		for _, silent := range []string{"accepts", "reads"} {
 			t.Run(scheme+" "+silent, func(t *testing.T) {
 				w := newWorld(t)
-				config := backendConfig{addrs: []string{"127.0.0.3"}}
+				config := testlab.BackendConfig{Addrs: []string{"127.0.0.3"}}
 				if scheme == "https" {
-					config.ca = w.ca
+					config.CA = w.ca
 				}
-				good := newBackend(t, config)
+				good := testlab.NewBackend(t, config)
 				if silent == "accepts" {
-					silentTCP(t, good.port, "127.0.0.2")
+					testlab.SilentBackend(t, good.Port, "127.0.0.2")
 				} else {
-					config.addrs, config.port = []string{"127.0.0.2"}, good.port
-					config.handler = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+					config.Addrs, config.Port = []string{"127.0.0.2"}, good.Port
+					config.Handler = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 						_, _ = io.Copy(io.Discard, r.Body)
 						<-r.Context().Done()
 					})
-					newBackend(t, config)
+					testlab.NewBackend(t, config)
 				}
-				w.dns.has("name.example", "127.0.0.2", "127.0.0.3")
+				w.dns.Has("name.example", "127.0.0.2", "127.0.0.3")
 				w.run(w.proxy("timeout {header.X-Timeout}", "fail_duration 1h", "lb_policy random"))
 				inARow := 0
-				eventually(t, "40 requests in a row succeed", func() bool {
-					res, err := w.try(http.MethodPost, "/", scheme+"://name.example:"+good.port, strings.NewReader("body"), header("X-Timeout", "400ms"))
+				testlab.Eventually(t, "40 requests in a row succeed", func() bool {
+					res, err := w.try(http.MethodPost, "/", scheme+"://name.example:"+good.Port, strings.NewReader("body"), header("X-Timeout", "400ms"))
 					switch {
 					case err != nil:
 						t.Error(err)
@@ -58,17 +59,17 @@ func TestClientTimeoutTeaches(t *testing.T) {
 func TestImpatientClient(t *testing.T) {
 	w := newWorld(t)
 	addrs := []string{"127.0.0.2", "127.0.0.3", "127.0.0.4"}
-	b := newBackend(t, backendConfig{addrs: addrs, handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: addrs, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-r.Context().Done():
 		}
 	})})
-	w.dns.has("name.example", addrs...)
+	w.dns.Has("name.example", addrs...)
 	shared := acquireShared()
 	defer releaseShared()
 	w.run(w.proxy("timeout {header.X-Timeout}", "fail_duration 1h"))
-	target := "http://name.example:" + b.port
+	target := "http://name.example:" + b.Port
 	send := func(timeout string) int {
 		res, err := w.try(http.MethodPost, "/", target, strings.NewReader("body"), header("X-Timeout", timeout))
 		if err != nil {
@@ -86,7 +87,7 @@ func TestImpatientClient(t *testing.T) {
 		inParallel(8, 400, func(int) { send(timeout) })
 	}
 	for _, addr := range addrs {
-		at := netip.MustParseAddrPort(addr + ":" + b.port)
+		at := netip.MustParseAddrPort(addr + ":" + b.Port)
 		for _, timeout := range []time.Duration{0, time.Millisecond, 20 * time.Millisecond, 200 * time.Millisecond, time.Minute} {
 			if got := shared.health.State(&health.Policy{MaxFails: 1, EjectFor: time.Hour, Timeout: timeout}, "name.example", at); got != health.Healthy {
 				t.Errorf("%s with a timeout of %s: state %d", addr, timeout, got)

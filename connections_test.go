@@ -13,6 +13,7 @@ import (
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/testlab"
 )
 
 // TestConnectionTotal: the bound on connections holds for HTTP/2 too, and when
@@ -22,10 +23,10 @@ func TestConnectionTotal(t *testing.T) {
 	for _, h2 := range []bool{true, false} {
 		t.Run(fmt.Sprintf("HTTP/2 %t", h2), func(t *testing.T) {
 			w := newWorld(t)
-			b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: h2, handler: http.HandlerFunc(wsHandler)})
-			target := func(i int) string { return fmt.Sprintf("https://n%d.example:%s", i, b.port) }
+			b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: h2, Handler: http.HandlerFunc(wsHandler)})
+			target := func(i int) string { return fmt.Sprintf("https://n%d.example:%s", i, b.Port) }
 			for i := range names {
-				w.dns.has(fmt.Sprintf("n%d.example", i), "127.0.0.2")
+				w.dns.Has(fmt.Sprintf("n%d.example", i), "127.0.0.2")
 			}
 			w.run(w.proxy(fmt.Sprintf("keepalive_idle_conns %d", total)))
 			var wg sync.WaitGroup
@@ -34,15 +35,15 @@ func TestConnectionTotal(t *testing.T) {
 					for i := worker; i < names; i += 6 {
 						for range 2 {
 							if res, err := w.try(http.MethodGet, "/", target(i), nil); err != nil || res.StatusCode != 200 {
-								t.Error(res, err)
+								t.Errorf("got %v, %v, want status 200", res, err)
 							}
 						}
 					}
 				})
 			}
 			wg.Wait()
-			eventually(t, "the total", func() bool { return b.open.Load() == total })
-			if n := b.opened.Load(); n < names {
+			testlab.Eventually(t, "the total", func() bool { return b.Open.Load() == total })
+			if n := b.Opened.Load(); n < names {
 				t.Errorf("only %d connections opened for %d names", n, names)
 			}
 
@@ -51,15 +52,15 @@ func TestConnectionTotal(t *testing.T) {
 			for i := range names / 4 {
 				w.mustGet("/", target(i))
 			}
-			eventually(t, "the total, an upgraded one included", func() bool { return b.open.Load() == total })
+			testlab.Eventually(t, "the total, an upgraded one included", func() bool { return b.Open.Load() == total })
 			if err := ws.echo("still there"); err != nil {
 				t.Error(err)
 			}
 			_ = ws.Close()
-			eventually(t, "the upgraded one to end", func() bool { return b.open.Load() == total-1 })
+			testlab.Eventually(t, "the upgraded one to end", func() bool { return b.Open.Load() == total-1 })
 
 			w.run(w.proxy())
-			eventually(t, "the connections of the old configuration to end", func() bool { return b.open.Load() == 0 })
+			testlab.Eventually(t, "the connections of the old configuration to end", func() bool { return b.Open.Load() == 0 })
 			for i := range 50 {
 				w.mustGet("/", target(i))
 			}
@@ -67,13 +68,13 @@ func TestConnectionTotal(t *testing.T) {
 			if err := ws.echo("Caddy knows of it now, too"); err != nil {
 				t.Error(err)
 			}
-			if n := b.open.Load(); n != 51 {
+			if n := b.Open.Load(); n != 51 {
 				t.Errorf("%d connections open, want 51", n)
 			}
 			if err := caddy.Stop(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the connections to end with the last configuration", func() bool { return b.open.Load() == 0 })
+			testlab.Eventually(t, "the connections to end with the last configuration", func() bool { return b.Open.Load() == 0 })
 		})
 	}
 }
@@ -82,30 +83,30 @@ func TestConnectionTotal(t *testing.T) {
 // if that is configured.
 func TestShareConnections(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
 	w.run(w.proxy("share_connections"))
 	for i := range 50 {
-		w.dns.has(fmt.Sprintf("n%d.example", i), "127.0.0.2")
+		w.dns.Has(fmt.Sprintf("n%d.example", i), "127.0.0.2")
 		for range 2 {
-			if got, want := w.mustGet("/", fmt.Sprintf("http://n%d.example:%s", i, b.port)).seen.Host, fmt.Sprintf("n%d.example:%s", i, b.port); got != want {
+			if got, want := w.mustGet("/", fmt.Sprintf("http://n%d.example:%s", i, b.Port)).seen.Host, fmt.Sprintf("n%d.example:%s", i, b.Port); got != want {
 				t.Fatalf("Host %q, want %q", got, want)
 			}
 		}
 	}
-	if n := b.opened.Load(); n > 3 {
+	if n := b.Opened.Load(); n > 3 {
 		t.Errorf("%d connections for one request after the other", n)
 	}
 	w.run(w.proxy())
-	before := b.opened.Load()
+	before := b.Opened.Load()
 	for i := range 50 {
 		for range 2 {
-			w.mustGet("/", fmt.Sprintf("http://n%d.example:%s", i, b.port))
+			w.mustGet("/", fmt.Sprintf("http://n%d.example:%s", i, b.Port))
 		}
 	}
-	if n := b.opened.Load() - before; n != 50 {
+	if n := b.Opened.Load() - before; n != 50 {
 		t.Errorf("%d connections for 50 targets that do not share them", n)
 	}
-	if shared := b.sharedConns(); len(shared) > 3 {
+	if shared := b.Misdirected(); len(shared) > 3 {
 		t.Errorf("%d connections carried requests of several targets", len(shared))
 	}
 }
@@ -116,7 +117,7 @@ func TestReloadInTheMiddle(t *testing.T) {
 	w := newWorld(t)
 	hold := make(chan struct{})
 	var arrived atomic.Int64
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true, handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/body") {
 			_ = http.NewResponseController(w).Flush() // the rest of the body comes later
 		}
@@ -128,33 +129,33 @@ func TestReloadInTheMiddle(t *testing.T) {
 	const n = 10
 	var wg sync.WaitGroup
 	for i := range n {
-		w.dns.has(fmt.Sprintf("n%d.example", i), "127.0.0.2")
+		w.dns.Has(fmt.Sprintf("n%d.example", i), "127.0.0.2")
 		wg.Go(func() {
 			path := []string{"/", "/body"}[i%2]
-			res, err := w.try(http.MethodPost, path, fmt.Sprintf("https://n%d.example:%s", i, b.port), nil)
+			res, err := w.try(http.MethodPost, path, fmt.Sprintf("https://n%d.example:%s", i, b.Port), nil)
 			if err != nil || res.StatusCode != 200 || res.body != "done" {
-				t.Error(res, err)
+				t.Errorf("got %v, %v, want status 200 and done", res, err)
 			}
 		})
 	}
-	eventually(t, "the requests arrive", func() bool { return arrived.Load() == n })
+	testlab.Eventually(t, "the requests arrive", func() bool { return arrived.Load() == n })
 	w.run(w.proxy("dial_timeout 4s"))
 	w.run(w.proxy("dial_timeout 5s"))
-	if got := b.open.Load(); got != n {
+	if got := b.Open.Load(); got != n {
 		t.Errorf("%d connections open, want %d", got, n)
 	}
 	close(hold)
 	wg.Wait()
-	eventually(t, "their connections to end", func() bool { return b.open.Load() == 0 })
+	testlab.Eventually(t, "their connections to end", func() bool { return b.Open.Load() == 0 })
 }
 
 // TestReloadBeforeRetry: a request of the old configuration may have to dial
 // when that has ended already.
 func TestReloadBeforeRetry(t *testing.T) {
 	w := newWorld(t)
-	good := newBackend(t, backendConfig{addrs: []string{"127.0.0.3", "127.0.0.4"}, ca: w.ca, h2: true})
+	good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3", "127.0.0.4"}, CA: w.ca, HTTP2: true})
 	// at one address TLS handshakes hang until they are cut
-	l := listenAll(t, good.port, "127.0.0.2")[0]
+	l := testlab.Listen(t, good.Port, "127.0.0.2")[0]
 	var mu sync.Mutex
 	var hung []net.Conn
 	var accepting sync.WaitGroup
@@ -185,16 +186,16 @@ func TestReloadBeforeRetry(t *testing.T) {
 	var done atomic.Int64
 	var wg sync.WaitGroup
 	for i := range n {
-		w.dns.has(fmt.Sprintf("n%d.example", i), "127.0.0.2", "127.0.0.3", "127.0.0.4")
+		w.dns.Has(fmt.Sprintf("n%d.example", i), "127.0.0.2", "127.0.0.3", "127.0.0.4")
 		wg.Go(func() {
-			res, err := w.try(http.MethodPost, "/", fmt.Sprintf("https://n%d.example:%s", i, good.port), strings.NewReader("body"))
+			res, err := w.try(http.MethodPost, "/", fmt.Sprintf("https://n%d.example:%s", i, good.Port), strings.NewReader("body"))
 			if err != nil || res.StatusCode != 200 || res.seen.Body != "body" {
-				t.Error(res, err)
+				t.Errorf("got %v, %v, want status 200 and the body that was sent", res, err)
 			}
 			done.Add(1)
 		})
 	}
-	eventually(t, "all are served or hang", func() bool {
+	testlab.Eventually(t, "all are served or hang", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return int(done.Load())+len(hung) >= n // a connection that was given up hangs, too
@@ -214,7 +215,7 @@ func TestConnectionLimit(t *testing.T) {
 	w := newWorld(t)
 	hold := make(chan struct{})
 	var arrived atomic.Int64
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/hold" {
 			arrived.Add(1)
 			<-hold
@@ -225,7 +226,7 @@ func TestConnectionLimit(t *testing.T) {
 	defer func(limits *pool.Limits) { shared.limits = limits }(shared.limits)
 	shared.limits = pool.NewLimits(20, dnscache.DomainOf)
 	for _, name := range []string{"one.greedy.example", "two.greedy.example", "other.example"} {
-		w.dns.has(name, "127.0.0.2")
+		w.dns.Has(name, "127.0.0.2")
 	}
 	w.run(w.proxy())
 	var wg sync.WaitGroup
@@ -234,19 +235,19 @@ func TestConnectionLimit(t *testing.T) {
 	for i := range 4 { // a quarter of what is free then
 		wg.Go(func() {
 			name := []string{"one", "two"}[i%2]
-			if res, err := w.try(http.MethodGet, "/hold", fmt.Sprintf("http://%s.greedy.example:%s", name, b.port), nil); err != nil || res.StatusCode != 200 {
-				t.Error(res, err)
+			if res, err := w.try(http.MethodGet, "/hold", fmt.Sprintf("http://%s.greedy.example:%s", name, b.Port), nil); err != nil || res.StatusCode != 200 {
+				t.Errorf("got %v, %v, want status 200", res, err)
 			}
 		})
 	}
-	eventually(t, "four requests arrive", func() bool { return arrived.Load() == 4 })
+	testlab.Eventually(t, "four requests arrive", func() bool { return arrived.Load() == 4 })
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
-		res, err := w.try(method, "/", "http://one.greedy.example:"+b.port, nil)
+		res, err := w.try(method, "/", "http://one.greedy.example:"+b.Port, nil)
 		if err != nil || res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(res.body, pool.ErrLimit.Error()) || res.Header.Get("Retry-After") != "1" {
 			t.Errorf("%s: %s, %v, want status 503 with Retry-After and %q", method, res, err, pool.ErrLimit)
 		}
 	}
-	w.mustGet("/", "http://other.example:"+b.port)
+	w.mustGet("/", "http://other.example:"+b.Port)
 	if n := shared.health.Len(); n != 0 {
 		t.Errorf("%d failures are remembered", n)
 	}

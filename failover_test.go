@@ -3,6 +3,7 @@ package caddytarget
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,7 @@ import (
 
 	"caddytarget/internal/health"
 	"caddytarget/internal/replay"
+	"caddytarget/internal/testlab"
 )
 
 // dialler opens connections for a transport.
@@ -101,11 +103,11 @@ func (d *dialled) take() map[string]int {
 // TestEachAddressOnce: what is dead is not dialled again for every retry.
 func TestEachAddressOnce(t *testing.T) {
 	w := newWorld(t)
-	port := freePort(t)
-	silent := blackhole(t, "127.0.0.9")
-	w.dns.has("one.example", "127.0.0.2")
-	w.dns.has("three.example", "127.0.0.2", "127.0.0.3", "127.0.0.4")
-	w.dns.has("silent.example", "127.0.0.9")
+	port := testlab.FreePort(t)
+	silent := testlab.NewBlackhole(t, "", "127.0.0.9").Port
+	w.dns.Has("one.example", "127.0.0.2")
+	w.dns.Has("three.example", "127.0.0.2", "127.0.0.3", "127.0.0.4")
+	w.dns.Has("silent.example", "127.0.0.9")
 	for _, test := range []struct {
 		name, target string
 		options      []string
@@ -145,51 +147,51 @@ func TestEachAddressOnce(t *testing.T) {
 // TestRenewed: a target that has moved is found, long before its TTL is over.
 func TestRenewed(t *testing.T) {
 	w := newWorld(t)
-	old := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	old := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
 	for _, site := range []struct{ name, config, target string }{
-		{"target", w.proxy(), "http://name.example:" + old.port},
-		{"named", fmt.Sprintf("reverse_proxy {\ndynamic target name.example %s\ntransport target\nlb_retries 1\n}", old.port), ""},
+		{"target", w.proxy(), "http://name.example:" + old.Port},
+		{"named", fmt.Sprintf("reverse_proxy {\ndynamic target name.example %s\ntransport target\nlb_retries 1\n}", old.Port), ""},
 		{"service", w.service("_http._tcp.example", "", "lb_retries 1"), ""},
 	} {
 		t.Run(site.name, func(t *testing.T) {
-			w.dns.has("name.example", "127.0.0.2")
-			w.dns.set("_http._tcp.example", dnsName{srv: []string{"1 0 " + old.port + " name.example."}, ttl: 60})
+			w.dns.Has("name.example", "127.0.0.2")
+			w.dns.Set("_http._tcp.example", testlab.Reply{SRV: []string{"1 0 " + old.Port + " name.example."}, TTL: 60})
 			b := old
 			if site.name != "target" {
-				b = newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, port: old.port})
+				b = testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Port: old.Port})
 			}
 			w.resolver = "cache_size " + fmt.Sprint(1000+len(site.name)) // one of its own
 			w.run(site.config)
 			w.mustGet("/", site.target)
 			time.Sleep(1100 * time.Millisecond) // what is known since just now is not asked for again
-			b.close()
-			moved := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, port: old.port})
-			defer moved.close()
-			w.dns.has("name.example", "127.0.0.3")
-			asked := w.dns.asked("name.example")
+			b.Close()
+			moved := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, Port: old.Port})
+			defer moved.Close()
+			w.dns.Has("name.example", "127.0.0.3")
+			asked := w.dns.Asked("name.example")
 			var wg sync.WaitGroup
 			for range 20 {
 				wg.Go(func() {
 					res, err := w.try(http.MethodGet, "/", site.target, strings.NewReader("body"))
 					if err != nil || res.StatusCode != 200 || res.seen.Address != "127.0.0.3" || res.seen.Body != "body" {
-						t.Error(res, err)
+						t.Errorf("got %v, %v, want status 200 from 127.0.0.3 with the body that was sent", res, err)
 					}
 				})
 			}
 			wg.Wait()
 			// more than once only by who is very late
-			if n := w.dns.asked("name.example") - asked; n < 1 || n > 5 {
+			if n := w.dns.Asked("name.example") - asked; n < 1 || n > 5 {
 				t.Errorf("asked %d times", n)
 			}
-			moved.close()
+			moved.Close()
 			time.Sleep(1100 * time.Millisecond)
-			asked = w.dns.asked("name.example")
+			asked = w.dns.Asked("name.example")
 			for range 20 {
 				if res := w.get("/", site.target); res.StatusCode != http.StatusBadGateway {
-					t.Error(res)
+					t.Errorf("got %v, want status 502", res)
 				}
 			}
-			if n := w.dns.asked("name.example") - asked; n > 10 {
+			if n := w.dns.Asked("name.example") - asked; n > 10 {
 				t.Errorf("asked %d times for a target that does not answer", n)
 			}
 		})
@@ -200,23 +202,23 @@ func TestRenewed(t *testing.T) {
 // the first ones were.
 func TestRenewedIsChecked(t *testing.T) {
 	w := newWorld(t)
-	inner := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
-	w.dns.has("name.example", "127.0.0.2")
-	w.run(fmt.Sprintf("target_proxy {header.X-Target} {\nallow_ips 127.0.0.2\nresolver %s {\nhosts off\n}\n}", w.dns.addr))
-	if res := w.get("/", "http://name.example:"+inner.port); res.StatusCode != http.StatusBadGateway {
-		t.Error(res)
+	inner := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}})
+	w.dns.Has("name.example", "127.0.0.2")
+	w.run(fmt.Sprintf("target_proxy {header.X-Target} {\nallow_ips 127.0.0.2\nresolver %s {\nhosts off\n}\n}", w.dns.Addr))
+	if res := w.get("/", "http://name.example:"+inner.Port); res.StatusCode != http.StatusBadGateway {
+		t.Errorf("got %v, want status 502", res)
 	}
-	w.dns.has("name.example", "127.0.0.3")
+	w.dns.Has("name.example", "127.0.0.3")
 	for range 5 {
 		time.Sleep(200 * time.Millisecond)
-		if res := w.get("/", "http://name.example:"+inner.port); res.StatusCode != http.StatusBadGateway && res.StatusCode != http.StatusForbidden {
-			t.Error(res)
+		if res := w.get("/", "http://name.example:"+inner.Port); res.StatusCode != http.StatusBadGateway && res.StatusCode != http.StatusForbidden {
+			t.Errorf("got %v, want status 502 or 403", res)
 		}
 	}
-	if n := w.dns.asked("name.example"); n < 2 {
+	if n := w.dns.Asked("name.example"); n < 2 {
 		t.Errorf("asked %d times: this showed nothing", n)
 	}
-	if n := inner.opened.Load(); n > 0 {
+	if n := inner.Opened.Load(); n > 0 {
 		t.Errorf("%d connections", n)
 	}
 }
@@ -236,8 +238,8 @@ func (c brokenConn) wait() error {
 func TestUnsent(t *testing.T) {
 	w := newWorld(t)
 	addrs := []string{"127.0.0.2", "127.0.0.3"}
-	good := newBackend(t, backendConfig{addrs: addrs})
-	w.dns.has("two.example", addrs...)
+	good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: addrs})
+	w.dns.Has("two.example", addrs...)
 	w.run(w.proxy("fail_duration 0"))
 	var broken atomic.Int64
 	w.hookDials(func(next dialler) dialler {
@@ -251,12 +253,12 @@ func TestUnsent(t *testing.T) {
 	})
 	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodGet} {
 		for _, size := range []int{0, 1, 64_000, 1 << 20} {
-			good.closeConns()
-			eventually(t, "the pools are empty", func() bool { return good.open.Load() == 0 })
+			good.CloseConns()
+			testlab.Eventually(t, "the pools are empty", func() bool { return good.Open.Load() == 0 })
 			time.Sleep(10 * time.Millisecond) // and the gateway knows
 			broken.Store(1)
 			body := strings.Repeat("x", size)
-			res, err := w.try(method, "/", "http://two.example:"+good.port, strings.NewReader(body))
+			res, err := w.try(method, "/", "http://two.example:"+good.Port, strings.NewReader(body))
 			if err != nil || res.StatusCode != 200 || res.seen.Body != body {
 				t.Errorf("%s of %d octets: %v, %v", method, size, res, err)
 			}
@@ -271,10 +273,10 @@ func TestUnsent(t *testing.T) {
 func cutTCP(t testing.TB, port, addr string, octets int64) (requests *atomic.Int64) {
 	t.Helper()
 	requests = new(atomic.Int64)
-	serveTCP(t, port, addr, func(conn *net.TCPConn) {
+	testlab.NewRawBackend(t, port, addr, nil, func(conn net.Conn) {
 		_, _ = io.CopyN(io.Discard, conn, octets)
 		requests.Add(1)
-		_ = conn.SetLinger(0)
+		testlab.Reset(conn)
 	})
 	return requests
 }
@@ -282,30 +284,30 @@ func cutTCP(t testing.TB, port, addr string, octets int64) (requests *atomic.Int
 // TestSentOnce: of what may have been seen, only GET is sent again, its body too.
 func TestSentOnce(t *testing.T) {
 	w := newWorld(t)
-	good := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
-	cuts := cutTCP(t, good.port, "127.0.0.2", 5000)
-	w.dns.has("two.example", "127.0.0.2", "127.0.0.3")
-	w.dns.has("bad.example", "127.0.0.2")
+	good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}})
+	cuts := cutTCP(t, good.Port, "127.0.0.2", 5000)
+	w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
+	w.dns.Has("bad.example", "127.0.0.2")
 	w.run(w.proxy("fail_duration 0"))
 	body := strings.Repeat("x", 50_000)
 	for range 20 {
-		res, err := w.try(http.MethodGet, "/", "http://two.example:"+good.port, strings.NewReader(body))
+		res, err := w.try(http.MethodGet, "/", "http://two.example:"+good.Port, strings.NewReader(body))
 		if err != nil || res.StatusCode != 200 || res.seen.Body != body {
 			t.Fatalf("GET: %v, %v", res, err)
 		}
 	}
 	for range 20 {
 		before := cuts.Load()
-		res, err := w.try(http.MethodPost, "/", "http://two.example:"+good.port, strings.NewReader(body))
+		res, err := w.try(http.MethodPost, "/", "http://two.example:"+good.Port, strings.NewReader(body))
 		if cut := cuts.Load() > before; err != nil || (res.StatusCode == 200) == cut || res.StatusCode == 200 && res.seen.Body != body {
 			t.Fatalf("POST: %v, %v; sent to the other: %t", res, err, cut)
 		}
 	}
 	before := cuts.Load()
-	if res, err := w.try(http.MethodGet, "/", "http://bad.example:"+good.port, strings.NewReader(body)); err != nil || res.StatusCode != http.StatusBadGateway {
-		t.Errorf("%v, %v", res, err)
+	if res, err := w.try(http.MethodGet, "/", "http://bad.example:"+good.Port, strings.NewReader(body)); err != nil || res.StatusCode != http.StatusBadGateway {
+		t.Errorf("got %v, %v, want status 502", res, err)
 	}
-	eventually(t, "a GET is sent twice to the only address", func() bool { return cuts.Load()-before >= 2 })
+	testlab.Eventually(t, "a GET is sent twice to the only address", func() bool { return cuts.Load()-before >= 2 })
 	if n := cuts.Load() - before; n > 2 {
 		t.Errorf("sent %d times", n)
 	}
@@ -317,23 +319,23 @@ func TestStale(t *testing.T) {
 	for _, proto := range []string{"http", "https", "h2", "h2c"} {
 		t.Run(proto, func(t *testing.T) {
 			w := newWorld(t)
-			config := backendConfig{addrs: []string{"127.0.0.2"}, h2: proto != "http"}
+			config := testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, HTTP2: proto != "http"}
 			scheme, options := proto, []string{"schemes http https h2c", "lb_retries 0"}
 			switch proto {
 			case "https":
-				config.ca = w.ca
+				config.CA = w.ca
 				options = append(options, "versions 1.1")
 			case "h2":
-				config.ca, scheme = w.ca, "https"
+				config.CA, scheme = w.ca, "https"
 			}
-			b := newBackend(t, config)
-			w.dns.has("name.example", "127.0.0.2")
+			b := testlab.NewBackend(t, config)
+			w.dns.Has("name.example", "127.0.0.2")
 			shared := acquireShared()
 			defer releaseShared()
 			w.run(w.proxy(options...))
 			for range 100 {
-				w.mustGet("/", scheme+"://name.example:"+b.port)
-				b.closeConns()
+				w.mustGet("/", scheme+"://name.example:"+b.Port)
+				b.CloseConns()
 			}
 			if n := shared.health.Len(); n != 0 {
 				t.Errorf("%d failures are remembered", n)
@@ -351,7 +353,7 @@ func TestKeepAliveLimit(t *testing.T) {
 		send := func() int64 {
 			res, err := w.try(method, "/", target, strings.NewReader("body"))
 			if err != nil || res.StatusCode != 200 {
-				t.Fatal(res, err)
+				t.Fatalf("got %v, %v, want status 200", res, err)
 			}
 			return res.seen.Conn
 		}
@@ -359,22 +361,22 @@ func TestKeepAliveLimit(t *testing.T) {
 		time.Sleep(pause)
 		return first, send()
 	}
-	w.dns.has("name.example", "127.0.0.2")
+	w.dns.Has("name.example", "127.0.0.2")
 
 	t.Run("told", func(t *testing.T) {
 		w.run(w.proxy())
-		told := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		told := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			rw.Header().Set("Keep-Alive", "max=100, timeout=1")
 			rw.Header().Set("Content-Type", "application/json")
-			fmt.Fprintf(rw, `{"Conn":%d}`, r.Context().Value(connKey{}))
+			fmt.Fprintf(rw, `{"Conn":%d}`, testlab.ConnOf(r))
 		})})
-		target := "http://name.example:" + told.port
+		target := "http://name.example:" + told.Port
 		if first, second := conns(target, http.MethodPost, 950*time.Millisecond); first == second {
 			t.Error("a POST over a connection that is about to be closed")
 		}
-		if told.opened.Load() != 2 {
-			t.Errorf("%d connections", told.opened.Load())
+		if told.Opened.Load() != 2 {
+			t.Errorf("%d connections", told.Opened.Load())
 		}
 	})
 }
@@ -387,7 +389,7 @@ func TestUnhealthy(t *testing.T) {
 	bad := func(rw http.ResponseWriter, r *http.Request) bool {
 		return strings.HasPrefix(r.Host, "bad") && strings.HasPrefix(rw.Header().Get("Backend"), "127.0.0.2")
 	}
-	b := newBackend(t, backendConfig{addrs: addrs, handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: addrs, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		switch {
 		case bad(rw, r) && r.URL.Path == "/status":
 			rw.WriteHeader(http.StatusServiceUnavailable)
@@ -402,15 +404,15 @@ func TestUnhealthy(t *testing.T) {
 	} {
 		t.Run(test.option, func(t *testing.T) {
 			id := strings.ReplaceAll(test.option, " ", "-")
-			w.dns.has("bad-"+id+".example", addrs...)
-			w.dns.has("good-"+id+".example", addrs...)
+			w.dns.Has("bad-"+id+".example", addrs...)
+			w.dns.Has("good-"+id+".example", addrs...)
 			w.run(w.proxy(test.option, "fail_duration 1h"))
 			get := func(name string) string {
-				res := w.get(test.path, "http://"+name+"-"+id+".example:"+b.port)
+				res := w.get(test.path, "http://"+name+"-"+id+".example:"+b.Port)
 				addr, _, _ := strings.Cut(res.Header.Get("Backend"), ":")
 				return addr
 			}
-			eventually(t, "the bad address is met", func() bool { return get("bad") == "127.0.0.2" })
+			testlab.Eventually(t, "the bad address is met", func() bool { return get("bad") == "127.0.0.2" })
 			seen := make(map[string]bool)
 			for range 50 {
 				if get("bad") != "127.0.0.3" {
@@ -429,8 +431,8 @@ func TestUnhealthy(t *testing.T) {
 // not made to find out.
 func TestDeadFamily(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"::1"}})
-	w.run(w.proxy(fmt.Sprintf("resolver %s {\nhosts off\nfamily prefer_ipv4\n}", w.dns.addr), "allow_ips any"))
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"::1"}})
+	w.run(w.proxy(fmt.Sprintf("resolver %s {\nhosts off\nfamily prefer_ipv4\n}", w.dns.Addr), "allow_ips any"))
 	var d dialled
 	w.hookDials(func(next dialler) dialler {
 		return d.hook(func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -442,8 +444,8 @@ func TestDeadFamily(t *testing.T) {
 	})
 	for i := range 6 {
 		name := fmt.Sprintf("n%d.example", i)
-		w.dns.has(name, fmt.Sprintf("10.%d.0.1", i), "::1")
-		w.mustGet("/", "http://"+name+":"+b.port)
+		w.dns.Has(name, fmt.Sprintf("10.%d.0.1", i), "::1")
+		w.mustGet("/", "http://"+name+":"+b.Port)
 		four := 0
 		for addr := range d.take() {
 			if !strings.HasPrefix(addr, "[") {
@@ -460,18 +462,18 @@ func TestDeadFamily(t *testing.T) {
 // can be reached.
 func TestFamilyAnswers(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-	w.dns.has("name.example", "127.0.0.2")
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	w.dns.Has("name.example", "127.0.0.2")
 	shared := acquireShared()
 	defer releaseShared()
 	w.run(w.proxy())
-	w.mustGet("/", "http://name.example:"+b.port)
+	w.mustGet("/", "http://name.example:"+b.Port)
 	for i := range 3 {
 		shared.health.Reached(netip.AddrFrom4([4]byte{byte(i + 1)}), false)
 	}
-	w.mustGet("/", "http://name.example:"+b.port)
-	if b.opened.Load() != 1 || shared.health.State(new(health.Policy), "", netip.MustParseAddrPort("192.0.2.1:443")) != health.Healthy {
-		t.Errorf("%d connections, IPv4 dead: %t", b.opened.Load(), shared.health.State(new(health.Policy), "", netip.MustParseAddrPort("192.0.2.1:443")) != health.Healthy)
+	w.mustGet("/", "http://name.example:"+b.Port)
+	if b.Opened.Load() != 1 || shared.health.State(new(health.Policy), "", netip.MustParseAddrPort("192.0.2.1:443")) != health.Healthy {
+		t.Errorf("%d connections, IPv4 dead: %t", b.Opened.Load(), shared.health.State(new(health.Policy), "", netip.MustParseAddrPort("192.0.2.1:443")) != health.Healthy)
 	}
 }
 
@@ -479,17 +481,17 @@ func TestFamilyAnswers(t *testing.T) {
 // there is another one, and then nothing.
 func TestHangingHandshake(t *testing.T) {
 	w := newWorld(t)
-	good := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true})
-	silentTCP(t, good.port, "127.0.0.2")
-	w.dns.has("name.example", "127.0.0.2", "127.0.0.3")
+	good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, CA: w.ca, HTTP2: true})
+	testlab.SilentBackend(t, good.Port, "127.0.0.2")
+	w.dns.Has("name.example", "127.0.0.2", "127.0.0.3")
 	w.run(w.proxy("tls_timeout 1h", "fail_duration 1h"))
 	var d dialled
 	w.hookDials(d.hook)
 	hung := 0
 	for range 50 {
-		w.mustGet("/", "https://name.example:"+good.port)
-		good.closeConns()
-		hung += d.take()["127.0.0.2:"+good.port]
+		w.mustGet("/", "https://name.example:"+good.Port)
+		good.CloseConns()
+		hung += d.take()["127.0.0.2:"+good.Port]
 	}
 	if hung != 1 {
 		t.Errorf("%d handshakes hang", hung)
@@ -501,17 +503,20 @@ func TestHangingHandshake(t *testing.T) {
 func TestSlowHandshake(t *testing.T) {
 	w := newWorld(t)
 	var begun atomic.Int64
-	slow := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true, hello: func() {
-		begun.Add(1)
-		time.Sleep(1500 * time.Millisecond)
+	slow := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true, TLS: func(config *tls.Config) {
+		config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			begun.Add(1)
+			time.Sleep(1500 * time.Millisecond)
+			return nil, nil
+		}
 	}})
 	w.run(w.proxy("tls_timeout 50s", "fail_duration 0", "lb_policy first"))
 	for i := range 3 {
 		name := fmt.Sprintf("n%d.example", i)
-		w.dns.has(name, "127.0.0.2", "127.0.0.3", "127.0.0.4") // the other two refuse
-		res, err := w.try(http.MethodPost, "/", "https://"+name+":"+slow.port, strings.NewReader("body"))
+		w.dns.Has(name, "127.0.0.2", "127.0.0.3", "127.0.0.4") // the other two refuse
+		res, err := w.try(http.MethodPost, "/", "https://"+name+":"+slow.Port, strings.NewReader("body"))
 		if err != nil || res.StatusCode != 200 || res.seen.Body != "body" {
-			t.Error(res, err)
+			t.Errorf("got %v, %v, want status 200 and the body that was sent", res, err)
 		}
 	}
 	if n := begun.Load(); n > 6 {
@@ -525,13 +530,13 @@ func TestProbe(t *testing.T) {
 	for _, scheme := range []string{"http", "https"} {
 		t.Run(scheme, func(t *testing.T) {
 			w := newWorld(t)
-			config := backendConfig{addrs: []string{"127.0.0.3"}}
+			config := testlab.BackendConfig{Addrs: []string{"127.0.0.3"}}
 			if scheme == "https" {
-				config.ca, config.h2 = w.ca, true
+				config.CA, config.HTTP2 = w.ca, true
 			}
-			b := newBackend(t, config)
-			target := scheme + "://name.example:" + b.port
-			w.dns.has("name.example", "127.0.0.2", "127.0.0.3")
+			b := testlab.NewBackend(t, config)
+			target := scheme + "://name.example:" + b.Port
+			w.dns.Has("name.example", "127.0.0.2", "127.0.0.3")
 			w.run(w.proxy("lb_policy first", "fail_duration 50ms"))
 			for range 2 { // once the dead one comes first, if at all
 				w.mustGet("/", target)
@@ -540,19 +545,19 @@ func TestProbe(t *testing.T) {
 			var d dialled
 			w.hookDials(d.hook)
 			dead, failed := 0, 0
-			eventually(t, "the dead address is probed", func() bool {
+			testlab.Eventually(t, "the dead address is probed", func() bool {
 				if res := w.get("/", target); res.StatusCode != 200 {
 					failed++ // the first one may find out
 				}
-				dead += d.take()["127.0.0.2:"+b.port]
+				dead += d.take()["127.0.0.2:"+b.Port]
 				return dead >= 5
 			})
 			if failed > 1 {
 				t.Errorf("%d requests failed", failed)
 			}
-			config.addrs, config.port = []string{"127.0.0.2"}, b.port
-			newBackend(t, config)
-			eventually(t, "the address is used again", func() bool { return w.mustGet("/", target).seen.Address == "127.0.0.2" })
+			config.Addrs, config.Port = []string{"127.0.0.2"}, b.Port
+			testlab.NewBackend(t, config)
+			testlab.Eventually(t, "the address is used again", func() bool { return w.mustGet("/", target).seen.Address == "127.0.0.2" })
 		})
 	}
 }
@@ -560,7 +565,7 @@ func TestProbe(t *testing.T) {
 // TestAllSilent: silent addresses are dialled once each.
 func TestAllSilent(t *testing.T) {
 	w := newWorld(t)
-	w.dns.has("name.example", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
+	w.dns.Has("name.example", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
 	w.run(w.proxy("dial_timeout 1s"))
 	var d dialled
 	w.hookDials(func(dialler) dialler {
@@ -573,7 +578,7 @@ func TestAllSilent(t *testing.T) {
 		})
 	})
 	if res, err := w.try(http.MethodPost, "/", "http://name.example", strings.NewReader("body")); err != nil || res.StatusCode != http.StatusGatewayTimeout {
-		t.Error(res, err)
+		t.Errorf("got %v, %v, want status 504", res, err)
 	}
 	counts := d.take()
 	for addr, n := range counts {
@@ -590,8 +595,8 @@ func TestAllSilent(t *testing.T) {
 // against an address.
 func TestShortage(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-	w.dns.has("name.example", "127.0.0.2")
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	w.dns.Has("name.example", "127.0.0.2")
 	shared := acquireShared()
 	defer releaseShared()
 	w.run(w.proxy())
@@ -605,12 +610,12 @@ func TestShortage(t *testing.T) {
 		}
 	})
 	left.Store(3)
-	w.mustGet("/", "http://name.example:"+b.port)
-	b.closeConns()
+	w.mustGet("/", "http://name.example:"+b.Port)
+	b.CloseConns()
 	time.Sleep(10 * time.Millisecond)
 	left.Store(1000)
-	if res := w.get("/", "http://name.example:"+b.port); res.StatusCode != http.StatusBadGateway {
-		t.Error(res)
+	if res := w.get("/", "http://name.example:"+b.Port); res.StatusCode != http.StatusBadGateway {
+		t.Errorf("got %v, want status 502", res)
 	}
 	if n := shared.health.Len(); n != 0 {
 		t.Errorf("%d failures are remembered", n)
@@ -622,14 +627,14 @@ func TestShortage(t *testing.T) {
 func TestPolicies(t *testing.T) {
 	w := newWorld(t)
 	addrs := []string{"127.0.0.2", "127.0.0.3", "127.0.0.4"}
-	b := newBackend(t, backendConfig{addrs: addrs})
-	w.dns.has("name.example", addrs...)
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: addrs})
+	w.dns.Has("name.example", addrs...)
 	sources := map[string]string{
-		"one":   fmt.Sprintf("dynamic target name.example %s", b.port),
-		"multi": fmt.Sprintf("dynamic multi {\ntarget name.example %s\ntarget other.example %s\n}", b.port, b.port),
+		"one":   fmt.Sprintf("dynamic target name.example %s", b.Port),
+		"multi": fmt.Sprintf("dynamic multi {\ntarget name.example %s\ntarget other.example %s\n}", b.Port, b.Port),
 	}
-	w.dns.has("other.example", "127.0.0.5")
-	newBackend(t, backendConfig{addrs: []string{"127.0.0.5"}, port: b.port})
+	w.dns.Has("other.example", "127.0.0.5")
+	testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.5"}, Port: b.Port})
 	all := map[string]int{"one": 3, "multi": 4}
 	for source, config := range sources {
 		for _, test := range []struct {
@@ -683,12 +688,8 @@ func TestPolicies(t *testing.T) {
 func refusingH2C(t testing.TB, addr string) (port string, bodies <-chan string) {
 	t.Helper()
 	accepted := make(chan string, 100)
-	port = serveTCP(t, "", addr, func(conn *net.TCPConn) {
-		stop := context.AfterFunc(t.Context(), func() { conn.Close() })
-		defer stop()
-		refuseFirst(conn, accepted)
-	})
-	return port, accepted
+	b := testlab.NewRawBackend(t, "", addr, nil, func(conn net.Conn) { refuseFirst(conn, accepted) })
+	return b.Port, accepted
 }
 
 func refuseFirst(conn net.Conn, accepted chan<- string) {
@@ -747,12 +748,12 @@ func refuseFirst(conn net.Conn, accepted chan<- string) {
 func TestRefusedStream(t *testing.T) {
 	w := newWorld(t)
 	port, bodies := refusingH2C(t, "127.0.0.2")
-	w.dns.has("name.example", "127.0.0.2")
+	w.dns.Has("name.example", "127.0.0.2")
 	w.run(w.proxy("schemes h2c"))
 	body := strings.Repeat("x", 50_000)
 	res, err := w.try(http.MethodPost, "/", "h2c://name.example:"+port, strings.NewReader(body))
 	if err != nil || res.StatusCode != 200 {
-		t.Fatal(res, err)
+		t.Fatalf("got %v, %v, want status 200", res, err)
 	}
 	if got := <-bodies; got != body {
 		t.Errorf("the body has %d octets", len(got))
@@ -773,26 +774,26 @@ func TestSeenOnce(t *testing.T) {
 			w := newWorld(t)
 			var bad atomic.Bool
 			var seen atomic.Int64
-			var b *backend
+			var b *testlab.Backend
 			addrs := []string{"127.0.0.2", "127.0.0.3"}
-			config := backendConfig{addrs: addrs, h2: true, handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			config := testlab.BackendConfig{Addrs: addrs, HTTP2: true, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 				_, _ = io.Copy(io.Discard, r.Body)
 				switch seen.Add(1); {
 				case !bad.Load():
 				case test.fate == "death":
-					b.closeConns()
+					b.CloseConns()
 				default:
 					<-r.Context().Done()
 				}
 			})}
 			if test.scheme == "https" {
-				config.ca = w.ca
+				config.CA = w.ca
 			}
-			b = newBackend(t, config)
-			w.dns.has("two.example", addrs...)
+			b = testlab.NewBackend(t, config)
+			w.dns.Has("two.example", addrs...)
 			w.run(w.proxy("schemes https h2c", "response_header_timeout 500ms", "lb_policy round_robin"))
 			send := func() int {
-				res, err := w.try(test.method, "/pay", test.scheme+"://two.example:"+b.port, strings.NewReader(test.body))
+				res, err := w.try(test.method, "/pay", test.scheme+"://two.example:"+b.Port, strings.NewReader(test.body))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -818,8 +819,8 @@ func TestSlowConnect(t *testing.T) {
 	for _, others := range []string{"refuse", "refuse late", "are silent"} {
 		t.Run(others, func(t *testing.T) {
 			w := newWorld(t)
-			slow := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-			w.dns.has("name.example", "127.0.0.2", "127.0.0.3", "127.0.0.4")
+			slow := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+			w.dns.Has("name.example", "127.0.0.2", "127.0.0.3", "127.0.0.4")
 			w.run(w.proxy("lb_policy first"))
 			var d dialled
 			w.hookDials(func(next dialler) dialler {
@@ -840,9 +841,9 @@ func TestSlowConnect(t *testing.T) {
 				})
 			})
 			for range 3 {
-				w.mustGet("/", "http://name.example:"+slow.port)
+				w.mustGet("/", "http://name.example:"+slow.Port)
 			}
-			if n := d.take()["127.0.0.2:"+slow.port]; n > 2 {
+			if n := d.take()["127.0.0.2:"+slow.Port]; n > 2 {
 				t.Errorf("dialled %d times", n)
 			}
 		})
@@ -852,8 +853,8 @@ func TestSlowConnect(t *testing.T) {
 // TestCutByReload: a reload is no evidence against an address that is slow.
 func TestCutByReload(t *testing.T) {
 	w := newWorld(t)
-	good := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
-	w.dns.has("name.example", "127.0.0.2", "127.0.0.3")
+	good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	w.dns.Has("name.example", "127.0.0.2", "127.0.0.3")
 	shared := acquireShared()
 	defer releaseShared()
 	w.run(w.proxy("lb_policy first"))
@@ -865,11 +866,11 @@ func TestCutByReload(t *testing.T) {
 			return next(ctx, network, address)
 		}
 	})
-	w.mustGet("/", "http://name.example:"+good.port)
+	w.mustGet("/", "http://name.example:"+good.Port)
 	w.run(w.proxy("lb_policy first", "header_down Run 2"))
 	for _, addr := range []string{"127.0.0.2", "127.0.0.3"} {
-		at := netip.MustParseAddrPort(addr + ":" + good.port)
-		eventually(t, "no address has failed", func() bool {
+		at := netip.MustParseAddrPort(addr + ":" + good.Port)
+		testlab.Eventually(t, "no address has failed", func() bool {
 			return shared.health.State(&health.Policy{MaxFails: 1, EjectFor: time.Hour}, "name.example", at) == health.Healthy
 		})
 	}
@@ -879,14 +880,14 @@ func TestCutByReload(t *testing.T) {
 func TestLostBody(t *testing.T) {
 	w := newWorld(t)
 	addrs := []string{"127.0.0.2", "127.0.0.3"}
-	b := newBackend(t, backendConfig{addrs: addrs, handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: addrs, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 	})})
-	w.dns.has("two.example", addrs...)
+	w.dns.Has("two.example", addrs...)
 	w.run(w.proxy("response_header_timeout 200ms"))
-	res, err := w.try(http.MethodGet, "/", "http://two.example:"+b.port, strings.NewReader(strings.Repeat("x", 2*replay.MaxKept)))
+	res, err := w.try(http.MethodGet, "/", "http://two.example:"+b.Port, strings.NewReader(strings.Repeat("x", 2*replay.MaxKept)))
 	if err != nil || res.StatusCode != http.StatusGatewayTimeout {
-		t.Error(res, err)
+		t.Errorf("got %v, %v, want status 504", res, err)
 	}
 }

@@ -5,15 +5,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -43,6 +38,7 @@ import (
 	"golang.org/x/net/idna"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/testlab"
 )
 
 // The fuzz tests here send a request all the way that requests go: handler,
@@ -58,12 +54,11 @@ type fuzzGateway struct {
 	transport *Transport
 	server    *caddyhttp.Server
 
-	ca  *authority
-	key *ecdsa.PrivateKey // of all certificates
+	ca *testlab.Authority
 }
 
 func newFuzzGateway(f *testing.F) *fuzzGateway {
-	g := &fuzzGateway{ca: newAuthority(f)}
+	g := &fuzzGateway{ca: testlab.NewAuthority(f)}
 	dir := f.TempDir()
 	config, err := adapt(fmt.Sprintf(`{
 	admin off
@@ -86,7 +81,7 @@ http:// {
 		tls_session_cache off
 		tls_curves secp256r1
 	}
-}`, filepath.Join(dir, "storage"), filepath.Join(dir, "socket"), g.ca.file))
+}`, filepath.Join(dir, "storage"), filepath.Join(dir, "socket"), g.ca.File))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -104,9 +99,6 @@ http:// {
 	}
 	g.source = g.proxy.DynamicUpstreams.(*Upstreams)
 	g.transport = g.proxy.Transport.(*Transport)
-	if g.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		f.Fatal(err)
-	}
 	return g
 }
 
@@ -124,20 +116,6 @@ func (g *fuzzGateway) find(handlers []caddyhttp.MiddlewareHandler) {
 			g.proxy = h
 		}
 	}
-}
-
-// certFor returns a certificate for this name or address and no other.
-func (g *fuzzGateway) certFor(name string) (*tls.Certificate, error) {
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(2), NotBefore: g.ca.cert.NotBefore, NotAfter: g.ca.cert.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
-	}
-	if addr, err := netip.ParseAddr(name); err == nil {
-		template.IPAddresses = []net.IP{addr.AsSlice()}
-	} else {
-		template.DNSNames = []string{name}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, g.ca.cert, &g.key.PublicKey, g.ca.key)
-	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: g.key}, err
 }
 
 // fuzzWorld is the world around the gateway for one execution.
@@ -207,7 +185,7 @@ func (w *fuzzWorld) close() {
 	}
 	w.wg.Wait()
 	w.resolver.Close()
-	for deadline := time.Now().Add(patience); w.transport.pool.Open() > 0; time.Sleep(50 * time.Microsecond) {
+	for deadline := time.Now().Add(testlab.Timeout); w.transport.pool.Open() > 0; time.Sleep(50 * time.Microsecond) {
 		if time.Now().After(deadline) {
 			w.t.Fatal("connections are left")
 		}
@@ -273,7 +251,7 @@ func (d *fuzzDial) serve(g *fuzzGateway) error {
 		SessionTicketsDisabled: true,
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			d.sni = hello.ServerName
-			return g.certFor(cmp.Or(d.sni, netip.MustParseAddrPort(d.address).Addr().String()))
+			return g.ca.Issue(cmp.Or(d.sni, netip.MustParseAddrPort(d.address).Addr().String()))
 		},
 	})
 	if err := server.Handshake(); err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"caddytarget/internal/guard"
 	"caddytarget/internal/localnet"
+	"caddytarget/internal/testlab"
 )
 
 // newTestPolicy returns the policy of a server that has no site.
@@ -59,7 +60,7 @@ func (w *world) checkRefusal(name string, lines func() []map[string]any, counter
 	if got := w.refusals(); !maps.Equal(got, counters) {
 		w.Errorf("%s: the counters are %v, want %v", name, got, counters)
 	}
-	eventually(w, name+": a line in the log", func() bool { return len(lines()) > seen })
+	testlab.Eventually(w, name+": a line in the log", func() bool { return len(lines()) > seen })
 	got := lines()[seen:]
 	if len(got) != 1 {
 		w.Errorf("%s: logged %v", name, got)
@@ -82,17 +83,17 @@ func counterOf(what, mode, rule string) string {
 // its rule, and a line in the log.
 func TestRefusals(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-	w.dns.has("half.example", "10.0.0.1", "127.0.0.2")
-	w.dns.has("mixed.example", "127.0.0.2", "169.254.169.254")
-	w.dns.has("none.example", "10.0.0.1", "10.0.0.2")
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	w.dns.Has("half.example", "10.0.0.1", "127.0.0.2")
+	w.dns.Has("mixed.example", "127.0.0.2", "169.254.169.254")
+	w.dns.Has("none.example", "10.0.0.1", "10.0.0.2")
 	lines := w.logTo("DEBUG", "http.handlers.target", "target refused", "target not resolved", "address left out")
 	w.run(`metrics /metrics
 	target_proxy {header.X-Target} {
 		allow_ips 127.0.0.2
 		deny_ips 127.0.0.66
 		deny *.denied.example
-		ports 80 ` + b.port + `
+		ports 80 ` + b.Port + `
 	}
 	handle_errors {
 		respond "{err.status_code} {http.target.error}"
@@ -134,13 +135,13 @@ func TestRefusals(t *testing.T) {
 	for name, rule := range map[string]string{"half.example": guard.RulePrivate, "mixed.example": guard.RuleMetadata} {
 		want := map[string]any{"level": "debug", "msg": "address left out", "name": name, "rule": rule}
 		w.checkRefusal(name, lines, counterOf("left_out", "enforce", rule), want, func() {
-			w.mustGet("/", "http://"+name+":"+b.port)
+			w.mustGet("/", "http://"+name+":"+b.Port)
 		})
 	}
 	want := map[string]any{"msg": "target refused", "rule": ruleLoop, "status": 508.0}
 	w.checkRefusal("loop", lines, counterOf("refused", "enforce", ruleLoop), want, func() {
 		if res := w.get("/", "http://half.example/", header("CDN-Loop", "other, "+loopID)); res.StatusCode != 508 {
-			t.Error(res)
+			t.Errorf("got %v, want status 508", res)
 		}
 	})
 }
@@ -167,9 +168,9 @@ func TestLimitsAreRefusals(t *testing.T) {
 			defer close(released)
 			// requests that wait, until there are too many
 			i, statuses := 0, make(chan int, 100)
-			eventually(t, "the limit is reached", func() bool {
+			testlab.Eventually(t, "the limit is reached", func() bool {
 				name := test.name(i)
-				w.dns.set(name, dnsName{hold: released})
+				w.dns.Set(name, testlab.Reply{Hold: released})
 				i++
 				wg.Go(func() {
 					if res, err := w.try("GET", "/", "http://"+name, nil); err == nil {
@@ -197,17 +198,17 @@ func TestLimitsAreRefusals(t *testing.T) {
 // TestReport checks that rules on trial refuse nothing, but count it and warn.
 func TestReport(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
-	w.dns.has("two.example", "127.0.0.2", "127.0.0.3")
-	w.dns.has("sub.denied.example", "127.0.0.2")
-	w.dns.has("ok.example", "127.0.0.2")
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
+	w.dns.Has("sub.denied.example", "127.0.0.2")
+	w.dns.Has("ok.example", "127.0.0.2")
 	lines := w.logTo("WARN", "http.handlers.target", "target would be refused", "address would be left out")
 	site := `metrics /metrics
 	handle /static* {
 		target {header.X-Target} {
 			guard report
 		}
-		reverse_proxy 127.0.0.3:` + b.port + ` {
+		reverse_proxy 127.0.0.3:` + b.Port + ` {
 			transport target
 		}
 	}
@@ -215,7 +216,7 @@ func TestReport(t *testing.T) {
 		guard %s
 		allow_ips 127.0.0.2
 		deny *.denied.example
-		ports ` + b.port + `
+		ports ` + b.Port + `
 	}
 	handle_errors {
 		respond "{err.status_code} {http.target.error}"
@@ -226,20 +227,20 @@ func TestReport(t *testing.T) {
 		counter      string
 		log          map[string]any
 	}{
-		{"/", "http://127.0.0.3:" + b.port, counterOf("refused", "report", guard.RuleLoopback),
+		{"/", "http://127.0.0.3:" + b.Port, counterOf("refused", "report", guard.RuleLoopback),
 			map[string]any{"msg": "target would be refused", "name": "127.0.0.3", "address": "127.0.0.3", "host": "127.0.0.1:" + w.port}},
-		{"/", "http://sub.denied.example:" + b.port, counterOf("refused", "report", guard.RuleDeny),
+		{"/", "http://sub.denied.example:" + b.Port, counterOf("refused", "report", guard.RuleDeny),
 			map[string]any{"msg": "target would be refused", "name": "sub.denied.example", "rule": "deny"}},
-		{"/", "http://two.example:" + b.port, counterOf("left_out", "report", guard.RuleLoopback),
+		{"/", "http://two.example:" + b.Port, counterOf("left_out", "report", guard.RuleLoopback),
 			map[string]any{"msg": "address would be left out", "name": "two.example", "address": "127.0.0.3", "rule": "loopback"}},
-		{"/static", "http://8.8.8.8:" + b.port, counterOf("refused", "report", guard.RuleLoopback),
+		{"/static", "http://8.8.8.8:" + b.Port, counterOf("refused", "report", guard.RuleLoopback),
 			map[string]any{"msg": "target would be refused", "name": "8.8.8.8", "address": "127.0.0.3"}},
 	} {
 		test.log["level"] = "warn"
 		w.checkRefusal(test.target, lines, test.counter, test.log, func() { w.mustGet(test.path, test.target) })
 	}
 	counters := w.refusals()
-	w.mustGet("/", "http://ok.example:"+b.port)
+	w.mustGet("/", "http://ok.example:"+b.Port)
 	if got := w.refusals(); !maps.Equal(got, counters) || len(lines()) != 4 {
 		t.Errorf("what is allowed counts: %v, %v", got, lines())
 	}
@@ -254,8 +255,8 @@ func TestReport(t *testing.T) {
 		t.Errorf("a reload has changed the counters: %v", got)
 	}
 	for _, target := range []string{"http://127.0.0.3:", "http://sub.denied.example:"} {
-		if res := w.get("/", target+b.port); res.StatusCode != 403 {
-			t.Errorf("%s: %v", target, res)
+		if res := w.get("/", target+b.Port); res.StatusCode != 403 {
+			t.Errorf("%s: got %v, want status 403", target, res)
 		}
 	}
 }
@@ -264,9 +265,9 @@ func TestReport(t *testing.T) {
 // status to give, counts and logs what it refuses, too.
 func TestNamedRefusals(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-	w.dns.has("a.example", "127.0.0.2")
-	w.dns.set("_http._tcp.a.example", dnsName{ttl: 60, srv: []string{"1 1 " + b.port + " a.example."}})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	w.dns.Has("a.example", "127.0.0.2")
+	w.dns.Set("_http._tcp.a.example", testlab.Reply{TTL: 60, SRV: []string{"1 1 " + b.Port + " a.example."}})
 	site := func(name, mode string) string {
 		return `metrics /metrics
 		reverse_proxy /named {
@@ -280,19 +281,19 @@ func TestNamedRefusals(t *testing.T) {
 			respond "{err.status_code} {http.target.error}"
 		}`
 	}
-	for _, name := range []string{"{header.X-Target} " + b.port, "_http._tcp.{header.X-Target}"} {
+	for _, name := range []string{"{header.X-Target} " + b.Port, "_http._tcp.{header.X-Target}"} {
 		lines := w.logTo("DEBUG", "http.reverse_proxy.upstreams.target", "target refused", "target would be refused", "no upstreams")
 		w.run(site(name, "enforce"))
 		want := map[string]any{"level": "debug", "rule": "loopback"}
 		w.checkRefusal(name, lines, counterOf("refused", "enforce", guard.RuleLoopback), want, func() {
 			if res := w.get("/named", "a.example"); res.StatusCode != 503 || !strings.Contains(res.body, "127.0.0.2 is refused: it is a loopback address") {
-				t.Error(res)
+				t.Errorf("got %v, want status 503 and the reason", res)
 			}
 		})
 		malformed := map[string]any{"level": "debug", "rule": "malformed"}
 		w.checkRefusal(name, lines, counterOf("refused", "enforce", guard.RuleMalformed), malformed, func() {
 			if res := w.get("/named", "a..example"); res.StatusCode != 503 || !strings.Contains(res.body, "empty label") {
-				t.Error(res)
+				t.Errorf("got %v, want status 503 and the reason", res)
 			}
 		})
 		lines = w.logTo("DEBUG", "http.reverse_proxy.upstreams.target", "target refused", "target would be refused", "no upstreams")
@@ -306,7 +307,7 @@ func TestNamedRefusals(t *testing.T) {
 // and others not.
 func TestListeners(t *testing.T) {
 	free := func() uint16 {
-		port, _ := strconv.Atoi(freePort(t))
+		port, _ := strconv.Atoi(testlab.FreePort(t))
 		return uint16(port)
 	}
 	listen := func(host string, port uint16) listenAddr {
@@ -426,7 +427,7 @@ func TestListeners(t *testing.T) {
 // TestReportedAddresses checks which addresses of an answer remain when refusals
 // are only reported, in whatever order they come.
 func TestReportedAddresses(t *testing.T) {
-	port, _ := strconv.Atoi(freePort(t))
+	port, _ := strconv.Atoi(testlab.FreePort(t))
 	na := caddy.NetworkAddress{Network: "tcp", Host: "127.0.0.1", StartPort: uint(port), EndPort: uint(port)}
 	admin, err := na.Listen(t.Context(), 0, net.ListenConfig{})
 	if err != nil {

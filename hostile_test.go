@@ -1,147 +1,16 @@
 package caddytarget
 
 import (
-	"encoding/binary"
 	"fmt"
-	"io"
-	"net"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"caddytarget/internal/testlab"
 )
-
-// hostileServer is a nameserver that a test scripts, message by message.
-type hostileServer struct {
-	addr     string
-	udp, tcp atomic.Int64 // queries
-}
-
-// hostileQuery is a message that a hostileServer received.
-type hostileQuery struct {
-	*dns.Msg
-	tcp  bool
-	send func([]byte) // what is a message over UDP, and as it is over TCP
-}
-
-// newHostileServer starts a nameserver that leaves every query to play, until
-// the end of the test.
-func newHostileServer(t testing.TB, play func(*hostileQuery)) *hostileServer {
-	t.Helper()
-	var packets net.PacketConn
-	var listener net.Listener
-	for try := 0; ; try++ {
-		var err error
-		if packets, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
-			t.Fatal(err)
-		}
-		if listener, err = net.Listen("tcp", packets.LocalAddr().String()); err == nil {
-			break
-		}
-		packets.Close()
-		if try == 20 {
-			t.Fatal(err)
-		}
-	}
-	s := &hostileServer{addr: packets.LocalAddr().String()}
-	var (
-		wg    sync.WaitGroup
-		mu    sync.Mutex
-		conns []net.Conn
-	)
-	wg.Go(func() {
-		buf := make([]byte, 65535)
-		for {
-			n, from, err := packets.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			q := &hostileQuery{Msg: new(dns.Msg), send: func(b []byte) { _, _ = packets.WriteTo(b, from) }}
-			if err := q.Unpack(buf[:n]); err != nil {
-				t.Errorf("a query that cannot be read: %v", err)
-				continue
-			}
-			s.udp.Add(1)
-			play(q)
-		}
-	})
-	wg.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			conns = append(conns, conn)
-			mu.Unlock()
-			wg.Go(func() {
-				for {
-					var length [2]byte
-					if _, err := io.ReadFull(conn, length[:]); err != nil {
-						return
-					}
-					msg := make([]byte, binary.BigEndian.Uint16(length[:]))
-					if _, err := io.ReadFull(conn, msg); err != nil {
-						return
-					}
-					q := &hostileQuery{Msg: new(dns.Msg), tcp: true, send: func(b []byte) { _, _ = conn.Write(b) }}
-					if err := q.Unpack(msg); err != nil {
-						t.Errorf("a query that cannot be read: %v", err)
-						return
-					}
-					s.tcp.Add(1)
-					play(q)
-				}
-			})
-		}
-	})
-	t.Cleanup(func() {
-		packets.Close()
-		listener.Close()
-		mu.Lock()
-		for _, conn := range conns {
-			conn.Close()
-		}
-		mu.Unlock()
-		wg.Wait()
-	})
-	return s
-}
-
-// answer is the reply of an honest recursive server.
-func (q *hostileQuery) answer(records ...string) *dns.Msg {
-	m := new(dns.Msg).SetReply(q.Msg)
-	m.RecursionAvailable = true
-	for _, text := range records {
-		rr, err := dns.NewRR(text)
-		if err != nil {
-			panic(err)
-		}
-		m.Answer = append(m.Answer, rr)
-	}
-	return m
-}
-
-// reply sends a message.
-func (q *hostileQuery) reply(m *dns.Msg) { q.raw(packed(m)) }
-
-func (q *hostileQuery) raw(b []byte) {
-	if q.tcp {
-		b = append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
-	}
-	q.send(b)
-}
-
-func packed(m *dns.Msg) []byte {
-	b, err := m.Pack()
-	if err != nil {
-		panic(err)
-	}
-	return b
-}
 
 // TestHostileNameserver: what a client of the gateway gets when the nameserver
 // misbehaves, and what the nameserver gets to see. The backend at 127.0.0.2 is
@@ -151,69 +20,69 @@ func TestHostileNameserver(t *testing.T) {
 		good = "a.example. 60 IN A 127.0.0.2"
 		evil = "a.example. 60 IN A 127.0.0.66"
 	)
-	alter := func(change func(m *dns.Msg)) func(*hostileQuery) {
-		return func(q *hostileQuery) {
-			m := q.answer(evil)
+	alter := func(change func(m *dns.Msg)) func(*testlab.Query) {
+		return func(q *testlab.Query) {
+			m := q.Answer(evil)
 			change(m)
-			q.reply(m)
+			q.Reply(m)
 		}
 	}
-	always := func(records ...string) func(*hostileQuery) {
-		return func(q *hostileQuery) { q.reply(q.answer(records...)) }
+	always := func(records ...string) func(*testlab.Query) {
+		return func(q *testlab.Query) { q.Reply(q.Answer(records...)) }
 	}
-	fails := func(rcode int) func(*hostileQuery) {
+	fails := func(rcode int) func(*testlab.Query) {
 		return alter(func(m *dns.Msg) { m.Answer, m.Rcode = nil, rcode })
 	}
-	after := func(first func(*hostileQuery)) func(*hostileQuery) {
-		return func(q *hostileQuery) {
+	after := func(first func(*testlab.Query)) func(*testlab.Query) {
+		return func(q *testlab.Query) {
 			first(q)
-			q.reply(q.answer(good))
+			q.Reply(q.Answer(good))
 		}
 	}
-	overTCP := func(tcp func(*hostileQuery)) func(*hostileQuery) {
+	overTCP := func(tcp func(*testlab.Query)) func(*testlab.Query) {
 		bait := alter(func(m *dns.Msg) { m.Truncated = true })
-		return func(q *hostileQuery) {
-			if q.tcp {
+		return func(q *testlab.Query) {
+			if q.TCP {
 				tcp(q)
 				return
 			}
 			bait(q)
 		}
 	}
-	silence := func(*hostileQuery) {}
+	silence := func(*testlab.Query) {}
 
 	for _, test := range []struct {
 		name          string
-		first, second func(*hostileQuery) // nil: there is no second server
+		first, second func(*testlab.Query) // nil: there is no second server
 		status        int
 		reason        string // in {http.target.error}
-		udp, tcp      int64  // queries to the first server
-		others        int64  // to the second
+		udp, tcp      int    // queries to the first server
+		others        int    // to the second
 	}{
 		// ignored, and the reply is still waited for
 		{name: "forged ID first", first: after(alter(func(m *dns.Msg) { m.Id++ })), status: 200, udp: 1},
 		{name: "forged question first", first: after(alter(func(m *dns.Msg) { m.Question[0].Name = "b.example." })), status: 200, udp: 1},
 		{name: "a query back first", first: after(alter(func(m *dns.Msg) { m.Response = false })), status: 200, udp: 1},
-		{name: "garbage first", first: after(func(q *hostileQuery) { q.raw([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) }), status: 200, udp: 1},
+		{name: "garbage first", first: after(func(q *testlab.Query) { q.Raw([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) }), status: 200, udp: 1},
 		{name: "forgeries only", first: alter(func(m *dns.Msg) { m.Id++ }), status: 504, reason: "no nameserver replied in time", udp: 2},
 
 		// truncation
 		{name: "truncated bait, then TCP", first: overTCP(always(good)), status: 200, udp: 1, tcp: 1},
 		{name: "TCP that stalls", first: overTCP(silence), status: 504, reason: "no nameserver replied in time", udp: 2, tcp: 2},
 		{name: "TCP that stalls, a second server", first: overTCP(silence), second: always(good), status: 200, udp: 1, tcp: 1, others: 1},
-		{name: "TCP that stops within a message", first: overTCP(func(q *hostileQuery) { q.send([]byte{0, 99, 1}) }), second: always(good), status: 200, udp: 1, tcp: 1, others: 1},
+		{name: "TCP that stops within a message", first: overTCP(func(q *testlab.Query) { q.Send([]byte{0, 99, 1}) }), second: always(good), status: 200, udp: 1, tcp: 1, others: 1},
 		{name: "truncated over TCP as well", first: overTCP(alter(func(m *dns.Msg) { m.Truncated = true })), status: 502, reason: "truncated", udp: 2, tcp: 2},
 
 		// malformed
-		{name: "pointer loop", first: func(q *hostileQuery) {
-			b := packed(q.answer())
+		{name: "pointer loop", first: func(q *testlab.Query) {
+			b := testlab.Pack(q.Answer())
 			b[7] = 1
-			q.raw(append(b, 0xc0, byte(len(b)), 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 66))
+			q.Raw(append(b, 0xc0, byte(len(b)), 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 66))
 		}, status: 502, reason: "malformed reply: bad owner name", udp: 2},
-		{name: "counts of 65535", first: func(q *hostileQuery) {
-			b := packed(q.answer(evil))
+		{name: "counts of 65535", first: func(q *testlab.Query) {
+			b := testlab.Pack(q.Answer(evil))
 			copy(b[6:12], "\xff\xff\xff\xff\xff\xff")
-			q.raw(b)
+			q.Raw(b)
 		}, status: 502, reason: "malformed reply", udp: 2},
 		{name: "an address of no octets", first: alter(func(m *dns.Msg) {
 			m.Answer = []dns.RR{&dns.RFC3597{Hdr: dns.RR_Header{Name: "a.example.", Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}}}
@@ -224,8 +93,8 @@ func TestHostileNameserver(t *testing.T) {
 		{name: "CNAME loop", first: always("a.example. 60 IN CNAME b.example.", "b.example. 60 IN CNAME a.example.", evil), status: 502, reason: "circle", udp: 2},
 		{name: "two aliases", first: always("a.example. 60 IN CNAME b.example.", "a.example. 60 IN CNAME c.example.", "d.example. 60 IN A 127.0.0.66", "b.example. 60 IN A 127.0.0.2", "c.example. 60 IN A 127.0.0.66"), status: 200, udp: 1},
 		{name: "two aliases of nothing", first: always("a.example. 60 IN CNAME a.example.", "a.example. 60 IN CNAME b.example.", "d.example. 60 IN A 127.0.0.66"), status: 502, reason: "circle", udp: 2},
-		{name: "an alias that leads nowhere, again and again", first: func(q *hostileQuery) {
-			q.reply(q.answer(q.Question[0].Name + " 60 IN CNAME x." + q.Question[0].Name))
+		{name: "an alias that leads nowhere, again and again", first: func(q *testlab.Query) {
+			q.Reply(q.Answer(q.Question[0].Name + " 60 IN CNAME x." + q.Question[0].Name))
 		}, status: 502, reason: "nowhere", udp: 3},
 		{name: "records that nobody asked for", first: always("b.example. 60 IN A 127.0.0.66", good), status: 200, udp: 1},
 		{name: "records of another name alone", first: always("b.example. 60 IN A 127.0.0.66"), status: 502, reason: "replied that there is none", udp: 1},
@@ -240,12 +109,12 @@ func TestHostileNameserver(t *testing.T) {
 		{name: "SERVFAIL with an answer", first: alter(func(m *dns.Msg) { m.Rcode = dns.RcodeServerFailure }), status: 502, reason: "SERVFAIL", udp: 2},
 		{name: "NXDOMAIN, a second server", first: fails(dns.RcodeNameError), second: always(evil), status: 502, reason: "NXDOMAIN", udp: 1},
 		{name: "a lame referral, a second server", first: alter(func(m *dns.Msg) { m.Answer, m.RecursionAvailable = nil, false }), second: always(good), status: 200, udp: 1, others: 1},
-		{name: "FORMERR to EDNS", first: func(q *hostileQuery) {
+		{name: "FORMERR to EDNS", first: func(q *testlab.Query) {
 			if q.IsEdns0() != nil {
 				fails(dns.RcodeFormatError)(q)
 				return
 			}
-			q.reply(q.answer(good))
+			q.Reply(q.Answer(good))
 		}, status: 200, udp: 2},
 
 		// addresses that may not be called
@@ -254,18 +123,18 @@ func TestHostileNameserver(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t)
-			b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.66"}})
-			first := newHostileServer(t, test.first)
-			w.dns.addr = first.addr
-			second := new(hostileServer)
+			b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.66"}})
+			first := testlab.NewScript(t, test.first, test.first)
+			w.dns.Addr = first.Addr
+			second := new(testlab.Script)
 			if test.second != nil {
-				second = newHostileServer(t, test.second)
-				w.dns.addr += " " + second.addr
+				second = testlab.NewScript(t, test.second, test.second)
+				w.dns.Addr += " " + second.Addr
 			}
 			w.resolver = "timeout 400ms\ntries 2\nstale off\nmin_ttl 1h"
 			w.run(w.proxy())
 
-			res := w.get("/", "http://a.example:"+b.port)
+			res := w.get("/", "http://a.example:"+b.Port)
 			if res.StatusCode != test.status {
 				t.Errorf("status %d, want %d: %s", res.StatusCode, test.status, res.body)
 			}
@@ -275,19 +144,19 @@ func TestHostileNameserver(t *testing.T) {
 			if test.status != 200 && (!strings.HasPrefix(res.body, fmt.Sprint(test.status, " ")) || !strings.Contains(res.body, test.reason)) {
 				t.Errorf("body %q, want the status and %q", res.body, test.reason)
 			}
-			if n := b.requestsTo("127.0.0.66"); n != 0 {
+			if n := b.RequestsTo("127.0.0.66"); n != 0 {
 				t.Errorf("%d requests were led astray", n)
 			}
-			if udp, tcp, others := first.udp.Load(), first.tcp.Load(), second.udp.Load(); udp != test.udp || tcp != test.tcp || others != test.others {
+			if udp, tcp, others := first.Count(false), first.Count(true), second.Count(false); udp != test.udp || tcp != test.tcp || others != test.others {
 				t.Errorf("%d queries over UDP, %d over TCP, %d to the second server; want %d, %d, %d", udp, tcp, others, test.udp, test.tcp, test.others)
 			}
 
 			// again: what was learned holds, and a failure is not asked about at once
-			res = w.get("/", "http://a.example:"+b.port)
+			res = w.get("/", "http://a.example:"+b.Port)
 			if res.StatusCode != test.status {
 				t.Errorf("the second request: status %d, want %d: %s", res.StatusCode, test.status, res.body)
 			}
-			if n := first.udp.Load() + second.udp.Load(); n != test.udp+test.others {
+			if n := first.Count(false) + second.Count(false); n != test.udp+test.others {
 				t.Errorf("%d queries more for the second request", n-test.udp-test.others)
 			}
 		})
@@ -297,23 +166,24 @@ func TestHostileNameserver(t *testing.T) {
 // TestHostileTTL: a TTL over 2^31 is 0 and not 68 years (RFC 2181, section 8).
 func TestHostileTTL(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
 	var moved atomic.Bool
-	s := newHostileServer(t, func(q *hostileQuery) {
+	play := func(q *testlab.Query) {
 		if moved.Load() {
-			q.reply(q.answer("a.example. 60 IN A 127.0.0.3"))
+			q.Reply(q.Answer("a.example. 60 IN A 127.0.0.3"))
 			return
 		}
-		q.reply(q.answer("a.example. 4294967295 IN A 127.0.0.2"))
-	})
-	w.dns.addr = s.addr
+		q.Reply(q.Answer("a.example. 4294967295 IN A 127.0.0.2"))
+	}
+	s := testlab.NewScript(t, play, play)
+	w.dns.Addr = s.Addr
 	w.resolver = "min_ttl " + (20 * time.Millisecond).String()
 	w.run(w.proxy())
-	if res := w.mustGet("/", "http://a.example:"+b.port); res.seen.Address != "127.0.0.2" {
+	if res := w.mustGet("/", "http://a.example:"+b.Port); res.seen.Address != "127.0.0.2" {
 		t.Errorf("sent to %s", res.seen.Address)
 	}
 	moved.Store(true)
-	eventually(t, "the new address", func() bool {
-		return w.mustGet("/", "http://a.example:"+b.port).seen.Address == "127.0.0.3"
+	testlab.Eventually(t, "the new address", func() bool {
+		return w.mustGet("/", "http://a.example:"+b.Port).seen.Address == "127.0.0.3"
 	})
 }

@@ -19,15 +19,17 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestTargets has what the backend sees for a target.
 func TestTargets(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "::1"}})
-	s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "::1"}})
+	s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
 	for _, name := range []string{"a.example", "xn--bcher-kva.example", "_x.a.example"} {
-		w.dns.has(name, "127.0.0.2")
+		w.dns.Has(name, "127.0.0.2")
 	}
 	w.run(w.proxy())
 
@@ -59,7 +61,7 @@ func TestTargets(t *testing.T) {
 		{"https, IPv4 literal", "https://127.0.0.2:TLS/b", "127.0.0.2:TLS", "/b"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			ports := strings.NewReplacer("PORT", b.port, "TLS", s.port)
+			ports := strings.NewReplacer("PORT", b.Port, "TLS", s.Port)
 			res := w.mustGet(path, ports.Replace(test.target), header("Host", "client.example"))
 			if want := ports.Replace(test.host); res.seen.Host != want {
 				t.Errorf("Host %q, want %q", res.seen.Host, want)
@@ -81,16 +83,16 @@ func TestTargets(t *testing.T) {
 func TestStatuses(t *testing.T) {
 	w := newWorld(t)
 	w.resolver = "timeout 150ms\ntries 1\ndeadline 300ms"
-	w.dns.has("a.example", "127.0.0.2")
-	w.dns.has("private.example", "10.0.0.1")
-	w.dns.has("metadata.example", "169.254.169.254")
-	w.dns.has("six.example", "2001:db8::1") // family ipv4
-	w.dns.set("none.example", dnsName{})
-	w.dns.set("failing.example", dnsName{rcode: 2})
-	w.dns.set("refused.example", dnsName{rcode: 5})
-	w.dns.set("broken.example", dnsName{addrs: []string{"127.0.0.2"}, ttl: 60, broken: true})
-	w.dns.set("silent.example", dnsName{silent: true})
-	dead := freePort(t)
+	w.dns.Has("a.example", "127.0.0.2")
+	w.dns.Has("private.example", "10.0.0.1")
+	w.dns.Has("metadata.example", "169.254.169.254")
+	w.dns.Has("six.example", "2001:db8::1") // family ipv4
+	w.dns.Set("none.example", testlab.Reply{})
+	w.dns.Set("failing.example", testlab.Reply{Rcode: 2})
+	w.dns.Set("refused.example", testlab.Reply{Rcode: 5})
+	w.dns.Set("broken.example", testlab.Reply{Addrs: []string{"127.0.0.2"}, TTL: 60, Broken: true})
+	w.dns.Set("silent.example", testlab.Reply{Silent: true})
+	dead := testlab.FreePort(t)
 	w.run(w.proxy())
 	for _, test := range []struct {
 		name, target string
@@ -118,16 +120,16 @@ func TestStatuses(t *testing.T) {
 		{"mapped metadata", "http://[::ffff:169.254.169.254]/", 403, "169.254.169.254"},
 		{"unspecified", "http://0.0.0.0/", 403, "0.0.0.0"},
 
-		{"no such name", "http://unknown.example/", 502, "looking up unknown.example (A): " + w.dns.addr + " replied NXDOMAIN"},
-		{"no address", "http://none.example/", 502, "looking up none.example (A): " + w.dns.addr + " replied that there is none"},
-		{"no address of the family", "http://six.example/", 502, "looking up six.example (A): " + w.dns.addr + " replied that there is none"},
-		{"nameserver fails", "http://failing.example/", 502, "looking up failing.example (A): " + w.dns.addr + " replied SERVFAIL"},
-		{"nameserver refuses", "http://refused.example/", 502, "looking up refused.example (A): " + w.dns.addr + " replied REFUSED"},
-		{"malformed reply", "http://broken.example/", 502, "looking up broken.example (A): " + w.dns.addr + ": malformed"},
+		{"no such name", "http://unknown.example/", 502, "looking up unknown.example (A): " + w.dns.Addr + " replied NXDOMAIN"},
+		{"no address", "http://none.example/", 502, "looking up none.example (A): " + w.dns.Addr + " replied that there is none"},
+		{"no address of the family", "http://six.example/", 502, "looking up six.example (A): " + w.dns.Addr + " replied that there is none"},
+		{"nameserver fails", "http://failing.example/", 502, "looking up failing.example (A): " + w.dns.Addr + " replied SERVFAIL"},
+		{"nameserver refuses", "http://refused.example/", 502, "looking up refused.example (A): " + w.dns.Addr + " replied REFUSED"},
+		{"malformed reply", "http://broken.example/", 502, "looking up broken.example (A): " + w.dns.Addr + ": malformed"},
 		{"onion", "http://abc.onion/", 502, "abc.onion"},
 		{"nobody listens", "http://a.example:" + dead + "/", 502, "connection refused"},
 		{"nobody listens, https", "https://a.example:" + dead + "/", 502, "connection refused"},
-		{"nameserver silent", "http://silent.example/", 504, "looking up silent.example (A): no nameserver replied in time (" + w.dns.addr + ")"},
+		{"nameserver silent", "http://silent.example/", 504, "looking up silent.example (A): no nameserver replied in time (" + w.dns.Addr + ")"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			res := w.get("/", test.target)
@@ -148,7 +150,7 @@ func TestStatuses(t *testing.T) {
 func TestNoErrorRoute(t *testing.T) {
 	w := newWorld(t)
 	w.run("target_proxy {header.X-Target}")
-	res := w.get("/", "http://127.0.0.1:"+freePort(t))
+	res := w.get("/", "http://127.0.0.1:"+testlab.FreePort(t))
 	if res.StatusCode != http.StatusForbidden || res.body != "" {
 		t.Errorf("status %d, body %q: loopback has to be refused by default", res.StatusCode, res.body)
 	}
@@ -157,14 +159,14 @@ func TestNoErrorRoute(t *testing.T) {
 // TestOptions has the options of the handler.
 func TestOptions(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
-	s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
-	h := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, h2: true, only: true})
-	w.dns.has("a.example", "127.0.0.2")
-	w.dns.has("b.a.example", "127.0.0.2")
-	w.dns.has("b.example", "127.0.0.2")
-	w.dns.has("both.example", "127.0.0.2", "127.0.0.3")
-	ports := strings.NewReplacer("PORT", b.port, "TLS", s.port, "H2C", h.port)
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
+	h := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, HTTP2: true, HTTP2Only: true})
+	w.dns.Has("a.example", "127.0.0.2")
+	w.dns.Has("b.a.example", "127.0.0.2")
+	w.dns.Has("b.example", "127.0.0.2")
+	w.dns.Has("both.example", "127.0.0.2", "127.0.0.3")
+	ports := strings.NewReplacer("PORT", b.Port, "TLS", s.Port, "H2C", h.Port)
 
 	const open = "allow_ips 127.0.0.0/8"
 	for _, test := range []struct {
@@ -212,7 +214,7 @@ func TestOptions(t *testing.T) {
 		{name: "timeout absent", options: "timeout {header.X-None}\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
 		{name: "max_requests", options: "max_requests 1\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
 
-		{name: "own resolver", options: "resolver " + w.dns.addr + " {\nhosts off\nfamily ipv4\n}\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
+		{name: "own resolver", options: "resolver " + w.dns.Addr + " {\nhosts off\nfamily ipv4\n}\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
 		{name: "header_up Host wins", options: "header_up Host mine.example\n" + open, target: "a.example:PORT", status: 200, host: "mine.example", uri: "/client?q=1"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -225,7 +227,7 @@ func TestOptions(t *testing.T) {
 			}
 			handle_errors {
 				respond "{err.status_code} {http.target.error}"
-			}`, test.url, w.ca.file, test.options)))
+			}`, test.url, w.ca.File, test.options)))
 			res := w.get("/client?q=1", ports.Replace(test.target), header("Host", "client.example"), header("X-Bad", "a b"))
 			if res.StatusCode != test.status {
 				t.Fatalf("status %d, want %d: %s", res.StatusCode, test.status, res.body)
@@ -244,14 +246,14 @@ func TestOptions(t *testing.T) {
 
 	t.Run("an address of several is refused", func(t *testing.T) {
 		w.run(w.proxy("deny_ips 127.0.0.2", "header_down Addresses {http.target.addresses}"))
-		before := b.requestsTo("127.0.0.2")
+		before := b.RequestsTo("127.0.0.2")
 		for range 20 {
-			res := w.mustGet("/", "http://both.example:"+b.port)
+			res := w.mustGet("/", "http://both.example:"+b.Port)
 			if got := res.Header.Get("Addresses"); got != "127.0.0.3" {
 				t.Fatalf("addresses %q", got)
 			}
 		}
-		if after := b.requestsTo("127.0.0.2"); after != before {
+		if after := b.RequestsTo("127.0.0.2"); after != before {
 			t.Errorf("%d requests to the address that is refused", after-before)
 		}
 	})
@@ -260,17 +262,17 @@ func TestOptions(t *testing.T) {
 // TestTimeout: the timeout is for the lookup and for the exchange.
 func TestTimeout(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		<-r.Context().Done()
 	})})
-	w.dns.has("a.example", "127.0.0.2")
-	w.dns.set("silent.example", dnsName{silent: true})
+	w.dns.Has("a.example", "127.0.0.2")
+	w.dns.Set("silent.example", testlab.Reply{Silent: true})
 	w.resolver = "timeout 50s\ndeadline 50s"
 	w.run(w.proxy("timeout {header.X-Timeout}"))
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
 		for _, name := range []string{"a.example", "silent.example"} {
 			start := time.Now()
-			res, err := w.try(method, "/", "http://"+name+":"+b.port, nil, header("X-Timeout", "100ms"))
+			res, err := w.try(method, "/", "http://"+name+":"+b.Port, nil, header("X-Timeout", "100ms"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -289,32 +291,32 @@ func TestMaxRequests(t *testing.T) {
 	w := newWorld(t)
 	hold := make(chan struct{})
 	var arrived atomic.Int64
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/hold" {
 			arrived.Add(1)
 			<-hold
 		}
 	})})
-	w.dns.has("a.example", "127.0.0.2")
-	w.dns.has("b.example", "127.0.0.2")
+	w.dns.Has("a.example", "127.0.0.2")
+	w.dns.Has("b.example", "127.0.0.2")
 	w.run(w.proxy("max_requests 2"))
 	var wg sync.WaitGroup
 	for range 2 {
 		wg.Go(func() {
-			if res, err := w.try(http.MethodGet, "/hold", "http://a.example:"+b.port, nil); err != nil || res.StatusCode != 200 {
-				t.Error(res, err)
+			if res, err := w.try(http.MethodGet, "/hold", "http://a.example:"+b.Port, nil); err != nil || res.StatusCode != 200 {
+				t.Errorf("got %v, %v, want status 200", res, err)
 			}
 		})
 	}
-	eventually(t, "two requests arrive", func() bool { return arrived.Load() == 2 })
-	res := w.get("/", "http://A.example.:"+b.port+"/other")
+	testlab.Eventually(t, "two requests arrive", func() bool { return arrived.Load() == 2 })
+	res := w.get("/", "http://A.example.:"+b.Port+"/other")
 	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
 		t.Errorf("third request: status %d, Retry-After %q: %s", res.StatusCode, res.Header.Get("Retry-After"), res.body)
 	}
-	w.mustGet("/", "http://b.example:"+b.port) // another target
+	w.mustGet("/", "http://b.example:"+b.Port) // another target
 	close(hold)
 	wg.Wait()
-	w.mustGet("/", "http://a.example:"+b.port)
+	w.mustGet("/", "http://a.example:"+b.Port)
 }
 
 // TestTooManyLookups: one in flight, one waiting, and no more.
@@ -322,17 +324,17 @@ func TestTooManyLookups(t *testing.T) {
 	w := newWorld(t)
 	w.resolver = "max_lookups 1\ntimeout 50s\ndeadline 50s"
 	hold := make(chan struct{})
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
 	const names = 6
 	for i := range names {
-		w.dns.set(fmt.Sprintf("n%d.example", i), dnsName{addrs: []string{"127.0.0.2"}, ttl: 60, hold: hold})
+		w.dns.Set(fmt.Sprintf("n%d.example", i), testlab.Reply{Addrs: []string{"127.0.0.2"}, TTL: 60, Hold: hold})
 	}
 	w.run(w.proxy())
 	var wg sync.WaitGroup
 	var refused, served atomic.Int64
 	for i := range names {
 		wg.Go(func() {
-			res, err := w.try(http.MethodGet, "/", fmt.Sprintf("http://n%d.example:%s", i, b.port), nil)
+			res, err := w.try(http.MethodGet, "/", fmt.Sprintf("http://n%d.example:%s", i, b.Port), nil)
 			switch {
 			case err != nil:
 				t.Error(err)
@@ -348,7 +350,7 @@ func TestTooManyLookups(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "all but two are refused", func() bool { return refused.Load() == names-2 })
+	testlab.Eventually(t, "all but two are refused", func() bool { return refused.Load() == names-2 })
 	close(hold)
 	wg.Wait()
 	if served.Load() != 2 {
@@ -360,9 +362,9 @@ func TestTooManyLookups(t *testing.T) {
 // through a second handler is not.
 func TestLoop(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-	w.dns.has("self.example", "127.0.0.1")
-	w.dns.has("fallback.example", "127.0.0.2")
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	w.dns.Has("self.example", "127.0.0.1")
+	w.dns.Has("fallback.example", "127.0.0.2")
 	w.run(w.proxy())
 	for _, change := range []func(*http.Request){
 		func(*http.Request) {},
@@ -377,7 +379,7 @@ func TestLoop(t *testing.T) {
 		}
 	}
 
-	res := w.mustGet("/", "http://fallback.example:"+b.port, header("Cdn-Loop", "other.example; id=1"))
+	res := w.mustGet("/", "http://fallback.example:"+b.Port, header("Cdn-Loop", "other.example; id=1"))
 	if got := strings.Join(res.seen.Header["Cdn-Loop"], ", "); !strings.HasPrefix(got, "other.example; id=1, caddytarget; id=") {
 		t.Errorf("Cdn-Loop of the backend: %q", got)
 	}
@@ -389,10 +391,10 @@ func TestLoop(t *testing.T) {
 		target_proxy http://fallback.example:%s/fallback {
 			allow_ips 127.0.0.0/8
 		}
-	}`, b.port))
-	for _, target := range []string{"http://unknown.example", "http://fallback.example:" + freePort(t), "http://10.0.0.1", "nonsense /"} {
+	}`, b.Port))
+	for _, target := range []string{"http://unknown.example", "http://fallback.example:" + testlab.FreePort(t), "http://10.0.0.1", "nonsense /"} {
 		res := w.mustGet("/first", target, header("Host", "client.example"))
-		if res.seen.URI != "/fallback" || res.seen.Host != "fallback.example:"+b.port {
+		if res.seen.URI != "/fallback" || res.seen.Host != "fallback.example:"+b.Port {
 			t.Errorf("%s: the fallback saw %q %q", target, res.seen.Host, res.seen.URI)
 		}
 		if got := res.seen.Header.Get("X-Forwarded-Host"); got != "client.example" {
@@ -405,9 +407,9 @@ func TestLoop(t *testing.T) {
 // see the client's Host.
 func TestPlaceholders(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"}})
-	s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
-	w.dns.has("a.example", "127.0.0.2", "127.0.0.3")
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"}})
+	s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
+	w.dns.Has("a.example", "127.0.0.2", "127.0.0.3")
 	logFile := filepath.Join(t.TempDir(), "access.log")
 	w.run(fmt.Sprintf(`log {
 		output file %q
@@ -429,7 +431,7 @@ func TestPlaceholders(t *testing.T) {
 		header X-Error-Host {http.request.host}
 		header X-Error-Url {http.target.url}
 		respond "{err.status_code} {http.target.error}"
-	}`, logFile, w.ca.file))
+	}`, logFile, w.ca.File))
 
 	for _, test := range []struct{ name, target, url, parts, addresses, lookup string }{
 		{"miss", "http://A.example:PORT/x?y", "http://a.example:PORT/x?y", "http a.example PORT a.example:PORT", "127.0.0.2,127.0.0.3", "miss"},
@@ -438,7 +440,7 @@ func TestPlaceholders(t *testing.T) {
 		{"hosts", "http://localhost:PORT", "http://localhost:PORT/client?q", "http localhost PORT localhost:PORT", "127.0.0.1", "hosts"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			ports := strings.NewReplacer("PORT", b.port, "TLS", s.port)
+			ports := strings.NewReplacer("PORT", b.Port, "TLS", s.Port)
 			res := w.mustGet("/client?q", ports.Replace(test.target), header("Host", "client.example"))
 			for name, want := range map[string]string{
 				"X-Url": test.url, "X-Parts": test.parts, "X-Addresses": test.addresses, "X-Lookup": test.lookup,
@@ -493,7 +495,7 @@ func TestPlaceholders(t *testing.T) {
 		}
 		urls, errs = append(urls, entry.URL), append(errs, entry.Error)
 	}
-	if len(urls) != 5 || urls[0] != "http://a.example:"+b.port+"/x?y" || errs[0] != "" {
+	if len(urls) != 5 || urls[0] != "http://a.example:"+b.Port+"/x?y" || errs[0] != "" {
 		t.Errorf("access log has targets %q, errors %q", urls, errs)
 	} else if !strings.HasPrefix(urls[4], "http://unknown.example") || !strings.Contains(errs[4], "unknown.example") {
 		t.Errorf("access log has target %q, error %q", urls[4], errs[4])
@@ -513,40 +515,40 @@ func randomBody(t testing.TB) string {
 // TestFailover: as long as one address works, no request fails.
 func TestFailover(t *testing.T) {
 	w := newWorld(t)
-	w.dns.has("two.example", "127.0.0.2", "127.0.0.3")
-	w.dns.has("four.example", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
-	other := newAuthority(t)
+	w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
+	w.dns.Has("four.example", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
+	other := testlab.NewAuthority(t)
 	body := randomBody(t)
 
-	refusing := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
-	refusingTLS := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true})
-	untrusted := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: other, h2: true})
-	trusted := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true, port: untrusted.port})
-	noTLS := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-	withTLS := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, port: noTLS.port})
-	silent := silentTCP(t, "", "127.0.0.2")
-	notSilent := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true, port: silent})
-	hole := blackhole(t, "127.0.0.2")
-	noHole := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, port: hole})
-	reset := resetTCP(t, "", "127.0.0.2")
-	noReset := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, port: reset})
-	last := newBackend(t, backendConfig{addrs: []string{"127.0.0.5"}})
+	refusing := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}})
+	refusingTLS := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, CA: w.ca, HTTP2: true})
+	untrusted := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: other, HTTP2: true})
+	trusted := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, CA: w.ca, HTTP2: true, Port: untrusted.Port})
+	noTLS := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	withTLS := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, CA: w.ca, Port: noTLS.Port})
+	silent := testlab.SilentBackend(t, "", "127.0.0.2").Port
+	notSilent := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, CA: w.ca, HTTP2: true, Port: silent})
+	hole := testlab.NewBlackhole(t, "", "127.0.0.2").Port
+	noHole := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, Port: hole})
+	reset := testlab.ResettingBackend(t, "", "127.0.0.2").Port
+	noReset := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, Port: reset})
+	last := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.5"}})
 
 	for _, test := range []struct {
 		name    string
 		target  string
-		good    *backend
+		good    *testlab.Backend
 		n       int // requests without ejection
 		getOnly bool
 	}{
-		{"refused", "http://two.example:" + refusing.port, refusing, 30, false},
-		{"refused, https", "https://two.example:" + refusingTLS.port, refusingTLS, 30, false},
-		{"certificate", "https://two.example:" + untrusted.port, trusted, 30, false},
-		{"no TLS", "https://two.example:" + noTLS.port, withTLS, 30, false},
+		{"refused", "http://two.example:" + refusing.Port, refusing, 30, false},
+		{"refused, https", "https://two.example:" + refusingTLS.Port, refusingTLS, 30, false},
+		{"certificate", "https://two.example:" + untrusted.Port, trusted, 30, false},
+		{"no TLS", "https://two.example:" + noTLS.Port, withTLS, 30, false},
 		{"silent in the handshake", "https://two.example:" + silent, notSilent, 6, false},
 		{"silent", "http://two.example:" + hole, noHole, 6, false},
 		{"reset", "http://two.example:" + reset, noReset, 30, true},
-		{"three of four refused", "http://four.example:" + last.port, last, 30, false},
+		{"three of four refused", "http://four.example:" + last.Port, last, 30, false},
 	} {
 		for _, eject := range []string{"0", "1h"} {
 			t.Run(test.name+", fail_duration "+eject, func(t *testing.T) {
@@ -582,7 +584,7 @@ func TestFailover(t *testing.T) {
 
 	t.Run("a POST is not repeated", func(t *testing.T) {
 		w.run(w.proxy("fail_duration 0"))
-		before := noReset.served.Load()
+		before := noReset.Served.Load()
 		failed := 0
 		for range 20 {
 			res, err := w.try(http.MethodPost, "/", "http://two.example:"+reset, strings.NewReader(body))
@@ -593,7 +595,7 @@ func TestFailover(t *testing.T) {
 				failed++
 			}
 		}
-		if served := int(noReset.served.Load() - before); served+failed != 20 || failed == 0 {
+		if served := int(noReset.Served.Load() - before); served+failed != 20 || failed == 0 {
 			t.Errorf("%d of 20 requests served, %d failed", served, failed)
 		}
 	})
@@ -602,69 +604,67 @@ func TestFailover(t *testing.T) {
 // TestEjection: an address that failed is left alone for a while.
 func TestEjection(t *testing.T) {
 	w := newWorld(t)
-	w.dns.has("two.example", "127.0.0.2", "127.0.0.3")
-	w.dns.has("other.example", "127.0.0.2", "127.0.0.3")
+	w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
+	w.dns.Has("other.example", "127.0.0.2", "127.0.0.3")
 
 	t.Run("TCP", func(t *testing.T) {
-		good := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
-		target := "http://two.example:" + good.port
+		good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}})
+		target := "http://two.example:" + good.Port
 		w.run(w.proxy("fail_duration 1h"))
 		for range 20 { // at least one of them met the other address, but for one in a million
 			w.mustGet("/", target)
 		}
-		back := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, port: good.port})
+		back := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Port: good.Port})
 		for range 20 {
 			w.mustGet("/", target)
-			w.mustGet("/", "http://other.example:"+good.port) // for all targets
+			w.mustGet("/", "http://other.example:"+good.Port) // for all targets
 		}
-		if n := back.opened.Load(); n != 0 {
+		if n := back.Opened.Load(); n != 0 {
 			t.Errorf("%d connections to the address that was ejected", n)
 		}
 		w.run(w.proxy("fail_duration 10ms"))
-		eventually(t, "the address comes back", func() bool {
+		testlab.Eventually(t, "the address comes back", func() bool {
 			w.mustGet("/", target)
-			return back.served.Load() > 0
+			return back.Served.Load() > 0
 		})
 	})
 
 	t.Run("TLS", func(t *testing.T) {
-		bad := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
-		bad.badCerts["two.example"] = "wrong.example"
-		good := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true, port: bad.port})
-		target := "https://two.example:" + good.port
+		bad := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
+		bad.SetCertificate("two.example", "wrong.example")
+		good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, CA: w.ca, HTTP2: true, Port: bad.Port})
+		target := "https://two.example:" + good.Port
 		w.run(w.proxy("fail_duration 1h"))
 		for range 20 {
 			w.mustGet("/", target)
 		}
-		opened := bad.opened.Load()
+		opened := bad.Opened.Load()
 		if opened == 0 {
 			t.Fatal("no connection to the bad address at all")
 		}
 		for range 20 {
 			w.mustGet("/", target)
 		}
-		if n := bad.opened.Load(); n != opened {
+		if n := bad.Opened.Load(); n != opened {
 			t.Errorf("%d connections to the address that was ejected", n-opened)
 		}
 		// for this target alone
-		eventually(t, "another target uses the address", func() bool {
-			w.mustGet("/", "https://other.example:"+good.port)
-			return bad.served.Load() > 0
+		testlab.Eventually(t, "another target uses the address", func() bool {
+			w.mustGet("/", "https://other.example:"+good.Port)
+			return bad.Served.Load() > 0
 		})
-		bad.mu.Lock()
-		delete(bad.badCerts, "two.example")
-		bad.mu.Unlock()
-		before := bad.served.Load()
+		bad.SetCertificate("two.example", "two.example")
+		before := bad.Served.Load()
 		w.run(w.proxy("fail_duration 10ms"))
-		eventually(t, "the address comes back", func() bool {
+		testlab.Eventually(t, "the address comes back", func() bool {
 			w.mustGet("/", target)
-			return bad.served.Load() > before
+			return bad.Served.Load() > before
 		})
 	})
 
 	t.Run("all dead", func(t *testing.T) {
 		w.run(w.proxy("fail_duration 1h"))
-		dead := freePort(t)
+		dead := testlab.FreePort(t)
 		for range 5 {
 			for _, method := range []string{http.MethodGet, http.MethodPost} {
 				res, err := w.try(method, "/", "http://two.example:"+dead, strings.NewReader("body"))
@@ -677,18 +677,18 @@ func TestEjection(t *testing.T) {
 			}
 		}
 		// never all: when they work again, they are used at once
-		newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}, port: dead})
+		testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}, Port: dead})
 		w.mustGet("/", "http://two.example:"+dead)
 	})
 
 	t.Run("all silent", func(t *testing.T) {
-		w.dns.has("hole.example", "127.0.0.6")
-		hole := blackhole(t, "127.0.0.6")
+		w.dns.Has("hole.example", "127.0.0.6")
+		hole := testlab.NewBlackhole(t, "", "127.0.0.6").Port
 		w.run(w.proxy("dial_timeout 200ms", "tls_timeout 200ms"))
-		silent := silentTCP(t, "", "127.0.0.6")
+		silent := testlab.SilentBackend(t, "", "127.0.0.6").Port
 		for _, target := range []string{"http://hole.example:" + hole, "https://hole.example:" + hole, "https://hole.example:" + silent} {
 			if res := w.get("/", target); res.StatusCode != http.StatusGatewayTimeout {
-				t.Errorf("%s: %s", target, res)
+				t.Errorf("%s: got %v, want status 504", target, res)
 			}
 		}
 	})
@@ -698,11 +698,11 @@ func TestEjection(t *testing.T) {
 func TestMove(t *testing.T) {
 	w := newWorld(t)
 	w.resolver = "min_ttl 50ms"
-	old := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
-	now := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}, ca: w.ca, h2: true, port: old.port})
-	w.dns.set("a.example", dnsName{addrs: []string{"127.0.0.2"}})
+	old := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
+	now := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, CA: w.ca, HTTP2: true, Port: old.Port})
+	w.dns.Set("a.example", testlab.Reply{Addrs: []string{"127.0.0.2"}})
 	w.run(w.proxy())
-	target := "https://a.example:" + old.port
+	target := "https://a.example:" + old.Port
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	for range 4 {
@@ -715,22 +715,22 @@ func TestMove(t *testing.T) {
 				}
 				res, err := w.try(http.MethodGet, "/", target, nil)
 				if err != nil || res.StatusCode != 200 {
-					t.Errorf("%s: %v", res, err)
+					t.Errorf("got %v, %v, want status 200", res, err)
 					return
 				}
 			}
 		})
 	}
-	eventually(t, "requests to the old address", func() bool { return old.served.Load() > 20 })
-	w.dns.set("a.example", dnsName{addrs: []string{"127.0.0.3"}})
-	eventually(t, "requests to the new address", func() bool { return now.served.Load() > 20 })
-	eventually(t, "no more requests to the old address", func() bool {
-		before := old.served.Load()
-		served := now.served.Load()
-		for now.served.Load() < served+20 {
+	testlab.Eventually(t, "requests to the old address", func() bool { return old.Served.Load() > 20 })
+	w.dns.Set("a.example", testlab.Reply{Addrs: []string{"127.0.0.3"}})
+	testlab.Eventually(t, "requests to the new address", func() bool { return now.Served.Load() > 20 })
+	testlab.Eventually(t, "no more requests to the old address", func() bool {
+		before := old.Served.Load()
+		served := now.Served.Load()
+		for now.Served.Load() < served+20 {
 			time.Sleep(time.Millisecond)
 		}
-		return old.served.Load() == before
+		return old.Served.Load() == before
 	})
 	close(stop)
 	wg.Wait()
@@ -739,14 +739,14 @@ func TestMove(t *testing.T) {
 // TestDynamicTarget: the source with a name of its own, without the handler.
 func TestDynamicTarget(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
-	s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}, ca: w.ca, h2: true})
-	w.dns.has("a.example", "127.0.0.2")
-	w.dns.has("b.example", "127.0.0.3")
-	w.dns.has("c.example", "127.0.0.4")
-	w.dns.has("dead.example", "127.0.0.9")
-	w.dns.has("private.example", "10.0.0.1")
-	ports := strings.NewReplacer("PORT", b.port, "TLS", s.port, "CA", w.ca.file)
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}, CA: w.ca, HTTP2: true})
+	w.dns.Has("a.example", "127.0.0.2")
+	w.dns.Has("b.example", "127.0.0.3")
+	w.dns.Has("c.example", "127.0.0.4")
+	w.dns.Has("dead.example", "127.0.0.9")
+	w.dns.Has("private.example", "10.0.0.1")
+	ports := strings.NewReplacer("PORT", b.Port, "TLS", s.Port, "CA", w.ca.File)
 	for _, test := range []struct {
 		name, proxy, header string
 		status              int
@@ -835,9 +835,9 @@ func TestDynamicTarget(t *testing.T) {
 	}
 
 	t.Run("multi", func(t *testing.T) {
-		s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
-		c := newBackend(t, backendConfig{addrs: []string{"127.0.0.4"}, ca: w.ca, h2: true, port: s.port})
-		ports := strings.NewReplacer("TLS", s.port, "CA", w.ca.file)
+		s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
+		c := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.4"}, CA: w.ca, HTTP2: true, Port: s.Port})
+		ports := strings.NewReplacer("TLS", s.Port, "CA", w.ca.File)
 		w.run(ports.Replace(`reverse_proxy {
 			dynamic multi {
 				target a.example TLS
@@ -850,16 +850,16 @@ func TestDynamicTarget(t *testing.T) {
 				tls_trust_pool file CA
 			}
 		}`))
-		for try := 0; s.served.Load() < 5 || c.served.Load() < 5; try++ {
+		for try := 0; s.Served.Load() < 5 || c.Served.Load() < 5; try++ {
 			res := w.mustGet("/", "")
-			if want := map[string]string{"127.0.0.2": "a.example", "127.0.0.4": "c.example"}[res.seen.Address]; res.seen.SNI != want || res.seen.Host != want+":"+s.port {
+			if want := map[string]string{"127.0.0.2": "a.example", "127.0.0.4": "c.example"}[res.seen.Address]; res.seen.SNI != want || res.seen.Host != want+":"+s.Port {
 				t.Fatalf("at %s the SNI is %q, Host %q", res.seen.Address, res.seen.SNI, res.seen.Host)
 			}
 			if try > 500 {
 				t.Fatal("not all sources are used")
 			}
 		}
-		for _, shared := range append(s.sharedConns(), c.sharedConns()...) {
+		for _, shared := range append(s.Misdirected(), c.Misdirected()...) {
 			t.Errorf("a connection served more than one name: %s", shared)
 		}
 	})
@@ -876,18 +876,18 @@ func TestDynamicTarget(t *testing.T) {
 func TestOutage(t *testing.T) {
 	w := newWorld(t)
 	w.resolver = "min_ttl 20ms\ntimeout 50ms\ntries 2\ndeadline 200ms"
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
 	const names = 20
-	target := func(i int) string { return fmt.Sprintf("http://n%d.example:%s", i, b.port) }
+	target := func(i int) string { return fmt.Sprintf("http://n%d.example:%s", i, b.Port) }
 	for i := range names {
-		w.dns.set(fmt.Sprintf("n%d.example", i), dnsName{addrs: []string{"127.0.0.2"}})
+		w.dns.Set(fmt.Sprintf("n%d.example", i), testlab.Reply{Addrs: []string{"127.0.0.2"}})
 	}
-	w.dns.has("new.example", "127.0.0.2")
+	w.dns.Has("new.example", "127.0.0.2")
 	w.run(w.proxy("header_down Lookup {http.target.lookup}"))
 	for i := range names {
 		w.mustGet("/", target(i))
 	}
-	w.dns.setSilent(true)
+	w.dns.SetSilent(true)
 	stale := 0
 	for start := time.Now(); time.Since(start) < time.Second; {
 		for i := range names {
@@ -900,37 +900,37 @@ func TestOutage(t *testing.T) {
 		t.Error("no answer was stale: there was no outage")
 	}
 	n := 0
-	eventually(t, "the outage is known", func() bool {
+	testlab.Eventually(t, "the outage is known", func() bool {
 		n++
-		res := w.get("/", fmt.Sprintf("http://unknown%d.example:%s", n, b.port))
-		return res.body == fmt.Sprintf("502 looking up unknown%d.example (A): all nameservers are down (%s: no reply)", n, w.dns.addr)
+		res := w.get("/", fmt.Sprintf("http://unknown%d.example:%s", n, b.Port))
+		return res.body == fmt.Sprintf("502 looking up unknown%d.example (A): all nameservers are down (%s: no reply)", n, w.dns.Addr)
 	})
 	for _, name := range []string{"new.example", "unknown.example"} {
-		res := w.get("/", "http://"+name+":"+b.port)
+		res := w.get("/", "http://"+name+":"+b.Port)
 		if res.StatusCode != 502 && res.StatusCode != 504 {
 			t.Errorf("%s: status %d: %s", name, res.StatusCode, res.body)
 		}
 	}
 	for i := range names {
-		w.dns.set(fmt.Sprintf("n%d.example", i), dnsName{addrs: []string{"127.0.0.3"}})
+		w.dns.Set(fmt.Sprintf("n%d.example", i), testlab.Reply{Addrs: []string{"127.0.0.3"}})
 	}
-	w.dns.setSilent(false)
+	w.dns.SetSilent(false)
 	for i := range names {
-		eventually(t, "fresh answers", func() bool { return w.mustGet("/", target(i)).seen.Address == "127.0.0.3" })
+		testlab.Eventually(t, "fresh answers", func() bool { return w.mustGet("/", target(i)).seen.Address == "127.0.0.3" })
 	}
-	eventually(t, "a name that was unknown", func() bool { return w.get("/", "http://new.example:"+b.port).StatusCode == 200 })
+	testlab.Eventually(t, "a name that was unknown", func() bool { return w.get("/", "http://new.example:"+b.Port).StatusCode == 200 })
 }
 
 // TestLeave: a client that leaves does not cancel what others wait for.
 func TestLeave(t *testing.T) {
 	w := newWorld(t)
 	w.resolver = "timeout 50s\ndeadline 50s"
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
 	hold := make(chan struct{})
-	w.dns.set("a.example", dnsName{addrs: []string{"127.0.0.2"}, ttl: 60, hold: hold})
+	w.dns.Set("a.example", testlab.Reply{Addrs: []string{"127.0.0.2"}, TTL: 60, Hold: hold})
 	logFile := filepath.Join(t.TempDir(), "access.log")
 	w.run(w.proxy() + fmt.Sprintf("\nlog {\noutput file %q\n}", logFile))
-	target := "http://a.example:" + b.port
+	target := "http://a.example:" + b.Port
 
 	ctx, leave := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -939,23 +939,23 @@ func TestLeave(t *testing.T) {
 			t.Errorf("the client that left: %v", err)
 		}
 	})
-	eventually(t, "the query", func() bool { return w.dns.asked("a.example") == 1 })
+	testlab.Eventually(t, "the query", func() bool { return w.dns.Asked("a.example") == 1 })
 	for range 5 {
 		wg.Go(func() {
 			res, err := w.try(http.MethodGet, "/", target, nil)
 			if err != nil || res.StatusCode != 200 {
-				t.Error(res, err)
+				t.Errorf("got %v, %v, want status 200", res, err)
 			}
 		})
 	}
 	leave()
-	eventually(t, "Caddy notices", func() bool {
+	testlab.Eventually(t, "Caddy notices", func() bool {
 		data, _ := os.ReadFile(logFile)
 		return bytes.Contains(data, []byte(`"status":499`))
 	})
 	close(hold)
 	wg.Wait()
-	if n := w.dns.asked("a.example"); n != 1 {
+	if n := w.dns.Asked("a.example"); n != 1 {
 		t.Errorf("%d queries", n)
 	}
 }
@@ -963,8 +963,8 @@ func TestLeave(t *testing.T) {
 // TestLeaveDial: a client that leaves says nothing about the address it waited for.
 func TestLeaveDial(t *testing.T) {
 	w := newWorld(t)
-	hole := blackhole(t, "127.0.0.6")
-	w.dns.has("hole.example", "127.0.0.6")
+	hole := testlab.NewBlackhole(t, "", "127.0.0.6").Port
+	w.dns.Has("hole.example", "127.0.0.6")
 	w.run(w.proxy("dial_timeout 50s"))
 	shared := acquireShared()
 	defer releaseShared()
@@ -988,9 +988,9 @@ func TestLeaveDial(t *testing.T) {
 func TestReload(t *testing.T) {
 	w := newWorld(t)
 	w.resolver = "timeout 50s\ndeadline 50s"
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
-	w.dns.set("a.example", dnsName{addrs: []string{"127.0.0.2"}, ttl: 3600})
-	target := "http://a.example:" + b.port
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	w.dns.Set("a.example", testlab.Reply{Addrs: []string{"127.0.0.2"}, TTL: 3600})
+	target := "http://a.example:" + b.Port
 
 	t.Run("cache", func(t *testing.T) {
 		w.run(w.proxy())
@@ -1001,7 +1001,7 @@ func TestReload(t *testing.T) {
 				t.Fatalf("run %s, want %d", got, i)
 			}
 		}
-		if n := w.dns.askedInAll(); n != 1 {
+		if n := w.dns.Total(); n != 1 {
 			t.Errorf("%d queries", n)
 		}
 	})
@@ -1009,13 +1009,13 @@ func TestReload(t *testing.T) {
 	t.Run("nameservers", func(t *testing.T) {
 		before := w.dns
 		defer func() { w.dns = before }()
-		w.dns = newDNSServer(t)
-		w.dns.set("a.example", dnsName{addrs: []string{"127.0.0.3"}, ttl: 3600})
+		w.dns = testlab.NewNameserver(t)
+		w.dns.Set("a.example", testlab.Reply{Addrs: []string{"127.0.0.3"}, TTL: 3600})
 		w.run(w.proxy())
 		if got := w.mustGet("/", target).seen.Address; got != "127.0.0.3" {
 			t.Errorf("the old address %s", got)
 		}
-		if n := before.askedInAll(); n != 1 {
+		if n := before.Total(); n != 1 {
 			t.Errorf("%d queries to the old nameserver", n)
 		}
 		w.dns = before
@@ -1026,19 +1026,19 @@ func TestReload(t *testing.T) {
 		before := w.dns
 		defer func() { w.dns = before }()
 		hold := make(chan struct{})
-		before.set("held.example", dnsName{addrs: []string{"127.0.0.2"}, ttl: 60, hold: hold})
+		before.Set("held.example", testlab.Reply{Addrs: []string{"127.0.0.2"}, TTL: 60, Hold: hold})
 		w.run(w.proxy())
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() {
-				res, err := w.try(http.MethodGet, "/", "http://held.example:"+b.port, nil)
+				res, err := w.try(http.MethodGet, "/", "http://held.example:"+b.Port, nil)
 				if err != nil || res.StatusCode != 200 {
-					t.Error(res, err)
+					t.Errorf("got %v, %v, want status 200", res, err)
 				}
 			})
 		}
-		eventually(t, "the query", func() bool { return before.asked("held.example") > 0 })
-		w.dns = newDNSServer(t)
+		testlab.Eventually(t, "the query", func() bool { return before.Asked("held.example") > 0 })
+		w.dns = testlab.NewNameserver(t)
 		w.run(w.proxy())
 		close(hold)
 		wg.Wait()
@@ -1069,14 +1069,14 @@ func TestReload(t *testing.T) {
 // TestReloadUnderLoad: no request fails while the configuration changes.
 func TestReloadUnderLoad(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}})
-	s := newBackend(t, backendConfig{addrs: []string{"127.0.0.2", "127.0.0.3"}, ca: w.ca, h2: true})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}, CA: w.ca, HTTP2: true})
 	for i := range 8 {
-		w.dns.has(fmt.Sprintf("n%d.example", i), "127.0.0.2", "127.0.0.3")
+		w.dns.Has(fmt.Sprintf("n%d.example", i), "127.0.0.2", "127.0.0.3")
 	}
-	second := newDNSServer(t)
+	second := testlab.NewNameserver(t)
 	for i := range 8 {
-		second.has(fmt.Sprintf("n%d.example", i), "127.0.0.3", "127.0.0.2")
+		second.Has(fmt.Sprintf("n%d.example", i), "127.0.0.3", "127.0.0.2")
 	}
 	first := w.dns
 	defer func() { w.dns = first }()
@@ -1086,9 +1086,9 @@ func TestReloadUnderLoad(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			target := fmt.Sprintf("http://n%d.example:%s", i, b.port)
+			target := fmt.Sprintf("http://n%d.example:%s", i, b.Port)
 			if i%2 == 1 {
-				target = fmt.Sprintf("https://n%d.example:%s", i, s.port)
+				target = fmt.Sprintf("https://n%d.example:%s", i, s.Port)
 			}
 			for n := 0; ; n++ {
 				select {
@@ -1105,7 +1105,7 @@ func TestReloadUnderLoad(t *testing.T) {
 					continue // the listener that is shut down has turned the client away
 				}
 				if err != nil || res.StatusCode != 200 || res.seen.Body != body {
-					t.Errorf("%s %s: %s %v", method, target, res, err)
+					t.Errorf("%s %s: got %v, %v, want status 200 and the body that was sent", method, target, res, err)
 					return
 				}
 				served.Add(1)
@@ -1114,7 +1114,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 	for i := range 20 {
 		n := served.Load()
-		eventually(t, "requests", func() bool { return served.Load() > n+20 || t.Failed() })
+		testlab.Eventually(t, "requests", func() bool { return served.Load() > n+20 || t.Failed() })
 		w.dns = first
 		if i%4 == 3 {
 			w.dns = second
@@ -1123,7 +1123,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	for _, shared := range s.sharedConns() {
+	for _, shared := range s.Misdirected() {
 		t.Errorf("a connection served more than one name: %s", shared)
 	}
 }
@@ -1132,14 +1132,14 @@ func TestReloadUnderLoad(t *testing.T) {
 // called.
 func TestOpaqueRequestTarget(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{})
+	b := testlab.NewBackend(t, testlab.BackendConfig{})
 	w.run(w.proxy())
 	for _, line := range []string{"x:http://evil.example/secret", "x:secret"} {
 		conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nX-Target: http://127.0.0.1:%s/only/this\r\nConnection: close\r\n\r\n", line, b.port)
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nX-Target: http://127.0.0.1:%s/only/this\r\nConnection: close\r\n\r\n", line, b.Port)
 		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {
 			t.Fatal(err)
@@ -1150,7 +1150,7 @@ func TestOpaqueRequestTarget(t *testing.T) {
 			t.Errorf("%s: status %d", line, res.StatusCode)
 		}
 	}
-	if n := b.served.Load(); n != 0 {
+	if n := b.Served.Load(); n != 0 {
 		t.Errorf("the backend got %d requests", n)
 	}
 }
@@ -1160,15 +1160,15 @@ func TestOpaqueRequestTarget(t *testing.T) {
 func TestHTTPSLiteral(t *testing.T) {
 	w := newWorld(t)
 	for _, addr := range []string{"127.0.0.1", "::1"} {
-		b := newBackend(t, backendConfig{addrs: []string{addr}, ca: w.ca, h2: true})
+		b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{addr}, CA: w.ca, HTTP2: true})
 		w.run(w.proxy("tls_insecure_skip_verify")) // the certificates are for names
 		for range 3 {
-			res := w.mustGet("/", "https://"+net.JoinHostPort(addr, b.port))
+			res := w.mustGet("/", "https://"+net.JoinHostPort(addr, b.Port))
 			if res.StatusCode != http.StatusOK {
 				t.Errorf("%s: status %d: %s", addr, res.StatusCode, res.body)
 			}
 		}
-		if n := b.opened.Load(); n != 1 {
+		if n := b.Opened.Load(); n != 1 {
 			t.Errorf("%s: %d connections", addr, n)
 		}
 	}

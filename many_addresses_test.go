@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"caddytarget/internal/testlab"
 )
 
 // A name with 200 addresses behind a whole gateway: all of them are used, unless
@@ -17,15 +19,15 @@ func TestManyAddresses(t *testing.T) {
 	for i := range n {
 		addrs = append(addrs, fmt.Sprintf("127.0.3.%d", i+1))
 	}
-	b := newBackend(t, backendConfig{addrs: addrs})
-	w.dns.has("many.example", addrs...)
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: addrs})
+	w.dns.Has("many.example", addrs...)
 	var srv []string
 	for i := range n {
 		name := fmt.Sprintf("t%d.example", i)
-		w.dns.has(name, addrs[i])
-		srv = append(srv, fmt.Sprintf("0 0 %s %s.", b.port, name))
+		w.dns.Has(name, addrs[i])
+		srv = append(srv, fmt.Sprintf("0 0 %s %s.", b.Port, name))
 	}
-	w.dns.set("_http._tcp.many.example", dnsName{srv: srv, ttl: 60})
+	w.dns.Set("_http._tcp.many.example", testlab.Reply{SRV: srv, TTL: 60})
 	used := func(site string, requests int, change func(i int) func(*http.Request)) (seen map[string]int) {
 		w.run(site)
 		seen = make(map[string]int)
@@ -34,7 +36,7 @@ func TestManyAddresses(t *testing.T) {
 			if change != nil {
 				changes = append(changes, change(i))
 			}
-			seen[w.mustGet("/", "http://many.example:"+b.port, changes...).seen.Address]++
+			seen[w.mustGet("/", "http://many.example:"+b.Port, changes...).seen.Address]++
 		}
 		return seen
 	}

@@ -99,7 +99,7 @@ func TestMistakesInCaddyfiles(t *testing.T) {
 		got := lines()[before:]
 		switch {
 		case want == 0 && len(got) > 0:
-			t.Errorf("%s: %v", text, got)
+			t.Errorf("%s: got %v, want no line", text, got)
 		case want == 0:
 		case len(got) != 1 || got[0]["line"] != want || got[0]["file"] != "Testfile":
 			t.Errorf("%s: %v, want line %v", text, got, want)

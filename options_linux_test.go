@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"caddytarget/internal/testlab"
 )
 
 func init() {
@@ -49,14 +51,14 @@ func firstRead(tr *trial) string {
 			_, _ = r.ReadByte() // until the gateway closes it
 		}
 	})
-	holding := newBackend(tr, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+	holding := testlab.NewBackend(tr, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 		left, err := unix.IoctlGetInt(gatewaySocket(tr, port), unix.TIOCINQ)
 		if err != nil {
 			tr.Error(err)
 		}
 		fmt.Fprint(rw, len(response)-left)
 	})})
-	res := tr.mustGet("/", tr.at("a.example", port), header("X-Hold", "127.0.0.2:"+holding.port))
+	res := tr.mustGet("/", tr.at("a.example", port), header("X-Hold", "127.0.0.2:"+holding.Port))
 	if res.body == strconv.Itoa(len(response)) {
 		return "all"
 	}
@@ -67,12 +69,12 @@ func firstRead(tr *trial) string {
 // each is a segment. (A body is not held back until there is enough of it.)
 func writes(tr *trial) string {
 	segments := make(chan uint32, 1)
-	port := serveTCP(tr, "", "127.0.0.2", func(conn *net.TCPConn) {
-		_ = conn.SetDeadline(time.Now().Add(patience))
+	b := testlab.NewRawBackend(tr, "", "127.0.0.2", nil, func(conn net.Conn) {
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 		if _, err := http.ReadRequest(bufio.NewReader(conn)); err != nil {
 			return
 		}
-		raw, err := conn.SyscallConn()
+		raw, err := conn.(*net.TCPConn).SyscallConn()
 		if err != nil {
 			tr.Error(err)
 			return
@@ -87,7 +89,7 @@ func writes(tr *trial) string {
 		})
 		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 	})
-	tr.mustGet("/", tr.at("a.example", port), header("X-Fill", strings.Repeat("x", 12_000)))
+	tr.mustGet("/", tr.at("a.example", b.Port), header("X-Fill", strings.Repeat("x", 12_000)))
 	if <-segments > 1 {
 		return "several writes"
 	}
@@ -97,8 +99,8 @@ func writes(tr *trial) string {
 // probes looks at how often the kernel asks whether the backend is still there.
 func probes(tr *trial) string {
 	b := tr.backend(nil)
-	tr.mustGet("/", tr.at("a.example", b.port))
-	fd := gatewaySocket(tr, b.port)
+	tr.mustGet("/", tr.at("a.example", b.Port))
+	fd := gatewaySocket(tr, b.Port)
 	on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE)
 	if err != nil {
 		tr.Fatal(err)

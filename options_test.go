@@ -31,6 +31,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"caddytarget/internal/testlab"
 )
 
 // optionTest shows what an option of transport target does, by what a backend or
@@ -339,7 +341,7 @@ func TestTransportOptionsAreTested(t *testing.T) {
 	set := make(map[string]bool)
 	for _, test := range optionTests {
 		tested = append(tested, test.option)
-		w := &world{TB: t, dns: new(dnsServer), ca: newAuthority(t), port: freePort(t)}
+		w := &world{TB: t, dns: new(testlab.Nameserver), ca: testlab.NewAuthority(t), port: testlab.FreePort(t)}
 		config, _ := test.configure(w)
 		eachTransport(config, func(transport map[string]any) {
 			for name, value := range transport {
@@ -390,7 +392,7 @@ type trial struct {
 // newTrials starts the gateways of a test.
 func newTrials(t *testing.T, test *optionTest) []*trial {
 	w := newWorld(t)
-	w.dns.has("a.example", "127.0.0.2")
+	w.dns.Has("a.example", "127.0.0.2")
 	for try := 0; ; try++ {
 		config, trials := test.configure(w)
 		text, err := json.Marshal(config)
@@ -409,9 +411,9 @@ func newTrials(t *testing.T, test *optionTest) []*trial {
 
 // configure makes the configuration for all trials of a test.
 func (test *optionTest) configure(w *world) (config map[string]any, trials []*trial) {
-	cert, key := w.ca.files(w, "client.example")
-	files := strings.NewReplacer("OTHER_CA_FILE", newAuthority(w).file, "CA_FILE", w.ca.file,
-		"CA_DER", base64.StdEncoding.EncodeToString(w.ca.cert.Raw), "CERT_FILE", cert, "KEY_FILE", key)
+	cert, key := w.ca.Files(w, "client.example")
+	files := strings.NewReplacer("OTHER_CA_FILE", testlab.NewAuthority(w).File, "CA_FILE", w.ca.File,
+		"CA_DER", base64.StdEncoding.EncodeToString(w.ca.Cert.Raw), "CERT_FILE", cert, "KEY_FILE", key)
 	site := cmp.Or(test.site, strings.ReplaceAll(w.proxy("schemes http https h2c", "fail_duration 1h", test.with, "SETTING"), "SETTING", "%s"))
 	w.global = test.global
 	text := "respond none\n---\n"
@@ -453,7 +455,7 @@ func (test *optionTest) configure(w *world) (config map[string]any, trials []*tr
 func freePorts(t testing.TB, n int, taken string) (ports []string) {
 	t.Helper()
 	for len(ports) < n {
-		l := listenAll(t, "", "127.0.0.1")[0]
+		l := testlab.Listen(t, "", "127.0.0.1")[0]
 		defer l.Close()
 		_, port, _ := net.SplitHostPort(l.Addr().String())
 		if port != taken {
@@ -538,32 +540,32 @@ func (tr *trial) becomes(ok func() bool) bool {
 func (tr *trial) secured() bool { return slices.Contains(withTLS, tr.kind) }
 
 // backend starts a backend of the trial's kind. One without TLS speaks HTTP/2, too.
-func (tr *trial) backend(handler http.HandlerFunc, change ...func(*backendConfig)) *backend {
+func (tr *trial) backend(handler http.HandlerFunc, change ...func(*testlab.BackendConfig)) *testlab.Backend {
 	tr.Helper()
-	config := backendConfig{addrs: []string{"127.0.0.2"}, h2: tr.kind != secure1, only: tr.kind == plain2}
+	config := testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, HTTP2: tr.kind != secure1, HTTP2Only: tr.kind == plain2}
 	if handler != nil {
-		config.handler = handler
+		config.Handler = handler
 	}
 	if tr.secured() {
-		config.ca = tr.ca
+		config.CA = tr.ca
 	}
 	for _, f := range change {
 		f(&config)
 	}
-	return newBackend(tr, config)
+	return testlab.NewBackend(tr, config)
 }
 
 // serve starts a backend of HTTP/1.1 that is a function for each connection. It
 // returns its port.
 func (tr *trial) serve(serve func(conn net.Conn)) (port string) {
 	tr.Helper()
-	cert, err := tr.ca.certFor("a.example")
+	cert, err := tr.ca.CertFor("a.example")
 	if err != nil {
 		tr.Fatal(err)
 	}
-	return serveTCP(tr, "", "127.0.0.2", func(conn *net.TCPConn) {
-		_ = conn.SetDeadline(time.Now().Add(patience))
-		_ = conn.SetReadBuffer(64 << 10)
+	b := testlab.NewRawBackend(tr, "", "127.0.0.2", nil, func(conn net.Conn) {
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
+		_ = conn.(*net.TCPConn).SetReadBuffer(64 << 10)
 		if tr.secured() {
 			secured := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{*cert}})
 			if secured.Handshake() == nil {
@@ -573,6 +575,7 @@ func (tr *trial) serve(serve func(conn net.Conn)) (port string) {
 		}
 		serve(conn)
 	})
+	return b.Port
 }
 
 // at returns the target for a backend at a host and a port.
@@ -605,7 +608,7 @@ func counted[T int | int64](n T) string {
 
 // dialling looks at an address that does not answer.
 func dialling(tr *trial) string {
-	target := tr.at("a.example", blackhole(tr, "127.0.0.2"))
+	target := tr.at("a.example", testlab.NewBlackhole(tr, "", "127.0.0.2").Port)
 	start := time.Now()
 	status := tr.ask(http.MethodGet, target, nil)
 	if least := 4 * time.Second; time.Since(start) >= least {
@@ -625,7 +628,7 @@ func lateResponse(tr *trial) string {
 		}
 	})
 	return tr.answer(aWhile, func() { close(respond) }, func() string {
-		return tr.ask(http.MethodGet, tr.at("a.example", b.port), nil)
+		return tr.ask(http.MethodGet, tr.at("a.example", b.Port), nil)
 	})
 }
 
@@ -642,14 +645,14 @@ func haltedResponse(tr *trial) string {
 		}
 	})
 	return tr.answer(aWhile, func() { close(goOn) }, func() string {
-		return tr.ask(http.MethodGet, tr.at("a.example", b.port), nil)
+		return tr.ask(http.MethodGet, tr.at("a.example", b.Port), nil)
 	})
 }
 
 // silentWebSocket looks at a WebSocket over which nothing is sent.
 func silentWebSocket(tr *trial) string {
 	b := tr.backend(wsHandler)
-	ws := tr.webSocket(tr.at("a.example", b.port))
+	ws := tr.webSocket(tr.at("a.example", b.Port))
 	return tr.answer(aWhile, func() { fmt.Fprintln(ws, "line") }, func() string {
 		line, err := ws.r.ReadString('\n')
 		if err != nil {
@@ -768,7 +771,7 @@ func refusedExpectation(tr *trial) string {
 // largeHeaderOption looks at a response with a header of 20 kB.
 func largeHeaderOption(tr *trial) string {
 	b := tr.backend(func(rw http.ResponseWriter, _ *http.Request) { rw.Header().Set("X-Fill", strings.Repeat("x", 20_000)) })
-	return tr.ask(http.MethodGet, tr.at("a.example", b.port), nil)
+	return tr.ask(http.MethodGet, tr.at("a.example", b.Port), nil)
 }
 
 // encoding looks at responses that are compressed if that is asked for.
@@ -783,7 +786,7 @@ func encoding(tr *trial) string {
 		io.WriteString(z, "asked for and decoded")
 		_ = z.Close()
 	})
-	target := tr.at("a.example", b.port)
+	target := tr.at("a.example", b.Port)
 	text := tr.mustGet("/", target).body + "; "
 	res := tr.mustGet("/", target, header("Accept-Encoding", "gzip"))
 	if _, err := gzip.NewReader(strings.NewReader(res.body)); err != nil || res.Header.Get("Content-Encoding") != "gzip" {
@@ -795,7 +798,7 @@ func encoding(tr *trial) string {
 // source looks at where a connection comes from.
 func source(tr *trial) string {
 	b := tr.backend(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, r.RemoteAddr) })
-	addr, _, _ := net.SplitHostPort(tr.mustGet("/", tr.at("a.example", b.port)).body)
+	addr, _, _ := net.SplitHostPort(tr.mustGet("/", tr.at("a.example", b.Port)).body)
 	return addr
 }
 
@@ -808,37 +811,37 @@ func announcements(tr *trial) string {
 		for _, addr := range []string{"127.0.0.11", "127.0.0.12"} {
 			dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(addr)}}
 			rt := &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true}
-			req, cancel := tr.request(http.MethodGet, "/", tr.at("a.example", b.port), nil)
+			req, cancel := tr.request(http.MethodGet, "/", tr.at("a.example", b.Port), nil)
 			res, err := do(&http.Client{Transport: rt}, req)
 			cancel()
 			if err != nil || res.StatusCode != http.StatusOK || res.seen.Conn == 0 {
-				tr.Fatal(res, err)
+				tr.Fatalf("got %v, %v, want status 200 and the number of a connection", res, err)
 			}
 			conns[fmt.Sprint(res.seen.Conn, addr)] = true
 		}
 	}
 	announced := listener.announced()
 	if len(announced) == 0 {
-		return counted(b.opened.Load()) + ", nothing is announced"
+		return counted(b.Opened.Load()) + ", nothing is announced"
 	}
 	if len(conns) != len(announced) {
 		tr.Errorf("connections and clients %v", conns)
 	}
-	return counted(b.opened.Load()) + ", " + strings.Join(announced, ", ")
+	return counted(b.Opened.Load()) + ", " + strings.Join(announced, ", ")
 }
 
 // announcedForwarding looks at what is announced for a client that another proxy
 // has, with an IPv6 address.
 func announcedForwarding(tr *trial) string {
 	b, listener := tr.announcedTo()
-	tr.mustGet("/", tr.at("a.example", b.port), header("X-Forwarded-For", "2001:db8::7"))
+	tr.mustGet("/", tr.at("a.example", b.Port), header("X-Forwarded-For", "2001:db8::7"))
 	return cmp.Or(strings.Join(listener.announced(), ", "), "nothing is announced")
 }
 
 // announcedTo starts a backend to which clients may be announced.
-func (tr *trial) announcedTo() (b *backend, listener *proxyListener) {
-	b = tr.backend(nil, func(c *backendConfig) {
-		c.listener = func(l net.Listener) net.Listener {
+func (tr *trial) announcedTo() (b *testlab.Backend, listener *proxyListener) {
+	b = tr.backend(nil, func(c *testlab.BackendConfig) {
+		c.Listener = func(l net.Listener) net.Listener {
 			listener = &proxyListener{Listener: l}
 			return listener
 		}
@@ -865,7 +868,7 @@ func (l *proxyListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 	defer conn.SetDeadline(time.Time{})
 	r := bufio.NewReader(conn)
 	if text := announcement(r); text != "" {
@@ -918,8 +921,8 @@ func announcement(r *bufio.Reader) string {
 // idleConnection looks at a connection after a request.
 func idleConnection(tr *trial) string {
 	b := tr.backend(nil)
-	tr.mustGet("/", tr.at("a.example", b.port))
-	if tr.becomes(func() bool { return b.open.Load() == 0 }) {
+	tr.mustGet("/", tr.at("a.example", b.Port))
+	if tr.becomes(func() bool { return b.Open.Load() == 0 }) {
 		return "closed"
 	}
 	return "still open"
@@ -929,15 +932,15 @@ func idleConnection(tr *trial) string {
 func connections(tr *trial) string {
 	b := tr.backend(nil)
 	for range 3 {
-		tr.mustGet("/", tr.at("a.example", b.port))
+		tr.mustGet("/", tr.at("a.example", b.Port))
 	}
-	return counted(b.opened.Load())
+	return counted(b.Opened.Load())
 }
 
 // connectionField looks at the Connection field of a request.
 func connectionField(tr *trial) string {
 	b := tr.backend(nil)
-	return fmt.Sprint(tr.mustGet("/", tr.at("a.example", b.port)).seen.Header["Connection"])
+	return fmt.Sprint(tr.mustGet("/", tr.at("a.example", b.Port)).seen.Header["Connection"])
 }
 
 // webSocketEcho looks at a WebSocket and the Connection field by which it came about.
@@ -947,7 +950,7 @@ func webSocketEcho(tr *trial) string {
 		fields <- r.Header["Connection"]
 		wsHandler(rw, r)
 	})
-	ws := tr.webSocket(tr.at("a.example", b.port))
+	ws := tr.webSocket(tr.at("a.example", b.Port))
 	if err := ws.echo("line"); err != nil {
 		return err.Error()
 	}
@@ -958,11 +961,11 @@ func webSocketEcho(tr *trial) string {
 // five targets.
 func idleTargets(tr *trial) string {
 	addrs := []string{"127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5", "127.0.0.6"}
-	b := tr.backend(nil, func(c *backendConfig) { c.addrs = addrs })
+	b := tr.backend(nil, func(c *testlab.BackendConfig) { c.Addrs = addrs })
 	for _, addr := range addrs {
 		name := "n" + addr[len(addr)-1:] + ".example"
-		tr.dns.has(name, addr)
-		tr.mustGet("/", tr.at(name, b.port))
+		tr.dns.Has(name, addr)
+		tr.mustGet("/", tr.at(name, b.Port))
 	}
 	return tr.left(b, 2)
 }
@@ -973,18 +976,18 @@ func sharedTargets(tr *trial) string {
 	b := tr.backend(nil)
 	for i := range 4 {
 		name := fmt.Sprintf("n%d.example", i)
-		tr.dns.has(name, "127.0.0.2")
-		tr.mustGet("/", tr.at(name, b.port))
+		tr.dns.Has(name, "127.0.0.2")
+		tr.mustGet("/", tr.at(name, b.Port))
 	}
-	return counted(b.opened.Load())
+	return counted(b.Opened.Load())
 }
 
 // left waits until no more connections are open, and returns how many are left.
-func (tr *trial) left(b *backend, most int64) string {
-	if tr.becomes(func() bool { return b.open.Load() <= most }) {
-		return counted(b.open.Load())
+func (tr *trial) left(b *testlab.Backend, most int64) string {
+	if tr.becomes(func() bool { return b.Open.Load() <= most }) {
+		return counted(b.Open.Load())
 	}
-	return "still " + counted(b.open.Load())
+	return "still " + counted(b.Open.Load())
 }
 
 // idlePool looks at the connections that are left after four requests at once.
@@ -998,8 +1001,8 @@ func idlePool(tr *trial) string {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			if got := tr.ask(http.MethodGet, tr.at("a.example", b.port), nil); got != "200" {
-				tr.Error(got)
+			if got := tr.ask(http.MethodGet, tr.at("a.example", b.Port), nil); got != "200" {
+				tr.Errorf("got %s, want status 200", got)
 			}
 		})
 	}
@@ -1016,18 +1019,18 @@ func parallelRequests(tr *trial) string {
 	b := tr.backend(func(http.ResponseWriter, *http.Request) {
 		arrived.Add(1)
 		<-respond
-	}, func(c *backendConfig) { c.addrs = []string{"127.0.0.2", "127.0.0.3"} })
-	tr.dns.has("b.example", "127.0.0.3")
+	}, func(c *testlab.BackendConfig) { c.Addrs = []string{"127.0.0.2", "127.0.0.3"} })
+	tr.dns.Has("b.example", "127.0.0.3")
 	var wg sync.WaitGroup
 	for i := range all {
 		wg.Go(func() {
-			target := tr.at([]string{"a.example", "b.example"}[i%2], b.port)
+			target := tr.at([]string{"a.example", "b.example"}[i%2], b.Port)
 			if got := tr.ask(http.MethodGet, target, nil); got != "200" {
-				tr.Error(got)
+				tr.Errorf("got %s, want status 200", got)
 			}
 		})
 	}
-	eventually(tr, "four requests arrive", func() bool { return arrived.Load() >= 4 })
+	testlab.Eventually(tr, "four requests arrive", func() bool { return arrived.Load() >= 4 })
 	text := "all 6"
 	if !tr.becomes(func() bool { return arrived.Load() == all }) {
 		text = fmt.Sprintf("still %d of %d, then all", arrived.Load(), all)
@@ -1047,11 +1050,11 @@ func waiting(tr *trial) string {
 			<-respond
 		}
 	})
-	target := tr.at("a.example", b.port)
+	target := tr.at("a.example", b.Port)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if got := tr.ask(http.MethodPost, target, nil); got != "200" {
-			tr.Error(got)
+			tr.Errorf("got %s, want status 200", got)
 		}
 	})
 	<-arrived
@@ -1067,30 +1070,30 @@ func waiting(tr *trial) string {
 
 // protocol looks at the version of HTTP.
 func protocol(tr *trial) string {
-	return tr.mustGet("/", tr.at("a.example", tr.backend(nil).port)).seen.Proto
+	return tr.mustGet("/", tr.at("a.example", tr.backend(nil).Port)).seen.Proto
 }
 
 // success looks at whether a request is responded to.
 func success(tr *trial) string {
 	b := tr.backend(func(http.ResponseWriter, *http.Request) {})
-	return tr.ask(http.MethodGet, tr.at("a.example", b.port), nil)
+	return tr.ask(http.MethodGet, tr.at("a.example", b.Port), nil)
 }
 
 // addressSuccess is the same where an address is called.
 func addressSuccess(tr *trial) string {
 	b := tr.backend(func(http.ResponseWriter, *http.Request) {})
-	return tr.ask(http.MethodGet, "127.0.0.2:"+b.port, nil)
+	return tr.ask(http.MethodGet, "127.0.0.2:"+b.Port, nil)
 }
 
 // serverNames looks at the server names of two requests to one target.
 func serverNames(tr *trial) string {
 	b := tr.backend(nil)
-	target := tr.at("a.example", b.port)
+	target := tr.at("a.example", b.Port)
 	one, two := tr.mustGet("/", target, header("X-Name", "one")), tr.mustGet("/", target, header("X-Name", "two"))
-	if want := "a.example:" + b.port; one.seen.Host != want || two.seen.Host != want {
+	if want := "a.example:" + b.Port; one.seen.Host != want || two.seen.Host != want {
 		tr.Errorf("Host %q and %q", one.seen.Host, two.seen.Host)
 	}
-	return one.seen.SNI + " " + two.seen.SNI + ", " + counted(b.opened.Load())
+	return one.seen.SNI + " " + two.seen.SNI + ", " + counted(b.Opened.Load())
 }
 
 // clientCertificate looks at who a client proves to be.
@@ -1101,12 +1104,12 @@ func clientCertificate(tr *trial) string {
 			return
 		}
 		fmt.Fprint(rw, "none")
-	}, func(c *backendConfig) {
-		c.tls = func(config *tls.Config) { config.ClientAuth = tls.RequestClientCert }
+	}, func(c *testlab.BackendConfig) {
+		c.TLS = func(config *tls.Config) { config.ClientAuth = tls.RequestClientCert }
 	})
 	var res response
-	eventually(tr, "the certificate is there", func() bool { // one that is automated takes a moment
-		res = tr.get("/", tr.at("a.example", b.port))
+	testlab.Eventually(tr, "the certificate is there", func() bool { // one that is automated takes a moment
+		res = tr.get("/", tr.at("a.example", b.Port))
 		return res.StatusCode == http.StatusOK
 	})
 	return res.body
@@ -1121,36 +1124,43 @@ func curve(tr *trial) string {
 			of = fmt.Sprint(n)
 		}
 		fmt.Fprint(rw, r.TLS.CurveID, " of ", of)
-	}, func(c *backendConfig) {
-		c.tls = func(config *tls.Config) {
+	}, func(c *testlab.BackendConfig) {
+		c.TLS = func(config *tls.Config) {
 			config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 				offered.Store(int64(len(hello.SupportedCurves)))
 				return nil, nil
 			}
 		}
 	})
-	return tr.mustGet("/", tr.at("a.example", b.port)).body
+	return tr.mustGet("/", tr.at("a.example", b.Port)).body
 }
 
 // lateHandshake looks at a backend that begins the TLS handshake when it is told to.
 func lateHandshake(tr *trial) string {
 	begin := make(chan struct{})
-	b := tr.backend(func(http.ResponseWriter, *http.Request) {}, func(c *backendConfig) { c.hello = func() { <-begin } })
+	b := tr.backend(func(http.ResponseWriter, *http.Request) {}, func(c *testlab.BackendConfig) {
+		c.TLS = func(config *tls.Config) {
+			config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				<-begin
+				return nil, nil
+			}
+		}
+	})
 	return tr.answer(6*time.Second, func() { close(begin) }, func() string {
-		return tr.ask(http.MethodGet, tr.at("a.example", b.port), nil)
+		return tr.ask(http.MethodGet, tr.at("a.example", b.Port), nil)
 	})
 }
 
 // renegotiation looks at what comes back if a backend asks for another handshake
 // (RFC 5246, section 7.4.1.1).
 func renegotiation(tr *trial) string {
-	cert, err := tr.ca.certFor("a.example")
+	cert, err := tr.ca.CertFor("a.example")
 	if err != nil {
 		tr.Fatal(err)
 	}
 	answers := make(chan string, 10)
-	port := serveTCP(tr, "", "127.0.0.2", func(conn *net.TCPConn) {
-		_ = conn.SetDeadline(time.Now().Add(patience))
+	b := testlab.NewRawBackend(tr, "", "127.0.0.2", nil, func(conn net.Conn) {
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 		var sent, secrets bytes.Buffer
 		server := tls.Server(&sniffedConn{conn, &sent}, &tls.Config{
 			Certificates:           []tls.Certificate{*cert},
@@ -1174,7 +1184,7 @@ func renegotiation(tr *trial) string {
 			answers <- fmt.Sprintf("answered with %v", record)
 		}
 	})
-	_, _ = tr.try(http.MethodGet, "/", tr.at("a.example", port), nil) // which fails: nobody goes on with it
+	_, _ = tr.try(http.MethodGet, "/", tr.at("a.example", b.Port), nil) // which fails: the backend ends there
 	return <-answers
 }
 
@@ -1236,8 +1246,8 @@ func resumption(tr *trial) string {
 	for range 2 {
 		seen = nil
 		for _, name := range []string{"one", "two"} {
-			tr.dns.has(name+".example", "127.0.0.2")
-			seen = append(seen, name+" "+tr.mustGet("/", tr.at(name+".example", b.port)).body)
+			tr.dns.Has(name+".example", "127.0.0.2")
+			seen = append(seen, name+" "+tr.mustGet("/", tr.at(name+".example", b.Port)).body)
 		}
 	}
 	return strings.Join(seen, ", ")
@@ -1255,18 +1265,18 @@ func badAddress(tr *trial) string {
 			time.Sleep(2 * time.Second)
 		}
 		rw.WriteHeader(http.StatusServiceUnavailable)
-	}, func(c *backendConfig) { c.addrs = []string{"127.0.0.2", "127.0.0.3"} })
-	tr.dns.has("both.example", "127.0.0.2", "127.0.0.3")
-	target := tr.at("both.example", b.port)
+	}, func(c *testlab.BackendConfig) { c.Addrs = []string{"127.0.0.2", "127.0.0.3"} })
+	tr.dns.Has("both.example", "127.0.0.2", "127.0.0.3")
+	target := tr.at("both.example", b.Port)
 	served := make(map[string]int)
-	eventually(tr, "both addresses are used", func() bool {
+	testlab.Eventually(tr, "both addresses are used", func() bool {
 		addr := tr.get("/", target).Header.Get("Backend")
 		served[addr]++
-		return served["127.0.0.2:"+b.port] > 1 && served["127.0.0.3:"+b.port] > 1
+		return served["127.0.0.2:"+b.Port] > 1 && served["127.0.0.3:"+b.Port] > 1
 	})
-	bad.Store("127.0.0.2:" + b.port)
+	bad.Store("127.0.0.2:" + b.Port)
 	failing := func() bool { return tr.get("/", target).StatusCode == http.StatusServiceUnavailable }
-	eventually(tr, "the bad address is called", failing)
+	testlab.Eventually(tr, "the bad address is called", failing)
 	for range 20 {
 		if failing() {
 			return "called again"

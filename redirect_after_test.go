@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestRedirectOtherHandler: what another handler answers with the status of a redirect
@@ -53,8 +55,8 @@ func TestRedirectFallback(t *testing.T) {
 			allow_ips 127.0.0.0/8
 		}
 		reverse_proxy 127.0.0.1:%s
-	}`, at("a.test"), b.port))
-	for _, to := range []string{"http://10.0.0.1/", "http://gone.test/", "http://a.test:" + freePort(t) + "/"} {
+	}`, at("a.test"), b.Port))
+	for _, to := range []string{"http://10.0.0.1/", "http://gone.test/", "http://a.test:" + testlab.FreePort(t) + "/"} {
 		for _, status := range []int{303, 307} {
 			for _, path := range []string{"/again", "/proxy"} {
 				for _, chunked := range []bool{false, true} {
@@ -77,7 +79,7 @@ func TestRedirectFallback(t *testing.T) {
 // redirect.
 func TestRedirectInterim(t *testing.T) {
 	w, _, at := redirectWorld(t)
-	port := serveTCP(t, "", "127.0.0.1", func(conn *net.TCPConn) {
+	b := testlab.NewRawBackend(t, "", "127.0.0.1", nil, func(conn net.Conn) {
 		_, _ = conn.Read(make([]byte, 4096))
 		_, _ = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\nLink: </secret.css>\r\n\r\nHTTP/1.1 302 Found\r\nLocation: http://"+at("b.test")+"/end\r\nContent-Length: 0\r\n\r\n")
 	})
@@ -86,8 +88,8 @@ func TestRedirectInterim(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: gateway\r\nX-Target: http://a.test:%s/\r\nConnection: close\r\n\r\n", port)
+	_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: gateway\r\nX-Target: http://a.test:%s/\r\nConnection: close\r\n\r\n", b.Port)
 	text, err := io.ReadAll(conn)
 	if err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 200 ") || strings.Contains(string(text), "secret") {
 		t.Errorf("the client got %q, %v, want the last response alone", text, err)
@@ -98,13 +100,13 @@ func TestRedirectInterim(t *testing.T) {
 // request has not come within the timeout.
 func TestErrorsAfterStall(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-	reads := newBackend(t, backendConfig{addrs: []string{"127.0.0.7"}, handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	reads := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.7"}, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 	})})
-	w.dns.has("reads.example", "127.0.0.7")
-	w.dns.has("name.example", "127.0.0.2")
+	w.dns.Has("reads.example", "127.0.0.7")
+	w.dns.Has("name.example", "127.0.0.2")
 	w.run(fmt.Sprintf(`target_proxy {header.X-Target} {
 		allow_ips 127.0.0.0/8
 		timeout 300ms
@@ -114,15 +116,15 @@ func TestErrorsAfterStall(t *testing.T) {
 			allow_ips 127.0.0.0/8
 			method GET
 		}
-	}`, b.port))
+	}`, b.Port))
 	for _, framing := range []string{"Content-Length: 3\r\n\r\nabc", "Content-Length: 100000\r\n\r\nabc"} {
 		conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(patience))
-		fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: gateway\r\nX-Target: http://reads.example:%s/\r\n%s", reads.port, framing)
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
+		fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: gateway\r\nX-Target: http://reads.example:%s/\r\n%s", reads.Port, framing)
 		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {
 			t.Fatalf("%q: %v", framing, err)

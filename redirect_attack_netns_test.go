@@ -16,6 +16,7 @@ import (
 
 	"caddytarget/internal/redirect"
 	"caddytarget/internal/targeturl"
+	"caddytarget/internal/testlab"
 )
 
 // Every attack of the tables is made once more behind redirects: the client names an
@@ -81,14 +82,14 @@ func (a *arena) everywhereLeading(t *testing.T, hops *attackHops) {
 	everywhere := []string{"::"}
 	answer := hops.lead(echo)
 	for _, port := range []string{"80", "8080", "22", "2019", "2375", "6379", "10250", "32526", "8083"} {
-		a.backends = append(a.backends, newBackend(t, backendConfig{addrs: everywhere, port: port, handler: answer}))
+		a.backends = append(a.backends, testlab.NewBackend(t, testlab.BackendConfig{Addrs: everywhere, Port: port, Handler: answer}))
 	}
 	a.backends = append(a.backends,
-		newBackend(t, backendConfig{addrs: everywhere, port: "443", ca: a.ca, h2: true, handler: answer}),
-		newBackend(t, backendConfig{addrs: everywhere, port: "8088", h2: true, only: true, handler: answer}),
-		newBackend(t, backendConfig{addrs: everywhere, port: "8082", handler: hops.lead(sendRedirect)}),
-		newBackend(t, backendConfig{addrs: []string{aliveAddr, "10.0.0.1", "169.254.169.254", "127.0.0.1", "::1"}, port: "8081", handler: answer}))
-	resetTCP(t, "8081", resetAddr)
+		testlab.NewBackend(t, testlab.BackendConfig{Addrs: everywhere, Port: "443", CA: a.ca, HTTP2: true, Handler: answer}),
+		testlab.NewBackend(t, testlab.BackendConfig{Addrs: everywhere, Port: "8088", HTTP2: true, HTTP2Only: true, Handler: answer}),
+		testlab.NewBackend(t, testlab.BackendConfig{Addrs: everywhere, Port: "8082", Handler: hops.lead(sendRedirect)}),
+		testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{aliveAddr, "10.0.0.1", "169.254.169.254", "127.0.0.1", "::1"}, Port: "8081", Handler: answer}))
+	testlab.ResettingBackend(t, "8081", resetAddr)
 }
 
 // firstHops are the honest targets at sites that do not let http://good.example be
@@ -142,15 +143,15 @@ func attackRedirects(t *testing.T) {
 		t.Run(strconv.Itoa(n), func(t *testing.T) {
 			sites, groups := slices.Concat(attackSites, proxySites), slices.Concat(attackGroups, proxyGroups)
 			a, hops := newLeadingArena(t, sites, groups, "admin off")
-			a.dns.has("hop.google.internal", goodAddr)
+			a.dns.Has("hop.google.internal", goodAddr)
 			a.socket(t)
 			a.start()
 			a.playBehind(t, hops, n, 700, 400)
 		})
 		t.Run(strconv.Itoa(n)+", own listeners", func(t *testing.T) {
 			a, hops := newLeadingArena(t, ownSites, ownGroups, "admin "+ownAddr+":2020")
-			a.dns.has("good.example", goodAddr)
-			a.backends = append(a.backends, newBackend(t, backendConfig{addrs: []string{ownAddr, goodAddr}, port: "8090", handler: hops.lead(echo)}))
+			a.dns.Has("good.example", goodAddr)
+			a.backends = append(a.backends, testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{ownAddr, goodAddr}, Port: "8090", Handler: hops.lead(echo)}))
 			a.start()
 			t.Cleanup(func() { // which ends the admin endpoint
 				a.global = "admin off"
@@ -246,7 +247,7 @@ func (a *arena) attackBehind(t *testing.T, hops *attackHops, at attack, n int) (
 
 	if at.set != "" {
 		r := parseDNSName(at.set)
-		a.dns.set(r.name, r.dnsName)
+		a.dns.Set(r.name, r.Reply)
 	}
 	time.Sleep(at.wait)
 	before := a.arrivals()
@@ -282,7 +283,7 @@ func (a *arena) attackBehind(t *testing.T, hops *attackHops, at attack, n int) (
 	case passedOn || !slices.Contains(strings.Split(statuses, "|"), status):
 		t.Errorf("%s: %.200q behind %d redirects: status %s, want %s: %.300s", at.name, location, n, status, at.want, body)
 	case status == "200" && what != "!":
-		var got seen
+		var got testlab.Request
 		if err := json.Unmarshal(body, &got); err != nil {
 			t.Errorf("%s: %v: %.300s", at.name, err, body)
 			break

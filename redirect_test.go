@@ -13,28 +13,30 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // redirector is a backend that sends clients elsewhere where the path ends in /go:
 // with ?status= to ?to=. Everything else it answers as backends do. It remembers what
 // it saw.
 type redirector struct {
-	*backend
+	*testlab.Backend
 	mu   sync.Mutex
-	seen []seen
+	seen []testlab.Request
 }
 
-func newRedirector(t testing.TB, config backendConfig) *redirector {
+func newRedirector(t testing.TB, config testlab.BackendConfig) *redirector {
 	r := new(redirector)
-	config.handler = r
-	r.backend = newBackend(t, config)
+	config.Handler = r
+	r.Backend = testlab.NewBackend(t, config)
 	return r
 }
 
 // ServeHTTP implements http.Handler.
 func (b *redirector) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
-	s := seen{Method: r.Method, Host: r.Host, URI: r.RequestURI, Header: r.Header, Proto: r.Proto}
+	s := testlab.Request{Method: r.Method, Host: r.Host, URI: r.RequestURI, Header: r.Header, Proto: r.Proto}
 	if query.Get("unread") != "" {
 		_ = http.NewResponseController(w).EnableFullDuplex()
 		w.Header().Set("Connection", "close") // Go's server panics over the next request
@@ -79,13 +81,13 @@ func (b *redirector) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // writeSeen responds with a request as JSON.
-func writeSeen(w http.ResponseWriter, s seen) {
+func writeSeen(w http.ResponseWriter, s testlab.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(s)
 }
 
 // requests returns what was seen since it was last called.
-func (b *redirector) requests() []seen {
+func (b *redirector) requests() []testlab.Request {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	list := b.seen
@@ -94,7 +96,7 @@ func (b *redirector) requests() []seen {
 }
 
 // lines returns method, host and request URI of requests.
-func requestLines(list []seen) (lines []string) {
+func requestLines(list []testlab.Request) (lines []string) {
 	for _, s := range list {
 		lines = append(lines, s.Method+" "+s.Host+s.URI)
 	}
@@ -114,14 +116,14 @@ func goTo(hostport string, status int, location string, more ...string) string {
 // redirectWorld is a gateway that follows redirects, with the hosts a.test and b.test.
 func redirectWorld(t testing.TB, options ...string) (w *world, b *redirector, at func(host string) string) {
 	w = newWorld(t)
-	b = newRedirector(t, backendConfig{})
-	w.dns.has("a.test", "127.0.0.1")
-	w.dns.has("b.test", "127.0.0.1")
+	b = newRedirector(t, testlab.BackendConfig{})
+	w.dns.Has("a.test", "127.0.0.1")
+	w.dns.Has("b.test", "127.0.0.1")
 	if len(options) == 0 {
 		options = []string{"follow_redirects 3"}
 	}
 	w.run(w.proxy(options...) + "\nheader {\ndefer\nX-Url {http.target.url}\nX-Redirects {http.target.redirects}\nX-Not-Followed {http.target.not_followed}\n}")
-	return w, b, func(host string) string { return host + ":" + b.port }
+	return w, b, func(host string) string { return host + ":" + b.Port }
 }
 
 // withBody sets the fields of a body.
@@ -173,7 +175,7 @@ func TestRedirectMethods(t *testing.T) {
 			res, err := w.try(test.method, "/", goTo(at("a.test"), test.status, "/end?q"), reader, withBody)
 			got := b.requests()
 			if err != nil && test.method != "HEAD" || res.StatusCode != http.StatusOK {
-				t.Errorf("%s: %v %v", name, res, err)
+				t.Errorf("%s: got %v, %v, want status 200", name, res, err)
 				continue
 			}
 			if len(got) != 2 || got[1].Method != test.want || got[1].URI != "/end?q" || got[1].Host != at("a.test") {
@@ -198,7 +200,7 @@ func TestRedirectMethods(t *testing.T) {
 				t.Errorf("%s: Content-Length %s", name, length)
 			}
 			if last.Header.Get("Idempotency-Key") != "1" {
-				t.Errorf("%s: %v", name, last.Header)
+				t.Errorf("%s: got the header %v, want Idempotency-Key 1", name, last.Header)
 			}
 		}
 	}
@@ -243,7 +245,7 @@ func TestRedirectResponse(t *testing.T) {
 func TestRedirectNotFollowed(t *testing.T) {
 	w, b, at := redirectWorld(t, "follow_redirects 2 {\nmax_body 100KiB\n}")
 	a, large := at("a.test"), strings.Repeat("x", 101<<10)
-	tls := newRedirector(t, backendConfig{ca: w.ca})
+	tls := newRedirector(t, testlab.BackendConfig{CA: w.ca})
 	for _, test := range []struct {
 		name, target, body string
 		change             func(*http.Request)
@@ -264,7 +266,7 @@ func TestRedirectNotFollowed(t *testing.T) {
 		{name: "userinfo", target: goTo(a, 302, "http://joe:secret@"+a+"/end"), why: "userinfo"},
 		{name: "a backslash", target: goTo(a, 302, `/\b.test/`), why: "backslash"},
 		{name: "no host", target: goTo(a, 302, "http:///end"), why: "no host"},
-		{name: "from https to http", target: strings.Replace(goTo("a.test:"+tls.port, 302, "http://"+a+"/end"), "http", "https", 1), requests: 0, why: "from https to http"},
+		{name: "from https to http", target: strings.Replace(goTo("a.test:"+tls.Port, 302, "http://"+a+"/end"), "http", "https", 1), requests: 0, why: "from https to http"},
 		{name: "a large body", target: goTo(a, 307, "/end"), body: large, why: "more than the 102400 octets"},
 		{name: "an upgrade", target: goTo(a, 302, "/end"), change: func(r *http.Request) {
 			r.Header.Set("Connection", "Upgrade")
@@ -292,7 +294,7 @@ func TestRedirectNotFollowed(t *testing.T) {
 			}
 		}
 		if res.StatusCode < 300 || res.StatusCode > 399 || res.body != "moved" || res.Header.Get("Set-Cookie") != "hop=1" || res.Header.Get("X-Hop") != "1" {
-			t.Errorf("%s: %v %v", test.name, res, res.Header)
+			t.Errorf("%s: got %v with %v, want the redirect of the backend", test.name, res, res.Header)
 		}
 		if got := res.Header.Get("X-Not-Followed"); test.why == "" && got != "" || !strings.Contains(got, test.why) || strings.Contains(got, "secret") {
 			t.Errorf("%s: not followed: %q, want %q", test.name, got, test.why)
@@ -329,8 +331,8 @@ func TestRedirectNotFollowed(t *testing.T) {
 // TestRedirectRefused: a target to which a redirect leads is a target.
 func TestRedirectRefused(t *testing.T) {
 	w, b, at := redirectWorld(t, "follow_redirects 3", "deny c.test", "schemes http", "ports 1-65535")
-	w.dns.has("private.test", "10.1.1.1")
-	w.dns.has("mixed.test", "10.1.1.1", "127.0.0.1")
+	w.dns.Has("private.test", "10.1.1.1")
+	w.dns.Has("mixed.test", "10.1.1.1", "127.0.0.1")
 	a := at("a.test")
 	for _, test := range []struct {
 		location string
@@ -345,7 +347,7 @@ func TestRedirectRefused(t *testing.T) {
 		{"https://a.test/", 403, "scheme"},
 		{"http://missing.test/", 502, "NXDOMAIN"},
 		{"http://" + at("mixed.test") + "/end", 200, ""},
-		{"http://a.test:" + freePort(t) + "/", 502, "refused"},
+		{"http://a.test:" + testlab.FreePort(t) + "/", 502, "refused"},
 	} {
 		res := w.get("/", goTo(a, 302, goTo(a, 302, test.location)))
 		if res.StatusCode != test.status || test.status != 200 && !strings.Contains(res.body, test.why) {
@@ -380,7 +382,7 @@ func TestRedirectLocations(t *testing.T) {
 		"//" + other + "/end":          other + "/end",
 		"//" + other:                   other + "/",
 		"http://" + other:              other + "/",
-		"HTTP://B.TEST:" + b.port:      other + "/",
+		"HTTP://B.TEST:" + b.Port:      other + "/",
 		"http://" + other + "?x":       other + "/?x",
 		"http://" + other + "/a/../b":  other + "/b",
 		"http://" + other + "/%2e%2fx": other + "/%2e%2fx",
@@ -404,8 +406,8 @@ func TestRedirectLocations(t *testing.T) {
 func TestRedirectCredentials(t *testing.T) {
 	w, b, at := redirectWorld(t, "follow_redirects 3 {\ndrop X-Mine x-our-* *-End *middle*\n}",
 		"header_up X-Gateway-Token secret", "header_up X-Gateway public")
-	tls := newRedirector(t, backendConfig{ca: w.ca})
-	w.dns.has("127.0.0.1.test", "127.0.0.1")
+	tls := newRedirector(t, testlab.BackendConfig{CA: w.ca})
+	w.dns.Has("127.0.0.1.test", "127.0.0.1")
 	a, other := at("a.test"), at("b.test")
 	secrets := []string{
 		"Authorization", "Www-Authenticate", "Cookie", "Cookie2", "X-Auth-Token", "X-Api-Key", "Apikey",
@@ -421,7 +423,7 @@ func TestRedirectCredentials(t *testing.T) {
 		}
 		r.Trailer = http.Header{"Signature": {"1"}}
 	}
-	check := func(what string, s seen, foreign bool) {
+	check := func(what string, s testlab.Request, foreign bool) {
 		t.Helper()
 		for _, name := range secrets {
 			if got := s.Header.Get(name) != ""; got == foreign {
@@ -437,11 +439,11 @@ func TestRedirectCredentials(t *testing.T) {
 			t.Errorf("%s: the trailer is there: %t", what, got)
 		}
 	}
-	try := func(target string, b *redirector) []seen {
+	try := func(target string, b *redirector) []testlab.Request {
 		t.Helper()
 		res, err := w.try("POST", "/", target, io.MultiReader(strings.NewReader("body")), send)
 		if err != nil || res.StatusCode != 200 {
-			t.Errorf("%s: %v %v", target, res, err)
+			t.Errorf("%s: got %v, %v, want status 200", target, res, err)
 		}
 		got := b.requests()
 		if len(got) == 0 || got[len(got)-1].Body != "body" {
@@ -460,7 +462,7 @@ func TestRedirectCredentials(t *testing.T) {
 	check("the same other host", got[2], true)
 	check("back again", got[3], true)
 
-	got = try(goTo(a, 307, "https://a.test:"+tls.port+"/end"), tls)
+	got = try(goTo(a, 307, "https://a.test:"+tls.Port+"/end"), tls)
 	check("another port and scheme", got[0], true)
 	got = try(goTo(a, 307, goTo(at("127.0.0.1"), 307, "/end")), b)
 	check("the same address, and not the same host", got[2], true)
@@ -510,8 +512,8 @@ func TestRedirectRewrite(t *testing.T) {
 // TestRedirectProtocols follows redirects over HTTP/2, on both sides.
 func TestRedirectProtocols(t *testing.T) {
 	w, _, _ := redirectWorld(t)
-	tls := newRedirector(t, backendConfig{ca: w.ca, h2: true})
-	clear := newRedirector(t, backendConfig{h2: true, only: true})
+	tls := newRedirector(t, testlab.BackendConfig{CA: w.ca, HTTP2: true})
+	clear := newRedirector(t, testlab.BackendConfig{HTTP2: true, HTTP2Only: true})
 	w.run(w.proxy("follow_redirects 3", "schemes http https h2c"))
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
@@ -522,10 +524,10 @@ func TestRedirectProtocols(t *testing.T) {
 			target string
 			b      *redirector
 		}{
-			{"https://a.test:" + tls.port + "/go?status=307&to=/end", tls},
-			{"https://a.test:" + tls.port + "/go?status=307&to=https://b.test:" + tls.port + "/end", tls},
-			{"h2c://a.test:" + clear.port + "/go?status=307&to=/end", clear},
-			{"h2c://a.test:" + clear.port + "/go?status=308&to=http://a.test:" + clear.port + "/end", clear},
+			{"https://a.test:" + tls.Port + "/go?status=307&to=/end", tls},
+			{"https://a.test:" + tls.Port + "/go?status=307&to=https://b.test:" + tls.Port + "/end", tls},
+			{"h2c://a.test:" + clear.Port + "/go?status=307&to=/end", clear},
+			{"h2c://a.test:" + clear.Port + "/go?status=308&to=http://a.test:" + clear.Port + "/end", clear},
 		} {
 			req, cancel := w.request("POST", "/", test.target, strings.NewReader("body"))
 			res, err := do(client, req)
@@ -542,8 +544,8 @@ func TestRedirectProtocols(t *testing.T) {
 // about an address.
 func TestRedirectTimeout(t *testing.T) {
 	w, b, at := redirectWorld(t)
-	w.dns.has("silent.test", "127.0.0.2")
-	silent := silentTCP(t, "", "127.0.0.2")
+	w.dns.Has("silent.test", "127.0.0.2")
+	silent := testlab.SilentBackend(t, "", "127.0.0.2").Port
 	w.run(w.proxy("follow_redirects 3", "timeout 1s"))
 	if res := w.get("/", goTo(at("a.test"), 302, "http://silent.test:"+silent+"/")); res.StatusCode != 504 {
 		t.Errorf("a silent target of a redirect: %v", res)
@@ -567,17 +569,17 @@ func TestRedirectMaxRequests(t *testing.T) {
 	b.requests()
 	held := make(chan struct{})
 	release := make(chan struct{})
-	hold := newBackend(t, backendConfig{handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	hold := testlab.NewBackend(t, testlab.BackendConfig{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		close(held)
 		<-release
 	})})
 	done := make(chan error)
 	go func() {
-		_, err := w.try("GET", "/", "http://b.test:"+hold.port+"/", nil)
+		_, err := w.try("GET", "/", "http://b.test:"+hold.Port+"/", nil)
 		done <- err
 	}()
 	<-held
-	res := w.get("/", goTo(at("a.test"), 302, "http://b.test:"+hold.port+"/"))
+	res := w.get("/", goTo(at("a.test"), 302, "http://b.test:"+hold.Port+"/"))
 	if res.StatusCode != 503 || res.Header.Get("Retry-After") == "" || !strings.Contains(res.body, "b.test") {
 		t.Errorf("a redirect to a target with too many requests: %v", res)
 	}
@@ -591,7 +593,7 @@ func TestRedirectMaxRequests(t *testing.T) {
 // TestRedirectRetries: the addresses of each target are tried.
 func TestRedirectRetries(t *testing.T) {
 	w, b, at := redirectWorld(t, "follow_redirects 3", "lb_policy first", "fail_duration 0")
-	w.dns.has("dead.test", "127.0.0.3", "127.0.0.4", "127.0.0.1")
+	w.dns.Has("dead.test", "127.0.0.3", "127.0.0.4", "127.0.0.1")
 	res, err := w.try("POST", "/", goTo(at("dead.test"), 307, goTo(at("a.test"), 307, "http://"+at("dead.test")+"/end")), strings.NewReader("body"))
 	got := b.requests()
 	if err != nil || res.StatusCode != 200 || len(got) != 3 || got[2].Body != "body" {
@@ -607,7 +609,7 @@ func TestRedirectUnreadBody(t *testing.T) {
 		reader, writer := io.Pipe()
 		go func() {
 			_, _ = io.WriteString(writer, "first")
-			eventually(t, "the redirect", func() bool {
+			testlab.Eventually(t, "the redirect", func() bool {
 				b.mu.Lock()
 				defer b.mu.Unlock()
 				return len(b.seen) > 0
@@ -629,11 +631,11 @@ func TestRedirectUnreadBody(t *testing.T) {
 func TestRedirectBodies(t *testing.T) {
 	w, b, at := redirectWorld(t)
 	w.mustGet("/", "http://"+at("a.test")+"/end")
-	opened := b.opened.Load()
+	opened := b.Opened.Load()
 	for range 10 {
 		w.mustGet("/", goTo(at("a.test"), 302, "/end"))
 	}
-	if n := b.opened.Load() - opened; n != 0 {
+	if n := b.Opened.Load() - opened; n != 0 {
 		t.Errorf("%d connections for short redirects", n)
 	}
 	w.mustGet("/", goTo(at("a.test"), 302, "/end", "body", "100"))
@@ -644,12 +646,12 @@ func TestRedirectBodies(t *testing.T) {
 		"HTTP/1.1 302 Found\r\nLocation: http://" + at("a.test") + "/end\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nmoved\r\n",
 		"HTTP/1.1 302 Found\r\nLocation: http://" + at("a.test") + "/end\r\n\r\nmoved",
 	} {
-		port := serveTCP(t, "", "127.0.0.1", func(conn *net.TCPConn) {
+		raw := testlab.NewRawBackend(t, "", "127.0.0.1", nil, func(conn net.Conn) {
 			_, _ = conn.Read(make([]byte, 4096))
 			_, _ = io.WriteString(conn, response)
 			_, _ = conn.Read(make([]byte, 1)) // until the gateway has enough
 		})
-		w.mustGet("/", "http://a.test:"+port+"/")
+		w.mustGet("/", "http://a.test:"+raw.Port+"/")
 	}
 }
 
@@ -719,7 +721,7 @@ func TestRedirectHandled(t *testing.T) {
 // TestHandleResponseRedirects: handle_response can follow redirects, too.
 func TestHandleResponseRedirects(t *testing.T) {
 	w, b, at := redirectWorld(t)
-	tls := newRedirector(t, backendConfig{ca: w.ca})
+	tls := newRedirector(t, testlab.BackendConfig{CA: w.ca})
 	site := func(more string) string {
 		return fmt.Sprintf(`target_proxy {header.X-Target} {
 		allow_ips 127.0.0.0/8
@@ -742,7 +744,7 @@ func TestHandleResponseRedirects(t *testing.T) {
 	}
 	handle_errors {
 		respond "{err.status_code} {http.target.error}"
-	}`, w.ca.file, more, w.ca.file)
+	}`, w.ca.File, more, w.ca.File)
 	}
 	for _, more := range []string{"", "request_buffers 1MiB"} {
 		w.run(site(more))
@@ -781,7 +783,7 @@ func TestHandleResponseRedirects(t *testing.T) {
 		}
 		b.requests()
 		// from https to http
-		res = w.get("/", strings.Replace(goTo("a.test:"+tls.port, 307, "http://"+at("a.test")+"/end"), "http", "https", 1))
+		res = w.get("/", strings.Replace(goTo("a.test:"+tls.Port, 307, "http://"+at("a.test")+"/end"), "http", "https", 1))
 		if res.StatusCode != 403 || !strings.Contains(res.body, "from https") || len(b.requests()) != 0 {
 			t.Errorf("%s: from https to http: %v", more, res)
 		}
@@ -798,7 +800,7 @@ func TestFallbackBody(t *testing.T) {
 		target_proxy http://%s/end {
 			allow_ips 127.0.0.0/8
 		}
-	}`, freePort(t), at("a.test")))
+	}`, testlab.FreePort(t), at("a.test")))
 	res, err := w.try("POST", "/", "", strings.NewReader("body"))
 	got := b.requests()
 	if err != nil || len(got) != 1 || got[0].Body != "body" {
@@ -813,7 +815,7 @@ func TestRedirectLogs(t *testing.T) {
 	w.run(w.proxy("follow_redirects 1"))
 	w.get("/", goTo(at("a.test"), 302, goTo(at("b.test"), 302, "/end?secret")))
 	var got []map[string]any
-	eventually(t, "the log", func() bool {
+	testlab.Eventually(t, "the log", func() bool {
 		got = logged()
 		return len(got) == 2
 	})
@@ -835,12 +837,12 @@ func TestRedirectLogs(t *testing.T) {
 func TestRedirectClientLeaves(t *testing.T) {
 	w, _, at := redirectWorld(t)
 	there, gone := make(chan struct{}), make(chan struct{})
-	hold := newBackend(t, backendConfig{handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	hold := testlab.NewBackend(t, testlab.BackendConfig{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		close(there)
 		<-r.Context().Done()
 		close(gone)
 	})})
-	req, cancel := w.request("GET", "/", goTo(at("a.test"), 302, "http://b.test:"+hold.port+"/"), nil)
+	req, cancel := w.request("GET", "/", goTo(at("a.test"), 302, "http://b.test:"+hold.Port+"/"), nil)
 	done := make(chan error)
 	go func() {
 		_, err := do(w.client, req)

@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"caddytarget/internal/resolver"
+	"caddytarget/internal/testlab"
 )
 
 // acquire returns the shared resolver of a configuration, until the test ends.
@@ -103,11 +104,11 @@ func TestEqualResolvers(t *testing.T) {
 
 // TestRotatedRoots: other contents of a file make another resolver.
 func TestRotatedRoots(t *testing.T) {
-	first, second := newAuthority(t), newAuthority(t)
+	first, second := testlab.NewAuthority(t), testlab.NewAuthority(t)
 	file := filepath.Join(t.TempDir(), "ca.pem")
-	write := func(a *authority) {
+	write := func(a *testlab.Authority) {
 		t.Helper()
-		data, err := os.ReadFile(a.file)
+		data, err := os.ReadFile(a.File)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -132,9 +133,9 @@ func TestRotatedRoots(t *testing.T) {
 // that there are other addresses only if there are.
 func TestRenewSearched(t *testing.T) {
 	checkLeaks(t)
-	s := newDNSServer(t)
-	s.has("web.b.test", "192.0.2.1")
-	r := newResolver(t, Resolver{Nameservers: []string{s.addr}, StaleWait: caddy.Duration(patience), Search: true}, func(c *resolver.Config) {
+	s := testlab.NewNameserver(t)
+	s.Has("web.b.test", "192.0.2.1")
+	r := newResolver(t, Resolver{Nameservers: []string{s.Addr}, StaleWait: caddy.Duration(testlab.Timeout), Search: true}, func(c *resolver.Config) {
 		c.ResolvConf = writeFile(t, "search a.test b.test\n")
 	})
 	c := &call{resolver: r}
@@ -142,11 +143,11 @@ func TestRenewSearched(t *testing.T) {
 	if err := c.resolve(t.Context(), netip.Addr{}); err != nil {
 		t.Fatal(err)
 	}
-	if c.renew(t.Context()) || s.asked("web.b.test") != 2 {
-		t.Errorf("the same addresses, and %d queries", s.asked("web.b.test"))
+	if c.renew(t.Context()) || s.Asked("web.b.test") != 2 {
+		t.Errorf("the same addresses, and %d queries", s.Asked("web.b.test"))
 	}
-	s.has("web.b.test", "192.0.2.2")
-	eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
+	s.Has("web.b.test", "192.0.2.2")
+	testlab.Eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
 	if !slices.Equal(c.Addrs, []netip.Addr{netip.MustParseAddr("192.0.2.2")}) || c.answer.Found != "web.b.test" {
 		t.Errorf("%v of %s", c.Addrs, c.answer.Found)
 	}
@@ -156,24 +157,24 @@ func TestRenewSearched(t *testing.T) {
 // there before.
 func TestTrace(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-	w.dns.has("a.example", "127.0.0.2")
-	w.dns.has("b.example", "127.0.0.2", "127.0.0.3")
-	w.dns.set("c.example", dnsName{rcode: 2})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	w.dns.Has("a.example", "127.0.0.2")
+	w.dns.Has("b.example", "127.0.0.2", "127.0.0.3")
+	w.dns.Set("c.example", testlab.Reply{Rcode: 2})
 	lines := w.logTo("INFO", "target.resolver", "lookup")
 	w.run(w.proxy())
-	w.mustGet("/", "http://a.example:"+b.port)
+	w.mustGet("/", "http://a.example:"+b.Port)
 	if got := lines(); len(got) != 0 {
 		t.Errorf("logged without debug: %v", got)
 	}
 	lines = w.logTo("DEBUG", "target.resolver", "lookup")
 	w.run(w.proxy())
-	w.mustGet("/", "http://a.example:"+b.port) // is known
-	w.mustGet("/", "http://b.example:"+b.port)
-	if res := w.get("/", "http://c.example:"+b.port); res.StatusCode != 502 {
+	w.mustGet("/", "http://a.example:"+b.Port) // is known
+	w.mustGet("/", "http://b.example:"+b.Port)
+	if res := w.get("/", "http://c.example:"+b.Port); res.StatusCode != 502 {
 		t.Errorf("got %v, want status 502", res)
 	}
-	eventually(t, "two lookups are logged", func() bool { return len(lines()) >= 2 })
+	testlab.Eventually(t, "two lookups are logged", func() bool { return len(lines()) >= 2 })
 	got := lines()
 	if len(got) != 2 {
 		t.Fatalf("logged: %v", got)
@@ -192,7 +193,7 @@ func TestTrace(t *testing.T) {
 	}
 	for _, try := range tries {
 		try := try.(map[string]any)
-		if try["server"] != w.dns.addr || try["transport"] != "udp" || try["outcome"] != "SERVFAIL" || try["duration"].(float64) <= 0 {
+		if try["server"] != w.dns.Addr || try["transport"] != "udp" || try["outcome"] != "SERVFAIL" || try["duration"].(float64) <= 0 {
 			t.Errorf("try: %v", try)
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"caddytarget/internal/resolver"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestServiceStaleFails: where the second lookup of a stale target of a service
@@ -19,25 +21,25 @@ import (
 // were no other.
 func TestServiceStaleFails(t *testing.T) {
 	checkLeaks(t)
-	for name, gone := range map[string]dnsName{"NXDOMAIN": {rcode: 3}, "no data": {}} {
-		s := newDNSServer(t)
-		s.set("old.example", dnsName{addrs: []string{"192.0.2.1"}, ttl: 1})
+	for name, gone := range map[string]testlab.Reply{"NXDOMAIN": {Rcode: 3}, "no data": {}} {
+		s := testlab.NewNameserver(t)
+		s.Set("old.example", testlab.Reply{Addrs: []string{"192.0.2.1"}, TTL: 1})
 		var skipped atomic.Int64
 		start := time.Now()
 		r := newResolver(t, Resolver{
-			Nameservers: []string{s.addr}, StaleWait: caddy.Duration(patience), Deadline: caddy.Duration(patience), Timeout: caddy.Duration(patience), Tries: 1,
+			Nameservers: []string{s.Addr}, StaleWait: caddy.Duration(testlab.Timeout), Deadline: caddy.Duration(testlab.Timeout), Timeout: caddy.Duration(testlab.Timeout), Tries: 1,
 		}, func(c *resolver.Config) {
 			c.Now = func() time.Duration { return time.Since(start) + time.Duration(skipped.Load()) }
 		})
 		if got := mustLookup(t, r, "old.example"); got != "miss [192.0.2.1]" {
-			t.Fatal(got)
+			t.Fatalf("got %s, want miss [192.0.2.1]", got)
 		}
-		s.set("old.example", gone)
+		s.Set("old.example", gone)
 		hold := make(chan struct{})
-		s.set("new.example", dnsName{addrs: []string{"192.0.2.2"}, ttl: 60, hold: hold})
+		s.Set("new.example", testlab.Reply{Addrs: []string{"192.0.2.2"}, TTL: 60, Hold: hold})
 		skipped.Store(int64(5 * time.Minute)) // so that it is waited for
 
-		sc := &service{name: "_http._tcp.example", calls: make([]call, 2), end: time.Now().Add(patience)}
+		sc := &service{name: "_http._tcp.example", calls: make([]call, 2), end: time.Now().Add(testlab.Timeout)}
 		u := &Upstreams{resolver: r}
 		for i, host := range []string{"old.example", "new.example"} {
 			record := net.SRV{Target: host, Port: 80, Priority: 1}

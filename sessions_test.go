@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"sync/atomic"
 	"testing"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestSessionsOutliveReload: a reload does not cost full handshakes, unless it
@@ -12,25 +14,25 @@ import (
 func TestSessionsOutliveReload(t *testing.T) {
 	w := newWorld(t)
 	var resumed atomic.Int64
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true, handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if r.TLS.DidResume {
 			resumed.Add(1)
 		}
 	})})
-	w.dns.has("name.example", "127.0.0.2")
-	other := newAuthority(t)
-	cert, key := w.ca.files(t, "client.example")
+	w.dns.Has("name.example", "127.0.0.2")
+	other := testlab.NewAuthority(t)
+	cert, key := w.ca.Files(t, "client.example")
 	get := func(status int) bool {
 		t.Helper()
 		before := resumed.Load()
-		if res := w.get("/", "https://name.example:"+b.port); res.StatusCode != status {
-			t.Error(res)
+		if res := w.get("/", "https://name.example:"+b.Port); res.StatusCode != status {
+			t.Errorf("got %v, want status %d", res, status)
 		}
 		return resumed.Load() > before
 	}
 	site := func(file string, options ...string) string {
-		defer func(own string) { w.ca.file = own }(w.ca.file)
-		w.ca.file = file
+		defer func(own string) { w.ca.File = own }(w.ca.File)
+		w.ca.File = file
 		return w.proxy(options...)
 	}
 	for _, test := range []struct {
@@ -49,9 +51,9 @@ func TestSessionsOutliveReload(t *testing.T) {
 		{"a client certificate", []string{fmt.Sprintf("tls_client_auth %s %s", cert, key)}, 200, false},
 		{"the same client certificate", []string{fmt.Sprintf("tls_client_auth %s %s", cert, key), "header_down Run 3"}, 200, true},
 	} {
-		file := w.ca.file
+		file := w.ca.File
 		if test.about == "other roots" {
-			file = other.file
+			file = other.File
 		}
 		// a new connection for each request, which otherwise would outlive a reload, too
 		w.run(site(file, append(test.options, "keepalive off")...))

@@ -15,6 +15,7 @@ import (
 
 	"caddytarget/internal/health"
 	"caddytarget/internal/replay"
+	"caddytarget/internal/testlab"
 )
 
 // Sources with a name of their own, beside each other and beside static upstreams.
@@ -24,15 +25,15 @@ import (
 func TestStaticFallback(t *testing.T) {
 	w := newWorld(t)
 	w.resolver = "timeout 300ms\ndeadline 500ms"
-	static := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-	dead := freePort(t)
-	w.dns.has("good.example", "127.0.0.3")
-	w.dns.has("denied.example", "127.0.0.2")
-	w.dns.has("private.example", "10.0.0.1")
-	w.dns.set("fails.example", dnsName{rcode: 2})
-	w.dns.set("silent.example", dnsName{silent: true})
-	w.dns.set("_empty._tcp.example", dnsName{srv: []string{"0 0 80 gone.example."}, ttl: 60})
-	w.dns.set("_private._tcp.example", dnsName{srv: []string{"0 0 80 gone.example.", "0 0 80 private.example."}, ttl: 60})
+	static := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	dead := testlab.FreePort(t)
+	w.dns.Has("good.example", "127.0.0.3")
+	w.dns.Has("denied.example", "127.0.0.2")
+	w.dns.Has("private.example", "10.0.0.1")
+	w.dns.Set("fails.example", testlab.Reply{Rcode: 2})
+	w.dns.Set("silent.example", testlab.Reply{Silent: true})
+	w.dns.Set("_empty._tcp.example", testlab.Reply{SRV: []string{"0 0 80 gone.example."}, TTL: 60})
+	w.dns.Set("_private._tcp.example", testlab.Reply{SRV: []string{"0 0 80 gone.example.", "0 0 80 private.example."}, TTL: 60})
 	const guarded = "deny denied.example\nallow_ips 127.0.0.0/8"
 	for _, test := range []struct {
 		name, source, options, header string
@@ -55,8 +56,8 @@ func TestStaticFallback(t *testing.T) {
 	} {
 		for _, retries := range []int{0, 3} {
 			t.Run(fmt.Sprint(test.name, ", retries ", retries), func(t *testing.T) {
-				w.dns.set("silent2.example", dnsName{silent: true})
-				upstreams, more := "127.0.0.2:"+static.port, ""
+				w.dns.Set("silent2.example", testlab.Reply{Silent: true})
+				upstreams, more := "127.0.0.2:"+static.Port, ""
 				if retries > 0 { // of the static upstreams the first one is dead
 					upstreams, more = "127.0.0.2:"+dead+" "+upstreams, fmt.Sprintf("lb_retries %d\nlb_policy round_robin", retries)
 				}
@@ -71,11 +72,11 @@ func TestStaticFallback(t *testing.T) {
 		}
 	}
 	t.Run("found", func(t *testing.T) {
-		found := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
-		w.run(fmt.Sprintf("reverse_proxy 127.0.0.2:%s {\ndynamic target good.example %s\ntransport target\n}", static.port, found.port))
+		found := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}})
+		w.run(fmt.Sprintf("reverse_proxy 127.0.0.2:%s {\ndynamic target good.example %s\ntransport target\n}", static.Port, found.Port))
 		for range 5 {
 			if res := w.mustGet("/", ""); res.seen.Address != "127.0.0.3" {
-				t.Error(res)
+				t.Errorf("sent to %s, want 127.0.0.3", res.seen.Address)
 			}
 		}
 	})
@@ -101,26 +102,26 @@ func TestEnteredAgain(t *testing.T) {
 			}
 		}
 	}`
-	second := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
-	dead := freePort(t)
-	teapot := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	second := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}})
+	dead := testlab.FreePort(t)
+	teapot := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusTeapot)
 	})})
-	w.dns.has("first.example", "127.0.0.2")
-	w.dns.has("second.example", "127.0.0.3")
-	w.dns.set("_http._tcp.second.example", dnsName{srv: []string{"0 0 " + second.port + " second.example."}, ttl: 60})
+	w.dns.Has("first.example", "127.0.0.2")
+	w.dns.Has("second.example", "127.0.0.3")
+	w.dns.Set("_http._tcp.second.example", testlab.Reply{SRV: []string{"0 0 " + second.Port + " second.example."}, TTL: 60})
 	for _, test := range []struct {
 		name, first, site string
 	}{
 		{"handle_errors", dead, "vars to first.example\nvars port DEAD\ninvoke /x call\nhandle_errors {\nvars to second.example\nvars port SECOND\ninvoke call\n}"},
 		{"handle_errors in a row", dead, "vars to first.example\nvars port DEAD\ninvoke /x call\nhandle_errors {\nroute {\nvars to second.example\nvars port SECOND\ninvoke call\n}\n}"},
-		{"invoke", teapot.port, "route /x {\nvars to first.example\nvars port TEAPOT\ninvoke call\nvars to second.example\nvars port SECOND\ninvoke call\n}"},
+		{"invoke", teapot.Port, "route /x {\nvars to first.example\nvars port TEAPOT\ninvoke call\nvars to second.example\nvars port SECOND\ninvoke call\n}"},
 	} {
 		for _, source := range []string{"{vars.to} {vars.port}", "_http._tcp.{vars.to}"} {
 			t.Run(test.name+" "+source, func(t *testing.T) {
-				w.dns.set("_http._tcp.first.example", dnsName{srv: []string{"0 0 " + test.first + " first.example."}, ttl: 60})
+				w.dns.Set("_http._tcp.first.example", testlab.Reply{SRV: []string{"0 0 " + test.first + " first.example."}, TTL: 60})
 				w.resolver = fmt.Sprintf("cache_size %d", 1000+w.runs) // one of its own
-				text := strings.NewReplacer("DEAD", dead, "TEAPOT", teapot.port, "SECOND", second.port)
+				text := strings.NewReplacer("DEAD", dead, "TEAPOT", teapot.Port, "SECOND", second.Port)
 				route := strings.Replace(named, "NAME", source, 1)
 				w.run(text.Replace(test.site + strings.ReplaceAll(route, "\n\t", "\n")))
 				for range 3 {
@@ -138,26 +139,26 @@ func TestEnteredAgain(t *testing.T) {
 func readAndReset(t testing.TB, port, addr string) (string, *atomic.Int64) {
 	t.Helper()
 	requests := new(atomic.Int64)
-	port = serveTCP(t, port, addr, func(conn *net.TCPConn) {
+	b := testlab.NewRawBackend(t, port, addr, nil, func(conn net.Conn) {
 		if r, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
 			_, _ = io.Copy(io.Discard, r.Body)
 			requests.Add(1)
 		}
-		_ = conn.SetLinger(0)
+		testlab.Reset(conn)
 	})
-	return port, requests
+	return b.Port, requests
 }
 
 // TestBodyOfAllUpstreams: a body that an upstream has read goes to the next one whole,
 // wherever the two come from.
 func TestBodyOfAllUpstreams(t *testing.T) {
 	w := newWorld(t)
-	good := newBackend(t, backendConfig{addrs: []string{"127.0.0.3"}})
+	good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}})
 	bad, requests := readAndReset(t, "", "127.0.0.2")
-	w.dns.has("bad.example", "127.0.0.2")
-	w.dns.has("good.example", "127.0.0.3")
-	w.dns.set("_http._tcp.example", dnsName{srv: []string{"0 0 " + bad + " bad.example.", "1 0 " + good.port + " good.example."}, ttl: 60})
-	text := strings.NewReplacer("BAD", bad, "GOOD", good.port)
+	w.dns.Has("bad.example", "127.0.0.2")
+	w.dns.Has("good.example", "127.0.0.3")
+	w.dns.Set("_http._tcp.example", testlab.Reply{SRV: []string{"0 0 " + bad + " bad.example.", "1 0 " + good.Port + " good.example."}, TTL: 60})
+	text := strings.NewReplacer("BAD", bad, "GOOD", good.Port)
 	for _, test := range []struct{ name, upstreams, config string }{
 		{"service", "", "dynamic target _http._tcp.example {\nfail_duration 0\n}"},
 		{"dynamic multi", "", "dynamic multi {\ntarget bad.example BAD {\nfail_duration 0\n}\ntarget good.example GOOD\n}"},
@@ -207,10 +208,10 @@ func TestSilentService(t *testing.T) {
 	var records []string
 	for i := range n {
 		name := fmt.Sprintf("n%d.example", i)
-		w.dns.has(name, fmt.Sprintf("127.0.1.%d", i+1))
+		w.dns.Has(name, fmt.Sprintf("127.0.1.%d", i+1))
 		records = append(records, fmt.Sprintf("%d 0 9 %s.", i/4, name))
 	}
-	w.dns.set("_http._tcp.example", dnsName{srv: records, ttl: 60})
+	w.dns.Set("_http._tcp.example", testlab.Reply{SRV: records, TTL: 60})
 	multi := "dynamic multi {\n"
 	for i := range n {
 		multi += fmt.Sprintf("target n%d.example 9 {\nfail_duration 0\n}\n", i)
@@ -230,11 +231,11 @@ func TestSilentService(t *testing.T) {
 				}
 			})
 			// the machine may be busy at one time: not each time
-			eventually(t, "the last record is not given all of dial_timeout", func() bool {
+			testlab.Eventually(t, "the last record is not given all of dial_timeout", func() bool {
 				res := w.get("/", "")
 				took := time.Since(time.Unix(0, last.Load()))
 				if res.StatusCode != http.StatusGatewayTimeout {
-					t.Error(res)
+					t.Errorf("got %v, want status 504", res)
 				}
 				return took < 2500*time.Millisecond
 			})
@@ -247,12 +248,12 @@ func TestSilentService(t *testing.T) {
 func TestClaimIsGivenUp(t *testing.T) {
 	w := newWorld(t)
 	addrs := []string{"127.0.0.2", "127.0.0.3"}
-	b := newBackend(t, backendConfig{addrs: append(addrs, "127.0.0.4")})
-	w.dns.has("name.example", addrs...)
-	w.dns.has("other.example", "127.0.0.4")
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: append(addrs, "127.0.0.4")})
+	w.dns.Has("name.example", addrs...)
+	w.dns.Has("other.example", "127.0.0.4")
 	shared := acquireShared()
 	defer releaseShared()
-	at := netip.MustParseAddrPort("127.0.0.2:" + b.port)
+	at := netip.MustParseAddrPort("127.0.0.2:" + b.Port)
 	const options = "fail_duration 100ms"
 	policy := &health.Policy{MaxFails: 1, EjectFor: 100 * time.Millisecond, Retryable: true}
 	w.run(fmt.Sprintf(`
@@ -275,7 +276,7 @@ func TestClaimIsGivenUp(t *testing.T) {
 				}
 				transport target
 			}
-		}`, b.port, options))
+		}`, b.Port, options))
 	for _, test := range []struct {
 		name, path string
 		sent       bool // a request was sent before the failure: it takes a request to find out
@@ -289,9 +290,9 @@ func TestClaimIsGivenUp(t *testing.T) {
 			if test.sent {
 				want = health.NeedsTrial
 			}
-			eventually(t, "its time is over", func() bool { return shared.health.State(policy, "name.example", at) == want })
+			testlab.Eventually(t, "its time is over", func() bool { return shared.health.State(policy, "name.example", at) == want })
 			if res := w.mustGet(test.path, ""); res.seen.Address != "127.0.0.4" {
-				t.Fatal(res)
+				t.Fatalf("sent to %s, want 127.0.0.4", res.seen.Address)
 			}
 			if test.sent {
 				if got := shared.health.State(policy, "name.example", at); got != want {
@@ -302,7 +303,7 @@ func TestClaimIsGivenUp(t *testing.T) {
 				}
 				return
 			}
-			eventually(t, "the probe shows that it works", func() bool { return shared.health.State(policy, "name.example", at) == health.Healthy })
+			testlab.Eventually(t, "the probe shows that it works", func() bool { return shared.health.State(policy, "name.example", at) == health.Healthy })
 		})
 	}
 }

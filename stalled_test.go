@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestStalledBody: a client that stops sending its body gets the response that a timeout
@@ -16,18 +18,18 @@ import (
 func TestStalledBody(t *testing.T) {
 	w := newWorld(t)
 	w.resolver = "timeout 50s\ndeadline 50s"
-	silent := blackhole(t, "127.0.0.9")
-	mute := silentTCP(t, "", "127.0.0.8")
-	reads := newBackend(t, backendConfig{addrs: []string{"127.0.0.7"}, handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	silent := testlab.NewBlackhole(t, "", "127.0.0.9").Port
+	mute := testlab.SilentBackend(t, "", "127.0.0.8").Port
+	reads := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.7"}, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 	})})
-	w.dns.has("hole.example", "127.0.0.9")
-	w.dns.has("mute.example", "127.0.0.8")
-	w.dns.has("reads.example", "127.0.0.7")
-	w.dns.has("private.example", "10.0.0.1")
-	w.dns.set("silent.example", dnsName{silent: true})
-	w.dns.set("fails.example", dnsName{rcode: 2})
+	w.dns.Has("hole.example", "127.0.0.9")
+	w.dns.Has("mute.example", "127.0.0.8")
+	w.dns.Has("reads.example", "127.0.0.7")
+	w.dns.Has("private.example", "10.0.0.1")
+	w.dns.Set("silent.example", testlab.Reply{Silent: true})
+	w.dns.Set("fails.example", testlab.Reply{Rcode: 2})
 	for _, options := range [][]string{{"timeout 200ms"}, {"timeout {header.X-Timeout}"}, {"timeout 200ms", "max_requests 10"}} {
 		w.run(w.proxy(options...))
 		for _, test := range []struct {
@@ -36,7 +38,7 @@ func TestStalledBody(t *testing.T) {
 		}{
 			{"a silent address", "http://hole.example:" + silent, 504},
 			{"a backend that accepts and is silent", "http://mute.example:" + mute, 504},
-			{"a backend that reads and is silent", "http://reads.example:" + reads.port, 504},
+			{"a backend that reads and is silent", "http://reads.example:" + reads.Port, 504},
 			{"a silent nameserver", "http://silent.example", 504},
 			{"a nameserver that fails", "http://fails.example", 502},
 			{"a refused address", "http://10.0.0.1/", 403},
@@ -51,7 +53,7 @@ func TestStalledBody(t *testing.T) {
 						t.Fatal(err)
 					}
 					defer conn.Close()
-					_ = conn.SetDeadline(time.Now().Add(patience))
+					_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 					fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: gateway\r\nX-Target: %s\r\nX-Timeout: 200ms\r\n%s", test.target, framing)
 					res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 					if err != nil {
@@ -75,7 +77,7 @@ func TestStalledBody(t *testing.T) {
 // takes.
 func TestSlowBodyAfterError(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
 	w.run(fmt.Sprintf(`target_proxy {header.X-Target} {
 		timeout 200ms
 	}
@@ -89,7 +91,7 @@ func TestSlowBodyAfterError(t *testing.T) {
 		handle {
 			respond "{err.status_code}"
 		}
-	}`, b.port))
+	}`, b.Port))
 	body := strings.Repeat("x", 1000)
 	exchange := func(target string, pause time.Duration) (int, string) {
 		t.Helper()
@@ -98,7 +100,7 @@ func TestSlowBodyAfterError(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(patience))
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 		fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: gateway\r\nX-Target: %s\r\nContent-Length: %d\r\n\r\n%s", target, len(body), body[:10])
 		time.Sleep(pause)
 		_, _ = io.WriteString(conn, body[10:])
@@ -134,15 +136,15 @@ func TestSlowBodyAfterError(t *testing.T) {
 // again if its body has come.
 func TestReadBodyKeepsConnection(t *testing.T) {
 	w := newWorld(t)
-	port := freePort(t)
-	w.dns.has("dead.example", "127.0.0.2")
+	port := testlab.FreePort(t)
+	w.dns.Has("dead.example", "127.0.0.2")
 	w.run(w.proxy("timeout 50s", "max_requests 10"))
 	conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 	reader := bufio.NewReader(conn)
 	for range 10 {
 		for _, target := range []string{"http://dead.example:" + port, "http://gone.example"} {

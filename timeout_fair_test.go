@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // slowBody is a request body that stops in the middle.
@@ -20,14 +22,14 @@ func (b slowBody) Read(p []byte) (int, error) {
 func TestTimeoutIsFair(t *testing.T) {
 	w := newWorld(t)
 	addrs := []string{"127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"}
-	slow := newBackend(t, backendConfig{addrs: addrs, handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	slow := testlab.NewBackend(t, testlab.BackendConfig{Addrs: addrs, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		select {
 		case <-r.Context().Done():
 		case <-time.After(30 * time.Second):
 		}
-	})}).port
-	w.dns.has("slow.example", addrs...)
+	})}).Port
+	w.dns.Has("slow.example", addrs...)
 	shared := acquireShared()
 	defer releaseShared()
 	h := shared.health

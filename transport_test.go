@@ -28,6 +28,7 @@ import (
 
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/testlab"
 )
 
 // TestVirtualHosts: many https domains on one address. Each request reaches its
@@ -37,11 +38,11 @@ func TestVirtualHosts(t *testing.T) {
 	for _, h2 := range []bool{false, true} {
 		t.Run(fmt.Sprintf("HTTP/2 %t", h2), func(t *testing.T) {
 			w := newWorld(t)
-			b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: h2})
+			b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: h2})
 			// a certificate for another of the names, which is valid but for that
-			b.badCerts["n7.example"] = "n8.example"
+			b.SetCertificate("n7.example", "n8.example")
 			for i := range names {
-				w.dns.has(fmt.Sprintf("n%d.example", i), "127.0.0.2")
+				w.dns.Has(fmt.Sprintf("n%d.example", i), "127.0.0.2")
 			}
 			w.run(w.proxy())
 			proto := "HTTP/1.1"
@@ -53,7 +54,7 @@ func TestVirtualHosts(t *testing.T) {
 				wg.Go(func() {
 					name := fmt.Sprintf("n%d.example", i)
 					for range rounds {
-						res, err := w.try(http.MethodGet, "/", "https://"+name+":"+b.port, nil)
+						res, err := w.try(http.MethodGet, "/", "https://"+name+":"+b.Port, nil)
 						switch {
 						case err != nil:
 							t.Error(err)
@@ -61,21 +62,21 @@ func TestVirtualHosts(t *testing.T) {
 							if res.StatusCode != http.StatusBadGateway || !strings.Contains(res.body, "x509") {
 								t.Errorf("wrong certificate: %s", res)
 							}
-						case res.StatusCode != 200 || res.seen.SNI != name || res.seen.Host != name+":"+b.port || res.seen.Proto != proto:
+						case res.StatusCode != 200 || res.seen.SNI != name || res.seen.Host != name+":"+b.Port || res.seen.Proto != proto:
 							t.Errorf("%s: SNI %q, Host %q, %s: %s", name, res.seen.SNI, res.seen.Host, res.seen.Proto, res)
 						}
 					}
 				})
 			}
 			wg.Wait()
-			for _, shared := range b.sharedConns() {
+			for _, shared := range b.Misdirected() {
 				t.Errorf("a connection served more than one name: %s", shared)
 			}
-			if n := b.served.Load(); n != (names-1)*rounds {
+			if n := b.Served.Load(); n != (names-1)*rounds {
 				t.Errorf("%d requests arrived, want %d", n, (names-1)*rounds)
 			}
 			// one for each name, and one for each attempt at the bad one
-			if n := b.opened.Load(); n > names+4*rounds {
+			if n := b.Opened.Load(); n > names+4*rounds {
 				t.Errorf("%d connections opened", n)
 			}
 		})
@@ -85,10 +86,10 @@ func TestVirtualHosts(t *testing.T) {
 // TestVerification: certificates are verified by default, and against the name.
 func TestVerification(t *testing.T) {
 	w := newWorld(t)
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
-	w.dns.has("a.example", "127.0.0.2")
-	b.badCerts["127.0.0.2"] = "a.example"
-	ca := fmt.Sprintf("tls_trust_pool file %q", w.ca.file)
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
+	w.dns.Has("a.example", "127.0.0.2")
+	b.SetCertificate("127.0.0.2", "a.example")
+	ca := fmt.Sprintf("tls_trust_pool file %q", w.ca.File)
 	for _, test := range []struct {
 		name, options, target string
 		status                int
@@ -106,7 +107,7 @@ func TestVerification(t *testing.T) {
 				`handle_errors {
 					respond "{err.status_code} {http.target.error}"
 				}`)
-			res := w.get("/", test.target+b.port, header("X-Name", "c"))
+			res := w.get("/", test.target+b.Port, header("X-Name", "c"))
 			if res.StatusCode != test.status || !strings.Contains(res.body, test.reason) || res.seen.SNI != test.sni {
 				t.Errorf("SNI %q: %s", res.seen.SNI, res)
 			}
@@ -155,7 +156,7 @@ func (w *world) webSocket(target string) *webSocket {
 		w.Fatal(err)
 	}
 	w.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
 	fmt.Fprintf(conn, "GET /ws HTTP/1.1\r\nHost: client.example\r\nX-Target: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", target)
 	r := bufio.NewReader(conn)
@@ -184,11 +185,11 @@ func (ws *webSocket) echo(text string) error {
 
 func TestWebSocket(t *testing.T) {
 	w := newWorld(t)
-	w.dns.has("a.example", "127.0.0.2")
-	plain := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(wsHandler)})
-	secure := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true, handler: http.HandlerFunc(wsHandler)})
+	w.dns.Has("a.example", "127.0.0.2")
+	plain := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: http.HandlerFunc(wsHandler)})
+	secure := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true, Handler: http.HandlerFunc(wsHandler)})
 	w.run(w.proxy())
-	for _, target := range []string{"http://a.example:" + plain.port, "https://a.example:" + secure.port} {
+	for _, target := range []string{"http://a.example:" + plain.Port, "https://a.example:" + secure.Port} {
 		t.Run(target[:5], func(t *testing.T) {
 			before := w.mustGet("/", target).body
 			ws := w.webSocket(target)
@@ -215,9 +216,9 @@ func TestWebSocket(t *testing.T) {
 // TestServerSentEvents: each event arrives before the next is made.
 func TestServerSentEvents(t *testing.T) {
 	w := newWorld(t)
-	w.dns.has("a.example", "127.0.0.2")
+	w.dns.Has("a.example", "127.0.0.2")
 	next := make(chan struct{})
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true, handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		for i := range 5 {
 			fmt.Fprintf(w, "data: %d\n\n", i)
@@ -226,7 +227,7 @@ func TestServerSentEvents(t *testing.T) {
 		}
 	})})
 	w.run(w.proxy())
-	req, cancel := w.request(http.MethodGet, "/", "https://a.example:"+b.port, nil)
+	req, cancel := w.request(http.MethodGet, "/", "https://a.example:"+b.Port, nil)
 	defer cancel()
 	res, err := w.client.Do(req)
 	if err != nil {
@@ -237,7 +238,7 @@ func TestServerSentEvents(t *testing.T) {
 	for i := range 5 {
 		line, err := r.ReadString('\n')
 		if want := fmt.Sprintf("data: %d\n", i); err != nil || line != want {
-			t.Fatalf("%q, %v", line, err)
+			t.Fatalf("got %q, %v, want %q", line, err, want)
 		}
 		_, _ = r.ReadString('\n')
 		next <- struct{}{}
@@ -277,7 +278,7 @@ func standsStill(count *atomic.Int64) int64 {
 func TestLargeBodies(t *testing.T) {
 	const size, held = 100 << 20, 40 << 20
 	w := newWorld(t)
-	w.dns.has("a.example", "127.0.0.2", "127.0.0.3")
+	w.dns.Has("a.example", "127.0.0.2", "127.0.0.3")
 	var read chan struct{}
 	var download *noise
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -290,10 +291,10 @@ func TestLargeBodies(t *testing.T) {
 		_, err := io.Copy(sum, r.Body)
 		fmt.Fprintf(w, "%x %v", sum.Sum(nil), err)
 	})
-	plain := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: handler})
-	secure := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true, handler: handler})
+	plain := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: handler})
+	secure := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true, Handler: handler})
 	w.run(w.proxy())
-	for _, target := range []string{"http://a.example:" + plain.port, "https://a.example:" + secure.port} {
+	for _, target := range []string{"http://a.example:" + plain.Port, "https://a.example:" + secure.Port} {
 		t.Run(target[:5], func(t *testing.T) {
 			read = make(chan struct{})
 			body := newNoise(size)
@@ -334,7 +335,7 @@ func TestLargeBodies(t *testing.T) {
 // secureSite adds a site with TLS, for clients of HTTP/2 and HTTP/3.
 func (w *world) secureSite(port string, options ...string) string {
 	w.Helper()
-	cert, key := w.ca.files(w, "gateway.example")
+	cert, key := w.ca.Files(w, "gateway.example")
 	return "respond plain\n---\n" + fmt.Sprintf("https://gateway.example:%s {\nbind 127.0.0.1\ntls %q %q\n%s\n}\n", port, cert, key, w.proxy(options...))
 }
 
@@ -342,14 +343,14 @@ func (w *world) secureSite(port string, options ...string) string {
 // of each kind.
 func TestClients(t *testing.T) {
 	w := newWorld(t)
-	w.dns.has("a.example", "127.0.0.2", "127.0.0.3")
-	plain := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}})
-	h1 := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca})
-	h2 := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true})
-	h2c := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, h2: true, only: true})
-	port := freePort(t)
+	w.dns.Has("a.example", "127.0.0.2", "127.0.0.3")
+	plain := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	h1 := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca})
+	h2 := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
+	h2c := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, HTTP2: true, HTTP2Only: true})
+	port := testlab.FreePort(t)
 	w.run(w.secureSite(port, "schemes http https h2c"))
-	config := &tls.Config{RootCAs: w.ca.pool(), ServerName: "gateway.example"}
+	config := &tls.Config{RootCAs: w.ca.Pool(), ServerName: "gateway.example"}
 	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, "127.0.0.1:"+port)
 	}
@@ -371,13 +372,13 @@ func TestClients(t *testing.T) {
 		{"HTTP/3.0", "127.0.0.1", three},
 	} {
 		for _, backend := range []struct{ target, proto string }{
-			{"http://a.example:" + plain.port, "HTTP/1.1"},
-			{"https://a.example:" + h1.port, "HTTP/1.1"},
-			{"https://a.example:" + h2.port, "HTTP/2.0"},
-			{"h2c://a.example:" + h2c.port, "HTTP/2.0"},
+			{"http://a.example:" + plain.Port, "HTTP/1.1"},
+			{"https://a.example:" + h1.Port, "HTTP/1.1"},
+			{"https://a.example:" + h2.Port, "HTTP/2.0"},
+			{"h2c://a.example:" + h2c.Port, "HTTP/2.0"},
 		} {
 			t.Run(client.proto+" to "+backend.target[:5]+backend.proto, func(t *testing.T) {
-				ctx, cancel := context.WithTimeout(context.Background(), patience)
+				ctx, cancel := context.WithTimeout(context.Background(), testlab.Timeout)
 				defer cancel()
 				for _, method := range []string{http.MethodGet, http.MethodPost} {
 					send := ""
@@ -409,7 +410,7 @@ func TestClients(t *testing.T) {
 // TestGRPC: a stream both ways over HTTP/2, with trailers, as gRPC has it.
 func TestGRPC(t *testing.T) {
 	w := newWorld(t)
-	w.dns.has("a.example", "127.0.0.2")
+	w.dns.Has("a.example", "127.0.0.2")
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Te") != "trailers" || r.ProtoMajor != 2 {
 			http.Error(w, "not gRPC", http.StatusBadRequest)
@@ -426,12 +427,12 @@ func TestGRPC(t *testing.T) {
 		w.Header().Set("Grpc-Status", "0")
 		w.Header().Set(http.TrailerPrefix+"Grpc-Message", "unannounced")
 	})
-	h2c := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, h2: true, only: true, handler: handler})
-	h2 := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, h2: true, handler: handler})
-	port := freePort(t)
+	h2c := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, HTTP2: true, HTTP2Only: true, Handler: handler})
+	h2 := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true, Handler: handler})
+	port := testlab.FreePort(t)
 	w.run(w.secureSite(port, "schemes h2c https"))
 	rt := &http.Transport{
-		TLSClientConfig:    &tls.Config{RootCAs: w.ca.pool(), ServerName: "gateway.example"},
+		TLSClientConfig:    &tls.Config{RootCAs: w.ca.Pool(), ServerName: "gateway.example"},
 		ForceAttemptHTTP2:  true,
 		DisableCompression: true,
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -439,9 +440,9 @@ func TestGRPC(t *testing.T) {
 		},
 	}
 	t.Cleanup(rt.CloseIdleConnections)
-	for _, target := range []string{"h2c://a.example:" + h2c.port, "https://a.example:" + h2.port} {
+	for _, target := range []string{"h2c://a.example:" + h2c.Port, "https://a.example:" + h2.Port} {
 		t.Run(target[:5], func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			ctx, cancel := context.WithTimeout(context.Background(), testlab.Timeout)
 			defer cancel()
 			body, send := io.Pipe()
 			defer send.Close()
@@ -459,14 +460,14 @@ func TestGRPC(t *testing.T) {
 			defer res.Body.Close()
 			if res.StatusCode != 200 || res.ProtoMajor != 2 {
 				text, _ := io.ReadAll(res.Body)
-				t.Fatalf("%s %s: %s", res.Proto, res.Status, text)
+				t.Fatalf("got %s %s: %s, want HTTP/2 and status 200", res.Proto, res.Status, text)
 			}
 			r := bufio.NewReader(res.Body)
 			for i := range 20 {
 				fmt.Fprintf(send, "message %d\n", i)
 				line, err := r.ReadString('\n')
 				if want := fmt.Sprintf("MESSAGE %d\n", i); err != nil || line != want {
-					t.Fatalf("%q, %v", line, err)
+					t.Fatalf("got %q, %v, want %q", line, err, want)
 				}
 			}
 			_ = send.Close()
@@ -483,8 +484,8 @@ func TestGRPC(t *testing.T) {
 // TestInformational: early hints pass, and clients that wait for 100 are told.
 func TestInformational(t *testing.T) {
 	w := newWorld(t)
-	w.dns.has("a.example", "127.0.0.2")
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	w.dns.Has("a.example", "127.0.0.2")
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet {
 			w.WriteHeader(http.StatusEarlyHints)
 		}
@@ -499,8 +500,8 @@ func TestInformational(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = conn.SetDeadline(time.Now().Add(patience))
-		fmt.Fprintf(conn, "%sHost: x\r\nX-Target: http://a.example:%s\r\n\r\n", test.head, b.port)
+		_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
+		fmt.Fprintf(conn, "%sHost: x\r\nX-Target: http://a.example:%s\r\n\r\n", test.head, b.Port)
 		r := bufio.NewReader(conn)
 		var statuses []int
 		for done := false; !done; {
@@ -589,14 +590,14 @@ func TestDialIsChecked(t *testing.T) {
 // turned off.
 func TestResumption(t *testing.T) {
 	w := newWorld(t)
-	w.dns.has("a.example", "127.0.0.2")
-	b := newBackend(t, backendConfig{addrs: []string{"127.0.0.2"}, ca: w.ca, handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	w.dns.Has("a.example", "127.0.0.2")
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(rw, r.TLS.DidResume)
 	})})
 	for option, want := range map[string]string{"tls_session_cache 10": "true", "tls_session_cache off": "false"} {
 		w.run(w.proxy("keepalive off", option))
-		w.mustGet("/", "https://a.example:"+b.port)
-		if res := w.mustGet("/", "https://a.example:"+b.port); res.body != want {
+		w.mustGet("/", "https://a.example:"+b.Port)
+		if res := w.mustGet("/", "https://a.example:"+b.Port); res.body != want {
 			t.Errorf("%s: resumed %s", option, res.body)
 		}
 	}

@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestWire plays each of wireCases over a stock reverse_proxy and over
@@ -26,8 +28,8 @@ import (
 // the table of differences.
 func TestWire(t *testing.T) {
 	w := newWorld(t)
-	w.dns.has(wireName, "127.0.0.1")
-	cert, err := w.ca.certFor(wireName)
+	w.dns.Has(wireName, "127.0.0.1")
+	cert, err := w.ca.CertFor(wireName)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,14 +43,14 @@ func TestWire(t *testing.T) {
 			allow_ips 127.0.0.0/8
 			tls_trust_pool file %q
 			lb_retries 1
-		}`, w.ca.file),
+		}`, w.ca.File),
 	}
 	for how, options := range map[string]string{
 		"plain": "",
 		"TLS": fmt.Sprintf(`transport http {
 			tls_trust_pool file %q
 			tls_server_name %s
-		}`, w.ca.file, wireName),
+		}`, w.ca.File, wireName),
 	} {
 		proxies[how] = fmt.Sprintf(`reverse_proxy {header.X-Target} {
 			header_up -X-Target
@@ -61,7 +63,7 @@ func TestWire(t *testing.T) {
 	var sites strings.Builder
 	for how, proxy := range proxies {
 		for _, duplex := range []bool{false, true} {
-			port := freePort(t)
+			port := testlab.FreePort(t)
 			ports[fmt.Sprint(how, duplex)] = port
 			fmt.Fprintf(&sites, "http://:%s {\nbind 127.0.0.1\nrespond /__run 1\n%s\n}\n", port, proxy)
 			if duplex {
@@ -101,7 +103,7 @@ func TestWire(t *testing.T) {
 					got, want = playWire(w, t, c, target, config), playWire(w, t, c, stock, config)
 				}
 				if got != want || strings.Contains(got, timedOut) {
-					t.Error(unlike(want, got))
+					t.Errorf("the transports differ:%s", unlike(want, got))
 				}
 			})
 		}
@@ -285,13 +287,13 @@ func wait(event <-chan struct{}) bool {
 	select {
 	case <-event:
 		return true
-	case <-time.After(wirePatience):
+	case <-time.After(wireLimit):
 		return false
 	}
 }
 
-// wirePatience is how long one step may take.
-const wirePatience = 10 * time.Second
+// wireLimit is how long one step may take.
+const wireLimit = 10 * time.Second
 
 // event returns the event of a name.
 func (p *wirePlay) event(name string) chan struct{} {
@@ -360,8 +362,8 @@ type peer struct {
 	body    io.Reader    // of what was read last
 	trailer *http.Header // and its trailer, after it
 
-	closed             bool // by the script
-	patience           time.Duration
+	closed             bool          // by the script
+	limit              time.Duration // for each step
 	begun, after, left atomic.Bool
 	idle, ended        chan struct{}
 }
@@ -371,7 +373,7 @@ type peer struct {
 func (p *wirePlay) newPeer(conn net.Conn, longest int) *peer {
 	return &peer{
 		wirePlay: p, conn: conn, tcp: conn.(*net.TCPConn), r: bufio.NewReaderSize(conn, longest),
-		patience: wirePatience, idle: make(chan struct{}), ended: make(chan struct{}),
+		limit: wireLimit, idle: make(chan struct{}), ended: make(chan struct{}),
 	}
 }
 
@@ -422,7 +424,7 @@ func (p *peer) serve(steps script, config *tls.Config) {
 		p.note("%s", kindOf(err))
 		return
 	}
-	p.patience = time.Hour // until the case is over
+	p.limit = time.Hour // until the case is over
 	for {
 		if err == nil {
 			err = readHead(p)
@@ -453,7 +455,7 @@ func (p *peer) lookOn() {
 	if !p.ends {
 		_ = send("GET /__run HTTP/1.1\r\nHost: run\r\nConnection: close\r\n\r\n")(p)
 	}
-	p.deadline(wirePatience)
+	p.deadline(wireLimit)
 	rest, err := io.ReadAll(p.r)
 	_, body, _ := bytes.Cut(rest, []byte("\r\n\r\n"))
 	switch {
@@ -516,7 +518,7 @@ func ok(body string, fields ...string) string {
 // send sends octets, each argument in a segment of its own.
 func send(segments ...string) step {
 	return func(p *peer) error {
-		p.deadline(wirePatience)
+		p.deadline(wireLimit)
 		for i, s := range segments {
 			if i > 0 {
 				time.Sleep(time.Millisecond) // so that the one before can be read alone
@@ -539,7 +541,7 @@ func send(segments ...string) step {
 // drip sends octets one by one.
 func drip(text string) step {
 	return func(p *peer) error {
-		p.deadline(wirePatience)
+		p.deadline(wireLimit)
 		octets := text
 		if p.client {
 			octets = p.expand.Replace(octets)
@@ -556,7 +558,7 @@ func drip(text string) step {
 
 // peekHead returns the head that comes next.
 func (p *peer) peekHead() (string, error) {
-	p.deadline(p.patience)
+	p.deadline(p.limit)
 	for {
 		seen, _ := p.r.Peek(p.r.Buffered())
 		if len(seen) > 0 {
@@ -638,7 +640,7 @@ func readResponse(p *peer) error {
 
 // readBody reads the body of what was read last, to its end.
 func readBody(p *peer) error {
-	p.deadline(wirePatience)
+	p.deadline(wireLimit)
 	data, err := io.ReadAll(p.body)
 	if p.client && len(data) == 0 { // how that is framed depends on when Caddy flushes
 		p.record = slices.DeleteFunc(p.record, func(line string) bool {
@@ -675,7 +677,7 @@ func readInterim(p *peer) error {
 // readSome reads so many octets of the body.
 func readSome(n int) step {
 	return func(p *peer) error {
-		p.deadline(wirePatience)
+		p.deadline(wireLimit)
 		data := make([]byte, n)
 		n, err := io.ReadFull(p.body, data)
 		p.note("first of the body %s", excerpt(data[:n]))
@@ -686,7 +688,7 @@ func readSome(n int) step {
 // readRaw reads octets after the head of an upgrade.
 func readRaw(n int) step {
 	return func(p *peer) error {
-		p.deadline(wirePatience)
+		p.deadline(wireLimit)
 		data := make([]byte, n)
 		n, err := io.ReadFull(p.r, data)
 		p.note("octets %s", excerpt(data[:n]))
@@ -696,7 +698,7 @@ func readRaw(n int) step {
 
 // readEnd reads until the other side has ended what it sends, in good order.
 func readEnd(p *peer) error {
-	p.deadline(wirePatience)
+	p.deadline(wireLimit)
 	data, err := io.ReadAll(p.r)
 	if len(data) > 0 {
 		p.note("octets %s", excerpt(data))
@@ -709,7 +711,7 @@ func readEnd(p *peer) error {
 
 // gone waits until the connection has been closed, or reset.
 func gone(p *peer) error {
-	p.deadline(wirePatience)
+	p.deadline(wireLimit)
 	_, err := io.Copy(io.Discard, p.r)
 	if kindOf(err) == timedOut {
 		return err

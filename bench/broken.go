@@ -9,94 +9,27 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
+	"strconv"
 	"sync"
 	"syscall"
-	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // listenRaw leaves each connection to an address to serve, and returns what ends
 // that.
-func listenRaw(addr netip.AddrPort, serve func(net.Conn)) (stop func()) {
-	listener, err := net.Listen("tcp", addr.String())
-	must(err)
-	var conns sync.Map
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			conns.Store(conn, nil)
-			go func() {
-				serve(conn)
-				conns.Delete(conn)
-			}()
-		}
-	}()
-	return func() {
-		listener.Close()
-		conns.Range(func(conn, _ any) bool {
-			conn.(net.Conn).Close()
-			return true
-		})
-	}
+func (l *lab) listenRaw(addr netip.AddrPort, serve func(net.Conn)) (stop func()) {
+	return testlab.NewRawBackend(l, portOf(addr), addr.Addr().String(), nil, serve).Close
 }
+
+func portOf(addr netip.AddrPort) string { return strconv.Itoa(int(addr.Port())) }
 
 // hang reads what comes and says nothing.
 func hang(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
 
-// resetFirst resets a connection when something has come.
-func resetFirst(conn net.Conn) {
-	_, _ = conn.Read(make([]byte, 1))
-	reset(conn)
-}
-
-// blackhole is an address where TCP connections are neither opened nor refused:
-// nobody accepts them and the queue is full.
-type blackhole struct {
-	fd    int
-	queue []net.Conn
-}
-
-func newBlackhole(addr netip.AddrPort) *blackhole {
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
-	must(err)
-	syscall.CloseOnExec(fd)
-	must(syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1))
-	must(syscall.Bind(fd, &syscall.SockaddrInet4{Addr: addr.Addr().As4(), Port: int(addr.Port())}))
-	must(syscall.Listen(fd, 0))
-	h := &blackhole{fd: fd}
-	for {
-		conn, err := net.DialTimeout("tcp", addr.String(), 200*time.Millisecond)
-		if err != nil {
-			return h
-		}
-		h.queue = append(h.queue, conn)
-	}
-}
-
-// wake lets backends accept connections there. One that is being opened is open
-// when the kernel tries again, a second after its first try.
-func (h *blackhole) wake(b *backends) {
-	must(syscall.Listen(h.fd, syscall.SOMAXCONN))
-	file := os.NewFile(uintptr(h.fd), "")
-	listener, err := net.FileListener(file)
-	must(err)
-	file.Close()
-	b.serveOn(listener)
-	h.closeQueue()
-}
-
-func (h *blackhole) close() {
-	_ = syscall.Close(h.fd)
-	h.closeQueue()
-}
-
-func (h *blackhole) closeQueue() {
-	for _, conn := range h.queue {
-		conn.Close()
-	}
+// newBlackhole makes an address one where connections are neither opened nor refused.
+func (l *lab) newBlackhole(addr netip.AddrPort) *testlab.Blackhole {
+	return testlab.NewBlackhole(l, portOf(addr), addr.Addr().String())
 }
 
 // resetter is a backend that resets connections after a part of the request: its
@@ -117,7 +50,7 @@ const (
 )
 
 func (s *resetter) serve(conn net.Conn) {
-	defer reset(conn)
+	defer testlab.Reset(conn)
 	r := bufio.NewReader(conn)
 	_, err := r.Peek(1)
 	how := rand.N(4)
@@ -148,12 +81,14 @@ func (s *resetter) serve(conn net.Conn) {
 	}
 }
 
-// wrongName is config with the certificate of a name that is nobody's.
-func (a *authority) wrongName(protocols ...string) *tls.Config {
-	cert, err := a.issue("somebody.else.test")
-	must(err)
-	return &tls.Config{NextProtos: protocols, Certificates: []tls.Certificate{*cert}}
+// wrongName shows the certificate of a name that no target has.
+func wrongName(ca *testlab.Authority) func(*tls.Config) {
+	return func(config *tls.Config) {
+		config.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return ca.CertFor(wrongSubject) }
+	}
 }
+
+const wrongSubject = "somebody.else.test"
 
 // listenEverywhere makes the backends answer on all addresses of loopback, and on
 // nothing else.
@@ -167,5 +102,5 @@ func (b *backends) listenEverywhere() {
 	}}
 	listener, err := config.Listen(context.Background(), "tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(b.port)).String())
 	must(err)
-	b.serveOn(listener)
+	b.Serve(listener)
 }

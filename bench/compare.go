@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // side is one of the things that are compared. Each has a caddy and backends of
@@ -68,8 +70,7 @@ func (l *lab) sides(of sidesOf) []*side {
 		var config string
 		switch name {
 		case target, sharing:
-			s.names = newNameserver()
-			l.onClose(s.names.close)
+			s.names = l.newNameserver()
 			s.names.ttl = uint32(of.ttl.Seconds())
 			for i := range of.addrs {
 				s.names.addrs = append(s.names.addrs, loopback(i+1))
@@ -101,7 +102,7 @@ func (l *lab) sides(of sidesOf) []*side {
 			config = stock(port, s.admin, s.backends.CA, "", upstreams...)
 		}
 		s.process = l.spawn(config, s.address)
-		l.onClose(s.end)
+		l.Cleanup(s.end)
 		if s.names != nil || name == byDomain {
 			s.callEach()
 		}
@@ -323,7 +324,7 @@ type backendProcess struct {
 }
 
 // counts is what backends have counted.
-type counts struct{ Opened, Open, Mixed int64 }
+type counts struct{ Opened, Open int64 }
 
 func (l *lab) spawnBackends(protocol string, tls bool) *backendProcess {
 	dir, err := os.MkdirTemp(l.dir, "backends-")
@@ -341,7 +342,7 @@ func (l *lab) spawnBackends(protocol string, tls bool) *backendProcess {
 	out, err := cmd.StdoutPipe()
 	must(err)
 	must(cmd.Start())
-	l.onClose(func() {
+	l.Cleanup(func() {
 		b.in.Close()
 		_ = cmd.Wait()
 	})
@@ -364,18 +365,18 @@ func (b *backendProcess) tell(what string) (c counts) {
 // here serves in this process until nobody asks for its counts any more.
 func (spec backendSpec) here() {
 	l := &lab{dir: spec.Dir}
-	p, ca := protocolOf{"http", spec.Protocol}, &authority{}
+	p, ca := protocolOf{"http", spec.Protocol}, new(testlab.Authority)
 	if spec.TLS {
-		p.scheme, ca = "https", l.newAuthority()
+		p.scheme, ca = "https", testlab.NewAuthority(l)
 	}
-	b := l.newBackends(p.config(ca))
+	b := l.newBackends(p.backends(ca))
 	b.listenEverywhere()
 	say := json.NewEncoder(os.Stdout)
-	must(say.Encode(backendProcess{Port: b.port, CA: ca.path}))
+	must(say.Encode(backendProcess{Port: b.port, CA: ca.File}))
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		if lines.Text() == "close" {
-			b.closeIdle()
+			b.CloseIdle()
 		}
-		must(say.Encode(counts{b.opened.Load(), b.open.Load(), b.mixed.Load()}))
+		must(say.Encode(counts{b.Opened.Load(), b.Open.Load()}))
 	}
 }

@@ -3,8 +3,9 @@ package main
 import (
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // holding is what a caddy has at a moment.
@@ -56,12 +57,8 @@ func idleCost(l *lab) {
 func closing(l *lab) {
 	const names, clients = 500, 32
 	l.names.ttl = 3600
-	b := l.startBackends(fewAddrs, nil)
-	serve := b.server.Handler
-	b.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header()["Connection"] = []string{"close"}
-		serve.ServeHTTP(w, r)
-	})
+	b := l.startBackends(fewAddrs, testlab.BackendConfig{})
+	b.closing = true
 	answered := oneOf("http", names, b.port)
 	// where nobody listens, but for what listens on all addresses
 	refused := func(ports int) func() string {

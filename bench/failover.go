@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"crypto/tls"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -13,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // failures says what failed, and why.
@@ -45,11 +46,11 @@ const failoverNames = 50
 // failover sends requests to names of which one address in four works, and to
 // others that have only that one.
 func failover(l *lab) {
-	ca := l.newAuthority()
+	ca := testlab.NewAuthority(l)
 	for _, scheme := range []string{"http", "https"} {
-		var config *tls.Config
+		var config testlab.BackendConfig
 		if scheme == "https" {
-			config = ca.config("h2", "http/1.1")
+			config = testlab.BackendConfig{CA: ca, HTTP2: true}
 		}
 		b := l.newBackends(config)
 		addrs := []netip.Addr{loopback(1), loopback(2), loopback(3), loopback(4)}
@@ -57,15 +58,15 @@ func failover(l *lab) {
 		resetting := new(resetter)
 		b.listen(addrs[3])
 		if scheme == "http" {
-			l.onClose(newBlackhole(on(1)).close)
-			l.onClose(listenRaw(on(2), resetting.serve))
+			l.newBlackhole(on(1))
+			l.listenRaw(on(2), resetting.serve)
 			fmt.Printf("http: %s refuses, %s is silent, %s resets, %s works\n", addrs[0], addrs[1], addrs[2], addrs[3])
 		} else {
-			wrong := l.newBackends(ca.wrongName("h2", "http/1.1"))
+			wrong := l.newBackends(testlab.BackendConfig{CA: ca, HTTP2: true, TLS: wrongName(ca)})
 			wrong.port = b.port
 			wrong.listen(addrs[0])
-			l.onClose(listenRaw(on(1), hang))
-			l.onClose(listenRaw(on(2), resetFirst))
+			l.listenRaw(on(1), hang)
+			testlab.ResettingBackend(l, portOf(on(2)), addrs[2].String())
 			fmt.Printf("https: %s has a wrong certificate, %s never shakes hands, %s resets, %s works\n", addrs[0], addrs[1], addrs[2], addrs[3])
 		}
 		for i := range 3 * failoverNames {
@@ -75,7 +76,7 @@ func failover(l *lab) {
 			}
 			l.names.moved.Store(fmt.Sprintf("d%d.test", i), has)
 		}
-		failoverOf(l, l.startGateway("tls_trust_pool file "+ca.path), scheme, b.port, resetting)
+		failoverOf(l, l.startGateway("tls_trust_pool file "+ca.File), scheme, b.port, resetting)
 	}
 	lostPacket(l)
 }
@@ -83,15 +84,15 @@ func failover(l *lab) {
 // lostPacket has the first packet to the good address get lost, so that it takes
 // a second to open a connection to it, while the three others refuse.
 func lostPacket(l *lab) {
-	b := l.newBackends(nil)
+	b := l.newBackends(testlab.BackendConfig{})
 	addrs := []netip.Addr{loopback(1), loopback(2), loopback(3), loopback(4)}
 	for i := range failoverNames {
 		l.names.moved.Store(fmt.Sprintf("d%d.test", i), addrs)
 	}
-	good := newBlackhole(netip.AddrPortFrom(addrs[3], uint16(b.port)))
+	good := l.newBlackhole(netip.AddrPortFrom(addrs[3], uint16(b.port)))
 	g := l.startGateway("")
 	list := targets("http", failoverNames, b.port)
-	time.AfterFunc(500*time.Millisecond, func() { good.wake(b) })
+	time.AfterFunc(500*time.Millisecond, func() { b.Serve(good.Wake(l)) })
 	r := closedLoop(g.get, len(list), len(list), func(i int) string { return list[i] })
 	fmt.Printf("http, three addresses refuse, and the first packet to the good one is lost: %s; %s\n", quantiles(slices.Concat(r.Latencies, r.lostAfter)), r.failures())
 	r = openLoopBy(g.get, 50, 3*time.Second, oneOf("http", failoverNames, b.port), never)
@@ -156,26 +157,26 @@ func failoverOf(l *lab, g *gatewayRun, scheme string, port int, resetting *reset
 // and then lets one address work.
 func allDead(l *lab) {
 	const names = 10
-	ca := l.newAuthority()
+	ca := testlab.NewAuthority(l)
 	addrs := []netip.Addr{loopback(1), loopback(2), loopback(3), loopback(4)}
 	kinds := []struct {
 		about, scheme string
 		die           func(netip.AddrPort) (stop func())
 	}{
 		{"refusing", "http", func(netip.AddrPort) func() { return func() {} }},
-		{"silent", "http", func(addr netip.AddrPort) func() { return newBlackhole(addr).close }},
-		{"no handshake", "https", func(addr netip.AddrPort) func() { return listenRaw(addr, hang) }},
+		{"silent", "http", func(addr netip.AddrPort) func() { return l.newBlackhole(addr).Close }},
+		{"no handshake", "https", func(addr netip.AddrPort) func() { return l.listenRaw(addr, hang) }},
 	}
 	for i := range names {
 		l.names.moved.Store(fmt.Sprintf("d%d.test", i), addrs)
 	}
-	g := l.startGateway("tls_trust_pool file " + ca.path)
+	g := l.startGateway("tls_trust_pool file " + ca.File)
 	reports := make([]strings.Builder, len(kinds))
 	var wg sync.WaitGroup
 	for i, k := range kinds {
-		var config *tls.Config
+		var config testlab.BackendConfig
 		if k.scheme == "https" {
-			config = ca.config("h2", "http/1.1")
+			config = testlab.BackendConfig{CA: ca, HTTP2: true}
 		}
 		b := l.newBackends(config)
 		var first func()
@@ -185,7 +186,7 @@ func allDead(l *lab) {
 				first = stop
 				continue
 			}
-			l.onClose(stop)
+			l.Cleanup(stop)
 		}
 		target := oneOf(k.scheme, names, b.port)
 		show := func(about string, r *result) {
@@ -235,11 +236,11 @@ func allDead(l *lab) {
 func change(l *lab) {
 	const names, gets, posts = 10, 450, 50
 	l.names.ttl = 1
-	ca := l.newAuthority()
+	ca := testlab.NewAuthority(l)
 	for _, scheme := range []string{"http", "https"} {
-		var config *tls.Config
+		var config testlab.BackendConfig
 		if scheme == "https" {
-			config = ca.config("h2", "http/1.1")
+			config = testlab.BackendConfig{CA: ca, HTTP2: true}
 		}
 		a := l.newBackends(config)
 		b := l.newBackends(config)
@@ -253,7 +254,7 @@ func change(l *lab) {
 			}
 		}
 		move(1)
-		g := l.startGateway("tls_trust_pool file " + ca.path)
+		g := l.startGateway("tls_trust_pool file " + ca.File)
 		target := oneOf(scheme, names, a.port)
 		var inFlight, inFlightPosts atomic.Int64
 		get := func(target string) (int, string) {
@@ -283,7 +284,7 @@ func change(l *lab) {
 		show("the old one dies", func() {
 			move(1)
 			listener.Close()
-			b.reset()
+			b.ResetConns()
 		})
 		l.stop(g)
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 const (
@@ -27,7 +29,7 @@ const (
 // one domain, and then each of its own.
 func flood(l *lab) {
 	l.options = *floodOptions
-	f := &flooding{lab: l, backends: l.startBackends(8, nil), port: freePort(), admin: freePort()}
+	f := &flooding{lab: l, backends: l.startBackends(8, testlab.BackendConfig{}), port: freePort(), admin: freePort()}
 	f.known = oneOf("http", floodKnown, f.backends.port)
 	for _, shape := range []struct{ about, format string }{
 		{"all names of the flood below one domain", "%s.flood.example"},

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // poison is what no client but those of the poisoning backend may get.
@@ -104,18 +106,18 @@ func hostile(l *lab) {
 	const good, victims, attackers = 8, 16, 8
 	l.names.ttl = 3600
 	l.everywhere(1) // which all names have
-	ca := l.newAuthority()
+	ca := testlab.NewAuthority(l)
 	ways := slices.Sorted(maps.Keys(poisons))
 	for _, p := range protocols[:2] {
 		for _, more := range []string{"", "share_connections"} {
 			h, port := new(hosting), freePort()
 			serve := h.serve
 			if p.scheme == "https" {
-				config := p.config(ca)
+				config := ca.Config(p.protocol)
 				serve = func(conn net.Conn) { h.serve(tls.Server(conn, config)) }
 			}
-			stop := listenRaw(netip.AddrPortFrom(l.names.addrs[0], uint16(port)), serve)
-			options := "tls_trust_pool file " + ca.path + "\n\t\t" + more
+			stop := l.listenRaw(netip.AddrPortFrom(l.names.addrs[0], uint16(port)), serve)
+			options := "tls_trust_pool file " + ca.File + "\n\t\t" + more
 			if more != "" && !l.adapts(l.gateway(port, freePort(), options)) {
 				fmt.Println("this caddy does not know share_connections")
 				stop()

@@ -2,18 +2,9 @@ package main
 
 import (
 	"bytes"
-	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
-	"math/big"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -21,12 +12,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"caddytarget/internal/testlab"
 
 	"github.com/miekg/dns"
 )
@@ -40,7 +34,7 @@ type lab struct {
 	site    string      // more directives of the site
 	limit   int         // descriptors that caddy may have, if not 0
 	reloads func()      // ends the reloads of startGateway
-	closer  []func()
+	closers []func()
 	*process
 }
 
@@ -54,27 +48,34 @@ func newLab() *lab {
 	dir, err := os.MkdirTemp("", "caddytarget-bench-")
 	must(err)
 	l := &lab{dir: dir, options: "timeout 500ms\n\t\t\tdeadline 2s"}
-	l.names = newNameserver()
-	l.onClose(l.names.close)
+	l.names = l.newNameserver()
 	return l
 }
 
 // addNameserver starts a second one that has the same names.
 func (l *lab) addNameserver() {
-	l.second = newNameserver()
+	l.second = l.newNameserver()
 	l.second.addrs = l.names.addrs
 	l.second.ttl = l.names.ttl
-	l.onClose(l.second.close)
 }
-
-func (l *lab) onClose(f func()) { l.closer = append(l.closer, f) }
 
 func (l *lab) close() {
 	l.stopCaddy()
-	for _, f := range l.closer {
+	for _, f := range slices.Backward(l.closers) {
 		f()
 	}
 	must(os.RemoveAll(l.dir))
+}
+
+// Helper, Cleanup, Fatal, Fatalf and TempDir implement testlab.T.
+func (*lab) Helper()                           {}
+func (l *lab) Cleanup(f func())                { l.closers = append(l.closers, f) }
+func (*lab) Fatal(args ...any)                 { log.Fatal(args...) }
+func (*lab) Fatalf(format string, args ...any) { log.Fatalf(format, args...) }
+func (l *lab) TempDir() string {
+	dir, err := os.MkdirTemp(l.dir, "")
+	must(err)
+	return dir
 }
 
 // restart makes everything new.
@@ -278,7 +279,6 @@ func freePort() int {
 // do not, or are never answered.
 type nameserver struct {
 	addr    string
-	server  *dns.Server
 	addrs   []netip.Addr
 	ttl     uint32
 	silent  atomic.Bool
@@ -290,17 +290,11 @@ type nameserver struct {
 	last    sync.Map // name → time.Time of the last answer
 }
 
-func newNameserver() *nameserver {
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	must(err)
-	must(conn.(*net.UDPConn).SetReadBuffer(4 << 20)) // a query that is dropped looks like a silent name
-	n := &nameserver{addr: conn.LocalAddr().String(), ttl: 5}
-	n.server = &dns.Server{PacketConn: conn, Handler: n}
-	go func() { _ = n.server.ActivateAndServe() }()
+func (l *lab) newNameserver() *nameserver {
+	n := &nameserver{ttl: 5}
+	n.addr = testlab.ServeDNS(l, n)
 	return n
 }
-
-func (n *nameserver) close() { _ = n.server.Shutdown() }
 
 // ServeDNS implements dns.Handler.
 func (n *nameserver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
@@ -377,24 +371,15 @@ func (n *nameserver) since(from time.Time) (most, sum int64) {
 
 // backends answer on several addresses and one port.
 type backends struct {
-	port     int
-	tls      bool
-	delay    time.Duration // of responses
-	begun    sync.Map      // X-Id of requests that came
-	server   *http.Server
-	conns    sync.Map // net.Conn → http.ConnState
-	opened   atomic.Int64
-	open     atomic.Int64
-	requests atomic.Int64
-	mixed    atomic.Int64 // requests whose Host is not the connection's server name
-	byAddr   sync.Map     // address → *atomic.Int64 requests
+	*testlab.Backend
+	port    int
+	delay   time.Duration // of responses
+	closing bool          // each response ends its connection
+	begun   sync.Map      // X-Id of requests that came
 }
 
-type connInfoKey struct{}
-
-// startBackends listens on n addresses from 127.0.1.1 on; with TLS if config is
-// not nil.
-func (l *lab) startBackends(n int, config *tls.Config) *backends {
+// startBackends listens on n addresses from 127.0.1.1 on.
+func (l *lab) startBackends(n int, config testlab.BackendConfig) *backends {
 	b := l.newBackends(config)
 	for i := range n {
 		addr := loopback(i + 1)
@@ -410,28 +395,13 @@ func loopback(n int) netip.Addr {
 }
 
 // newBackends returns backends that do not listen yet.
-func (l *lab) newBackends(config *tls.Config) *backends {
-	b := &backends{port: freePort(), tls: config != nil}
-	b.server = &http.Server{
-		TLSConfig: config,
-		Handler:   http.HandlerFunc(b.serve),
-		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			return context.WithValue(ctx, connInfoKey{}, conn)
-		},
-		ConnState: func(conn net.Conn, state http.ConnState) {
-			b.conns.Store(conn, state)
-			switch state {
-			case http.StateNew:
-				b.opened.Add(1)
-				b.open.Add(1)
-			case http.StateClosed, http.StateHijacked:
-				b.conns.Delete(conn)
-				b.open.Add(-1)
-			}
-		},
-		ErrorLog: log.New(new(bytes.Buffer), "", 0),
+func (l *lab) newBackends(config testlab.BackendConfig) *backends {
+	b := &backends{port: freePort()}
+	config.Port = strconv.Itoa(b.port)
+	if config.Handler == nil {
+		config.Handler = http.HandlerFunc(b.serve)
 	}
-	l.onClose(func() { b.server.Close() })
+	b.Backend = testlab.NewUnstartedBackend(l, config)
 	return b
 }
 
@@ -439,59 +409,14 @@ func (l *lab) newBackends(config *tls.Config) *backends {
 func (b *backends) listen(addr netip.Addr) net.Listener {
 	listener, err := net.Listen("tcp", netip.AddrPortFrom(addr, uint16(b.port)).String())
 	must(err)
-	b.serveOn(listener)
+	b.Serve(listener)
 	return listener
 }
 
-func (b *backends) serveOn(listener net.Listener) {
-	go func() {
-		if b.tls { // the server has a TLSConfig of its own as soon as it serves
-			_ = b.server.ServeTLS(listener, "", "")
-		} else {
-			_ = b.server.Serve(listener)
-		}
-	}()
-}
-
-// closeIdle closes the connections that are not in use.
-func (b *backends) closeIdle() {
-	b.conns.Range(func(conn, state any) bool {
-		if state != http.StateActive {
-			conn.(net.Conn).Close()
-		}
-		return true
-	})
-}
-
-// reset resets all connections.
-func (b *backends) reset() {
-	b.conns.Range(func(conn, _ any) bool {
-		reset(conn.(net.Conn))
-		return true
-	})
-}
-
-// reset closes a connection in such a way that the other side sees an error.
-func reset(conn net.Conn) {
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn()
-	}
-	_ = conn.(*net.TCPConn).SetLinger(0)
-	conn.Close()
-}
-
 func (b *backends) serve(w http.ResponseWriter, r *http.Request) {
-	b.requests.Add(1)
-	conn := r.Context().Value(connInfoKey{}).(net.Conn)
-	local := conn.LocalAddr().String()
-	count, ok := b.byAddr.Load(local)
-	if !ok {
-		count, _ = b.byAddr.LoadOrStore(local, new(atomic.Int64))
-	}
-	count.(*atomic.Int64).Add(1)
+	delete(w.Header(), "Backend") // responses are as small as they can be
 	if r.TLS != nil {
 		if host, _, _ := net.SplitHostPort(r.Host); host != r.TLS.ServerName {
-			b.mixed.Add(1)
 			w.WriteHeader(http.StatusMisdirectedRequest)
 			return
 		}
@@ -505,6 +430,9 @@ func (b *backends) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	_, _ = io.Copy(io.Discard, r.Body)
 	time.Sleep(b.delay)
+	if b.closing {
+		w.Header()["Connection"] = []string{"close"}
+	}
 	w.Header()["Content-Type"] = []string{"text/plain"}
 	_, _ = w.Write([]byte("ok\n"))
 }
@@ -519,57 +447,4 @@ func echo(w http.ResponseWriter) {
 	_, _ = rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
 	_ = rw.Flush()
 	_, _ = io.Copy(conn, rw)
-}
-
-// authority is a CA for the backends' certificates.
-type authority struct {
-	key   *ecdsa.PrivateKey
-	cert  *x509.Certificate
-	path  string
-	certs sync.Map // name → *tls.Certificate
-}
-
-func (l *lab) newAuthority() *authority {
-	a := &authority{path: filepath.Join(l.dir, "ca.pem")}
-	var err error
-	a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "bench"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
-	must(err)
-	a.cert, err = x509.ParseCertificate(der)
-	must(err)
-	must(os.WriteFile(a.path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
-	return a
-}
-
-// config returns a TLS configuration that has a certificate for every name.
-func (a *authority) config(protocols ...string) *tls.Config {
-	return &tls.Config{NextProtos: protocols, GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		if cert, ok := a.certs.Load(hello.ServerName); ok {
-			return cert.(*tls.Certificate), nil
-		}
-		cert, err := a.issue(hello.ServerName)
-		if err == nil {
-			a.certs.Store(hello.ServerName, cert)
-		}
-		return cert, err
-	}}
-}
-
-// issue makes a certificate.
-func (a *authority) issue(name string) (*tls.Certificate, error) {
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, a.key.Public(), a.key)
-	if err != nil {
-		return nil, err
-	}
-	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: a.key}, nil
 }

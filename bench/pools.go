@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // everywhere makes each name have an address of its own.
@@ -36,12 +38,12 @@ func (p protocolOf) flag() string {
 
 func (p protocolOf) String() string { return strings.TrimSpace(p.scheme + " " + p.protocol) }
 
-// config returns the configuration of the backends.
-func (p protocolOf) config(ca *authority) *tls.Config {
+// backends returns the configuration of backends.
+func (p protocolOf) backends(ca *testlab.Authority) testlab.BackendConfig {
 	if p.scheme == "http" {
-		return nil
+		return testlab.BackendConfig{}
 	}
-	return ca.config(p.protocol)
+	return testlab.BackendConfig{CA: ca, HTTP2: p.protocol == "h2"}
 }
 
 // idle asks for each name about as often as its backend closes connections that
@@ -49,9 +51,9 @@ func (p protocolOf) config(ca *authority) *tls.Config {
 func idle(l *lab) {
 	const names, timeout = 100, time.Second
 	l.names.ttl = 3600
-	ca := l.newAuthority()
+	ca := testlab.NewAuthority(l)
 	l.everywhere(names)
-	g := l.startGateway("tls_trust_pool file " + ca.path)
+	g := l.startGateway("tls_trust_pool file " + ca.File)
 	contents := map[string]string{"GET": "", "POST of 10 bytes": "0123456789", "POST of 64 kB": strings.Repeat("x", 64<<10)}
 	kinds := slices.Sorted(maps.Keys(contents))
 	end := time.Now().Add(time.Duration(*seconds) * 15 * time.Second / 2)
@@ -61,8 +63,9 @@ func idle(l *lab) {
 	var lost sync.Map // X-Id of requests that failed
 	var wg sync.WaitGroup
 	for i, p := range protocols {
-		b := l.newBackends(p.config(ca))
-		b.server.IdleTimeout = timeout
+		config := p.backends(ca)
+		config.IdleTimeout = timeout
+		b := l.newBackends(config)
 		b.listenEverywhere()
 		backends[i], results[i] = b, make(map[string]*result)
 		for kind := range contents {
@@ -100,7 +103,7 @@ func idle(l *lab) {
 			return true
 		})
 		fmt.Printf("  %s, %d requests over %d connections; the backends had begun to serve %d of those that failed\n",
-			p, backends[i].requests.Load(), backends[i].opened.Load(), seen)
+			p, backends[i].Served.Load(), backends[i].Opened.Load(), seen)
 		failed, posts := 0, 0
 		for _, kind := range kinds {
 			r := results[i][kind]
@@ -120,23 +123,23 @@ func shared(l *lab) {
 	const domains, clients, wrong = 200, 32, "d200.test"
 	requests := *seconds * 25_000
 	l.names.ttl = 3600
-	ca := l.newAuthority()
-	cert, err := ca.issue("somebody.else.test")
-	must(err)
-	ca.certs.Store(wrong, cert)
+	ca := testlab.NewAuthority(l)
 	for _, p := range protocols[1:] {
 		var shaken, resumed atomic.Int64
-		config := p.config(ca)
-		config.VerifyConnection = func(s tls.ConnectionState) error {
-			shaken.Add(1)
-			if s.DidResume {
-				resumed.Add(1)
+		config := p.backends(ca)
+		config.TLS = func(c *tls.Config) {
+			c.VerifyConnection = func(s tls.ConnectionState) error {
+				shaken.Add(1)
+				if s.DidResume {
+					resumed.Add(1)
+				}
+				return nil
 			}
-			return nil
 		}
 		l.names.addrs = nil
 		b := l.startBackends(4, config)
-		g := l.startGateway("tls_trust_pool file " + ca.path)
+		b.SetCertificate(wrong, wrongSubject)
+		g := l.startGateway("tls_trust_pool file " + ca.File)
 		list := targets(p.scheme, domains, b.port)
 		fmt.Printf("  %s:\n", p)
 		askWrong := func() {
@@ -145,15 +148,15 @@ func shared(l *lab) {
 		}
 		var anew, requestsAnew int64 // once each domain has been called
 		load := func(about string, n int, target func(int) string) {
-			opened, before, again := b.opened.Load(), shaken.Load(), resumed.Load()
+			opened, before, again := b.Opened.Load(), shaken.Load(), resumed.Load()
 			start := time.Now()
 			r := closedLoop(g.get, clients, n, target)
-			opened = b.opened.Load() - opened
+			opened = b.Opened.Load() - opened
 			if n != domains {
 				anew, requestsAnew = anew+opened, requestsAnew+int64(n)
 			}
 			fmt.Printf("    %-22s %s; %d misdirected; %d connections (%.3f %% reused), %d handshakes, %d resumed; %.0f requests/s\n",
-				about, r.failures(), b.mixed.Load(), opened, 100*(1-float64(opened)/float64(n)), shaken.Load()-before, resumed.Load()-again,
+				about, r.failures(), len(b.Misdirected()), opened, 100*(1-float64(opened)/float64(n)), shaken.Load()-before, resumed.Load()-again,
 				float64(n)/time.Since(start).Seconds())
 		}
 		askWrong()
@@ -162,7 +165,7 @@ func shared(l *lab) {
 		load("each once", domains, inTurn)
 		load("at random", requests/10, random)
 		load("and on", requests*2/5, random)
-		b.closeIdle()
+		b.CloseIdle()
 		time.Sleep(100 * time.Millisecond)
 		load("all closed, each once", domains, inTurn)
 		load("at random", requests/10, random)
@@ -179,12 +182,12 @@ func many(l *lab) {
 	l.limit = 4096
 	l.names.ttl = 3600
 	l.options += fmt.Sprintf("\n\t\t\tcache_size %d", *targetCount+1000)
-	ca := l.newAuthority()
+	ca := testlab.NewAuthority(l)
 	l.everywhere(*targetCount)
 	for _, p := range protocols {
-		b := l.newBackends(p.config(ca))
+		b := l.newBackends(p.backends(ca))
 		b.listenEverywhere()
-		g := l.startGateway("tls_trust_pool file " + ca.path)
+		g := l.startGateway("tls_trust_pool file " + ca.File)
 		stop, ended := make(chan struct{}), make(chan struct{})
 		var goroutines, descriptors int
 		go func() {
@@ -212,8 +215,8 @@ func many(l *lab) {
 			quantiles(r.Latencies), r.failures(), quantiles(again.Latencies), again.failures())
 		_, now := l.held(g.admin)
 		fmt.Printf("    at most %d descriptors of %d, %d at the end; %d goroutines; at most %.0f MB resident, %.0f at the end, %.1f on the heap; the backends see %d connections, %d were opened\n",
-			descriptors, l.limit, now, goroutines, float64(peak)/1e6, float64(rss)/1e6, float64(heap)/1e6, b.open.Load(), b.opened.Load())
+			descriptors, l.limit, now, goroutines, float64(peak)/1e6, float64(rss)/1e6, float64(heap)/1e6, b.Open.Load(), b.Opened.Load())
 		l.stop(g)
-		b.server.Close()
+		b.Close()
 	}
 }

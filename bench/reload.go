@@ -9,13 +9,15 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // reload changes the configuration again and again under load, with targets and
 // with a static upstream.
 func reload(l *lab) {
 	l.names.ttl = 3600
-	b := l.startBackends(fewAddrs, nil)
+	b := l.startBackends(fewAddrs, testlab.BackendConfig{})
 	run := reloading{lab: l, backends: b, protocolOf: protocols[0], domains: 500, times: 100, pause: 200 * time.Millisecond}
 	run.under("target", func(port, admin, i int) string {
 		return l.gateway(port, admin, fmt.Sprintf("ports %d %d", b.port, 1+i))
@@ -28,10 +30,9 @@ func reload(l *lab) {
 func reloadsTLS(l *lab) {
 	const stay = "stream_close_delay 1m"
 	for _, p := range protocols[1:] {
-		ca := l.newAuthority()
+		ca := testlab.NewAuthority(l)
 		l.names.ttl = 3600
-		config := ca.config(p.protocol, "http/1.1") // which WebSockets take
-		b := l.startBackends(fewAddrs, config)
+		b := l.startBackends(fewAddrs, p.backends(ca)) // WebSockets take HTTP/1.1
 		run := reloading{lab: l, backends: b, protocolOf: p, domains: 50, times: 20, pause: 500 * time.Millisecond, long: true}
 		for _, changed := range []bool{true, false} {
 			about := "unchanged settings"
@@ -39,7 +40,7 @@ func reloadsTLS(l *lab) {
 				about = "changed settings"
 			}
 			run.under("target, "+about, func(port, admin, i int) string {
-				config := l.gateway(port, admin, "tls_trust_pool file "+ca.path+"\n\t\t"+stay+fmt.Sprintf("\n\t\tports %d %d", b.port, 1+either(changed, i)))
+				config := l.gateway(port, admin, "tls_trust_pool file "+ca.File+"\n\t\t"+stay+fmt.Sprintf("\n\t\tports %d %d", b.port, 1+either(changed, i)))
 				return withOther(config, i)
 			})
 			run.under("static, "+about, run.static("header_up X-I %d\n\t\t"+stay, changed))
@@ -97,9 +98,9 @@ func (run reloading) under(name string, config func(port, admin, i int) string) 
 	// A connection that is opened where none was closed is one more than there were:
 	// after a pause many requests come at once.
 	load := func() (r *result, conns string) {
-		opened, open := b.opened.Load(), b.open.Load()
+		opened, open := b.Opened.Load(), b.Open.Load()
 		r = openLoopBy(c.get, rate, duration, oneOf(run.scheme, run.domains, b.port), never)
-		opened, open = b.opened.Load()-opened, b.open.Load()-open
+		opened, open = b.Opened.Load()-opened, b.Open.Load()-open
 		return r, fmt.Sprintf("%d opened and %d closed", opened, opened-open)
 	}
 	_, without := load()
@@ -111,7 +112,7 @@ func (run reloading) under(name string, config func(port, admin, i int) string) 
 		time.Sleep(200 * time.Millisecond)
 	}
 	asked := l.names.queries.Load()
-	mixed := b.mixed.Load()
+	mixed := len(b.Misdirected())
 	done := make(chan struct{})
 	var r *result
 	var conns string
@@ -125,7 +126,7 @@ func (run reloading) under(name string, config func(port, admin, i int) string) 
 	}
 	<-done
 	fmt.Printf("%s, %s: connections: %s in %d reloads, %s in as long before them; %d DNS queries; %d misdirected; %s\n",
-		run.protocolOf, name, conns, run.times, without, l.names.queries.Load()-asked, b.mixed.Load()-mixed, r.failures())
+		run.protocolOf, name, conns, run.times, without, l.names.queries.Load()-asked, len(b.Misdirected())-mixed, r.failures())
 	if n := c.repeated.Load(); n > 0 {
 		fmt.Printf("  %d requests met a connection that the gateway had closed, and were sent again\n", n)
 	}

@@ -7,12 +7,13 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // gateway is a Caddyfile with a site that calls what X-Target names.
@@ -52,7 +53,7 @@ func targets(scheme string, n, port int) []string {
 
 // dead compares an open-loop load with and without dead names in it.
 func dead(l *lab) {
-	b := l.startBackends(8, nil)
+	b := l.startBackends(8, testlab.BackendConfig{})
 	port := freePort()
 	l.startCaddy(l.gateway(port, freePort(), ""), address(port))
 	url := "http://" + address(port) + "/"
@@ -82,7 +83,7 @@ func dead(l *lab) {
 func oneNameserver(l *lab) {
 	l.options = ""     // as the product has them
 	l.names.ttl = 3600 // nothing but new names is asked for
-	b := l.startBackends(8, nil)
+	b := l.startBackends(8, testlab.BackendConfig{})
 	l.addNameserver()
 	port := freePort()
 	l.startCaddy(l.gateway(port, freePort(), ""), address(port))
@@ -118,7 +119,7 @@ func oneNameserver(l *lab) {
 // outage silences both nameservers and lets them speak again.
 func outage(l *lab) {
 	const count = 2000
-	b := l.startBackends(8, nil)
+	b := l.startBackends(8, testlab.BackendConfig{})
 	l.addNameserver()
 	port := freePort()
 	l.startCaddy(l.gateway(port, freePort(), ""), address(port))
@@ -202,7 +203,7 @@ func outage(l *lab) {
 func names(l *lab) {
 	l.names.ttl = uint32(nameTTL.Seconds())
 	l.options = fmt.Sprintf("family ipv4\n\t\t\trefresh 24h\n\t\t\tcache_size %d", *nameCount+1000)
-	b := l.startBackends(8, nil)
+	b := l.startBackends(8, testlab.BackendConfig{})
 	port, admin := freePort(), freePort()
 	l.startCaddy(l.gateway(port, admin, ""), address(port))
 	url := "http://" + address(port) + "/"
@@ -245,7 +246,7 @@ func waiters(l *lab) {
 	const count, perConn = 10_000, 200
 	l.options = "family prefer_ipv4"
 	l.names.ttl = 3600
-	b := l.startBackends(1, nil)
+	b := l.startBackends(1, testlab.BackendConfig{})
 	port := freePort()
 	// HTTP/2, since so many connections would take so many descriptors
 	config := strings.Replace(l.gateway(port, freePort(), ""), "auto_https off", "auto_https off\n\tservers {\n\t\tprotocols h1 h2c\n\t}", 1)
@@ -316,12 +317,12 @@ func waiters(l *lab) {
 
 // move changes the address of a name under load.
 func move(l *lab) {
-	b := l.startBackends(2, nil)
+	b := l.startBackends(2, testlab.BackendConfig{})
 	port := freePort()
 	l.startCaddy(l.gateway(port, freePort(), ""), address(port))
 	url := "http://" + address(port) + "/"
 	target := func() string { return fmt.Sprintf("http://d0.test:%d", b.port) }
-	old := netip.AddrPortFrom(l.names.addrs[0], uint16(b.port)).String()
+	old := l.names.addrs[0].String()
 	openLoop(url, 300, 7*time.Second, target, never)
 
 	var lastOld atomic.Int64
@@ -329,18 +330,16 @@ func move(l *lab) {
 	l.names.moved.Store("d0.test", l.names.addrs[1:2])
 	stop := make(chan struct{})
 	go func() {
-		var seen int64
+		seen := 0
 		for {
 			select {
 			case <-stop:
 				return
 			case <-time.After(5 * time.Millisecond):
 			}
-			if c, ok := b.byAddr.Load(old); ok {
-				if n := c.(*atomic.Int64).Load(); n != seen {
-					seen = n
-					lastOld.Store(int64(time.Since(moved)))
-				}
+			if n := b.RequestsTo(old); n != seen {
+				seen = n
+				lastOld.Store(int64(time.Since(moved)))
 			}
 		}
 	}()
@@ -352,25 +351,25 @@ func move(l *lab) {
 
 // https loads 50 domains on one address over both versions of HTTP.
 func https(l *lab) {
-	ca := l.newAuthority()
+	ca := testlab.NewAuthority(l)
 	for _, protocol := range []string{"http/1.1", "h2"} {
 		l.names.addrs = nil
-		b := l.startBackends(1, ca.config(protocol))
+		b := l.startBackends(1, testlab.BackendConfig{CA: ca, HTTP2: protocol == "h2"})
 		port := freePort()
-		l.startCaddy(l.gateway(port, freePort(), "tls_trust_pool file "+ca.path), address(port))
+		l.startCaddy(l.gateway(port, freePort(), "tls_trust_pool file "+ca.File), address(port))
 		n, failed := l.wrk("http://"+address(port)+"/", "X-Target", targets("https", 50, b.port))
 		fmt.Printf("%-8s %d requests to 50 domains on one address: %d failed, %d misdirected, %d connections (%.3f %% reused)\n",
-			protocol, n, failed, b.mixed.Load(), b.opened.Load(), 100*(1-float64(b.opened.Load())/float64(n)))
+			protocol, n, failed, len(b.Misdirected()), b.Opened.Load(), 100*(1-float64(b.Opened.Load())/float64(n)))
 		l.stopCaddy()
 	}
 }
 
 // total asks for more domains than there may be connections.
 func total(l *lab) {
-	ca := l.newAuthority()
-	b := l.startBackends(1, ca.config("h2"))
+	ca := testlab.NewAuthority(l)
+	b := l.startBackends(1, testlab.BackendConfig{CA: ca, HTTP2: true})
 	port, admin := freePort(), freePort()
-	config := l.gateway(port, admin, "tls_trust_pool file "+ca.path+"\n\t\tkeepalive_idle_conns 20")
+	config := l.gateway(port, admin, "tls_trust_pool file "+ca.File+"\n\t\tkeepalive_idle_conns 20")
 	l.startCaddy(config, address(port))
 	var failed atomic.Int64
 	ask := func() {
@@ -390,9 +389,9 @@ func total(l *lab) {
 	ask()
 	settle := func() int64 {
 		time.Sleep(time.Second)
-		return b.open.Load()
+		return b.Open.Load()
 	}
-	fmt.Printf("300 https domains over HTTP/2 with keepalive_idle_conns 20: %d failed, %d connections opened, %d open after it\n", failed.Load(), b.opened.Load(), settle())
+	fmt.Printf("300 https domains over HTTP/2 with keepalive_idle_conns 20: %d failed, %d connections opened, %d open after it\n", failed.Load(), b.Opened.Load(), settle())
 	l.reload(config+"\n# changed\n", net.JoinHostPort("127.0.0.1", strconv.Itoa(admin)))
 	l.reload(strings.Replace(config, "idle_conns 20", "idle_conns 21", 1), net.JoinHostPort("127.0.0.1", strconv.Itoa(admin)))
 	fmt.Printf("after a reload: %d open\n", settle())

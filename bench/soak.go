@@ -10,9 +10,12 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // soaking is a mixed load for long.
@@ -85,11 +88,12 @@ func (s *soaking) send(k kindOfRequest, stop <-chan struct{}) {
 func soak(l *lab) {
 	const names, moving = 100, 10
 	l.names.ttl = 2
-	ca := l.newAuthority()
+	ca := testlab.NewAuthority(l)
 	l.everywhere(names)
 	newBackends := func(p protocolOf, idle time.Duration) *backends {
-		b := l.newBackends(p.config(ca))
-		b.server.IdleTimeout = idle
+		config := p.backends(ca)
+		config.IdleTimeout = idle
+		b := l.newBackends(config)
 		b.listenEverywhere()
 		return b
 	}
@@ -99,7 +103,7 @@ func soak(l *lab) {
 	}
 	short := newBackends(protocols[0], time.Second)
 	resetting := freePort()
-	l.onClose(listenRaw(netip.AddrPortFrom(loopback(1), uint16(resetting)), resetFirst))
+	testlab.ResettingBackend(l, strconv.Itoa(resetting), loopback(1).String())
 	for _, name := range []string{"d1000.test", "d1001.test"} {
 		l.names.moved.Store(name, []netip.Addr{loopback(1)})
 	}
@@ -107,7 +111,7 @@ func soak(l *lab) {
 	l.site = "handle_errors {\n\t\trespond \"{http.target.error}\" {err.status_code}\n\t}"
 	port, admin, refusing := freePort(), freePort(), freePort()
 	config := func(i int) string {
-		return l.gateway(port, admin, fmt.Sprintf("header_up X-Reload %d\n\t\tstream_close_delay 1m\n\t\ttls_trust_pool file %s", i, ca.path))
+		return l.gateway(port, admin, fmt.Sprintf("header_up X-Reload %d\n\t\tstream_close_delay 1m\n\t\ttls_trust_pool file %s", i, ca.File))
 	}
 	l.startCaddy(config(0), address(port))
 	g := &gatewayRun{&conns{address: address(port), limit: floodConns}, admin}

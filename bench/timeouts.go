@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // bidSite lets clients choose their timeouts, as examples/ads.Caddyfile does.
@@ -40,7 +42,7 @@ func (b *bidder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // timeouts sends bid requests that say how long they wait, to a name with three
 // addresses of which one is silent or slow.
 func timeouts(l *lab) {
-	ca := l.newAuthority()
+	ca := testlab.NewAuthority(l)
 	l.site = bidSite
 	duration := time.Duration(*seconds) * 3 * time.Second
 	next := 0
@@ -66,18 +68,17 @@ func timeouts(l *lab) {
 			name := fmt.Sprintf("d%d.test", next)
 			addrs := []netip.Addr{loopback(3*next - 2), loopback(3*next - 1), loopback(3 * next)}
 			l.names.moved.Store(name, addrs)
-			b := l.newBackends(ca.config("http/1.1"))
 			handler := &bidder{slow: addrs[0], factor: min(kind.factor, 1e6)}
-			b.server.Handler = handler
+			b := l.newBackends(testlab.BackendConfig{CA: ca, Handler: handler})
 			for i, addr := range addrs {
 				if i == 0 && kind.factor == 0 {
-					l.onClose(listenRaw(netip.AddrPortFrom(addr, uint16(b.port)), hang))
+					l.listenRaw(netip.AddrPortFrom(addr, uint16(b.port)), hang)
 					continue
 				}
 				b.listen(addr)
 			}
 			port, admin := freePort(), freePort()
-			l.startCaddy(l.gateway(port, admin, "tls_trust_pool file "+ca.path+"\ntimeout {tmax}\nlb_retries 1"), address(port))
+			l.startCaddy(l.gateway(port, admin, "tls_trust_pool file "+ca.File+"\ntimeout {tmax}\nlb_retries 1"), address(port))
 			g := &gatewayRun{&conns{address: address(port), limit: floodConns}, admin}
 			target := fmt.Sprintf("https://%s:%d/bid", name, b.port)
 			post := func(tmax int) func(string) (int, string) {
@@ -102,7 +103,7 @@ func timeouts(l *lab) {
 			}
 			fmt.Println()
 			l.stop(g)
-			b.server.Close()
+			b.Close()
 		}
 	}
 }

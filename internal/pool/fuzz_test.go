@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/testlab"
 )
 
 // The times of the fuzzed pools. In a bubble nothing may take longer.
@@ -400,7 +401,7 @@ func (s *stage) play(config Config, key Key) {
 		time.Sleep(2 * sweepInterval) // what ends by itself has time for that
 		synctest.Wait()
 	} else {
-		eventually(t, "nothing is left", func() bool { return p.Open() == 0 && p.destinations() == 0 })
+		testlab.Eventually(t, "nothing is left", func() bool { return p.Open() == 0 && p.destinations() == 0 })
 	}
 	p.checkEmpty(t)
 }

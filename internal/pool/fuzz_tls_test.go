@@ -4,46 +4,28 @@ package pool
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"io"
-	"math/big"
 	"net"
 	"slices"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"caddytarget/internal/testlab"
 )
 
 // fuzzTLS returns the configurations of client and backend.
-var fuzzTLS = sync.OnceValues(func() (client, backend *tls.Config) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+func fuzzTLS(f *testing.F) (client, backend *tls.Config) {
+	ca := testlab.NewAuthority(f)
+	cert, err := ca.Issue("backend.example")
 	if err != nil {
-		panic(err)
+		f.Fatal(err)
 	}
-	template := &x509.Certificate{ // the time of a bubble begins in 2000
-		SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Now().AddDate(10, 0, 0),
-		DNSNames: []string{"backend.example"}, IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		panic(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		panic(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(leaf)
-	certificate := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-	return &tls.Config{RootCAs: roots}, &tls.Config{Certificates: []tls.Certificate{certificate}, DynamicRecordSizingDisabled: true}
-})
+	return &tls.Config{RootCAs: ca.Pool()}, &tls.Config{Certificates: []tls.Certificate{*cert}, DynamicRecordSizingDisabled: true}
+}
 
 // held is a connection whose writes are held back while holding is set.
 type held struct {
@@ -176,9 +158,9 @@ func FuzzResponseTLS(f *testing.F) {
 		f.Add(clean, []byte{0x7f}, uint16(flagPost), uint16(tlsOld), []byte(raw))
 		f.Add([]byte(raw), []byte{0x80}, uint16(0), uint16(tlsRaw), []byte(nil))
 	}
+	client, backend := fuzzTLS(f)
 	f.Fuzz(func(t *testing.T, octets, cuts []byte, flags, tlsFlags uint16, raw []byte) {
 		synctest.Test(t, func(t *testing.T) {
-			client, backend := fuzzTLS()
 			pl := newPlan(octets, cuts, flags)
 			s := newStage(t, pl)
 			s.tlsFlags = tlsFlags

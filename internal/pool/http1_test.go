@@ -19,6 +19,8 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // age makes the idle connections for an order's key seem idle for longer.
@@ -96,7 +98,7 @@ func testKnock(t *testing.T, secure bool) {
 			if _, err := get(t, p, o, "/"); err != nil {
 				t.Fatal(err)
 			}
-			opened := b.opened.Load()
+			opened := b.Opened.Load()
 			posts.Store(0)
 			closes.Store(0)
 			closing.Store(close)
@@ -115,7 +117,7 @@ func testKnock(t *testing.T, secure bool) {
 			if n := posts.Load(); n != 1 {
 				t.Errorf("body %q, closing %t: executed %d times, want once", body, close, n)
 			}
-			if n, m := closes.Load(), b.opened.Load()-opened; n != want || m != want {
+			if n, m := closes.Load(), b.Opened.Load()-opened; n != want || m != want {
 				t.Errorf("body %q, closing %t: %d connections closed, %d opened, want %d", body, close, n, m, want)
 			}
 		}
@@ -157,7 +159,7 @@ func TestNoKnock(t *testing.T) {
 		_, _ = io.Copy(io.Discard, res.Body)
 		res.Body.Close()
 	}
-	if n := b.opened.Load(); n != 1 {
+	if n := b.Opened.Load(); n != 1 {
 		t.Errorf("%d connections were opened, want 1", n)
 	}
 }
@@ -191,7 +193,7 @@ func TestLateTimer(t *testing.T) {
 	x = &exchange{c: x.c}
 	x.c.ended.Lock()
 	x.abortAfter(time.Millisecond, errResponseHeaderTimeout)
-	eventually(t, "the timer has fired", func() bool {
+	testlab.Eventually(t, "the timer has fired", func() bool {
 		free := x.headerWait.TryLock()
 		if free {
 			x.headerWait.Unlock()
@@ -257,7 +259,7 @@ func TestHeaderTime(t *testing.T) {
 			t.Errorf("%s: %q, %v, want the body", path, got, err)
 		}
 	}
-	if n := b.opened.Load(); n != 1 {
+	if n := b.Opened.Load(); n != 1 {
 		t.Errorf("%d connections were opened, want 1", n)
 	}
 	_, err := get(t, p, b.order("a.example"), "/late")
@@ -297,8 +299,8 @@ func TestKeepAliveOff(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if highest.Load() > 1 || b.opened.Load() != 8 || asked.Load() != 8 || p.Open() != 0 {
-		t.Errorf("%d requests over a connection, %d connections, %d asked to be closed, %d left, want 1, 8, 8, 0", max(highest.Load(), 1), b.opened.Load(), asked.Load(), p.Open())
+	if highest.Load() > 1 || b.Opened.Load() != 8 || asked.Load() != 8 || p.Open() != 0 {
+		t.Errorf("%d requests over a connection, %d connections, %d asked to be closed, %d left, want 1, 8, 8, 0", max(highest.Load(), 1), b.Opened.Load(), asked.Load(), p.Open())
 	}
 }
 

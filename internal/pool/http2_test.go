@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // backend2 is a server of HTTP/2 that counts its connections.
@@ -160,7 +162,7 @@ func TestNoStreams(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			if n := b.opened.Load(); n > 8*(maxStale+1) {
+			if n := b.Opened.Load(); n > 8*(maxStale+1) {
 				t.Errorf("%d dials for 8 requests, want at most %d", n, 8*(maxStale+1))
 			}
 		})
@@ -207,7 +209,7 @@ func TestRetired(t *testing.T) {
 	}()
 	<-held
 	go start("/next", next)
-	eventually(t, "a request waits", func() bool { return p.waiting(b.order) == 1 })
+	testlab.Eventually(t, "a request waits", func() bool { return p.waiting(b.order) == 1 })
 	hold <- struct{}{} // either of the two
 	select {
 	case err := <-many:
@@ -236,7 +238,7 @@ func TestRetired(t *testing.T) {
 	if got, err := get(t, p, b.order, "/"); err != nil || got == old {
 		t.Errorf("%v, sent over the retired connection: %t, want it sent over another one", err, got == old)
 	}
-	eventually(t, "the retired connection is closed", func() bool { return p.Open() == 1 })
+	testlab.Eventually(t, "the retired connection is closed", func() bool { return p.Open() == 1 })
 	if n := b.opened.Load(); n != 2 {
 		t.Errorf("%d connections, want 2", n)
 	}
@@ -359,7 +361,7 @@ func TestUnblock(t *testing.T) {
 		_, err := io.Copy(io.Discard, starved.Body)
 		done <- err
 	}()
-	eventually(t, "a client reads", s.reading.Load)
+	testlab.Eventually(t, "a client reads", s.reading.Load)
 	s.c.unblock(now) // not for long
 	s.changedAt.Store(now.Add(-starveTime - time.Second).UnixNano())
 	for i, res := range responses {

@@ -3,14 +3,10 @@ package pool
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"runtime"
@@ -18,34 +14,22 @@ import (
 	"time"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/testlab"
 )
 
 // secureEcho is echo behind TLS.
 func secureEcho(t *testing.T) (serve func(net.Conn, *bufio.Reader), roots *x509.CertPool) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ca := testlab.NewAuthority(t)
+	cert, err := ca.Issue("*.example")
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, DNSNames: []string{"*.example"},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots = x509.NewCertPool()
-	roots.AddCert(cert)
-	config := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	config := &tls.Config{Certificates: []tls.Certificate{*cert}}
 	return func(c net.Conn, _ *bufio.Reader) {
 		secured := tls.Server(c, config)
 		echo(secured, bufio.NewReader(secured))
-	}, roots
+	}, ca.Pool()
 }
 
 // inUse returns what memory and goroutines are in use.
@@ -106,7 +90,7 @@ func TestIdleCost(t *testing.T) {
 		name := func(i int) string { return fmt.Sprintf("n%d.example", i) }
 		measure := func(open func(i int) error, closeAll func()) (octets int64, goroutines int) {
 			t.Helper()
-			eventually(t, "all is closed", func() bool { return b.openConns() == 0 })
+			testlab.Eventually(t, "all is closed", func() bool { return b.Open.Load() == 0 })
 			time.Sleep(20 * time.Millisecond)
 			before, goroutinesBefore := inUse()
 			for i := range n {

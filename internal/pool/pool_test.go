@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,67 +20,22 @@ import (
 	"go.uber.org/goleak"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/testlab"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // backend is a server of HTTP/1.1 that counts its connections.
 type backend struct {
-	t      testing.TB
-	addr   netip.AddrPort
-	opened atomic.Int64
-	mu     sync.Mutex
-	open   []net.Conn
-	wg     sync.WaitGroup
+	*testlab.RawBackend
+	addr netip.AddrPort
 }
 
 // newBackend serves each connection with serve, until the end of the test.
 func newBackend(t testing.TB, serve func(c net.Conn, r *bufio.Reader)) *backend {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &backend{t: t, addr: netip.MustParseAddrPort(l.Addr().String())}
-	b.wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			b.opened.Add(1)
-			b.mu.Lock()
-			b.open = append(b.open, c)
-			b.mu.Unlock()
-			b.wg.Go(func() {
-				serve(c, bufio.NewReader(c))
-				c.Close()
-				b.mu.Lock()
-				b.open = slices.DeleteFunc(b.open, func(other net.Conn) bool { return other == c })
-				b.mu.Unlock()
-			})
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		b.closeAll()
-		b.wg.Wait()
-	})
-	return b
-}
-
-func (b *backend) closeAll() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, c := range b.open {
-		c.Close()
-	}
-}
-
-func (b *backend) openConns() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.open)
+	b := testlab.NewRawBackend(t, "", "127.0.0.1", nil, func(c net.Conn) { serve(c, bufio.NewReader(c)) })
+	return &backend{b, netip.MustParseAddrPort("127.0.0.1:" + b.Port)}
 }
 
 // echo answers each request with its path.
@@ -130,15 +84,6 @@ func get(t testing.TB, p *Pool, o *Order, path string) (string, error) {
 	return string(body), err
 }
 
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited for too long until %s", what)
-		}
-	}
-}
-
 // destinations returns how many keys are in use.
 func (p *Pool) destinations() (n int) {
 	for i := range p.shards {
@@ -161,11 +106,11 @@ func TestReuse(t *testing.T) {
 			}
 		}
 	}
-	if n := b.opened.Load(); n != 2 {
+	if n := b.Opened.Load(); n != 2 {
 		t.Errorf("%d connections were opened for two targets, want 2", n)
 	}
-	b.closeAll()
-	eventually(t, "connections that the backend closed are gone", func() bool { return p.Open() == 0 && p.destinations() == 0 })
+	b.CloseConns()
+	testlab.Eventually(t, "connections that the backend closed are gone", func() bool { return p.Open() == 0 && p.destinations() == 0 })
 }
 
 // TestTotal: idle connections beyond the bound are closed, those that were idle
@@ -181,17 +126,17 @@ func TestTotal(t *testing.T) {
 			t.Errorf("%d connections are open, want at most 2", n)
 		}
 	}
-	eventually(t, "two are left", func() bool { return b.openConns() <= 2 })
-	if n, m := p.Open(), b.openConns(); n != 2 || m != 2 {
+	testlab.Eventually(t, "two are left", func() bool { return b.Open.Load() <= 2 })
+	if n, m := p.Open(), b.Open.Load(); n != 2 || m != 2 {
 		t.Errorf("%d connections are open, %d at the backend, want 2", n, m)
 	}
-	opened := b.opened.Load()
+	opened := b.Opened.Load()
 	for i := 3; i < 5; i++ {
 		if _, err := get(t, p, b.order(fmt.Sprintf("n%d.example", i)), "/"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if b.opened.Load() != opened {
+	if b.Opened.Load() != opened {
 		t.Error("a connection was opened, want the two kept that were used last")
 	}
 }
@@ -323,7 +268,7 @@ func TestWaiting(t *testing.T) {
 		_, err := get(t, p, o, "/2")
 		done <- err
 	}()
-	eventually(t, "a dial is under way", func() bool {
+	testlab.Eventually(t, "a dial is under way", func() bool {
 		s := p.shard(&o.Key)
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -333,18 +278,18 @@ func TestWaiting(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if n := b.opened.Load(); n != 1 {
+	if n := b.Opened.Load(); n != 1 {
 		t.Errorf("%d connections were opened, want 1", n)
 	}
 	close(slow)
-	eventually(t, "the other connection is idle", func() bool { return p.Open() == 2 })
+	testlab.Eventually(t, "the other connection is idle", func() bool { return p.Open() == 2 })
 	res, err = p.RoundTrip(request(t, http.MethodGet, "/3", nil), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	if _, err := get(t, p, o, "/4"); err != nil || b.opened.Load() != 2 {
-		t.Errorf("%v, %d connections were opened, want 2", err, b.opened.Load())
+	if _, err := get(t, p, o, "/4"); err != nil || b.Opened.Load() != 2 {
+		t.Errorf("%v, %d connections were opened, want 2", err, b.Opened.Load())
 	}
 }
 
@@ -376,8 +321,8 @@ func TestMaxPerKey(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if highest.Load() > 3 || b.opened.Load() > 3 {
-		t.Errorf("%d requests at a time, %d connections, want at most 3", highest.Load(), b.opened.Load())
+	if highest.Load() > 3 || b.Opened.Load() > 3 {
+		t.Errorf("%d requests at a time, %d connections, want at most 3", highest.Load(), b.Opened.Load())
 	}
 }
 
@@ -413,7 +358,7 @@ func TestLimits(t *testing.T) {
 	for i := range 10 {
 		start(fmt.Sprintf("n%d.greedy.example", i))
 	}
-	eventually(t, "the rest is refused", func() bool { return p.Open()+int(limited.Load()) == 10 })
+	testlab.Eventually(t, "the rest is refused", func() bool { return p.Open()+int(limited.Load()) == 10 })
 	if n := p.Open(); n != 4 { // a quarter of 16
 		t.Errorf("one domain has %d of 20 connections, want 4", n)
 	}
@@ -519,7 +464,7 @@ func TestStress(t *testing.T) {
 	}
 	wg.Wait()
 	p.Close()
-	eventually(t, "nothing is left", func() bool {
+	testlab.Eventually(t, "nothing is left", func() bool {
 		return p.Open() == 0 && p.destinations() == 0 && len(p.limits.groups) == 0
 	})
 }
@@ -538,7 +483,7 @@ func TestKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := b.opened.Load(); n != 3 {
+	if n := b.Opened.Load(); n != 3 {
 		t.Errorf("%d connections for three keys, want 3", n)
 	}
 }

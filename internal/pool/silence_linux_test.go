@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"caddytarget/internal/testlab"
 )
 
 // deaf makes the system drop all that comes over a connection: nothing is
@@ -58,7 +60,7 @@ func TestSilence(t *testing.T) {
 	t.Run("acknowledges", func(t *testing.T) {
 		c, _ := pair(t)
 		_, _ = io.WriteString(c, "request")
-		eventually(t, "all is acknowledged", func() bool { return c.raw.tcpInfo().Unacked == 0 })
+		testlab.Eventually(t, "all is acknowledged", func() bool { return c.raw.tcpInfo().Unacked == 0 })
 		for _, after := range []time.Duration{0, 2 * maxSilence, 4 * maxSilence} {
 			if c.isSilent(time.Now().Add(after)) || !c.silence.since.IsZero() {
 				t.Error("the backend is silent, want not silent")
@@ -71,7 +73,7 @@ func TestSilence(t *testing.T) {
 		if _, err := io.CopyN(c.raw.Conn, zeros{}, 64<<20); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal(err)
 		}
-		eventually(t, "the window is closed", func() bool { return c.raw.tcpInfo().Notsent_bytes > 0 && c.raw.tcpInfo().Unacked == 0 })
+		testlab.Eventually(t, "the window is closed", func() bool { return c.raw.tcpInfo().Notsent_bytes > 0 && c.raw.tcpInfo().Unacked == 0 })
 		for i := range 20 { // it is asked meanwhile whether the window is open
 			for _, after := range []time.Duration{0, 2 * maxSilence, 4 * maxSilence} {
 				if c.isSilent(time.Now().Add(after)) {
@@ -99,7 +101,7 @@ func TestSilence(t *testing.T) {
 		if os.Getenv("SLOW_TESTS") == "" { // the time depends on the coarse clock of TCP_INFO
 			return
 		}
-		eventually(t, "it is taken for silent", func() bool { return c.isSilent(time.Now()) })
+		testlab.Eventually(t, "it is taken for silent", func() bool { return c.isSilent(time.Now()) })
 		if d := time.Since(begun); d < maxSilence {
 			t.Errorf("the backend is silent after %s, want %s or more", d, maxSilence)
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/testlab"
 )
 
 // waiting returns how many requests wait for a connection for an order's key.
@@ -49,12 +50,12 @@ func TestWaiterWithoutDial(t *testing.T) {
 		_, err := get(t, p, o, "/1")
 		first <- err
 	}()
-	eventually(t, "one request dials", func() bool { return dials.Load() == 1 })
+	testlab.Eventually(t, "one request dials", func() bool { return dials.Load() == 1 })
 	go func() {
 		_, err := get(t, p, o, "/2")
 		second <- err
 	}()
-	eventually(t, "two requests wait", func() bool { return p.waiting(o) == 2 })
+	testlab.Eventually(t, "two requests wait", func() bool { return p.waiting(o) == 2 })
 	close(fail)
 	if err := <-first; !errors.Is(err, refused) {
 		t.Errorf("the request whose dial failed: %v, want %v", err, refused)
@@ -91,7 +92,7 @@ func TestHandOver(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := b.opened.Load(); n != 1 {
+	if n := b.Opened.Load(); n != 1 {
 		t.Errorf("%d connections were opened, want 1", n)
 	}
 }
@@ -121,7 +122,7 @@ func TestLateRelease(t *testing.T) {
 	d.waiters = append(d.waiters, w)
 	p.assignDial(d, w)
 	s.mu.Unlock()
-	eventually(t, "its dial has failed", func() bool { return len(w.ready) == 1 && p.destinations() == 0 })
+	testlab.Eventually(t, "its dial has failed", func() bool { return len(w.ready) == 1 && p.destinations() == 0 })
 
 	refuse.Store(false)
 	if _, err := get(t, p, o, "/1"); err != nil {
@@ -135,8 +136,8 @@ func TestLateRelease(t *testing.T) {
 	if p.destinations() != 1 {
 		t.Errorf("%d destinations, want that of the idle connection", p.destinations())
 	}
-	if _, err := get(t, p, o, "/2"); err != nil || b.opened.Load() != 1 {
-		t.Errorf("%v, %d connections were opened, want 1", err, b.opened.Load())
+	if _, err := get(t, p, o, "/2"); err != nil || b.Opened.Load() != 1 {
+		t.Errorf("%v, %d connections were opened, want 1", err, b.Opened.Load())
 	}
 	p.sweep(time.Now().Add(2 * time.Minute))
 	if p.Open() != 0 || p.destinations() != 0 {
@@ -181,20 +182,20 @@ func TestShare(t *testing.T) {
 		defer limits.mu.Unlock()
 		return limits.groups["greedy.com"]
 	}
-	eventually(t, "each request has a connection or is refused", func() bool { return inUse()+int(limited.Load()) == 40 })
+	testlab.Eventually(t, "each request has a connection or is refused", func() bool { return inUse()+int(limited.Load()) == 40 })
 	if n := inUse(); n != 20 { // a quarter of what it has left
 		t.Errorf("one domain has %d of 100 connections, want 20", n)
 	}
-	if n := b.openConns(); n != 2*others {
+	if n := int(b.Open.Load()); n != 2*others {
 		t.Errorf("%d idle connections of others are left, want %d", n, 2*others)
 	}
-	opened := b.opened.Load()
+	opened := b.Opened.Load()
 	for i := range others {
 		if _, err := get(t, p, b.order(fmt.Sprintf("good%d.example", i)), "/"); err != nil {
 			t.Errorf("a request: %v, want a response", err)
 		}
 	}
-	if n := b.opened.Load() - opened; n != 0 {
+	if n := b.Opened.Load() - opened; n != 0 {
 		t.Errorf("%d connections of others were opened again, want none", n)
 	}
 	cancel()
@@ -221,21 +222,21 @@ func TestGivenUpDial(t *testing.T) {
 		_, err := p.RoundTrip(request(t, http.MethodGet, "/", nil).WithContext(ctx), o)
 		first <- err
 	}()
-	eventually(t, "a request waits", func() bool { return p.waiting(o) == 1 })
+	testlab.Eventually(t, "a request waits", func() bool { return p.waiting(o) == 1 })
 	cancel()
 	if err := <-first; !errors.Is(err, context.Canceled) {
 		t.Errorf("the request that gave up its dial: %v, want %v", err, context.Canceled)
 	}
 	close(gate)
-	eventually(t, "the connection is there", func() bool { return p.Open() == 1 })
-	eventually(t, "the backend has it, too", func() bool { return b.openConns() == 1 })
-	b.closeAll()
+	testlab.Eventually(t, "the connection is there", func() bool { return p.Open() == 1 })
+	testlab.Eventually(t, "the backend has it, too", func() bool { return b.Open.Load() == 1 })
+	b.CloseConns()
 	for range 2 {
 		if err := post(t, p, o, http.NoBody); err != nil {
 			t.Errorf("a POST after the backend closed the connection: %v, want a response", err)
 		}
 	}
-	if n := b.opened.Load(); n != 2 {
+	if n := b.Opened.Load(); n != 2 {
 		t.Errorf("%d connections were opened, want 2: for the request that went and for those after it", n)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestWatch: a request ends with its context, before and after that is watched. A
@@ -47,7 +49,7 @@ func TestWatch(t *testing.T) {
 		t.Errorf("a request with a deadline: %v, want %v", err, context.DeadlineExceeded)
 	}
 
-	opened := b.opened.Load()
+	opened := b.Opened.Load()
 	for range 20 {
 		ctx, cancel := context.WithCancel(t.Context())
 		if _, err := p.RoundTrip(request(t, http.MethodGet, "/", nil).WithContext(ctx), o); err != nil {
@@ -55,10 +57,10 @@ func TestWatch(t *testing.T) {
 		}
 		cancel()
 	}
-	if n := b.opened.Load() - opened; n != 1 {
+	if n := b.Opened.Load() - opened; n != 1 {
 		t.Errorf("20 requests whose contexts ended after their responses opened %d connections, want 1", n)
 	}
-	eventually(t, "no request is left to be watched", func() bool { return !p.watcher.running.Load() })
+	testlab.Eventually(t, "no request is left to be watched", func() bool { return !p.watcher.running.Load() })
 }
 
 // TestDeferredCheck: a request over a connection that was idle is written only if no
@@ -96,11 +98,11 @@ func TestDeferredCheck(t *testing.T) {
 				t.Errorf("%s with a header of %d octets got %q, want %q", path, size, got, "last")
 			}
 		}
-		opened := b.opened.Load()
+		opened := b.Opened.Load()
 		for _, size := range []int{1, 1, 5000, 1, 16 << 20, 1} {
 			send("/", size)
 		}
-		if n := b.opened.Load() - opened; n != 1 {
+		if n := b.Opened.Load() - opened; n != 1 {
 			t.Errorf("%d connections were opened, want 1", n)
 		}
 		for _, size := range []int{1, 5000, 16 << 20} {
@@ -108,7 +110,7 @@ func TestDeferredCheck(t *testing.T) {
 			<-surplus
 			send("/", size)
 		}
-		if n := b.opened.Load() - opened; n != 4 {
+		if n := b.Opened.Load() - opened; n != 4 {
 			t.Errorf("%d connections were opened, want another one each time after something came", n)
 		}
 		p.Close()

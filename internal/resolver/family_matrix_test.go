@@ -3,7 +3,6 @@ package resolver
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -15,6 +14,7 @@ import (
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/dnsclient"
+	"caddytarget/internal/testlab"
 )
 
 // familyMatrix has what is known of a name after one more lookup, by the replies for
@@ -109,7 +109,7 @@ func testMatrixColumn(t *testing.T, before string, rows []matrixRow) {
 	c := &matrixColumn{T: t, rows: rows, server: newFamilyServer(t, uint32(matrixTTL.Seconds()))}
 	c.resolver = newResolver(t, Config{
 		Nameservers: []string{c.server.addr}, Hosts: "off", Family: "prefer_ipv4", Tries: 1,
-		Timeout: 3 * time.Second, Deadline: patience, RefreshAlways: true,
+		Timeout: 3 * time.Second, Deadline: testlab.Timeout, RefreshAlways: true,
 		Now: func() time.Duration { return time.Duration(c.now.Load()) },
 	})
 	c.ex = &countedExchanger{Client: c.resolver.client, ended: make(map[string]int)}
@@ -140,7 +140,7 @@ func (c *matrixColumn) lookUp(check func(row matrixRow, got string)) {
 // want checks what is known when so many questions for each name have ended.
 func (c *matrixColumn) want(what string, questions int, of func(row matrixRow) string) {
 	c.Helper()
-	eventually(c, "the questions have ended", func() bool {
+	testlab.Eventually(c, "the questions have ended", func() bool {
 		for _, row := range c.rows {
 			if c.ex.questions(row.name) < questions {
 				return false
@@ -209,7 +209,7 @@ func (c *matrixColumn) testAfterwards() {
 			c.Errorf("a moment later: %s: got %s, want addresses", row.name, got)
 		}
 	})
-	eventually(c, "all that failed is fresh", func() (fresh bool) {
+	testlab.Eventually(c, "all that failed is fresh", func() (fresh bool) {
 		fresh = true
 		for _, row := range c.rows {
 			if row.want == "fails" || strings.HasSuffix(row.want, "~") {
@@ -274,21 +274,8 @@ type familyServer struct {
 
 func newFamilyServer(t *testing.T, ttl uint32) *familyServer {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &familyServer{addr: conn.LocalAddr().String(), ttl: ttl, replies: make(map[string][2]string)}
-	server := &dns.Server{PacketConn: conn, Handler: s}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = server.ActivateAndServe()
-	}()
-	t.Cleanup(func() {
-		_ = conn.Close()
-		<-done
-	})
+	s := &familyServer{ttl: ttl, replies: make(map[string][2]string)}
+	s.addr = testlab.ServeDNS(t, s)
 	return s
 }
 
@@ -318,20 +305,12 @@ func (s *familyServer) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	case "refused":
 		reply.Rcode = dns.RcodeRefused
 	case "ok":
-		rr, err := dns.NewRR(fmt.Sprintf("%s %d IN %s", q.Name, s.ttl, record))
-		if err != nil {
-			panic(err)
-		}
-		reply.Answer = []dns.RR{rr}
+		reply.Answer = testlab.Records(fmt.Sprintf("%s %d IN %s", q.Name, s.ttl, record))
 	case "nx":
 		reply.Rcode = dns.RcodeNameError
 		fallthrough
 	default: // no data; also for what probes ask
-		rr, err := dns.NewRR(". 20 IN SOA ns. m. 1 1 1 1 20")
-		if err != nil {
-			panic(err)
-		}
-		reply.Ns = []dns.RR{rr}
+		reply.Ns = testlab.Records(". 20 IN SOA ns. m. 1 1 1 1 20")
 	}
 	_ = w.WriteMsg(reply)
 }

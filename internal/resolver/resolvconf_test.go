@@ -3,17 +3,15 @@ package resolver
 import (
 	"cmp"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/dnsclient"
+	"caddytarget/internal/testlab"
 )
 
 // TestParseResolvConf has all that may stand in a resolv.conf(5) file. TestParseSearch
@@ -105,9 +103,9 @@ func TestSettingsOfResolvConf(t *testing.T) {
 
 // ofSystem returns a resolver that asks a nameserver on loopback because a
 // resolv.conf says so, which has more lines; and what changes these.
-func ofSystem(t *testing.T, config Config, s *dnsServer, more string) (r *Resolver, change func(more string)) {
+func ofSystem(t *testing.T, config Config, s *testlab.Nameserver, more string) (r *Resolver, change func(more string)) {
 	t.Helper()
-	at := netip.MustParseAddrPort(s.addr)
+	at := netip.MustParseAddrPort(s.Addr)
 	config.systemPort = at.Port()
 	first := "nameserver " + at.Addr().String() + "\n"
 	r, changeFile := withResolvConf(t, config, first+more)
@@ -121,63 +119,35 @@ func ofSystem(t *testing.T, config Config, s *dnsServer, more string) (r *Resolv
 // resolve.
 func TestUseVC(t *testing.T) {
 	checkLeaks(t)
-	s := newTCPServer(t)
-	s.has("a.example", "192.0.2.1")
-	r, _ := ofSystem(t, Config{Deadline: patience}, s, "options use-vc\n")
+	s := testlab.NewNameserver(t)
+	s.SetTCPOnly()
+	s.Has("a.example", "192.0.2.1")
+	r, _ := ofSystem(t, Config{Deadline: testlab.Timeout}, s, "options use-vc\n")
 	wantLookup(t, r, "a.example", "miss [192.0.2.1]")
-}
-
-// newTCPServer returns a nameserver that does not reply over UDP.
-func newTCPServer(t *testing.T) *dnsServer {
-	t.Helper()
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &dnsServer{
-		addr: tcp.Addr().String(), names: make(map[string]dnsName), queries: make(map[string]int), stop: make(chan struct{}),
-	}
-	udp, err := net.ListenPacket("udp", s.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &dns.Server{Listener: tcp, Handler: s}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = server.ActivateAndServe()
-	}()
-	t.Cleanup(func() {
-		close(s.stop)
-		_ = udp.Close()
-		_ = tcp.Close()
-		<-done
-	})
-	return s
 }
 
 // TestSystemOptions: the options of resolv.conf take effect, and so do changes;
 // those of a resolver with nameservers of its own stay as they are.
 func TestSystemOptions(t *testing.T) {
-	s := newDNSServer(t)
-	s.has("a.example", "192.0.2.1", "2001:db8::1")
-	s.has("b.example", "192.0.2.1", "2001:db8::1")
+	s := testlab.NewNameserver(t)
+	s.Has("a.example", "192.0.2.1", "2001:db8::1")
+	s.Has("b.example", "192.0.2.1", "2001:db8::1")
 	r, change := ofSystem(t, Config{Family: "auto"}, s, "options no-aaaa single-request\n")
 	config := r.cacheConfig(&r.zone, nil)
 	if config.Family() != dnscache.IPv4 || !config.Sequential() {
 		t.Errorf("got family %d, sequential %t, want %d, true", config.Family(), config.Sequential(), dnscache.IPv4)
 	}
-	if got := mustLookup(t, r, "a.example"); got != "miss [192.0.2.1]" || s.asked("AAAA a.example") != 0 {
-		t.Errorf("got %s and %d queries for AAAA, want miss [192.0.2.1] and none", got, s.asked("AAAA a.example"))
+	if got := mustLookup(t, r, "a.example"); got != "miss [192.0.2.1]" || s.Asked("AAAA a.example") != 0 {
+		t.Errorf("got %s and %d queries for AAAA, want miss [192.0.2.1] and none", got, s.Asked("AAAA a.example"))
 	}
 	r.ipv6Route.present, r.ipv6Route.until = true, time.Now().Add(time.Hour)
 	change("")
 	if config.Family() != dnscache.Interleaved || config.Sequential() {
 		t.Errorf("without options: got family %d, sequential %t, want %d, false", config.Family(), config.Sequential(), dnscache.Interleaved)
 	}
-	eventually(t, "AAAA is asked for", func() bool {
+	testlab.Eventually(t, "AAAA is asked for", func() bool {
 		mustLookup(t, r, "b.example")
-		return s.asked("AAAA b.example") > 0
+		return s.Asked("AAAA b.example") > 0
 	})
 
 	// the family of the configuration counts
@@ -188,15 +158,15 @@ func TestSystemOptions(t *testing.T) {
 	}
 
 	// and nothing of this holds for other nameservers
-	r, _ = ofSystem(t, Config{Family: "auto", Nameservers: []string{s.addr}, Search: true}, s, "options no-aaaa use-vc\nsearch a.test\n")
-	if got := fmt.Sprint(r.client.Nameservers()); r.system.Load() != nil || got != "["+s.addr+"]" || r.search.Load() == nil {
-		t.Errorf("got nameservers %s, options %v, search list %v, want [%s], none and one", got, r.system.Load(), r.search.Load(), s.addr)
+	r, _ = ofSystem(t, Config{Family: "auto", Nameservers: []string{s.Addr}, Search: true}, s, "options no-aaaa use-vc\nsearch a.test\n")
+	if got := fmt.Sprint(r.client.Nameservers()); r.system.Load() != nil || got != "["+s.Addr+"]" || r.search.Load() == nil {
+		t.Errorf("got nameservers %s, options %v, search list %v, want [%s], none and one", got, r.system.Load(), r.search.Load(), s.Addr)
 	}
 }
 
 // TestNoReload: with no-reload the file is read once.
 func TestNoReload(t *testing.T) {
-	s := newDNSServer(t)
+	s := testlab.NewNameserver(t)
 	r, change := ofSystem(t, Config{}, s, "options use-vc\n")
 	want := func(servers string) {
 		t.Helper()
@@ -204,22 +174,22 @@ func TestNoReload(t *testing.T) {
 			t.Errorf("nameservers %s, want %s", got, servers)
 		}
 	}
-	want("tcp://" + s.addr)
+	want("tcp://" + s.Addr)
 	change("")
-	want(s.addr)
+	want(s.Addr)
 	change("options use-vc no-reload\n")
 	change("")
-	want("tcp://" + s.addr)
+	want("tcp://" + s.Addr)
 }
 
 // TestEnvironment: RES_OPTIONS and LOCALDOMAIN amend resolv.conf.
 func TestEnvironment(t *testing.T) {
 	t.Setenv("RES_OPTIONS", "use-vc ndots:3")
 	t.Setenv("LOCALDOMAIN", "b.test c.test")
-	s := newDNSServer(t)
+	s := testlab.NewNameserver(t)
 	r, _ := ofSystem(t, Config{Search: true}, s, "search a.test\noptions ndots:2 rotate")
 	list := r.search.Load()
-	want := "[tcp://" + s.addr + "] [b.test c.test] 3 true"
+	want := "[tcp://" + s.Addr + "] [b.test c.test] 3 true"
 	if got := fmt.Sprint(r.client.Nameservers(), list.domains, list.ndots, r.system.Load().rotate); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
@@ -247,18 +217,18 @@ func TestNoTLDQuery(t *testing.T) {
 			t.Errorf("%q: %s: %s, want %s", test.text, test.name, got, test.want)
 		}
 	}
-	s := newDNSServer(t)
-	s.has("web", "192.0.2.1")
+	s := testlab.NewNameserver(t)
+	s.Has("web", "192.0.2.1")
 	r, _ := ofSystem(t, Config{Search: true}, s, "search a.test\noptions no-tld-query\n")
-	if got := mustLookup(t, r, "web"); !strings.Contains(got, "NXDOMAIN") || s.asked("web") != 0 {
-		t.Errorf("got %s and %d queries, want NXDOMAIN and none", got, s.asked("web"))
+	if got := mustLookup(t, r, "web"); !strings.Contains(got, "NXDOMAIN") || s.Asked("web") != 0 {
+		t.Errorf("got %s and %d queries, want NXDOMAIN and none", got, s.Asked("web"))
 	}
 }
 
 // TestNoResolvConf: without a file there are the nameservers of this machine; one
 // that cannot be read changes nothing.
 func TestNoResolvConf(t *testing.T) {
-	s := newDNSServer(t)
+	s := testlab.NewNameserver(t)
 	r, _ := ofSystem(t, Config{}, s, "")
 	if err := os.Remove(r.config.ResolvConf); err != nil {
 		t.Fatal(err)
@@ -267,14 +237,14 @@ func TestNoResolvConf(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.checkFiles()
-	if got := fmt.Sprint(r.client.Nameservers()); got != "["+s.addr+"]" {
-		t.Errorf("unreadable: got nameservers %s, want [%s]", got, s.addr)
+	if got := fmt.Sprint(r.client.Nameservers()); got != "["+s.Addr+"]" {
+		t.Errorf("unreadable: got nameservers %s, want [%s]", got, s.Addr)
 	}
 	if err := os.Remove(r.config.ResolvConf); err != nil {
 		t.Fatal(err)
 	}
 	r.checkFiles()
-	port := netip.MustParseAddrPort(s.addr).Port()
+	port := netip.MustParseAddrPort(s.Addr).Port()
 	want := []dnsclient.Nameserver{
 		{Network: "udp", AddrPort: netip.AddrPortFrom(loopback[0], port)},
 		{Network: "udp", AddrPort: netip.AddrPortFrom(loopback[1], port)},

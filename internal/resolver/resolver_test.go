@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/testlab"
 )
 
 // TestFilesAreReadAgain checks that a changed hosts file and resolv.conf take
@@ -124,7 +125,7 @@ func wantLookup(t testing.TB, r *Resolver, name, want string) {
 // TestZones has the nameservers that are asked for a name.
 func TestZones(t *testing.T) {
 	checkLeaks(t)
-	servers := map[string]*dnsServer{"192.0.2.1": newDNSServer(t), "192.0.2.2": newDNSServer(t), "192.0.2.3": newDNSServer(t)}
+	servers := map[string]*testlab.Nameserver{"192.0.2.1": testlab.NewNameserver(t), "192.0.2.2": testlab.NewNameserver(t), "192.0.2.3": testlab.NewNameserver(t)}
 	names := map[string]string{
 		"consul":             "192.0.2.2",
 		"a.consul":           "192.0.2.2",
@@ -140,21 +141,21 @@ func TestZones(t *testing.T) {
 	}
 	for addr, s := range servers {
 		for name := range names {
-			s.has(name, addr)
+			s.Has(name, addr)
 		}
 	}
-	servers["192.0.2.1"].set("to-zone.example", dnsName{alias: "a.dc1.consul", ttl: 60})
-	servers["192.0.2.3"].has("a.dc1.consul", "192.0.2.3")
-	servers["192.0.2.2"].set("from-zone.consul", dnsName{alias: "aliased.example", ttl: 60})
-	servers["192.0.2.1"].has("aliased.example", "192.0.2.1")
+	servers["192.0.2.1"].Set("to-zone.example", testlab.Reply{Alias: "a.dc1.consul", TTL: 60})
+	servers["192.0.2.3"].Has("a.dc1.consul", "192.0.2.3")
+	servers["192.0.2.2"].Set("from-zone.consul", testlab.Reply{Alias: "aliased.example", TTL: 60})
+	servers["192.0.2.1"].Has("aliased.example", "192.0.2.1")
 	names["to-zone.example"], names["from-zone.consul"] = "192.0.2.3", "192.0.2.1"
 
 	r := newResolver(t, Config{
-		Nameservers: []string{servers["192.0.2.1"].addr},
+		Nameservers: []string{servers["192.0.2.1"].Addr},
 		Zones: map[string][]string{
-			"Consul.":    {servers["192.0.2.2"].addr},
-			"dc1.consul": {servers["192.0.2.3"].addr},
-			"bücher.de":  {servers["192.0.2.3"].addr},
+			"Consul.":    {servers["192.0.2.2"].Addr},
+			"dc1.consul": {servers["192.0.2.3"].Addr},
+			"bücher.de":  {servers["192.0.2.3"].Addr},
 		},
 	})
 	r.Start()
@@ -168,7 +169,7 @@ func TestZones(t *testing.T) {
 	}
 	for addr, s := range servers {
 		for name, want := range names {
-			n := s.asked(name)
+			n := s.Asked(name)
 			if strings.Contains(name, "-zone.") {
 				continue
 			}
@@ -178,7 +179,7 @@ func TestZones(t *testing.T) {
 		}
 	}
 
-	none := newResolver(t, Config{Nameservers: []string{servers["192.0.2.1"].addr}})
+	none := newResolver(t, Config{Nameservers: []string{servers["192.0.2.1"].Addr}})
 	if n := testing.AllocsPerRun(100, func() { none.zoneOf("a.b.dc1.consul"); r.zoneOf("a.b.dc1.consul") }); n > 0 {
 		t.Errorf("got %v allocations, want none", n)
 	}
@@ -187,21 +188,21 @@ func TestZones(t *testing.T) {
 // TestZoneAlone: what happens in one zone disturbs no other.
 func TestZoneAlone(t *testing.T) {
 	checkLeaks(t)
-	main, dead := newDNSServer(t), newDNSServer(t)
-	main.has("a.example", "192.0.2.1")
-	dead.setSilent(true)
+	main, dead := testlab.NewNameserver(t), testlab.NewNameserver(t)
+	main.Has("a.example", "192.0.2.1")
+	dead.SetSilent(true)
 	r := newResolver(t, Config{
-		Nameservers: []string{main.addr},
-		Zones:       map[string][]string{"dead": {dead.addr}},
+		Nameservers: []string{main.Addr},
+		Zones:       map[string][]string{"dead": {dead.Addr}},
 		Timeout:     50 * time.Millisecond,
 		Deadline:    200 * time.Millisecond,
 		MinTTL:      1,
 		MaxLookups:  1,
 	})
 	r.Start()
-	eventually(t, "the zone is known to be down", func() bool {
-		_, err := r.Lookup(t.Context(), fmt.Sprintf("n%d.dead", dead.askedInAll()))
-		return err != nil && strings.Contains(err.Error(), "all nameservers are down ("+dead.addr+": no reply)")
+	testlab.Eventually(t, "the zone is known to be down", func() bool {
+		_, err := r.Lookup(t.Context(), fmt.Sprintf("n%d.dead", dead.Total()))
+		return err != nil && strings.Contains(err.Error(), "all nameservers are down ("+dead.Addr+": no reply)")
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -215,7 +216,7 @@ func TestZoneAlone(t *testing.T) {
 	}
 	for i := range 20 {
 		name := fmt.Sprintf("a%d.example", i)
-		main.has(name, "192.0.2.1")
+		main.Has(name, "192.0.2.1")
 		if got := mustLookup(t, r, name); got != "miss [192.0.2.1]" {
 			t.Errorf("%s: %s", name, got)
 		}
@@ -283,21 +284,21 @@ func TestPreload(t *testing.T) {
 	if err := os.WriteFile(hosts, []byte("192.0.2.9 hosts.example\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	main, zone := newDNSServer(t), newDNSServer(t)
-	main.has("a.example", "192.0.2.1")
-	main.has("hosts.example", "192.0.2.1")
-	zone.has("a.zone", "192.0.2.2")
+	main, zone := testlab.NewNameserver(t), testlab.NewNameserver(t)
+	main.Has("a.example", "192.0.2.1")
+	main.Has("hosts.example", "192.0.2.1")
+	zone.Has("a.zone", "192.0.2.2")
 	r := newResolver(t, Config{
-		Nameservers: []string{main.addr},
-		Zones:       map[string][]string{"zone": {zone.addr}},
+		Nameservers: []string{main.Addr},
+		Zones:       map[string][]string{"zone": {zone.Addr}},
 		Preload:     []string{"A.example.", "a.zone", "hosts.example"},
 		Hosts:       hosts,
 	})
-	if n := main.askedInAll() + zone.askedInAll(); n > 0 {
+	if n := main.Total() + zone.Total(); n > 0 {
 		t.Errorf("got %d queries before the start, want none", n)
 	}
 	r.Start()
-	eventually(t, "the names are known", func() bool {
+	testlab.Eventually(t, "the names are known", func() bool {
 		_, a := r.peek("a.example")
 		_, b := r.peek("a.zone")
 		return a && b
@@ -309,7 +310,7 @@ func TestPreload(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got, want)
 		}
 	}
-	if n := main.askedInAll() + zone.askedInAll(); n != 2 {
+	if n := main.Total() + zone.Total(); n != 2 {
 		t.Errorf("got %d queries, want none", n)
 	}
 }
@@ -334,13 +335,13 @@ func TestRefresh(t *testing.T) {
 // TestAliasToOnion: what has no place in the DNS is not asked for by way of an
 // alias either.
 func TestAliasToOnion(t *testing.T) {
-	s := newDNSServer(t)
-	s.set("a.example", dnsName{alias: "secret.onion"})
-	r := newResolver(t, Config{Nameservers: []string{s.addr}})
+	s := testlab.NewNameserver(t)
+	s.Set("a.example", testlab.Reply{Alias: "secret.onion"})
+	r := newResolver(t, Config{Nameservers: []string{s.Addr}})
 	if _, err := r.Lookup(t.Context(), "a.example"); err == nil || !strings.Contains(err.Error(), "secret.onion., which is never asked for") {
 		t.Errorf("got %v, want that secret.onion. is never asked for", err)
 	}
-	if n := s.asked("secret.onion"); n > 0 {
+	if n := s.Asked("secret.onion"); n > 0 {
 		t.Errorf("got %d queries, want none", n)
 	}
 }
@@ -348,11 +349,11 @@ func TestAliasToOnion(t *testing.T) {
 // TestReopen: lookups of a closed resolver are those of another one, if there is one.
 func TestReopen(t *testing.T) {
 	checkLeaks(t)
-	s := newDNSServer(t)
-	s.has("known.example", "192.0.2.1")
-	s.has("new.example", "192.0.2.2")
-	s.set("_http._tcp.example", dnsName{srv: []string{"1 2 3 new.example."}, ttl: 60})
-	config := Config{Nameservers: []string{s.addr}}
+	s := testlab.NewNameserver(t)
+	s.Has("known.example", "192.0.2.1")
+	s.Has("new.example", "192.0.2.2")
+	s.Set("_http._tcp.example", testlab.Reply{SRV: []string{"1 2 3 new.example."}, TTL: 60})
+	config := Config{Nameservers: []string{s.Addr}}
 	opened, released := 0, 0
 	reopening := config
 	reopening.Reopen = func() (*Resolver, func(), error) {

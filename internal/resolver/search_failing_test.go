@@ -10,17 +10,19 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestSearchPastFailures: external names resolve though a search domain, as a pod of
 // Kubernetes has them, fails.
 func TestSearchPastFailures(t *testing.T) {
 	checkLeaks(t)
-	for _, fails := range []dnsName{{rcode: 2}, {rcode: 4}, {rcode: 5}, {silent: true}, {broken: true}} {
-		s := newDNSServer(t)
-		s.set("api.partner.example.corp.example", fails)
-		s.has("api.partner.example", "192.0.2.1")
-		r, _ := searching(t, Config{Nameservers: []string{s.addr}, Tries: 1, Timeout: 100 * time.Millisecond},
+	for _, fails := range []testlab.Reply{{Rcode: 2}, {Rcode: 4}, {Rcode: 5}, {Silent: true}, {Broken: true}} {
+		s := testlab.NewNameserver(t)
+		s.Set("api.partner.example.corp.example", fails)
+		s.Has("api.partner.example", "192.0.2.1")
+		r, _ := searching(t, Config{Nameservers: []string{s.Addr}, Tries: 1, Timeout: 100 * time.Millisecond},
 			"search a.test b.test c.test corp.example\noptions ndots:5\n")
 		for _, how := range []string{"miss", "hit"} {
 			if got := mustLookup(t, r, "api.partner.example"); got != how+" [192.0.2.1]" && got != "stale [192.0.2.1]" {
@@ -34,16 +36,16 @@ func TestSearchPastFailures(t *testing.T) {
 // another host, in a domain that comes later, because asking for it fails.
 func TestSearchStaysWhereItWas(t *testing.T) {
 	checkLeaks(t)
-	for _, fails := range []dnsName{{rcode: 2}, {rcode: 5}, {silent: true}, {broken: true}} {
-		s := newDNSServer(t)
+	for _, fails := range []testlab.Reply{{Rcode: 2}, {Rcode: 5}, {Silent: true}, {Broken: true}} {
+		s := testlab.NewNameserver(t)
 		clock := newSkippingClock()
 		r, _ := searching(t, Config{
-			Nameservers: []string{s.addr}, Tries: 1, Timeout: 100 * time.Millisecond, Stale: time.Hour, Now: clock.now,
+			Nameservers: []string{s.Addr}, Tries: 1, Timeout: 100 * time.Millisecond, Stale: time.Hour, Now: clock.now,
 		}, "search a.test b.test\n")
-		s.set("web.a.test", dnsName{addrs: []string{"192.0.2.1"}, ttl: 1})
-		s.has("web.b.test", "192.0.2.66")
+		s.Set("web.a.test", testlab.Reply{Addrs: []string{"192.0.2.1"}, TTL: 1})
+		s.Has("web.b.test", "192.0.2.66")
 		wantLookup(t, r, "web", "miss [192.0.2.1]")
-		s.set("web.a.test", fails)
+		s.Set("web.a.test", fails)
 		clock.skip(2 * time.Second)
 		if got := mustLookup(t, r, "web"); got != "stale [192.0.2.1]" {
 			t.Errorf("%+v: got %s, want the address of web.a.test, stale", fails, got)
@@ -51,16 +53,16 @@ func TestSearchStaysWhereItWas(t *testing.T) {
 
 		// nor once its addresses may no longer serve
 		r.search.Load().remember("other", "other.a.test")
-		s.set("other.a.test", fails)
-		s.has("other.b.test", "192.0.2.66")
+		s.Set("other.a.test", fails)
+		s.Has("other.b.test", "192.0.2.66")
 		if got := mustLookup(t, r, "other"); !strings.Contains(got, "looking up other.a.test (A): ") {
 			t.Errorf("%+v: other: got %s, want the failure of other.a.test", fails, got)
 		}
 
 		// but once it no longer exists, it is looked for
-		s.set("web.a.test", dnsName{rcode: 3})
+		s.Set("web.a.test", testlab.Reply{Rcode: 3})
 		clock.skip(time.Minute)
-		eventually(t, "the name is another host", func() bool { return strings.HasSuffix(mustLookup(t, r, "web"), " [192.0.2.66]") })
+		testlab.Eventually(t, "the name is another host", func() bool { return strings.HasSuffix(mustLookup(t, r, "web"), " [192.0.2.66]") })
 	}
 }
 
@@ -68,10 +70,10 @@ func TestSearchStaysWhereItWas(t *testing.T) {
 // time from a new name.
 func TestSearchSilentDomain(t *testing.T) {
 	checkLeaks(t)
-	s := newDNSServer(t)
-	s.set("web.example.a.test", dnsName{silent: true})
-	s.has("web.example", "192.0.2.1")
-	r, _ := searching(t, Config{Nameservers: []string{s.addr}, Deadline: 2 * time.Second, Tries: 1},
+	s := testlab.NewNameserver(t)
+	s.Set("web.example.a.test", testlab.Reply{Silent: true})
+	s.Has("web.example", "192.0.2.1")
+	r, _ := searching(t, Config{Nameservers: []string{s.Addr}, Deadline: 2 * time.Second, Tries: 1},
 		"search a.test\noptions ndots:5\n")
 	a, err := r.Lookup(t.Context(), "web.example")
 	if err != nil || a.Found != "web.example" || a.Waited < time.Second-10*time.Millisecond {
@@ -83,25 +85,25 @@ func TestSearchSilentDomain(t *testing.T) {
 // failed the last time.
 func TestSearchDeadDomain(t *testing.T) {
 	checkLeaks(t)
-	s := newDNSServer(t)
-	s.set("web.example.a.test", dnsName{rcode: 2})
-	s.set("web.example", dnsName{addrs: []string{"192.0.2.1"}, ttl: 3600})
+	s := testlab.NewNameserver(t)
+	s.Set("web.example.a.test", testlab.Reply{Rcode: 2})
+	s.Set("web.example", testlab.Reply{Addrs: []string{"192.0.2.1"}, TTL: 3600})
 	clock := newSkippingClock()
 	r, _ := searching(t, Config{
-		Nameservers: []string{s.addr}, Deadline: patience, Timeout: patience, StaleWait: patience, Tries: 1, Now: clock.now,
+		Nameservers: []string{s.Addr}, Deadline: testlab.Timeout, Timeout: testlab.Timeout, StaleWait: testlab.Timeout, Tries: 1, Now: clock.now,
 	},
 		"search a.test\noptions ndots:5\n")
 	wantLookup(t, r, "web.example", "miss [192.0.2.1]")
 	if !r.cache.Failing("web.example.a.test") || r.cache.Failing("web.example") {
 		t.Error("want web.example.a.test, and not web.example, to be known to fail")
 	}
-	s.set("web.example.a.test", dnsName{silent: true})
+	s.Set("web.example.a.test", testlab.Reply{Silent: true})
 	clock.skip(5 * time.Second)
 	a, err := r.Lookup(t.Context(), "web.example")
-	if err != nil || a.From != "stale" || a.Waited > patience/4 { // its part is a half
+	if err != nil || a.From != "stale" || a.Waited > testlab.Timeout/4 { // its part is a half
 		t.Errorf("got %+v, %v, want a stale answer after 15s at most", a, err)
 	}
-	eventually(t, "it is asked for again", func() bool { return s.asked("web.example.a.test") == 2 })
+	testlab.Eventually(t, "it is asked for again", func() bool { return s.Asked("web.example.a.test") == 2 })
 	if addrs, ok := r.peek("web.example"); !ok || !slices.Equal(addrs, parseAddrs("192.0.2.1")) {
 		t.Errorf("known: got %v, %t, want [192.0.2.1]", addrs, ok)
 	}
@@ -111,11 +113,11 @@ func TestSearchDeadDomain(t *testing.T) {
 // is nothing in the others.
 func TestSearchWaitsAtTheEnd(t *testing.T) {
 	checkLeaks(t)
-	s := newDNSServer(t)
+	s := testlab.NewNameserver(t)
 	hold := make(chan struct{})
-	s.set("web.a.test", dnsName{addrs: []string{"192.0.2.1"}, ttl: 60, hold: hold})
+	s.Set("web.a.test", testlab.Reply{Addrs: []string{"192.0.2.1"}, TTL: 60, Hold: hold})
 	r, _ := searching(t, Config{
-		Nameservers: []string{s.addr}, Deadline: patience, Timeout: patience, Tries: 1,
+		Nameservers: []string{s.Addr}, Deadline: testlab.Timeout, Timeout: testlab.Timeout, Tries: 1,
 	}, "search a.test b.test\n")
 	list := r.search.Load()
 	// its part of the time is over at once
@@ -134,12 +136,12 @@ func TestSearchWaitsAtTheEnd(t *testing.T) {
 func TestSearchFailuresAreLogged(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	log := zap.New(core)
-	s := newDNSServer(t)
-	r, _ := searching(t, Config{Nameservers: []string{s.addr}, Tries: 1, Logger: func() *zap.Logger { return log }}, "search a.test b.test\n")
+	s := testlab.NewNameserver(t)
+	r, _ := searching(t, Config{Nameservers: []string{s.Addr}, Tries: 1, Logger: func() *zap.Logger { return log }}, "search a.test b.test\n")
 	for i := range 5 {
 		name := fmt.Sprintf("n%d", i)
-		s.set(name+".a.test", dnsName{rcode: 2})
-		s.has(name+".b.test", "192.0.2.1")
+		s.Set(name+".a.test", testlab.Reply{Rcode: 2})
+		s.Has(name+".b.test", "192.0.2.1")
 		wantLookup(t, r, name, "miss [192.0.2.1]")
 	}
 	got := logs.FilterMessage("a search domain fails: names are looked for in the next one").All()

@@ -3,13 +3,14 @@ package resolver
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestParseSearch has what is read from resolv.conf, as glibc reads it.
@@ -111,9 +112,9 @@ func TestSearch(t *testing.T) {
 	checkLeaks(t)
 	for _, test := range searchTests {
 		t.Run(test.name, func(t *testing.T) {
-			s := newDNSServer(t)
+			s := testlab.NewNameserver(t)
 			test.set(s)
-			test.config.Nameservers = []string{s.addr}
+			test.config.Nameservers = []string{s.Addr}
 			test.config.Timeout = 100 * time.Millisecond
 			test.config.Tries = 1
 			if test.config.Hosts == "HOSTS" {
@@ -126,12 +127,10 @@ func TestSearch(t *testing.T) {
 				test.text = "search a.test b.test\noptions ndots:2\nnameserver 192.0.2.99\n"
 			}
 			r, _ := searching(t, test.config, test.text)
-			if got := strings.ReplaceAll(mustLookup(t, r, test.lookup), s.addr, "SERVER"); got != test.want {
+			if got := strings.ReplaceAll(mustLookup(t, r, test.lookup), s.Addr, "SERVER"); got != test.want {
 				t.Errorf("%s, want %s", got, test.want)
 			}
-			s.mu.Lock()
-			asked := maps.Clone(s.queries)
-			s.mu.Unlock()
+			asked := s.Queries()
 			for name := range strings.FieldsSeq(strings.Trim(test.asked, "[]")) {
 				if asked[name] != 1 {
 					t.Errorf("got %d queries for %s, want 1", asked[name], name)
@@ -159,11 +158,11 @@ func TestSearch(t *testing.T) {
 // it; but a complete name has all.
 func TestSearchDeadline(t *testing.T) {
 	checkLeaks(t)
-	s := newDNSServer(t)
+	s := testlab.NewNameserver(t)
 	for _, name := range []string{"web.a.test", "web.b.test", "web", "web.example"} {
-		s.set(name, dnsName{silent: true})
+		s.Set(name, testlab.Reply{Silent: true})
 	}
-	r, _ := searching(t, Config{Nameservers: []string{s.addr}, Deadline: time.Second}, "search a.test b.test\n")
+	r, _ := searching(t, Config{Nameservers: []string{s.Addr}, Deadline: time.Second}, "search a.test b.test\n")
 	for _, test := range []struct{ lookup, asked, not string }{
 		{"web", "web.a.test web.b.test web", ""},
 		{"web.example", "web.example", "web.example.a.test web.example.b.test"},
@@ -174,12 +173,12 @@ func TestSearchDeadline(t *testing.T) {
 			t.Errorf("%s: got %v, %v after %s, want a timeout after 1s", test.lookup, a.Addrs, err, a.Waited)
 		}
 		for name := range strings.FieldsSeq(test.asked) {
-			if s.asked(name) == 0 {
+			if s.Asked(name) == 0 {
 				t.Errorf("%s was not tried", name)
 			}
 		}
 		for name := range strings.FieldsSeq(test.not) {
-			if s.asked(name) > 0 {
+			if s.Asked(name) > 0 {
 				t.Errorf("%s was still tried", name)
 			}
 		}
@@ -195,14 +194,14 @@ func isTimeout(err error) bool {
 // TestSearchZones: what a name is short for may be in a zone.
 func TestSearchZones(t *testing.T) {
 	checkLeaks(t)
-	main, zone := newDNSServer(t), newDNSServer(t)
-	zone.has("web.a.test", "192.0.2.2")
+	main, zone := testlab.NewNameserver(t), testlab.NewNameserver(t)
+	zone.Has("web.a.test", "192.0.2.2")
 	r, _ := searching(t, Config{
-		Nameservers: []string{main.addr}, Zones: map[string][]string{"a.test": {zone.addr}},
+		Nameservers: []string{main.Addr}, Zones: map[string][]string{"a.test": {zone.Addr}},
 	}, "search b.test a.test\n")
 	wantLookup(t, r, "web", "miss [192.0.2.2]")
-	if main.asked("web.b.test") != 1 || main.asked("web.a.test") != 0 {
-		t.Errorf("got %v, want one query for web.b.test and none for web.a.test", main.queries)
+	if main.Asked("web.b.test") != 1 || main.Asked("web.a.test") != 0 {
+		t.Errorf("got %v, want one query for web.b.test and none for web.a.test", main.Queries())
 	}
 }
 
@@ -210,16 +209,16 @@ func TestSearchZones(t *testing.T) {
 // be found out again.
 func TestSearchRemembers(t *testing.T) {
 	checkLeaks(t)
-	s := newDNSServer(t)
-	s.set("web.b.test", dnsName{addrs: []string{"192.0.2.2"}, ttl: 60})
+	s := testlab.NewNameserver(t)
+	s.Set("web.b.test", testlab.Reply{Addrs: []string{"192.0.2.2"}, TTL: 60})
 	config := Config{
-		Nameservers: []string{s.addr}, Tries: 1,
+		Nameservers: []string{s.Addr}, Tries: 1,
 		MinTTL: 1, NegativeTTL: 20 * time.Millisecond,
 	}
 	r, change := searching(t, config, "search a.test b.test\n")
 	wantLookup(t, r, "web", "miss [192.0.2.2]")
-	s.set("web.a.test", dnsName{rcode: 2})
-	eventually(t, "the first domain is asked again", func() bool {
+	s.Set("web.a.test", testlab.Reply{Rcode: 2})
+	testlab.Eventually(t, "the first domain is asked again", func() bool {
 		got := mustLookup(t, r, "web")
 		if !strings.HasSuffix(got, " [192.0.2.2]") {
 			t.Fatalf("got %s, want [192.0.2.2]", got)
@@ -236,9 +235,9 @@ func TestSearchRemembers(t *testing.T) {
 	}
 	config.Stale = -1
 	r, _ = searching(t, config, "search a.test b.test\n")
-	s.set("web.a.test", dnsName{rcode: 3})
+	s.Set("web.a.test", testlab.Reply{Rcode: 3})
 	wantLookup(t, r, "web", "miss [192.0.2.2]")
-	s.set("web.a.test", dnsName{rcode: 2})
+	s.Set("web.a.test", testlab.Reply{Rcode: 2})
 	for range 50 {
 		if got := mustLookup(t, r, "web"); strings.HasPrefix(got, "stale") {
 			t.Errorf("got %s, want nothing stale", got)
@@ -250,15 +249,15 @@ func TestSearchRemembers(t *testing.T) {
 // TestSearchReadAgain: a changed resolv.conf takes effect, also where
 // nameservers are configured.
 func TestSearchReadAgain(t *testing.T) {
-	s := newDNSServer(t)
-	s.has("web.a.test", "192.0.2.1")
-	s.has("web.b.test", "192.0.2.2")
-	r, change := searching(t, Config{Nameservers: []string{s.addr}}, "search a.test\nnameserver 192.0.2.53\n")
+	s := testlab.NewNameserver(t)
+	s.Has("web.a.test", "192.0.2.1")
+	s.Has("web.b.test", "192.0.2.2")
+	r, change := searching(t, Config{Nameservers: []string{s.Addr}}, "search a.test\nnameserver 192.0.2.53\n")
 	wantLookup(t, r, "web", "miss [192.0.2.1]")
 	change("search b.test\nnameserver 192.0.2.53\n")
 	wantLookup(t, r, "web", "miss [192.0.2.2]")
-	if got := fmt.Sprint(r.client.Nameservers()); got != "["+s.addr+"]" {
-		t.Errorf("got nameservers %s, want [%s]", got, s.addr)
+	if got := fmt.Sprint(r.client.Nameservers()); got != "["+s.Addr+"]" {
+		t.Errorf("got nameservers %s, want [%s]", got, s.Addr)
 	}
 	// it cannot be read
 	if err := os.Remove(r.config.ResolvConf); err != nil {

@@ -311,6 +311,13 @@ func (w world) counts() (parked, wheel int) {
 	return w.sched.parked.len, w.sched.forecast.total
 }
 
+// refreshes returns how many are in flight, by class, and how many names are due.
+func (w world) refreshes() (inFlight [2]int, due int) {
+	w.sched.mu.Lock()
+	defer w.sched.mu.Unlock()
+	return w.sched.inFlight, w.sched.due[fastClass].len + w.sched.due[slowClass].len
+}
+
 // names returns names, each below a domain of its own.
 func names(n int) []string {
 	list := make([]string, n)

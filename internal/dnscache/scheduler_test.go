@@ -442,12 +442,12 @@ func TestRefreshSlots(t *testing.T) {
 			w.get(name)
 		}
 		w.sleep(0)
-		if w.sched.inFlight != [2]int{refreshSlots, 0} || w.sched.due[fastClass].len != refreshSlots {
-			t.Errorf("%v slots in use, %d names due; want %d and %d", w.sched.inFlight, w.sched.due[fastClass].len, refreshSlots, refreshSlots)
+		if inFlight, due := w.refreshes(); inFlight != [2]int{refreshSlots, 0} || due != refreshSlots {
+			t.Errorf("%v slots in use, %d names due; want %d and %d", inFlight, due, refreshSlots, refreshSlots)
 		}
 		w.sleep(time.Minute)
-		if w.sched.inFlight != [2]int{} {
-			t.Errorf("at the end %v slots in use, want none", w.sched.inFlight)
+		if inFlight, due := w.refreshes(); inFlight != [2]int{} || due != 0 {
+			t.Errorf("at the end %v slots in use, %d names due; want none", inFlight, due)
 		}
 	})
 }

@@ -208,7 +208,7 @@ func (a *arena) everywhere(t *testing.T) {
 	testlab.ResettingBackend(t, "8081", resetAddr)
 }
 
-// socket makes a Unix socket that nobody may lead to.
+// socket makes a Unix socket that no target may lead to.
 func (a *arena) socket(t *testing.T) {
 	l, err := net.Listen("unix", a.fill("<SOCKET>"))
 	if err != nil {
@@ -621,7 +621,8 @@ func withoutH2C(s testlab.Request) error {
 	return without("Http2-Settings")(s)
 }
 
-// replay: whoever replays the mark against loops harms nobody else.
+// replay checks that a client which replays the mark against loops does no harm to
+// others.
 func (a *arena) replay(t *testing.T) {
 	send := func(lines ...string) (*http.Response, testlab.Request) {
 		t.Helper()

@@ -1053,14 +1053,14 @@ var attackGroups = []attackGroup{
 		{name: "stale, to a strict one", set: "old.example silent", wait: 100 * time.Millisecond, target: "http://old.example/", want: "403 private"},
 		{name: "stale, to a permissive one", site: "stale-any", target: "http://old.example/", want: "200 10.1.1.1 old.example"},
 		{name: "a public answer", set: "aged.example ttl=0 " + goodAddr, target: "http://aged.example/", want: "200 93.184.215.14 aged.example"},
-		{name: "which stays while nobody answers", set: "aged.example silent", wait: 100 * time.Millisecond, target: "http://aged.example/", want: "200 93.184.215.14 aged.example"},
+		{name: "which stays while the nameserver is silent", set: "aged.example silent", wait: 100 * time.Millisecond, target: "http://aged.example/", want: "200 93.184.215.14 aged.example"},
 	}},
 	{kind: "a reply that has more than was asked for", inOrder: true, dns: []string{
 		"poison.example =poison.example. 60 IN CNAME victim.example. =victim.example. 60 IN A " + evilAddr,
 		"victim.example " + goodAddr,
 	}, attacks: []attack{
 		{name: "leads where it likes", target: "http://poison.example/", want: "200 45.33.32.156 poison.example"},
-		{name: "but nobody else", target: "http://victim.example/", want: "200 93.184.215.14 victim.example"},
+		{name: "but no other client", target: "http://victim.example/", want: "200 93.184.215.14 victim.example"},
 	}},
 	{kind: "one cache, two sites", inOrder: true, dns: []string{
 		"shared.example 10.1.1.1", "shared-too.example 10.1.1.1", "shared-mixed.example 10.1.1.1 " + goodAddr, "shared-none.example",
@@ -1495,7 +1495,7 @@ func (a *arena) checkArrival(t *testing.T, at attack, res *http.Response, body [
 	}
 }
 
-// strips tells whether the field that has the target is not sent on by a site.
+// strips reports whether the field that has the target is not sent on by a site.
 func (a *arena) strips(site string) bool {
 	i := max(0, slices.IndexFunc(a.sites, func(s attackSite) bool { return s.name == site }))
 	return a.sites[i].url == "" && a.sites[i].whole == ""

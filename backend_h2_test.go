@@ -36,7 +36,7 @@ type h2Conn struct {
 
 	window  int                           // of the connection
 	initial int                           // the window of a new stream
-	sent    func(stream *h2Stream, n int) // is told of octets of bodies; nil: nobody is
+	sent    func(stream *h2Stream, n int) // if not nil, is called with the octets of bodies
 }
 
 // h2Stream is a request, and the response to it.

@@ -148,8 +148,8 @@ func (c *corkedConn) uncork() {
 	_, _ = c.held.WriteTo(c.Conn)
 }
 
-// TestSurplusOctets: what a backend sends beyond its response is the response to
-// nobody's request.
+// TestSurplusOctets: what a backend sends beyond its response is not taken for a
+// response to another request.
 func TestSurplusOctets(t *testing.T) {
 	const stranger = "HTTP/1.1 200 OK\r\nToken: stranger\r\nContent-Length: 8\r\n\r\nstranger"
 	ok := func(token string) string {

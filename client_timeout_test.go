@@ -12,7 +12,7 @@ import (
 	"caddytarget/internal/testlab"
 )
 
-// TestClientTimeoutTeaches: an address that answers nobody is left out although it is the
+// TestClientTimeoutTeaches: an address that answers no request is left out although it is the
 // clients that say how long they wait.
 func TestClientTimeoutTeaches(t *testing.T) {
 	for _, scheme := range []string{"http", "https"} {

@@ -233,7 +233,7 @@ func (c brokenConn) wait() error {
 	return syscall.ECONNRESET
 }
 
-// TestUnsent: what nobody can have seen is sent elsewhere, whole, whatever the
+// TestUnsent: what no backend can have seen is sent elsewhere, whole, whatever the
 // method.
 func TestUnsent(t *testing.T) {
 	w := newWorld(t)
@@ -313,8 +313,8 @@ func TestSentOnce(t *testing.T) {
 	}
 }
 
-// TestStale: connections that the backend has closed cost no GET, and speak
-// against nobody.
+// TestStale: connections that the backend has closed cost no GET, and do not
+// count as failures of an address.
 func TestStale(t *testing.T) {
 	for _, proto := range []string{"http", "https", "h2", "h2c"} {
 		t.Run(proto, func(t *testing.T) {

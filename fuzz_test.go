@@ -69,7 +69,7 @@ func newFuzzGateway(f *testing.F) *fuzzGateway {
 		output discard
 	}
 	target {
-		resolver 127.0.0.1:9 # which nobody asks
+		resolver 127.0.0.1:9 # which is never asked
 	}
 }
 
@@ -905,8 +905,8 @@ var fuzzTargets = []string{
 	"http://nobody.invalid", "http://a.onion:81", "https://invalid", "http://metadata.google.internal", "http://metadata.google.internal.", "http://224.0.0.1", "http://255.255.255.255", "http://240.0.0.1", "http://192.0.2.1", "http://100.64.0.1", "http://[fd00:ec2::254]", "http://[2606:4700::5efe:a00:1]",
 }
 
-// FuzzPathAndHost checks what becomes of the templates for path and Host header:
-// status 400, or what is said there and nothing else. The target stays what it is.
+// FuzzPathAndHost checks the templates for path and Host header: the answer is status
+// 400, or the request has what they say and nothing else. The target is not changed.
 func FuzzPathAndHost(f *testing.F) {
 	for _, seed := range fuzzPathsAndHosts {
 		f.Add(seed[0], seed[1])

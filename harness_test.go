@@ -174,9 +174,9 @@ func (w *world) tryRun(site string) error {
 	return nil
 }
 
-// settle waits until connections to the gateway meet the new configuration
-// alone. Caddy opens the listener anew, and takes a moment to close the old one;
-// whoever is in its queue then is sent away.
+// settle waits until connections to the gateway meet the new configuration only.
+// Caddy opens a new listener and takes a moment to close the old one, with the
+// connections in its queue.
 func (w *world) settle() {
 	w.Helper()
 	w.client.CloseIdleConnections()

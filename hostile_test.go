@@ -14,7 +14,7 @@ import (
 
 // TestHostileNameserver: what a client of the gateway gets when the nameserver
 // misbehaves, and what the nameserver gets to see. The backend at 127.0.0.2 is
-// where requests are to go; the one at 127.0.0.66 is where nobody may lead them.
+// where requests are to go; the one at 127.0.0.66 is where they may not go.
 func TestHostileNameserver(t *testing.T) {
 	const (
 		good = "a.example. 60 IN A 127.0.0.2"
@@ -96,7 +96,7 @@ func TestHostileNameserver(t *testing.T) {
 		{name: "an alias that leads nowhere, again and again", first: func(q *testlab.Query) {
 			q.Reply(q.Answer(q.Question[0].Name + " 60 IN CNAME x." + q.Question[0].Name))
 		}, status: 502, reason: "nowhere", udp: 3},
-		{name: "records that nobody asked for", first: always("b.example. 60 IN A 127.0.0.66", good), status: 200, udp: 1},
+		{name: "records that were not asked for", first: always("b.example. 60 IN A 127.0.0.66", good), status: 200, udp: 1},
 		{name: "records of another name alone", first: always("b.example. 60 IN A 127.0.0.66"), status: 502, reason: "replied that there is none", udp: 1},
 
 		// a TTL with the top bit set is 0; that it is not for ever is seen below

@@ -127,8 +127,8 @@ func TestStatuses(t *testing.T) {
 		{"nameserver refuses", "http://refused.example/", 502, "looking up refused.example (A): " + w.dns.Addr + " replied REFUSED"},
 		{"malformed reply", "http://broken.example/", 502, "looking up broken.example (A): " + w.dns.Addr + ": malformed"},
 		{"onion", "http://abc.onion/", 502, "abc.onion"},
-		{"nobody listens", "http://a.example:" + dead + "/", 502, "connection refused"},
-		{"nobody listens, https", "https://a.example:" + dead + "/", 502, "connection refused"},
+		{"no listener", "http://a.example:" + dead + "/", 502, "connection refused"},
+		{"no listener, https", "https://a.example:" + dead + "/", 502, "connection refused"},
 		{"nameserver silent", "http://silent.example/", 504, "looking up silent.example (A): no nameserver replied in time (" + w.dns.Addr + ")"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -813,7 +813,7 @@ func TestDynamicTarget(t *testing.T) {
 			status: 503,
 		},
 		{
-			name: "nobody listens", proxy: "dynamic target dead.example PORT\ntransport target",
+			name: "no listener", proxy: "dynamic target dead.example PORT\ntransport target",
 			status: 502,
 		},
 	} {

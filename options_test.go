@@ -451,7 +451,7 @@ func (test *optionTest) configure(w *world) (config map[string]any, trials []*tr
 	return config, trials
 }
 
-// freePorts returns ports that nobody listens on, and that are not the one taken.
+// freePorts returns ports that no server listens on, and that are not the one taken.
 func freePorts(t testing.TB, n int, taken string) (ports []string) {
 	t.Helper()
 	for len(ports) < n {
@@ -680,7 +680,7 @@ func slowReader(tr *trial) string {
 	})
 	return tr.answer(aWhile, func() { close(read) }, func() string {
 		got := tr.ask(http.MethodPost, tr.at("a.example", port), newNoise(16<<20))
-		if got != "200" { // nobody reads the body then, and the client may not see the status
+		if got != "200" { // the body is not read then, and the client may not see the status
 			got = "failed"
 		}
 		return got

@@ -257,8 +257,8 @@ func TestService(t *testing.T) {
 	}
 }
 
-// TestServiceRecovers: a priority that works again is used again, and nobody
-// but the request that tries it finds out that it does not.
+// TestServiceRecovers: a priority that works again is used again, and only the
+// request that tries it is delayed if it does not.
 func TestServiceRecovers(t *testing.T) {
 	w := newWorld(t)
 	backup := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}})
@@ -285,9 +285,9 @@ func TestServiceRecovers(t *testing.T) {
 	}
 }
 
-// TestServicePatience: a target that nobody answers for does not hold up
+// TestServiceSilentTarget: a target whose name is not answered for does not hold up
 // requests that others can serve.
-func TestServicePatience(t *testing.T) {
+func TestServiceSilentTarget(t *testing.T) {
 	w := newWorld(t)
 	w.resolver = "timeout 50s\ndeadline 50s"
 	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
@@ -307,7 +307,7 @@ func TestServicePatience(t *testing.T) {
 	if n := w.dns.Asked("silent2.example"); n > 0 {
 		t.Errorf("%d queries for a target that is not needed", n)
 	}
-	// nor does a priority for which nobody answers
+	// nor does a priority whose names are not answered for
 	w.run(w.service("_late._tcp.example", "max_fails 1"))
 	start = time.Now()
 	w.mustGet("/", "")

@@ -435,7 +435,7 @@ func (p *peer) serve(steps script, config *tls.Config) {
 			p.after.Store(true)
 			err = send(message("HTTP/1.1 200 OK", "Content-Length: 5") + "after")(p)
 		case err == nil:
-			p.note("a request that nobody expected")
+			p.note("an unexpected request")
 			err = send(message("HTTP/1.1 500 Unexpected", "Content-Length: 0"))(p)
 		default:
 			p.mu.Lock()

@@ -362,7 +362,7 @@ func (b *backendProcess) tell(what string) (c counts) {
 	return c
 }
 
-// here serves in this process until nobody asks for its counts any more.
+// here serves in this process until its standard input ends.
 func (spec backendSpec) here() {
 	l := &lab{dir: spec.Dir}
 	p, ca := protocolOf{"http", spec.Protocol}, new(testlab.Authority)

@@ -60,7 +60,7 @@ func closing(l *lab) {
 	b := l.startBackends(fewAddrs, testlab.BackendConfig{})
 	b.closing = true
 	answered := oneOf("http", names, b.port)
-	// where nobody listens, but for what listens on all addresses
+	// where no server listens, but for what listens on all addresses
 	refused := func(ports int) func() string {
 		return func() string { return fmt.Sprintf("http://127.9.%d.1:%d", rand.N(4), 1024+rand.N(ports)) }
 	}

@@ -23,7 +23,7 @@ import (
 // poison is what no client but those of the poisoning backend may get.
 const poison = "POISON"
 
-// extra are responses that nobody has asked for.
+// extra are responses that no request asked for.
 const extra = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n" + poison
 
 // poisons are what a poisoning backend answers, by method and path.

@@ -275,8 +275,8 @@ func freePort() int {
 
 // nameserver answers A questions: dN.test has the N-th of addrs, modulo their
 // number, unless it was moved; names below dead.test are never answered. Of names
-// below .example and .com the first letter, www. apart, says whether they exist,
-// do not, or are never answered.
+// below .example and .com the first letter, www. apart, is for what the
+// nameserver does: e, the name exists; m, it does not; s, there is no reply.
 type nameserver struct {
 	addr    string
 	addrs   []netip.Addr

@@ -74,7 +74,7 @@ func idle(l *lab) {
 		for _, target := range targets(p.scheme, names, b.port) {
 			wg.Go(func() {
 				for time.Now().Before(end) {
-					// half of them hit the moment, as far as one can
+					// about half of them come when the backend closes the connection
 					pause := timeout/2 + rand.N(timeout)
 					if rand.N(2) == 0 {
 						pause = timeout - 3*time.Millisecond + rand.N(5*time.Millisecond)

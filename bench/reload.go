@@ -57,8 +57,8 @@ func either(changed bool, i int) int {
 	return 0
 }
 
-// withOther makes a configuration differ in a site that is nobody's: Caddy passes
-// over one that is the same.
+// withOther adds a site that no request is for, so that the configuration differs:
+// Caddy does not load one that is the same.
 func withOther(config string, i int) string {
 	return config + fmt.Sprintf("http://other.test:%d {\n\trespond %d\n}\n", otherPort, 200+i)
 }

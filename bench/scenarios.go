@@ -126,7 +126,7 @@ func outage(l *lab) {
 	url := "http://" + address(port) + "/"
 	var next atomic.Int64
 	next.Store(count)
-	// one request in a hundred is for a name that nobody has seen
+	// one request in a hundred is for a new name
 	pick := func() (string, bool) {
 		if rand.N(100) == 0 {
 			return fmt.Sprintf("http://d%d.test:%d", next.Add(1), b.port), true

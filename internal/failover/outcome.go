@@ -12,20 +12,20 @@ import (
 
 // Failure is how an attempt failed.
 type Failure struct {
-	Addr netip.AddrPort // not valid: something else was dialled
+	Addr netip.AddrPort // not valid: something else than an IP address was dialled
 	Err  *pool.Error
 
 	Begun    time.Time // when the attempt began; set if Target.Measured
 	Deadline time.Time // of the request; zero: none
-	Ended    error     // of the request's context; nil: it goes on
+	Ended    error     // the error of the request's context; nil: that has not ended
 
 	// How far the client got with the request's body.
 	Incomplete bool // there is more to come
 	Broken     bool // reading it failed
 }
 
-// Failed records that an attempt at t failed, in the plan and in health. A connection
-// that could not be opened has been recorded there by the pool.
+// Failed records that an attempt at t failed, in the plan and in health. That a connection
+// could not be opened, the pool itself records in health, when the dial ends.
 func (p *Plan) Failed(t *Target, via *Transport, f Failure) {
 	p.remember(t, f.Addr, via, f.Err)
 	switch e := f.Err; {
@@ -34,12 +34,12 @@ func (p *Plan) Failed(t *Target, via *Transport, f Failure) {
 			via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline)
 		}
 	case e.Phase == pool.Prepare || f.byClient():
-		// that says nothing about the address
+		// that shows nothing about the address
 	case f.Ended != nil && t.Limit != "":
 		via.Health.Exceeded(t.Limit, t.Host, f.Addr)
 	case f.Ended != nil && t.Timeout > 0:
 		via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline)
-	case f.Ended != nil:
+	case f.Ended != nil: // the deadline was another one, such as what a redirect has left of a timeout
 	case e.Timeout() && !errors.Is(e, pool.ErrSilent) && !errors.Is(e, syscall.ETIMEDOUT):
 		via.Health.Exceeded(via.Limit, t.Host, f.Addr)
 	case e.Reused && !e.Refused && !e.Timeout():
@@ -55,14 +55,14 @@ func (f *Failure) byClient() bool {
 	return errors.Is(f.Ended, context.Canceled) || f.Broken || f.Incomplete && (f.Ended != nil || f.Err.Timeout())
 }
 
-// Skip records that no connection to an address of t was to be opened. It is not tried
-// again.
+// Skip records in the plan that a rule or a limit forbade a connection to an address of
+// t. It is not tried again. That is no failure of the address.
 func (t *Target) Skip(addr netip.AddrPort) {
 	t.tries = append(t.tries, try{addr: addr, final: true})
 }
 
-// Worked records in health that an address of t has sent a response: since Begun, if
-// that was set.
+// Worked records in health that an address of t has sent a response, to an attempt that
+// began at begun, which is used if t.Measured.
 func (t *Target) Worked(via *Transport, addr netip.AddrPort, begun time.Time) {
 	if t.Measured {
 		via.Health.WorkedIn(time.Since(begun), t.Timeout, t.Host, addr, via.Limit)

@@ -15,7 +15,7 @@ import (
 type Service struct {
 	records  []Record
 	names    Names
-	resolved int  // so many of records, from the first, whole priorities
+	resolved int  // so many of records, from the first, were resolved: whole priorities
 	renewed  bool // the addresses were asked for again
 	drawn    bool // the first record of a priority was chosen by the weights
 }
@@ -32,7 +32,7 @@ type Names interface {
 	// those of one priority; last says that there are no more.
 	Resolve(ctx context.Context, from, to int, last bool)
 
-	// Renew asks for the addresses of a record again, which are known, and reports
+	// Renew asks again for the addresses of a record that was resolved, and reports
 	// whether they have changed.
 	Renew(ctx context.Context, record int) (changed bool)
 }
@@ -59,9 +59,9 @@ func share(weight uint16) uint64 { return max(1, weightUnit*uint64(weight)) }
 type availability int
 
 const (
-	available availability = iota // an address may work
+	available availability = iota // an address is healthy, or its ejection is over
 	ejected                       // every address that was not tried is ejected
-	tried                         // every address was
+	tried                         // every address was tried
 	absent                        // it has no address
 )
 
@@ -82,9 +82,10 @@ func (s *Source) availability(plan *Plan, t *Target) availability {
 }
 
 // Next returns the addresses of records to try now, and which of them are whose: those of
-// the first priority that has a healthy one; else of the first of those that are left,
-// for some address has to be tried. Beforehand, all names are asked for again, once.
-// found is false if no record has an address.
+// the first priority that has a healthy one. If none has, it asks for the addresses of
+// all records again, once. If that does not help, it returns those of the first priority
+// that has any left, for some address has to be tried. found is false if no record has an
+// address.
 func (s *Service) Next(ctx context.Context, src *Source, plan *Plan, resendable bool) (addrs []netip.AddrPort, parts []Part, found bool) {
 	for _, r := range s.records {
 		r.offered = 0

@@ -17,7 +17,7 @@ import (
 // error goes to all requests that were assigned this dial.
 type dial struct {
 	order      *Order // its own copy
-	assigned   int    // how many waiters it is assigned to
+	assigned   int    // to how many waiters; 0: it is a probe, or they no longer wait
 	phase      Phase
 	phaseBegan time.Time
 	pending    []*Pending // of requests that gave it up
@@ -107,8 +107,8 @@ func (p *Pool) deliverError(d *destination, n *dial, err *Error) {
 	s.dropUnused(d)
 }
 
-// endDial removes a dial from its destination and tells the requests that gave it up;
-// shard.mu is held.
+// endDial removes a dial from its destination and sets the Pendings of the requests that
+// gave it up; shard.mu is held.
 func (d *destination) endDial(n *dial, progress Progress) {
 	d.dials = slices.DeleteFunc(d.dials, func(other *dial) bool { return other == n })
 	for _, pending := range n.pending {
@@ -116,8 +116,8 @@ func (d *destination) endDial(n *dial, progress Progress) {
 	}
 }
 
-// connect asks whether the address may be dialled and the limits allow it, and opens
-// the connection.
+// connect opens the connection, if the Owner permits the address and the Limits allow
+// another connection.
 func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 	o := n.order
 	if o.Owner != nil {
@@ -177,7 +177,7 @@ func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 }
 
 // reportFailure reports to health that a dial failed, for one target or for all if
-// target is empty. A failure of this side is no failure of the address: resources that
+// target is empty, whether or not a request still waits for it. A failure of this side is no failure of the address: resources that
 // ran out, or a dial that was cancelled before the address had time to answer.
 func (p *Pool) reportFailure(n *dial, target string, err error) {
 	cancelled := n.ctx.Err() != nil && time.Since(n.phaseBegan) < minTimeout[n.phase]

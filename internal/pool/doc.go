@@ -27,21 +27,22 @@
 // # One address at a time
 //
 // A Pool knows one address of a target, that of the Key. The caller tries the others.
-// Take a GET request to a target with four addresses, of which A refuses connections,
-// B does not answer, C resets them and D works:
+// Take a GET request to a target with four addresses, of which R refuses connections,
+// S is silent, B breaks the connection after the request and H is healthy. Package
+// failover has what the caller makes of it.
 //
-//   - A: the dial fails at once. The Pool records the failure in health; RoundTrip
+//   - R: the dial fails at once. The Pool records the failure in health; RoundTrip
 //     returns an Error with the Phase Connect, and nothing was sent.
-//   - B: the Order is not the Last, so the request waits for FailoverTimeout. RoundTrip
-//     returns an Error with a Pending. Health keeps other requests from B while the
+//   - S: the Order is not the Last, so the request waits for FailoverTimeout. RoundTrip
+//     returns an Error with a Pending. Health keeps other requests from S while the
 //     dial goes on. If it fails in the end, that is recorded, too.
-//   - C: the connection is opened, the request is written, the connection is reset.
+//   - B: the connection is opened, the request is written, the connection is reset.
 //     RoundTrip returns an Error with the Phase Response; all of the request may have
 //     been seen (Sent). Whether another address may get it is the caller's decision,
 //     and so is what is recorded. Had the connection been idle before, RoundTrip would
-//     itself have sent the request again, over another connection to C.
-//   - D: the Order is the Last and has the Pending of B. The request waits for the
-//     whole dial timeout, less what the other addresses have used (Deadlines). If B's
-//     dial succeeds first, RoundTrip returns an Error with the Pending of D, and the
-//     caller goes back to B, whose connection is idle by then.
+//     itself have sent the request again, over another connection to B.
+//   - H: the Order is the Last and has the Pending of S. The request waits for the dial
+//     of H until the Deadlines, which have begun with the dial of S. If the dial of S
+//     succeeds first, RoundTrip returns an Error with the Pending of H, and the caller
+//     goes back to S, whose connection is idle by then.
 package pool

@@ -16,13 +16,14 @@ import (
 // Phase is the step at which a request failed.
 type Phase int
 
-// The phases of a request.
+// The phases of a request. Those of a dial have the lowest numbers: arrays of
+// dialPhaseCount are indexed by them.
 const (
 	Connect   Phase = iota // opening a TCP connection
 	Handshake              // the TLS handshake
 	Send                   // sending the request
 	Response               // waiting for the response's header and reading it
-	Prepare                // before all others: the request cannot be sent as it is
+	Prepare                // none of these: the request cannot be sent as it is, to any backend
 )
 
 // dialPhaseCount is the number of the phases of a dial, Connect and Handshake.
@@ -72,7 +73,8 @@ func (e *Error) Timeout() bool { return IsTimeout(e.Err) }
 // Temporary implements net.Error.
 func (e *Error) Temporary() bool { return false }
 
-// Dialling reports whether the request failed before there was a connection.
+// Dialling reports whether the request failed before it had a connection: nothing of
+// it was sent.
 func (e *Error) Dialling() bool { return e.Phase <= Handshake }
 
 // mayRetry reports whether a request may be sent over another connection to the same

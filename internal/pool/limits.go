@@ -57,7 +57,7 @@ func (l *Limits) acquire(group string) bool {
 	}
 }
 
-// release undoes enter.
+// release undoes acquire.
 func (l *Limits) release(group string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

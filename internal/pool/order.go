@@ -42,16 +42,18 @@ func (k *Key) secure() bool { return k.Protocol >= TLS }
 // not change before RoundTrip returns. A dial may outlive the request and has a copy.
 type Order struct {
 	Key    Key
-	Target string // the host under which health records failures; empty: no failure is recorded
+	Target string // the target for which health records failures, by its host; empty: no failure is recorded
 	Owner  Owner  // nil: each address may be dialled
 
-	// Last is true if the caller has no other address to try. If it has one, a
-	// request waits no longer than FailoverTimeout for each phase of its dial.
+	// Last is true if the request had better wait for this address: the caller has no
+	// other one, or only worse ones, or no attempt left. Else the request waits no longer
+	// than FailoverTimeout for each phase of its dial.
 	Last bool
 
-	// Deadlines are the ends of the phases Connect and Handshake for all addresses
-	// of a request together. They count where Last is true, so that several
-	// addresses take little longer than one. Zero: the dial has its whole timeout.
+	// Deadlines are when the phases Connect and Handshake have to end, for all addresses
+	// of a request together, so that several addresses take little longer than one. They
+	// are used where Last is true. When one has passed, the request still waits for
+	// FailoverTimeout. Zero: the dial has its whole timeout.
 	Deadlines [dialPhaseCount]time.Time
 
 	// Pending are the dials that the same request gave up before. When one to

@@ -6,11 +6,11 @@ import (
 	"sync/atomic"
 )
 
-// Pending is a dial that goes on although its request has given it up, so that a slow
+// Pending is a dial that its request has given up and that goes on, so that a slow
 // address is not lost: if the dial succeeds, the caller can return to the address.
 type Pending struct {
 	Addr  netip.AddrPort
-	Phase Phase // in which it was given up
+	Phase Phase // in which it was given up: Connect or Handshake
 
 	progress atomic.Int32
 	done     context.Context // ends after progress was set

@@ -118,7 +118,7 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 		switch {
 		case e.bounced:
 			maxRetries = maxBounced
-		case fresh:
+		case fresh: // it was the address that failed, not an old connection
 			maxRetries = 0
 		}
 		if retries >= maxRetries || !e.mayRetry(req) {

@@ -22,7 +22,7 @@ const proxyProtocolVar = "reverse_proxy.proxy_protocol_info"
 func (a *attempt) setOrder(req *http.Request, info reverseproxy.DialInfo) {
 	t, c, o := a.transport, a.call, &a.order
 	if o.Last = true; c != nil {
-		a.exchange.plan.Order(&c.Target, &t.via, o)
+		a.exchange.plan.FillOrder(&c.Target, &t.via, o)
 	}
 	key := &o.Key
 	if addr, err := netip.ParseAddrPort(info.Address); err == nil && info.Network == "tcp" {

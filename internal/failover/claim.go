@@ -9,61 +9,65 @@ import (
 	"caddytarget/internal/pool"
 )
 
-// Claim reserves an address that failed a while ago for one request, which is going to
-// try it, or to probe it in the background. It is given up if that does not begin
-// before the request is over.
+// Claim reserves an address whose ejection is over for one request, which probes it in
+// the background, or is itself sent there: then the address is on trial. The claim is
+// open until one of these begins. If none has begun when the request is over, the claim
+// is released.
 type Claim struct {
-	addr  netip.Addr
-	trial health.Trial
-	taken atomic.Bool // begun, or given up
+	addr   netip.Addr
+	health health.Claim
+	taken  atomic.Bool // it is no longer open
 }
 
 // claim reserves an address of t in a state in which it needs a trial or a probe. It
 // returns nil if another request was first.
 func (s *Source) claim(ctx context.Context, t *Target, p *health.Policy, a netip.Addr, want health.State) *Claim {
-	state, trial := s.Health.Claim(p, t.Host, t.addr(a))
+	state, claim := s.Health.Claim(p, t.Host, t.addr(a))
 	if state != want {
 		if state != health.Ejected && state != health.Healthy {
-			trial.Release()
+			claim.Release()
 		}
 		return nil
 	}
-	c := &Claim{addr: a, trial: trial}
+	c := &Claim{addr: a, health: claim}
 	context.AfterFunc(ctx, c.release)
 	return c
 }
 
-// begin reports whether the probe or the attempt may begin.
-func (c *Claim) begin() bool { return c.taken.CompareAndSwap(false, true) }
+// take reports whether the claim is open, and closes it: the caller begins what was
+// claimed, or releases it.
+func (c *Claim) take() bool { return c.taken.CompareAndSwap(false, true) }
 
-// release gives the claim up, unless the probe or the attempt has begun.
+// release gives an open claim up.
 func (c *Claim) release() {
-	if c.begin() {
-		c.trial.Release()
+	if c.take() {
+		c.health.Release()
 	}
 }
 
-// End gives a claim up that Begin has returned, unless an outcome has been recorded.
-// On nil it does nothing.
+// End ends the trial for which Begin has returned the claim, after the attempt: if no
+// outcome has been recorded, another request may claim the address. On nil it does
+// nothing.
 func (c *Claim) End() {
 	if c != nil {
-		c.trial.Release()
+		c.health.Release()
 	}
 }
 
-// Begin begins an attempt at an address of t: it starts the probes that were claimed
-// for any of the plan's targets, by orders like the attempt's, with what start does, which
-// reports whether it could. If the address is on trial Begin returns the claim on it,
-// which has to be ended after the attempt; else nil.
+// Begin begins an attempt at an address of t. It starts the probes that were claimed for
+// any of the plan's targets: it calls start (Pool.Probe) with an order like the
+// attempt's, and releases the claim if start reports that it could not. If the address is
+// on trial, Begin returns the claim on it, and Claim.End has to follow the attempt; else
+// nil.
 func (p *Plan) Begin(t *Target, o *pool.Order, start func(*pool.Order) bool) *Claim {
 	for _, other := range p.targets {
 		for _, c := range other.probes {
-			if c.begin() && !start(other.probe(c.addr, t, o)) {
-				c.trial.Release()
+			if c.take() && !start(other.probe(c.addr, t, o)) {
+				c.health.Release()
 			}
 		}
 	}
-	if c := t.trial; c != nil && c.addr == o.Key.Addr.Addr() && c.begin() {
+	if c := t.trial; c != nil && c.addr == o.Key.Addr.Addr() && c.take() {
 		return c
 	}
 	return nil
@@ -83,7 +87,7 @@ func (t *Target) probe(a netip.Addr, target *Target, attempt *pool.Order) *pool.
 	return o
 }
 
-// Release gives up what was claimed for the plan's targets and has not begun.
+// Release gives up the open claims for the plan's targets.
 func (p *Plan) Release() {
 	for _, t := range p.targets {
 		t.release()

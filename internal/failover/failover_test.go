@@ -53,7 +53,7 @@ func TestNext(t *testing.T) {
 		do        func(h *health.Tracker, advance func(time.Duration))
 		want      []netip.AddrPort
 	}{
-		{"all good", 3, nil, func(*health.Tracker, func(time.Duration)) {}, []netip.AddrPort{addrA, addrB, addr6}},
+		{"all healthy", 3, nil, func(*health.Tracker, func(time.Duration)) {}, []netip.AddrPort{addrA, addrB, addr6}},
 		{"the preferred ones", 2, nil, func(*health.Tracker, func(time.Duration)) {}, []netip.AddrPort{addrA, addrB}},
 		{"tried", 3, dialled(addrA), func(*health.Tracker, func(time.Duration)) {}, []netip.AddrPort{addrB, addr6}},
 		{"all preferred ones tried", 2, dialled(addrA, addrB), func(*health.Tracker, func(time.Duration)) {}, []netip.AddrPort{addr6}},
@@ -90,7 +90,7 @@ func TestNext(t *testing.T) {
 			h.Failed("", addrA, false)
 			h.Failed("", addr6, false)
 		}, []netip.AddrPort{addrB}},
-		{"what is not preferred is not tried while something preferred is good", 2, nil, func(h *health.Tracker, advance func(time.Duration)) {
+		{"what is not preferred is not tried while something preferred is healthy", 2, nil, func(h *health.Tracker, advance func(time.Duration)) {
 			h.Failed("", addr6, false)
 			h.Failed("", addrA, false)
 			advance(ejectFor)
@@ -167,7 +167,7 @@ func TestOffersBeside(t *testing.T) {
 	}
 	last := func(t *Target) bool {
 		var o pool.Order
-		plan.Order(t, via, &o)
+		plan.FillOrder(t, via, &o)
 		return o.Last
 	}
 	next(t.Context(), s, plan, named)

@@ -4,31 +4,44 @@
 // tried of each, the time that is left for dialling, and the dials that it has given
 // up and that go on. Most requests have one [Target]; one to a service has a [Service]
 // with a target for each record. A [Source] holds the settings by which addresses are
-// chosen, a [Transport] those by which they are dialled. What outlives the request,
-// the failures of addresses, is in package health.
+// chosen, a [Transport] those by which they are dialled: neither does so itself. What
+// outlives the request, the failures of addresses, is in package health.
 //
-// Each attempt takes four steps:
+// Each attempt takes four steps. After a failure the caller takes them once more if the
+// request may be sent again: the loop is the caller's.
 //
 //  1. [Source.Next] or [Service.Next] offers addresses: healthy ones that were not
 //     tried yet; if there are none, whatever may help. The load balancing policy of
 //     the caller selects one.
-//  2. [Plan.Order] tells the pool how long to dial it: shortly while there is another
-//     address, for the rest of the time where it is the last one.
+//  2. [Plan.FillOrder] says to the pool how long to dial it: shortly while more is
+//     offered, for the rest of the time where it is the last one.
 //  3. [Plan.Begin] takes the claim on the address, if it is on trial, and starts the
 //     probes of others in the background.
-//  4. [Target.Failed], [Target.Skip] or [Target.Worked] records how it ended, in the plan and in
-//     package health.
+//  4. [Target.Worked], [Target.Unhealthy], [Plan.Failed] or [Target.Skip] records how it
+//     ended, in the plan and in package health. Then [Claim.End] and [Plan.Release] give
+//     up what was claimed and led to nothing.
 //
 // Say a name has four addresses: R refuses connections, S is silent, B breaks them
-// after the request, H is healthy. A GET meets R: the address is ejected for all
-// targets, since no connection could be opened. It meets S: after 300 ms the request
-// gives the dial up, which goes on in the background, and S is left out until that has
-// ended. It meets B: the request was sent, but a GET may be sent again, and B is
-// ejected for this target. It meets H, and has its response. The next request is
-// offered H alone. Once the time of an ejection is over, a request to H begins a probe
-// of R and S, which only opens a connection; B is on trial instead: one GET is sent
-// there, since only a request shows whether it answers. Should H fail before that, R,
-// S and B are offered in spite of their ejection, for some address has to be tried.
+// after the request, H is healthy. They are selected in this order.
+//
+//   - A GET meets R. Since no connection could be opened, R is ejected for all targets.
+//   - It meets S, and after 300 ms gives the dial up, which goes on in the background. S
+//     is left out for all targets until the dial has ended, and ejected if it fails.
+//   - It meets B. The request was sent, but a GET may be sent again. B is ejected for
+//     this target alone. A POST would end here, with an error: B may have acted on it.
+//   - It meets H, and has its response.
+//
+// The next request is offered H alone. An ejection lasts for Source.EjectFor from the
+// failure; that of S begins when its dial fails. Once that of R or S is over, a request
+// to H begins a probe, which only opens a connection. B is on trial instead: a GET is
+// sent there first, since only a request shows whether it answers, and then to H if that
+// fails. Of several requests at the same time one claims the trial or the probe; for the
+// others the address stays ejected.
+//
+// Should H fail before that, R, S and B are offered in spite of their ejection, for some
+// address has to be tried. When all were tried, those are offered once more that may
+// work by now: S while its dial goes on and time is left, and B, whose connection broke.
+// Then nothing is offered, and the caller returns the last error.
 package failover
 
 import (
@@ -40,12 +53,12 @@ import (
 	"caddytarget/internal/pool"
 )
 
-// Plan is what a request remembers of its attempts. The zero value is ready to use. It
-// belongs to the goroutine of the request.
+// Plan is what a request remembers of its attempts, to decide on the next one. The zero
+// value is ready to use. It belongs to the goroutine of the request.
 type Plan struct {
 	targets   []*Target
 	room      [1]*Target   // for the usual targets
-	deadlines [2]time.Time // when the time for a phase of dialling is over; zero: each dial has its own
+	deadlines [2]time.Time // when the time for all dials is over, by phase; zero: each dial has its own: see remember
 }
 
 // Target is a name whose addresses a request may be sent to, or one address.
@@ -56,24 +69,24 @@ type Target struct {
 	Preferred int          // so many of Addrs, from the first, are preferred
 	Owner     pool.Owner
 
-	Retryable bool          // the request may be sent again whatever the backend has done with it
+	Retryable bool          // the request may be sent to another address whatever the backend has done with it: a GET
 	Limit     health.Limit  // under which the request's failures count; empty: none
 	Timeout   time.Duration // that the client has chosen; zero: none
 	Measured  bool          // how long responses usually take matters
 
 	service *Service // that it belongs to; nil: none
-	tries   []try
+	tries   []try    // failed attempts
 	probes  []*Claim // on addresses that are to be probed in the background
-	trial   *Claim   // on the address that is offered, if it needs a trial
+	trial   *Claim   // on the only address that is offered, if it is on trial
 	offered int      // how many addresses are
-	more    bool     // there is another address to try than the one that is selected
+	more    bool     // there are others to try if the selected address fails; ejected ones do not count beside healthy ones
 }
 
-// Transport is the settings of what sends requests.
+// Transport is the settings of what sends requests: see pool.Config.
 type Transport struct {
 	Health   *health.Tracker
-	Limit    health.Limit     // under which failures count that only these settings make ones
-	Timeouts [2]time.Duration // of each phase of dialling, at most
+	Limit    health.Limit     // under which failures count that are ones only by these settings
+	Timeouts [2]time.Duration // for each phase of a dial, pool.Connect and pool.Handshake
 	Retries  int              // how often a request that fails is tried again
 }
 
@@ -90,9 +103,9 @@ func (p *Plan) Add(t *Target) {
 	p.targets = append(p.targets, t)
 }
 
-// Order sets what the pool has to know for an attempt at an address of t, beside the
+// FillOrder sets what the pool has to know for an attempt at an address of t, beside the
 // key of the connection.
-func (p *Plan) Order(t *Target, via *Transport, o *pool.Order) {
+func (p *Plan) FillOrder(t *Target, via *Transport, o *pool.Order) {
 	o.Target, o.Owner = t.Host, t.Owner
 	o.Deadlines, o.Pending = p.deadlines, p.pending()
 	o.Last = !t.more && !p.offersBeside(t) || p.Tries() >= via.Retries

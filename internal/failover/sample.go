@@ -8,24 +8,24 @@ import (
 )
 
 const (
-	// minSample is how many records of one priority a request has to do with, if it
-	// is not offered more addresses, and maxPriorities is how many such numbers of
-	// records it has to do with in all.
-	minSample     = 32
-	maxPriorities = 4
+	// A request considers no more than minSample records of one priority, or Source.Max
+	// if that is more. Once it has maxSamples times as many of several priorities, it
+	// considers no further priority.
+	minSample  = 32
+	maxSamples = 4
 )
 
-// Sample returns the records of a service that a request has to do with. They are
-// sorted by priority, and within one by weight. Those are all, or if there are many
-// of one priority a part, drawn in proportion to their weights. Then the first one
-// of a priority is that which the weights choose for the request; drawn reports
-// whether that is so.
+// Sample returns the records of a service that a request considers. They have to be
+// sorted by priority, and within one by weight. If there are few, all are returned.
+// Otherwise a part of each priority is returned, drawn in proportion to their weights.
+// The first one of a priority is then the one that the weights choose for the request;
+// drawn reports whether that is so.
 func (s *Source) Sample(all []net.SRV) (records []net.SRV, drawn bool) {
 	size := max(minSample, s.Max)
 	if len(all) <= size {
 		return all, false
 	}
-	for len(all) > 0 && len(records) < maxPriorities*size {
+	for len(all) > 0 && len(records) < maxSamples*size {
 		n := slices.IndexFunc(all, func(r net.SRV) bool { return r.Priority != all[0].Priority })
 		if n < 0 {
 			n = len(all)

@@ -12,9 +12,9 @@ import (
 // Source is the settings by which addresses are offered.
 type Source struct {
 	Health   *health.Tracker
-	MaxFails int           // after how many failures in a row an address is ejected
-	EjectFor time.Duration // for how long; 0: none is ejected
-	Limit    health.Limit  // under which failures count, beside the request's
+	MaxFails int           // after how many failures in a row an address is ejected, of all requests together
+	EjectFor time.Duration // for how long, from the last failure; 0: none is ejected
+	Limit    health.Limit  // under which failures count, beside the request's: that of the Transport
 
 	Max    int  // how many addresses are offered at most
 	Sticky bool // each request is offered the same ones, in the same order
@@ -26,11 +26,13 @@ type Source struct {
 
 // Offer is the addresses of a target that a request may be sent to now.
 type Offer struct {
-	Healthy bool // they are not known to fail
+	// Healthy is false if the addresses are ejected or were tried, or if there are none: it
+	// may help to resolve the name again. One that is on trial counts as healthy.
+	Healthy bool
 
 	addrs []netip.Addr
 	first int  // which of them is the first
-	trial bool // it is one that failed a while ago
+	trial bool // there is one, and this request finds out whether it works again
 }
 
 // Append appends the addresses to a list, max of them at most.
@@ -49,8 +51,9 @@ func (s *Source) policy(t *Target) health.Policy {
 	}
 }
 
-// state returns the state of an address of t. One that was tried is ejected for this
-// request.
+// state returns the state of an address of t for this request, by health and by the
+// request's own tries. One that was tried is ejected for the request, unless its dial has
+// succeeded since.
 func (s *Source) state(plan *Plan, t *Target, p *health.Policy, a netip.Addr) (health.State, tryState) {
 	addr := t.addr(a)
 	switch tried := plan.tryState(t, addr); {
@@ -66,11 +69,14 @@ func (s *Source) state(plan *Plan, t *Target, p *health.Policy, a netip.Addr) (h
 
 // Next returns the addresses of t to try now: those that are healthy and were not
 // tried, the preferred ones if there are any; else those that are ejected, for some
-// address has to be tried; else those that may be tried once more. An address whose
-// ejection is over is to be probed in the background if there are others; if it
-// takes a request to find out, it is returned alone, on trial. When nothing is left, or
-// the request cannot be sent again with all of its body (resendable is false), nothing
-// is offered.
+// address has to be tried; else those that may be tried once more.
+//
+// An address whose ejection is over is claimed. It is probed in the background if that
+// will show whether it works and others are healthy. Else it is returned alone, on trial.
+//
+// When nothing is left, nothing is offered. A request that cannot be sent again with all
+// of its body (resendable is false) is offered the preferred addresses if these are
+// healthy, else nothing.
 func (s *Source) Next(ctx context.Context, plan *Plan, t *Target, resendable bool) Offer {
 	o := s.next(ctx, plan, t, resendable)
 	t.offered = min(len(o.addrs), s.Max)
@@ -115,8 +121,8 @@ func (s *Source) next(ctx context.Context, plan *Plan, t *Target, resendable boo
 	return Offer{}
 }
 
-// preferredHealthy reports whether as many of the preferred addresses as are offered
-// are healthy and were not tried.
+// preferredHealthy reports whether the preferred addresses, or as many of them as are
+// offered, are healthy and were not tried. That is so for nearly all requests.
 func (s *Source) preferredHealthy(plan *Plan, t *Target, p *health.Policy, first int) bool {
 	for k := range min(t.Preferred, s.Max) {
 		if state, _ := s.state(plan, t, p, t.Addrs[t.place(first, k)]); state != health.Healthy {
@@ -128,14 +134,16 @@ func (s *Source) preferredHealthy(plan *Plan, t *Target, p *health.Policy, first
 
 // classes are the addresses of a target by what may be done with them.
 type classes struct {
-	healthy, needProbe, needTrial, ejected, retryable []netip.Addr
+	healthy, needProbe, needTrial, ejected []netip.Addr // not tried
+	retryable                              []netip.Addr // tried, see tryState
 
-	preferred int  // so many of healthy, from the first, are
-	rest      bool // there are others, which were not looked at
+	preferred int  // so many of healthy, from the first, are preferred
+	rest      bool // there are others, which were not classified
 }
 
-// classify sorts the addresses of t, as far as they matter: the preferred ones are
-// enough if one is healthy, and a few more than are offered.
+// classify sorts the addresses of t into classes. It leaves out those that do not matter:
+// others than the preferred ones if one of these is healthy, and all others once more
+// are healthy than are offered.
 func (s *Source) classify(plan *Plan, t *Target, p *health.Policy, first int) (c classes) {
 	for k := range t.Addrs {
 		i := t.place(first, k)
@@ -163,25 +171,25 @@ func (s *Source) classify(plan *Plan, t *Target, p *health.Policy, first int) (c
 	return c
 }
 
-// claimAll claims the addresses that need a probe or a trial. It returns the one that
-// this request has to try, if there is one; those that other requests have claimed
+// claimAll claims the addresses that need a probe or a trial, up to the first one that
+// this request has to try, which it returns (ok). Those that other requests have claimed
 // count as ejected.
 func (s *Source) claimAll(ctx context.Context, t *Target, p *health.Policy, c *classes) (o Offer, ok bool) {
-	try := func(claim *Claim) (Offer, bool) {
+	onTrial := func(claim *Claim) (Offer, bool) {
 		t.trial = claim
 		return Offer{addrs: []netip.Addr{claim.addr}, trial: true, Healthy: true}, true
 	}
 	for _, a := range c.needTrial {
 		if claim := s.claim(ctx, t, p, a, health.NeedsTrial); claim != nil {
-			return try(claim)
+			return onTrial(claim)
 		}
 	}
 	for _, a := range c.needProbe {
 		switch claim := s.claim(ctx, t, p, a, health.NeedsProbe); {
 		case claim == nil:
 			c.ejected = append(c.ejected, a)
-		case len(c.healthy) == 0:
-			return try(claim)
+		case len(c.healthy) == 0: // no other address could serve the request meanwhile
+			return onTrial(claim)
 		default:
 			t.probes = append(t.probes, claim)
 		}
@@ -189,9 +197,9 @@ func (s *Source) claimAll(ctx context.Context, t *Target, p *health.Policy, c *c
 	return o, false
 }
 
-// first returns with which of the addresses of t those begin that a request is
-// offered. Where there are more than it is offered this is drawn, so that all of
-// them are used.
+// first returns at which of the addresses of t the order begins in which they are
+// offered: see place. If there are more than are offered, it is drawn at random, so that
+// all of them are used.
 func (s *Source) first(t *Target) int {
 	if s.Sticky || len(t.Addrs) <= s.Max {
 		return 0
@@ -199,8 +207,8 @@ func (s *Source) first(t *Target) int {
 	return rand.IntN(len(t.Addrs))
 }
 
-// place returns the place in the addresses of t of the k-th in the order that begins
-// with first: the preferred ones, then the others.
+// place returns the index in t.Addrs of the k-th address in the order that begins with
+// first: the preferred ones come first, then the others.
 func (t *Target) place(first, k int) int {
 	if k < t.Preferred {
 		return (first + k) % t.Preferred

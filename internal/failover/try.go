@@ -10,11 +10,12 @@ import (
 // try is an attempt at an address that failed.
 type try struct {
 	addr    netip.AddrPort
-	final   bool          // there was no connection, or no response in time
-	pending *pool.Pending // the dial was given up and goes on
+	final   bool          // the address is not tried again: there was no connection, or no response in time
+	pending *pool.Pending // the dial was given up and went on; nil: it was not
 }
 
-// tryState is what the attempts of a request so far say of an address.
+// tryState is what the attempts of a request so far say of an address, as health.State is
+// what all requests say.
 type tryState int
 
 const (
@@ -30,7 +31,7 @@ func (p *Plan) tryState(t *Target, addr netip.AddrPort) tryState {
 	for _, try := range t.tries {
 		switch {
 		case try.addr != addr:
-		case state != untried || try.final && try.pending == nil:
+		case state != untried || try.final:
 			return exhausted
 		case try.pending == nil:
 			state = retryable
@@ -56,17 +57,18 @@ func (p *Plan) pendingState(d *pool.Pending) tryState {
 	return exhausted
 }
 
-// remember takes down an attempt that failed, and begins the time that all dials of
-// the request have together.
+// remember adds an attempt that failed. The first dial that is given up in a phase sets the
+// deadline for that phase of all dials of the request: when the timeout of that dial is
+// over. So a request waits little longer for several silent addresses than for one.
 func (p *Plan) remember(t *Target, addr netip.AddrPort, via *Transport, e *pool.Error) {
-	t.tries = append(t.tries, try{addr: addr, final: e.Dialling() || e.Timeout(), pending: e.Pending})
+	t.tries = append(t.tries, try{addr: addr, final: e.Pending == nil && (e.Dialling() || e.Timeout()), pending: e.Pending})
 	switch now := time.Now(); {
 	case e.Pending != nil:
 		phase := e.Pending.Phase
 		if end := &p.deadlines[phase]; end.IsZero() {
 			*end = now.Add(via.Timeouts[phase] - pool.FailoverTimeout(phase))
 		}
-	case e.Dialling() && e.Timeout(): // one address has had all of the time
+	case e.Dialling() && e.Timeout(): // one address has had all of the time: others have FailoverTimeout
 		p.deadlines = [2]time.Time{now, now}
 	}
 }

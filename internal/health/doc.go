@@ -4,8 +4,8 @@
 // A Tracker has records of failures at two levels. A connection that cannot be opened
 // counts for the address and port, whatever the target. A failed TLS handshake, a reset
 // or a missing response counts for one target at the address: one bad site at the
-// address of a CDN does not take the address from the others. A record is deleted when
-// the address works.
+// address of a CDN does not take the address from the others. The records of both levels
+// are deleted when the address works for the target.
 //
 // Some failures depend on a limit: with another timeout there might have been a
 // response. They count only for requests with the same Limit, which is the text of a
@@ -16,9 +16,11 @@
 // State classifies an address for a request, by these records and the request's Policy.
 // An address with enough failures is Ejected for EjectFor. After that one request finds
 // out whether it works again, by a connection (NeedsProbe) or by being sent to it
-// (NeedsTrial), and claims that first (Claim): until its outcome is recorded, or its
-// Trial is released, others find the address Ejected. Where nothing of a family can be
-// reached, IPv4 or IPv6, all its addresses are left out in the same way (family).
+// (NeedsTrial), and claims the address first (Tracker.Claim): until the outcome is
+// recorded, or the Claim is released, others find the address Ejected. An address whose
+// dial a request has given up is Ejected, too, until the dial has ended (StillDialing).
+// Where nothing of a family can be reached, IPv4 or IPv6, all its addresses are left out
+// in the same way (family).
 //
 // The records are spread over shards with a lock each. The lock of a shard in which
 // nothing has failed is not taken.

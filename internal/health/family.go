@@ -23,7 +23,7 @@ type family struct {
 	mu         sync.Mutex
 	networks   [deadNetworks]netip.Prefix
 	lastFailed time.Time
-	trialBegan time.Time // as in record
+	claimedAt  time.Time // as in record
 }
 
 // family returns the family of an address.
@@ -34,8 +34,8 @@ func (t *Tracker) family(addr netip.Addr) *family {
 	return &t.families[1]
 }
 
-// Reached records that a connection to an address was opened (ok), or that there was no
-// answer or no route to the address.
+// Reached records whether an address could be reached: a connection was opened (ok), or
+// there was no answer or no route. A refused connection is neither: something answered.
 func (t *Tracker) Reached(addr netip.Addr, ok bool) {
 	f := t.family(addr)
 	switch {
@@ -62,7 +62,7 @@ func (f *family) unreached(addr netip.Addr, now time.Time) {
 	if now.Sub(f.lastFailed) > familyTime {
 		n = 0
 	}
-	f.lastFailed, f.trialBegan = now, time.Time{}
+	f.lastFailed, f.claimedAt = now, time.Time{}
 	if int(n) < deadNetworks && !slices.Contains(f.networks[:n], network) {
 		f.networks[n] = network
 		n++
@@ -80,23 +80,23 @@ func (f *family) state(now time.Time, ejectFor time.Duration, claim bool) State 
 	switch {
 	case !f.dead():
 		return Healthy
-	case now.Sub(f.lastFailed) < ejectFor || now.Sub(f.trialBegan) < trialTimeout:
+	case now.Sub(f.lastFailed) < ejectFor || now.Sub(f.claimedAt) < claimTimeout:
 		return Ejected
 	}
 	if claim {
-		f.trialBegan = now
+		f.claimedAt = now
 	}
 	return NeedsProbe
 }
 
 // release gives up the claim that was made at that time.
-func (f *family) release(claimed time.Time) {
+func (f *family) release(claimedAt time.Time) {
 	if !f.dead() {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.trialBegan.Equal(claimed) {
-		f.trialBegan = time.Time{}
+	if f.claimedAt.Equal(claimedAt) {
+		f.claimedAt = time.Time{}
 	}
 }

@@ -18,8 +18,9 @@ type Tracker struct {
 	usual    usualTimes
 }
 
-// forgetAfter is how long a failure is remembered at most, and maxRecords how many
-// records a shard has at most. Beyond that, another one is forgotten.
+// A record is deleted when its last failure is longer ago than forgetAfter, within about a
+// minute if others of its shard change. A shard has no more than maxRecords records: beyond
+// that, another one is forgotten.
 const (
 	forgetAfter = time.Hour
 	maxRecords  = 256
@@ -46,8 +47,8 @@ type record struct {
 	fails      int
 	lastFailed time.Time
 	sent       bool      // a request may have been sent before the last failure
-	trialBegan time.Time // when a request last claimed it, see Claim
-	dialEnds   time.Time // when a dial that was given up must have ended, see Slow
+	claimedAt  time.Time // when a request last claimed the address, see Tracker.Claim; zero: no claim is open
+	dialEnds   time.Time // when a dial that was given up must have ended, see StillDialing; that is no failure
 }
 
 // New returns a Tracker without records.
@@ -69,7 +70,9 @@ func (t *Tracker) Len() (n int) {
 }
 
 // Failed records a failure of an address: for one target, or for all if target is
-// empty. sent is true if a request may have been sent before.
+// empty. sent is true if a request may have been sent before. It decides how the address
+// is tried again: by a request (NeedsTrial) if it was sent, else by a connection
+// (NeedsProbe).
 func (t *Tracker) Failed(target string, addr netip.AddrPort, sent bool) {
 	t.fail(recordID{target: target, addr: addr}, sent)
 }
@@ -85,13 +88,14 @@ func (t *Tracker) fail(id recordID, sent bool) {
 	t.update(id, func(r *record, now time.Time) {
 		r.fails++
 		r.lastFailed, r.sent = now, sent
-		r.trialBegan, r.dialEnds = time.Time{}, time.Time{}
+		r.claimedAt, r.dialEnds = time.Time{}, time.Time{}
 	})
 }
 
-// Slow records that a request gave up a dial, which goes on for at most left. Until
-// then, or until the outcome of the dial is recorded, the address is ejected.
-func (t *Tracker) Slow(target string, addr netip.AddrPort, left time.Duration) {
+// StillDialing records that a request gave up a dial, which goes on for at most left. That
+// is no failure, but until then, or until the outcome of the dial is recorded, the address
+// is ejected. The target is as in Failed.
+func (t *Tracker) StillDialing(target string, addr netip.AddrPort, left time.Duration) {
 	t.update(recordID{target: target, addr: addr}, func(r *record, now time.Time) {
 		r.dialEnds = now.Add(left)
 	})

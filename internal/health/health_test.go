@@ -53,14 +53,14 @@ var healthTests = []struct {
 		h.Failed("", addrA, false)
 		advance(duration)
 		h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
-		advance(trialTimeout)
+		advance(claimTimeout)
 	}, "a.example", NeedsProbe},
 	{"State claims nothing", func(h *Tracker, advance func(time.Duration)) {
 		h.Failed("", addrA, false)
 		advance(duration)
 		h.State(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
 	}, "a.example", NeedsProbe},
-	{"due for one level, Ejected for the other: no trial is used up", func(h *Tracker, advance func(time.Duration)) {
+	{"due for one level, Ejected for the other: nothing is claimed", func(h *Tracker, advance func(time.Duration)) {
 		h.Failed("", addrA, false)
 		advance(duration / 2)
 		h.Failed("b.example", addrA, false)
@@ -78,9 +78,9 @@ var healthTests = []struct {
 		h.Failed("", addrA, false)
 		advance(duration)
 	}, "a.example", NeedsTrial},
-	{"a dial that was given up is under way", func(h *Tracker, _ func(time.Duration)) { h.Slow("", addrA, time.Second) }, "a.example", Ejected},
+	{"a dial that was given up is under way", func(h *Tracker, _ func(time.Duration)) { h.StillDialing("", addrA, time.Second) }, "a.example", Ejected},
 	{"and must have ended", func(h *Tracker, advance func(time.Duration)) {
-		h.Slow("", addrA, time.Second)
+		h.StillDialing("", addrA, time.Second)
 		advance(2 * time.Second)
 	}, "a.example", Healthy},
 }

@@ -30,7 +30,7 @@ func (t *Tracker) RanOut(target string, addr netip.AddrPort, timeout time.Durati
 			return
 		}
 		r.fails++
-		r.lastFailed, r.sent, r.trialBegan = now, true, time.Time{}
+		r.lastFailed, r.sent, r.claimedAt = now, true, time.Time{}
 	})
 }
 

@@ -237,7 +237,7 @@ func TestRelease(t *testing.T) {
 		t.Errorf("state %d after the claim was released, want %d", got, NeedsTrial)
 	}
 	_, first = h.Claim(p, "a.example", addrA)
-	advance(trialTimeout)
+	advance(claimTimeout)
 	_, second := h.Claim(p, "a.example", addrA)
 	first.Release()
 	if got := h.State(p, "a.example", addrA); got != Ejected {
@@ -252,11 +252,11 @@ func TestRelease(t *testing.T) {
 		h.Reached(netip.AddrFrom4([4]byte{byte(i + 1)}), false)
 	}
 	advance(time.Second)
-	state, trial := h.Claim(p, "b.example", addrB)
+	state, claim := h.Claim(p, "b.example", addrB)
 	if state != NeedsProbe {
 		t.Fatalf("state %d of the family, want %d", state, NeedsProbe)
 	}
-	trial.Release()
+	claim.Release()
 	if got := h.State(p, "b.example", addrB); got != NeedsProbe {
 		t.Errorf("state %d of the family after the claim was released, want %d", got, NeedsProbe)
 	}

@@ -15,9 +15,11 @@ type Policy struct {
 	MaxFails int           // the number of failures in a row for which an address is ejected
 	EjectFor time.Duration // for how long
 
-	// Retryable is true if the request may be sent again after an address fails that
-	// has got it. Other requests are kept twice as long from an address that failed
-	// after a request was sent. A retryable one may show before that whether it works.
+	// Retryable is true if the request may be sent to another address after one that
+	// has got it fails. If an address failed after a request was sent, only a request
+	// shows whether it works again. After EjectFor that is a retryable one, which loses
+	// nothing. Requests that are not retryable are kept from the address for twice that
+	// time, in case no retryable one comes.
 	Retryable bool
 
 	// Limits are the limits of the request; empty ones are ignored.
@@ -37,59 +39,60 @@ const (
 	Healthy    State = iota
 	NeedsProbe       // EjectFor is over: a connection will show whether it works again
 	NeedsTrial       // EjectFor is over: only a request will show it
-	Ejected
+	Ejected          // EjectFor is not over, a dial that was given up goes on, or another request has claimed it
 )
 
-// trialTimeout is how long a probe or a trial may take before another request may
-// claim the address.
-const trialTimeout = 5 * time.Second
+// claimTimeout is how long a probe or a trial may take, from the claim, before another
+// request may claim the address.
+const claimTimeout = 5 * time.Second
 
 // State classifies an address for a request to target.
 func (t *Tracker) State(p *Policy, target string, addr netip.AddrPort) State {
 	return t.state(p, target, addr, time.Time{})
 }
 
-// Claim is State for a request that will probe or try the address if it needs that. For
-// others the address is ejected then, until the outcome is recorded, the Trial is
-// released, or trialTimeout is over.
-func (t *Tracker) Claim(p *Policy, target string, addr netip.AddrPort) (State, Trial) {
+// Claim is State for a request that will probe or try the address if it needs that. If
+// the State is NeedsProbe or NeedsTrial, the address is Ejected for other requests, until
+// the outcome is recorded, the Claim is released, or claimTimeout is over. Else nothing
+// is claimed.
+func (t *Tracker) Claim(p *Policy, target string, addr netip.AddrPort) (State, Claim) {
 	now := t.now()
-	return t.state(p, target, addr, now), Trial{t, *p, target, addr, now}
+	return t.state(p, target, addr, now), Claim{t, *p, target, addr, now}
 }
 
-// Trial is a claim of a request to probe or try an address.
-type Trial struct {
+// Claim is the claim of one request to probe or try an address: see Tracker.Claim.
+type Claim struct {
 	tracker *Tracker
 	policy  Policy
 	target  string
 	addr    netip.AddrPort
-	claimed time.Time // identifies the claim in the records
+	at      time.Time // identifies the claim in the records
 }
 
 // Release gives the claim up, unless its outcome was recorded. Another request may then
 // claim the address.
-func (l *Trial) Release() {
-	s, family := l.tracker.shard(l.addr), l.tracker.family(l.addr.Addr())
+func (c *Claim) Release() {
+	s, family := c.tracker.shard(c.addr), c.tracker.family(c.addr.Addr())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for r := range s.relevant(&l.policy, l.target, l.addr) {
-		if r.trialBegan.Equal(l.claimed) {
-			r.trialBegan = time.Time{}
+	for r := range s.relevant(&c.policy, c.target, c.addr) {
+		if r.claimedAt.Equal(c.at) {
+			r.claimedAt = time.Time{}
 		}
 	}
-	family.release(l.claimed)
+	family.release(c.at)
 }
 
-// state is State, or Claim if claimed is not zero.
-func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claimed time.Time) State {
+// state is State, or Claim at that time if claimAt is not zero.
+func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claimAt time.Time) State {
 	s, family := t.shard(addr), t.family(addr.Addr())
 	if s.size.Load() == 0 && !family.dead() {
 		return Healthy
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := claimed
-	if claimed.IsZero() {
+	now := claimAt
+	if claimAt.IsZero() {
 		now = t.now()
 	}
 	state := Healthy
@@ -101,7 +104,7 @@ func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claimed t
 			return Ejected
 		case r.fails < maxFails:
 			continue
-		case now.Sub(r.lastFailed) < p.EjectFor || now.Sub(r.trialBegan) < trialTimeout:
+		case now.Sub(r.lastFailed) < p.EjectFor || now.Sub(r.claimedAt) < claimTimeout:
 			return Ejected
 		case r.sent && !p.Retryable && now.Sub(r.lastFailed) < 2*p.EjectFor:
 			return Ejected
@@ -113,11 +116,11 @@ func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claimed t
 		due = append(due, r)
 	}
 	if family.dead() {
-		state = max(state, family.state(now, p.EjectFor, !claimed.IsZero()))
+		state = max(state, family.state(now, p.EjectFor, !claimAt.IsZero()))
 	}
-	if state != Ejected && !claimed.IsZero() {
+	if state != Ejected && !claimAt.IsZero() {
 		for _, r := range due {
-			r.trialBegan = now
+			r.claimedAt = now
 		}
 	}
 	return state

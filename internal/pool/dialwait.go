@@ -13,9 +13,9 @@ func FailoverTimeout(ph Phase) time.Duration { return failoverTimeout[ph] }
 var (
 	failoverTimeout = [dialPhaseCount]time.Duration{Connect: 300 * time.Millisecond, Handshake: time.Second}
 
-	// minTimeout is the least that a request waits for a phase where there is no
-	// other address, and time is left. A lost SYN is sent again after a second (RFC
-	// 6298).
+	// minTimeout is how long a request waits for a phase where there is no other
+	// address, even if its deadline is nearer, but has not passed. A lost SYN is sent
+	// again after a second (RFC 6298).
 	minTimeout = [dialPhaseCount]time.Duration{Connect: 1300 * time.Millisecond, Handshake: 2 * time.Second}
 )
 
@@ -27,7 +27,7 @@ func (p *Pool) fullTimeout(ph Phase) time.Duration {
 	return p.config.DialTimeout
 }
 
-// unlimitedWait is the timer of a request that waits for no time: its dial ends by
+// unlimitedWait is the timer of a request that does not limit its wait: its dial ends by
 // itself, or a connection becomes free.
 const unlimitedWait = time.Hour
 
@@ -41,14 +41,14 @@ type dialWait struct {
 	d         *destination
 	waiter    *waiter
 	start     time.Time
-	timer     *time.Timer
+	timer     *time.Timer   // calls for expired
 	completed chan *Pending // dials of Order.Pending that have succeeded
-	stops     []func() bool // release completed
+	stops     []func() bool // end what sends to completed
 }
 
 func newDialWait(p *Pool, d *destination, w *waiter) *dialWait {
 	t := &dialWait{pool: p, d: d, waiter: w, start: time.Now()}
-	t.timer = time.NewTimer(t.untilCheck(Connect, t.limit(Connect)))
+	t.timer = time.NewTimer(t.untilCheck(Connect, t.timeout(Connect)))
 	if pending := w.order.Pending; len(pending) > 0 {
 		t.completed = make(chan *Pending, len(pending))
 		for _, other := range pending {
@@ -69,8 +69,8 @@ func (t *dialWait) stop() {
 	}
 }
 
-// limit returns how long the request waits for a phase.
-func (t *dialWait) limit(ph Phase) time.Duration {
+// timeout returns how long the request waits for a phase.
+func (t *dialWait) timeout(ph Phase) time.Duration {
 	o := t.waiter.order
 	if !o.Last {
 		return failoverTimeout[ph]
@@ -114,7 +114,7 @@ func (t *dialWait) expired() *Error {
 	}
 	ph := n.phase
 	s.mu.Unlock()
-	if left := time.Until(since.Add(t.limit(ph))); left > 0 {
+	if left := time.Until(since.Add(t.timeout(ph))); left > 0 {
 		t.timer.Reset(t.untilCheck(ph, left))
 		return nil
 	}
@@ -125,7 +125,7 @@ func (t *dialWait) expired() *Error {
 // sooner where the handshake follows: it may begin at any time, and may have less time.
 func (t *dialWait) untilCheck(ph Phase, left time.Duration) time.Duration {
 	if ph == Connect && t.d.key.secure() {
-		return min(left, t.limit(Handshake))
+		return min(left, t.timeout(Handshake))
 	}
 	return left
 }
@@ -151,7 +151,7 @@ func (t *dialWait) stillDialing() *Error {
 		target = o.Target
 	}
 	if o.Target != "" {
-		t.pool.health.Slow(target, o.Key.Addr, left)
+		t.pool.health.StillDialing(target, o.Key.Addr, left)
 	}
 	return &Error{Phase: pending.Phase, Err: errDialTimeout, Pending: pending}
 }

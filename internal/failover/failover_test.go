@@ -2,6 +2,7 @@ package failover
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -298,4 +299,41 @@ func BenchmarkManyAddresses(b *testing.B) {
 			}
 		})
 	}
+}
+
+// An address whose trial another request has claimed meanwhile counts as ejected, as one
+// whose probe it has: some address has to be tried.
+func TestClaimedByAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := health.New()
+		s := newSource(h, 4)
+		h.Failed("a.example", addrA, true)
+		time.Sleep(ejectFor)
+		target := &Target{Host: "a.example", Port: 443, Retryable: true, Addrs: []netip.Addr{addrA.Addr()}, Preferred: 1}
+		plan, p := planFor(target), s.policy(target)
+		c := s.classify(plan, target, &p, 0)
+		h.Claim(&p, target.Host, addrA) // another request is first
+		if _, ok := s.claimAll(t.Context(), target, &p, &c); ok || !slices.Equal(c.ejected, target.Addrs) {
+			t.Errorf("claimed %t, ejected %v, want the address of another request's trial to count as ejected, as that of its probe does", ok, c.ejected)
+		}
+	})
+}
+
+// The time that an address takes with a request is not time for dialling the others.
+func TestResponseTakesNoDialTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		via := &Transport{Health: health.New(), Timeouts: [2]time.Duration{3 * time.Second, 5 * time.Second}, Retries: 7}
+		target := &Target{Host: "a.example", Port: 443, Retryable: true, Addrs: []netip.Addr{addrA.Addr(), addrB.Addr(), addr6.Addr()}, Preferred: 3}
+		plan := planFor(target)
+		plan.Failed(target, via, Failure{Addr: addrA, Err: &pool.Error{Phase: pool.Connect, Err: context.DeadlineExceeded, Pending: &pool.Pending{Addr: addrA}}})
+		var o pool.Order
+		plan.FillOrder(target, via, &o)
+		time.Sleep(5 * time.Second) // B has the request and takes its time, then resets the connection
+		plan.Failed(target, via, Failure{Addr: addrB, Err: &pool.Error{Phase: pool.Response, Sent: pool.All, Err: errors.New("reset")}})
+		next(t.Context(), newSource(via.Health, 4), plan, target)
+		plan.FillOrder(target, via, &o)
+		if left := time.Until(o.Deadlines[pool.Connect]); !o.Last || left < time.Second {
+			t.Errorf("last %t, %s left to dial after 300ms of dialling, want more than a second", o.Last, left)
+		}
+	})
 }

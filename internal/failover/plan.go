@@ -59,6 +59,7 @@ type Plan struct {
 	targets   []*Target
 	room      [1]*Target   // for the usual targets
 	deadlines [2]time.Time // when the time for all dials is over, by phase; zero: each dial has its own: see remember
+	began     time.Time    // when the last attempt did, if a deadline is set
 }
 
 // Target is a name whose addresses a request may be sent to, or one address.
@@ -109,6 +110,9 @@ func (p *Plan) FillOrder(t *Target, via *Transport, o *pool.Order) {
 	o.Target, o.Owner = t.Host, t.Owner
 	o.Deadlines, o.Pending = p.deadlines, p.pending()
 	o.Last = !t.more && !p.offersBeside(t) || p.Tries() >= via.Retries
+	if p.deadlines != [2]time.Time{} {
+		p.began = time.Now()
+	}
 }
 
 // Tries returns how many attempts have failed.

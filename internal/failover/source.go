@@ -183,6 +183,7 @@ func (s *Source) claimAll(ctx context.Context, t *Target, p *health.Policy, c *c
 		if claim := s.claim(ctx, t, p, a, health.NeedsTrial); claim != nil {
 			return onTrial(claim)
 		}
+		c.ejected = append(c.ejected, a)
 	}
 	for _, a := range c.needProbe {
 		switch claim := s.claim(ctx, t, p, a, health.NeedsProbe); {

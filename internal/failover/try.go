@@ -70,6 +70,18 @@ func (p *Plan) remember(t *Target, addr netip.AddrPort, via *Transport, e *pool.
 		}
 	case e.Dialling() && e.Timeout(): // one address has had all of the time: others have FailoverTimeout
 		p.deadlines = [2]time.Time{now, now}
+	case !e.Dialling():
+		p.postpone(now)
+	}
+}
+
+// postpone moves the deadlines by the time of an attempt that had a connection: what the
+// address did with the request is no dialling.
+func (p *Plan) postpone(now time.Time) {
+	for phase := range p.deadlines {
+		if end := &p.deadlines[phase]; !end.IsZero() {
+			*end = end.Add(now.Sub(p.began))
+		}
 	}
 }
 

@@ -105,7 +105,7 @@ func (t *dialWait) expired() *Error {
 	n := t.waiter.dial
 	if n == nil {
 		s.mu.Unlock()
-		t.timer.Reset(unlimitedWait)
+		t.timer.Reset(t.untilCheck(Connect, t.timeout(Connect))) // one may be assigned until then
 		return nil
 	}
 	since := n.phaseBegan

@@ -240,3 +240,44 @@ func TestGivenUpDial(t *testing.T) {
 		t.Errorf("%d connections were opened, want 2: for the request that went and for those after it", n)
 	}
 }
+
+// A request that waited without a dial, since MaxPerKey allowed none, gives up the dial
+// that it is assigned in the end after FailoverTimeout, as any other does.
+func TestLateDial(t *testing.T) {
+	proceed := make(chan struct{})
+	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		if _, err := http.ReadRequest(r); err != nil {
+			return
+		}
+		<-proceed
+		fmt.Fprint(c, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+	})
+	p := newPool(t, Config{MaxPerKey: 1, DialTimeout: 3 * time.Second})
+	var dials atomic.Int64
+	dial := p.Dial
+	p.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if dials.Add(1) == 1 {
+			return dial(ctx, network, address)
+		}
+		<-ctx.Done() // silent
+		return nil, ctx.Err()
+	}
+	o := b.order("a.example")
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() { _, err := get(t, p, o, "/1"); first <- err }()
+	testlab.Eventually(t, "one dials", func() bool { return dials.Load() == 1 && p.Open() == 1 })
+	next := *o
+	next.Last = false
+	go func() { _, err := get(t, p, &next, "/2"); second <- err }()
+	testlab.Eventually(t, "one waits", func() bool { return p.waiting(o) == 1 })
+	time.Sleep(2 * FailoverTimeout(Connect))
+	close(proceed)
+	if err := <-first; err != nil {
+		t.Fatal(err)
+	}
+	err := <-second
+	e, _ := err.(*Error)
+	if e == nil || e.Pending == nil {
+		t.Errorf("%+v, want an Error with a Pending after %s", err, FailoverTimeout(Connect))
+	}
+}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestBrokenAliases has replies that the standard does not allow (RFC 1034,
@@ -17,17 +19,17 @@ import (
 func TestBrokenAliases(t *testing.T) {
 	for _, test := range brokenAliasCases() {
 		t.Run(test.name, func(t *testing.T) {
-			s := newScript(t, func(q *query) {
+			s := newScript(t, func(q *testlab.Query) {
 				records := test.records
-				if q.n > 1 {
+				if q.N > 1 {
 					records = test.next
 				}
-				m := q.answer(records...)
+				m := q.Answer(records...)
 				m.Rcode = test.rcode
-				if test.soa || q.n > 1 {
-					m.Ns = rrs(soa)
+				if test.soa || q.N > 1 {
+					m.Ns = testlab.Records(soa)
 				}
-				q.reply(m)
+				q.Reply(m)
 			}, nil)
 			got, ttl, err := newClient(t, Config{}, s).Lookup(t.Context(), "a.example", dns.TypeA)
 			switch {
@@ -39,11 +41,11 @@ func TestBrokenAliases(t *testing.T) {
 				t.Errorf("got %v for %s, want %s for %s", got, ttl, test.want, test.ttl)
 			}
 			asked := ""
-			if s.queries("udp") > 1 {
-				asked = s.query(1).Question[0].Name
+			if s.Count(false) > 1 {
+				asked = s.Queries()[1].Question[0].Name
 			}
-			if asked != test.asks || s.queries("udp") > 2 {
-				t.Errorf("asked for %q, want %q; %d queries", asked, test.asks, s.queries("udp"))
+			if asked != test.asks || s.Count(false) > 2 {
+				t.Errorf("asked for %q, want %q; %d queries", asked, test.asks, s.Count(false))
 			}
 		})
 	}
@@ -177,8 +179,8 @@ func brokenAliasCases() []brokenAliasCase {
 
 // TestBrokenAliasOfService: the same holds for the records of a service.
 func TestBrokenAliasOfService(t *testing.T) {
-	s := newScript(t, func(q *query) {
-		q.reply(q.answer("_http._tcp.example. 60 IN CNAME b.example.", "_http._tcp.example. 50 IN CNAME c.example.",
+	s := newScript(t, func(q *testlab.Query) {
+		q.Reply(q.Answer("_http._tcp.example. 60 IN CNAME b.example.", "_http._tcp.example. 50 IN CNAME c.example.",
 			"c.example. 60 IN SRV 1 1 80 a.example."))
 	}, nil)
 	got, ttl, err := newClient(t, Config{}, s).LookupSRV(t.Context(), "_http._tcp.example")

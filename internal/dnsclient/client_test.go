@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"caddytarget/internal/testlab"
 )
 
 const (
@@ -62,7 +64,7 @@ func TestLookup(t *testing.T) {
 					t.Errorf("%d tries, want %d: %+v", len(e.Tries), want, e.Tries)
 				}
 			}
-			if udp, tcp := s.queries("udp"), s.queries("tcp"); udp != test.udpQueries || tcp != test.tcpQueries {
+			if udp, tcp := s.Count(false), s.Count(true); udp != test.udpQueries || tcp != test.tcpQueries {
 				t.Errorf("%d queries over UDP and %d over TCP, want %d and %d", udp, tcp, test.udpQueries, test.tcpQueries)
 			}
 			if ignored := c.Mismatches(); ignored != test.ignored {
@@ -76,7 +78,7 @@ func TestLookupSRV(t *testing.T) {
 	const name = "_http._tcp.example"
 	for _, test := range srvCases(name) {
 		t.Run(test.name, func(t *testing.T) {
-			s := newScript(t, func(q *query) { q.reply(test.reply(q)) }, nil)
+			s := newScript(t, func(q *testlab.Query) { q.Reply(test.reply(q)) }, nil)
 			c := newClient(t, Config{}, s)
 			got, ttl, err := c.LookupSRV(t.Context(), name)
 			if test.kind != 0 {
@@ -94,7 +96,7 @@ func TestLookupSRV(t *testing.T) {
 
 type srvCase struct {
 	name  string
-	reply func(*query) *dns.Msg
+	reply func(*testlab.Query) *dns.Msg
 
 	want []net.SRV
 	ttl  time.Duration
@@ -108,41 +110,43 @@ func srvCases(name string) []srvCase {
 	return []srvCase{
 		{
 			name: "several, with the smallest TTL, in lower case",
-			reply: func(q *query) *dns.Msg {
-				return q.answer(srv(name, 60, "10 5 8080 A.example."), srv(name, 30, "20 0 81 b.example."), srv("_x._tcp.example", 1, "0 0 1 evil.example."))
+			reply: func(q *testlab.Query) *dns.Msg {
+				return q.Answer(srv(name, 60, "10 5 8080 A.example."), srv(name, 30, "20 0 81 b.example."), srv("_x._tcp.example", 1, "0 0 1 evil.example."))
 			},
 			want: []net.SRV{{Target: "a.example", Port: 8080, Priority: 10, Weight: 5}, {Target: "b.example", Port: 81, Priority: 20}},
 			ttl:  30 * time.Second,
 		},
 		{
 			name: "behind an alias",
-			reply: func(q *query) *dns.Msg {
-				return q.answer("_http._tcp.example. 9 IN CNAME s.example.", srv("s.example", 60, "1 1 80 a.example."))
+			reply: func(q *testlab.Query) *dns.Msg {
+				return q.Answer("_http._tcp.example. 9 IN CNAME s.example.", srv("s.example", 60, "1 1 80 a.example."))
 			},
 			want: []net.SRV{{Target: "a.example", Port: 80, Priority: 1, Weight: 1}},
 			ttl:  9 * time.Second,
 		},
 		{
 			name:  "not offered",
-			reply: func(q *query) *dns.Msg { return q.answer(srv(name, 40, "0 0 0 .")) },
+			reply: func(q *testlab.Query) *dns.Msg { return q.Answer(srv(name, 40, "0 0 0 .")) },
 			kind:  NoData, ttl: 40 * time.Second,
 		},
 		{
-			name:  "one of two is no target",
-			reply: func(q *query) *dns.Msg { return q.answer(srv(name, 40, "0 0 0 ."), srv(name, 40, "0 0 80 a.example.")) },
-			want:  []net.SRV{{Target: "a.example", Port: 80}}, ttl: 40 * time.Second,
+			name: "one of two is no target",
+			reply: func(q *testlab.Query) *dns.Msg {
+				return q.Answer(srv(name, 40, "0 0 0 ."), srv(name, 40, "0 0 80 a.example."))
+			},
+			want: []net.SRV{{Target: "a.example", Port: 80}}, ttl: 40 * time.Second,
 		},
 		{
 			name: "a target that is no host",
-			reply: func(q *query) *dns.Msg {
-				return q.answer(srv(name, 40, `0 0 80 \000.example.`))
+			reply: func(q *testlab.Query) *dns.Msg {
+				return q.Answer(srv(name, 40, `0 0 80 \000.example.`))
 			},
 			kind: Malformed,
 		},
 		{
 			name: "a malformed record beside a valid one",
-			reply: func(q *query) *dns.Msg {
-				m := q.answer(srv(name, 40, "0 0 80 a.example."))
+			reply: func(q *testlab.Query) *dns.Msg {
+				m := q.Answer(srv(name, 40, "0 0 80 a.example."))
 				m.Answer = append(m.Answer, rr(name+".", dns.TypeSRV, "000000000050"))
 				return m
 			},
@@ -150,8 +154,8 @@ func srvCases(name string) []srvCase {
 		},
 		{
 			name: "an octet too many",
-			reply: func(q *query) *dns.Msg {
-				m := q.answer()
+			reply: func(q *testlab.Query) *dns.Msg {
+				m := q.Answer()
 				m.Answer = []dns.RR{rr(name+".", dns.TypeSRV, "000000000050"+"016100"+"00")}
 				return m
 			},
@@ -159,8 +163,8 @@ func srvCases(name string) []srvCase {
 		},
 		{
 			name: "RDLENGTH 0",
-			reply: func(q *query) *dns.Msg {
-				m := q.answer()
+			reply: func(q *testlab.Query) *dns.Msg {
+				m := q.Answer()
 				m.Answer = []dns.RR{rr(name+".", dns.TypeSRV, "")}
 				return m
 			},
@@ -168,7 +172,7 @@ func srvCases(name string) []srvCase {
 		},
 		{
 			name:  "NXDOMAIN",
-			reply: func(q *query) *dns.Msg { return q.fail(dns.RcodeNameError, soa) },
+			reply: func(q *testlab.Query) *dns.Msg { return q.Fail(dns.RcodeNameError, soa) },
 			kind:  NotFound, ttl: 30 * time.Second,
 		},
 	}
@@ -176,9 +180,9 @@ func srvCases(name string) []srvCase {
 
 func TestTrace(t *testing.T) {
 	var traces []*Trace
-	cut := newScript(t, truncated, func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) })
+	cut := newScript(t, truncated, func(q *testlab.Query) { q.Reply(q.Fail(dns.RcodeServerFailure)) })
 	late := newScript(t, nil, nil)
-	working := newScript(t, func(q *query) { q.reply(q.answer(goodRecord)) }, nil)
+	working := newScript(t, func(q *testlab.Query) { q.Reply(q.Answer(goodRecord)) }, nil)
 	c := newClient(t, Config{Tries: 3, Trace: func(trace *Trace) { traces = append(traces, trace) }}, cut, late, working)
 	c.intervals.maxHedgeDelay = shortTimeout
 	if _, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil {
@@ -214,8 +218,8 @@ func TestTrace(t *testing.T) {
 
 // The name to which an alias leads is asked for at the client of its route.
 func TestRoute(t *testing.T) {
-	inside := newScript(t, func(q *query) { q.reply(q.answer("a.inside. 50 IN CNAME B.outside.")) }, nil)
-	outside := newScript(t, func(q *query) { q.reply(q.answer("b.outside. 60 IN A 192.0.2.1")) }, nil)
+	inside := newScript(t, func(q *testlab.Query) { q.Reply(q.Answer("a.inside. 50 IN CNAME B.outside.")) }, nil)
+	outside := newScript(t, func(q *testlab.Query) { q.Reply(q.Answer("b.outside. 60 IN A 192.0.2.1")) }, nil)
 	other := newClient(t, Config{}, outside)
 	var asked string
 	c := newClient(t, Config{Route: func(name string) *Client {
@@ -226,29 +230,29 @@ func TestRoute(t *testing.T) {
 	if err != nil || !slices.Equal(got, addrs("192.0.2.1")) || ttl != 50*time.Second || asked != "b.outside" {
 		t.Errorf("got %v for %s, %v, with a route for %q; want 192.0.2.1 for 50s, with one for b.outside", got, ttl, err, asked)
 	}
-	if a, b := inside.queries("udp"), outside.queries("udp"); a != 1 || b != 1 {
+	if a, b := inside.Count(false), outside.Count(false); a != 1 || b != 1 {
 		t.Errorf("%d and %d queries, want 1 and 1", a, b)
 	}
 
 	// even if the first server has an answer for the name
-	for _, reply := range []func(*query) *dns.Msg{
-		func(q *query) *dns.Msg {
-			m := q.fail(dns.RcodeNameError, "outside. 300 IN SOA ns. root. 1 2 3 4 5")
-			m.Answer = rrs("a.inside. 50 IN CNAME b.outside.")
+	for _, reply := range []func(*testlab.Query) *dns.Msg{
+		func(q *testlab.Query) *dns.Msg {
+			m := q.Fail(dns.RcodeNameError, "outside. 300 IN SOA ns. root. 1 2 3 4 5")
+			m.Answer = testlab.Records("a.inside. 50 IN CNAME b.outside.")
 			return m
 		},
-		func(q *query) *dns.Msg {
-			return q.answer("a.inside. 50 IN CNAME b.outside.", "b.outside. 60 IN A 203.0.113.66")
+		func(q *testlab.Query) *dns.Msg {
+			return q.Answer("a.inside. 50 IN CNAME b.outside.", "b.outside. 60 IN A 203.0.113.66")
 		},
 	} {
-		inside.play(func(q *query) { q.reply(reply(q)) })
+		inside.Play(func(q *testlab.Query) { q.Reply(reply(q)) })
 		if got, _, err := c.Lookup(t.Context(), "a.inside", dns.TypeA); err != nil || !slices.Equal(got, addrs("192.0.2.1")) {
 			t.Errorf("got %v, %v; want 192.0.2.1", got, err)
 		}
 	}
 
 	// an outage of the other client is not one of this client
-	outside.play(nil)
+	outside.Play(nil)
 	other.Change(other.Nameservers(), Settings{Timeout: shortTimeout, Tries: 1})
 	waitForOutage(t, other)
 	_, _, err = c.Lookup(t.Context(), "a.inside", dns.TypeA)
@@ -279,30 +283,30 @@ func wantError(t *testing.T, err error, kind Kind) *Error {
 }
 
 func TestQueryOnTheWire(t *testing.T) {
-	s := newScript(t, truncated, func(q *query) { q.reply(q.answer(goodRecord)) })
+	s := newScript(t, truncated, func(q *testlab.Query) { q.Reply(q.Answer(goodRecord)) })
 	c := newClient(t, Config{}, s)
 	if _, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil {
 		t.Fatal(err)
 	}
-	for i, transport := range []string{"udp", "tcp"} {
-		q := s.query(i)
-		if q.transport != transport || !q.RecursionDesired || q.Response || q.Opcode != dns.OpcodeQuery ||
+	for i, tcp := range []bool{false, true} {
+		q := s.Queries()[i]
+		if q.TCP != tcp || !q.RecursionDesired || q.Response || q.Opcode != dns.OpcodeQuery ||
 			len(q.Question) != 1 || q.Question[0] != (dns.Question{Name: "a.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}) ||
 			len(q.Extra) != 1 || q.IsEdns0() == nil || q.IsEdns0().UDPSize() != 1232 || q.IsEdns0().Version() != 0 || q.IsEdns0().Do() {
-			t.Errorf("query %d is over %s: %v; want one for a.example. A over %s, with EDNS", i, q.transport, q, transport)
+			t.Errorf("query %d is over TCP: %v, %v; want %v, and one for a.example. A, with EDNS", i, q.TCP, q, tcp)
 		}
 	}
 }
 
 func TestIDsDiffer(t *testing.T) {
-	s := newScript(t, func(q *query) { q.reply(q.answer(goodRecord)) }, nil)
+	s := newScript(t, func(q *testlab.Query) { q.Reply(q.Answer(goodRecord)) }, nil)
 	c := newClient(t, Config{}, s)
 	ids := make(map[uint16]bool)
 	for i := range 64 {
 		if _, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil {
 			t.Fatal(err)
 		}
-		ids[s.query(i).Id] = true
+		ids[s.Queries()[i].Id] = true
 	}
 	if len(ids) < 60 { // fewer: once in 10^9 runs
 		t.Errorf("64 queries had %d different IDs, want 60 at least", len(ids))
@@ -310,40 +314,40 @@ func TestIDsDiffer(t *testing.T) {
 }
 
 func TestTCPOnly(t *testing.T) {
-	s := newScript(t, nil, func(q *query) { q.reply(q.answer(goodRecord)) })
+	s := newScript(t, nil, func(q *testlab.Query) { q.Reply(q.Answer(goodRecord)) })
 	s.Network = "tcp"
 	c := newClient(t, Config{}, s)
 	if got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil || len(got) != 1 {
 		t.Errorf("got %v, %v; want one address", got, err)
 	}
-	if udp, tcp := s.queries("udp"), s.queries("tcp"); udp != 0 || tcp != 1 {
+	if udp, tcp := s.Count(false), s.Count(true); udp != 0 || tcp != 1 {
 		t.Errorf("%d queries over UDP and %d over TCP, want 0 and 1", udp, tcp)
 	}
 }
 
 func TestSecondServer(t *testing.T) {
-	for name, first := range map[string]func(*query){
-		"SERVFAIL":  func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) },
-		"REFUSED":   func(q *query) { q.reply(q.fail(dns.RcodeRefused)) },
-		"NOTAUTH":   func(q *query) { q.reply(q.fail(dns.RcodeNotAuth)) },
-		"malformed": func(q *query) { q.raw(pack(q.answer(goodRecord))[:40]) },
-		"loop":      func(q *query) { q.reply(q.answer("a.example. 1 IN CNAME a.example.")) },
+	for name, first := range map[string]func(*testlab.Query){
+		"SERVFAIL":  func(q *testlab.Query) { q.Reply(q.Fail(dns.RcodeServerFailure)) },
+		"REFUSED":   func(q *testlab.Query) { q.Reply(q.Fail(dns.RcodeRefused)) },
+		"NOTAUTH":   func(q *testlab.Query) { q.Reply(q.Fail(dns.RcodeNotAuth)) },
+		"malformed": func(q *testlab.Query) { q.Raw(testlab.Pack(q.Answer(goodRecord))[:40]) },
+		"loop":      func(q *testlab.Query) { q.Reply(q.Answer("a.example. 1 IN CNAME a.example.")) },
 		"truncated": truncated,
-		"lame": func(q *query) {
-			m := q.answer()
+		"lame": func(q *testlab.Query) {
+			m := q.Answer()
 			m.RecursionAvailable = false
-			q.reply(m)
+			q.Reply(m)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := newScript(t, first, func(q *query) { q.hangUp() })
-			b := newScript(t, func(q *query) { q.reply(q.answer(goodRecord)) }, nil)
+			a := newScript(t, first, func(q *testlab.Query) { q.HangUp() })
+			b := newScript(t, func(q *testlab.Query) { q.Reply(q.Answer(goodRecord)) }, nil)
 			c := newClient(t, Config{Tries: 3}, a, b)
 			got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 			if err != nil || !slices.Equal(got, addrs("192.0.2.1")) {
 				t.Errorf("got %v, %v; want 192.0.2.1", got, err)
 			}
-			if a, b := a.queries("udp"), b.queries("udp"); a != 1 || b != 1 {
+			if a, b := a.Count(false), b.Count(false); a != 1 || b != 1 {
 				t.Errorf("the servers got %d and %d queries, want 1 and 1", a, b)
 			}
 		})
@@ -351,7 +355,7 @@ func TestSecondServer(t *testing.T) {
 }
 
 func TestTriesRotate(t *testing.T) {
-	fail := func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) }
+	fail := func(q *testlab.Query) { q.Reply(q.Fail(dns.RcodeServerFailure)) }
 	a, b := newScript(t, fail, nil), newScript(t, fail, nil)
 	c := newClient(t, Config{Tries: 3}, a, b)
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
@@ -375,26 +379,26 @@ func TestEDNSFallback(t *testing.T) {
 				continue // needs an OPT record
 			}
 			t.Run(fmt.Sprintf("%s bare=%v", dns.RcodeToString[rcode], bare), func(t *testing.T) {
-				s := newScript(t, func(q *query) {
+				s := newScript(t, func(q *testlab.Query) {
 					if q.IsEdns0() == nil {
-						q.reply(q.answer(goodRecord))
+						q.Reply(q.Answer(goodRecord))
 						return
 					}
-					m := q.fail(rcode)
+					m := q.Fail(rcode)
 					if rcode > 15 {
 						m.SetEdns0(udpSize, false)
 					}
 					if bare {
 						m.Question = nil
 					}
-					q.reply(m)
+					q.Reply(m)
 				}, nil)
 				c := newClient(t, Config{}, s)
 				for want := 2; want < 5; want++ { // remembered after the first lookup
 					if _, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA); err != nil {
 						t.Fatal(err)
 					}
-					if got := s.queries("udp"); got != want {
+					if got := s.Count(false); got != want {
 						t.Errorf("%d queries, want %d", got, want)
 					}
 				}
@@ -405,12 +409,12 @@ func TestEDNSFallback(t *testing.T) {
 
 // A server that gives the same error without EDNS has not refused EDNS.
 func TestEDNSNotAtFault(t *testing.T) {
-	s := newScript(t, func(q *query) { q.reply(q.fail(dns.RcodeNotImplemented)) }, nil)
+	s := newScript(t, func(q *testlab.Query) { q.Reply(q.Fail(dns.RcodeNotImplemented)) }, nil)
 	c := newClient(t, Config{}, s)
 	for want := 2; want < 6; want += 2 {
 		_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 		e := wantError(t, err, ServerFailure)
-		if got := s.queries("udp"); got != want || e.Rcode != dns.RcodeNotImplemented {
+		if got := s.Count(false); got != want || e.Rcode != dns.RcodeNotImplemented {
 			t.Errorf("%d queries, want %d; %v", got, want, err)
 		}
 	}
@@ -418,11 +422,11 @@ func TestEDNSNotAtFault(t *testing.T) {
 
 // A server gets three queries at most, those without EDNS included.
 func TestQueriesToOneServer(t *testing.T) {
-	s := newScript(t, func(q *query) { q.reply(q.fail(dns.RcodeFormatError)) }, nil)
+	s := newScript(t, func(q *testlab.Query) { q.Reply(q.Fail(dns.RcodeFormatError)) }, nil)
 	c := newClient(t, Config{Tries: 3}, s)
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 	wantError(t, err, ServerFailure)
-	if n := s.queries("udp"); n != maxPerServer {
+	if n := s.Count(false); n != maxPerServer {
 		t.Errorf("%d queries, want %d", n, maxPerServer)
 	}
 }
@@ -436,7 +440,7 @@ func TestInvalidQuestions(t *testing.T) {
 	}
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeTXT)
 	wantError(t, err, Invalid)
-	if n := s.queries("udp"); n != 0 {
+	if n := s.Count(false); n != 0 {
 		t.Errorf("%d queries were sent, want 0", n)
 	}
 }
@@ -445,17 +449,17 @@ func TestCancel(t *testing.T) {
 	for _, transport := range []string{"udp", "tcp"} {
 		t.Run(transport, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
-			silence := func(*query) { cancel() }
+			silence := func(*testlab.Query) { cancel() }
 			s := newScript(t, silence, silence)
 			s.Network = transport
 			c := newClient(t, Config{Timeout: time.Hour, Tries: 3}, s)
 			_, _, err := c.Lookup(ctx, "a.example", dns.TypeA)
 			e := wantError(t, err, Canceled)
-			if !errors.Is(err, context.Canceled) || e.Timeout() || s.queries(transport) != 1 {
-				t.Errorf("got %v after %d queries, want context.Canceled after 1", err, s.queries(transport))
+			if !errors.Is(err, context.Canceled) || e.Timeout() || s.Count(transport == "tcp") != 1 {
+				t.Errorf("got %v after %d queries, want context.Canceled after 1", err, s.Count(transport == "tcp"))
 			}
-			if _, _, err := c.Lookup(ctx, "a.example", dns.TypeA); !errors.Is(err, context.Canceled) || s.queries(transport) != 1 {
-				t.Errorf("with a canceled context: got %v after %d queries, want context.Canceled after 1", err, s.queries(transport))
+			if _, _, err := c.Lookup(ctx, "a.example", dns.TypeA); !errors.Is(err, context.Canceled) || s.Count(transport == "tcp") != 1 {
+				t.Errorf("with a canceled context: got %v after %d queries, want context.Canceled after 1", err, s.Count(transport == "tcp"))
 			}
 		})
 	}
@@ -468,14 +472,14 @@ func TestDeadline(t *testing.T) {
 	defer cancel()
 	_, _, err := c.Lookup(ctx, "a.example", dns.TypeA)
 	e := wantError(t, err, Timeout)
-	if !errors.Is(err, context.DeadlineExceeded) || !e.Timeout() || s.queries("udp") != 1 {
-		t.Errorf("got %v after %d queries, want a timeout after 1", err, s.queries("udp"))
+	if !errors.Is(err, context.DeadlineExceeded) || !e.Timeout() || s.Count(false) != 1 {
+		t.Errorf("got %v after %d queries, want a timeout after 1", err, s.Count(false))
 	}
 }
 
 // A reply explains more than the deadline.
 func TestDeadlineAfterReply(t *testing.T) {
-	a := newScript(t, func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) }, nil)
+	a := newScript(t, func(q *testlab.Query) { q.Reply(q.Fail(dns.RcodeServerFailure)) }, nil)
 	b := newScript(t, nil, nil)
 	c := newClient(t, Config{Timeout: time.Hour, Tries: 3}, a, b)
 	ctx, cancel := context.WithTimeout(t.Context(), shortTimeout)
@@ -486,7 +490,7 @@ func TestDeadlineAfterReply(t *testing.T) {
 
 func TestClose(t *testing.T) {
 	arrived := make(chan struct{})
-	s := newScript(t, func(*query) { arrived <- struct{}{} }, nil)
+	s := newScript(t, func(*testlab.Query) { arrived <- struct{}{} }, nil)
 	c := newClient(t, Config{Timeout: time.Hour}, s)
 	errs := make(chan error)
 	for range 10 {
@@ -513,7 +517,7 @@ func TestClose(t *testing.T) {
 }
 
 func TestNoNameservers(t *testing.T) {
-	s := newScript(t, func(q *query) { q.reply(q.answer(goodRecord)) }, nil)
+	s := newScript(t, func(q *testlab.Query) { q.Reply(q.Answer(goodRecord)) }, nil)
 	c := newClient(t, Config{})
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 	if e := wantError(t, err, Outage); !e.Outage() || e.Timeout() {
@@ -532,8 +536,8 @@ func TestNoNameservers(t *testing.T) {
 
 // Many lookups at once, while the servers change and some contexts end.
 func TestConcurrent(t *testing.T) {
-	answer := func(q *query) {
-		q.reply(q.answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
+	answer := func(q *testlab.Query) {
+		q.Reply(q.Answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
 	}
 	a, b := newScript(t, answer, nil), newScript(t, answer, nil)
 	c := newClient(t, Config{Tries: 3}, a, b)
@@ -569,7 +573,7 @@ func BenchmarkLookup(b *testing.B) {
 	go func() {
 		defer close(done)
 		var (
-			tail = pack(&dns.Msg{Answer: rrs(goodRecord)})[headerLen:]
+			tail = testlab.Pack(&dns.Msg{Answer: testlab.Records(goodRecord)})[headerLen:]
 			buf  = make([]byte, maxMessage)
 		)
 		for {
@@ -604,7 +608,7 @@ func TestGoroutines(t *testing.T) {
 		over.Add(1)
 		c.Ask(t.Context(), fmt.Sprintf("n%d.example", i), dns.TypeA, func([]netip.Addr, time.Duration, error) { over.Done() })
 	}
-	for s.queries("udp") < n {
+	for s.Count(false) < n {
 		time.Sleep(time.Millisecond)
 	}
 	if more := runtime.NumGoroutine() - before; more > n {

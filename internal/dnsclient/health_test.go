@@ -11,16 +11,18 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"caddytarget/internal/testlab"
 )
 
 const never = time.Hour
 
-func answering(q *query) {
-	q.reply(q.answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
+func answering(q *testlab.Query) {
+	q.Reply(q.Answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
 }
 
 // answeringLive answers all questions but those for names that begin with "dead".
-func answeringLive(q *query) {
+func answeringLive(q *testlab.Query) {
 	if !strings.HasPrefix(q.Question[0].Name, "dead") {
 		answering(q)
 	}
@@ -40,12 +42,7 @@ func lookUp(t *testing.T, c *Client, name string) error {
 
 // closedPort returns an address on loopback where no process listens.
 func closedPort(t *testing.T) netip.AddrPort {
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	return netip.MustParseAddrPort("127.0.0.1:" + testlab.FreePort(t))
 }
 
 func TestDeadFirstServer(t *testing.T) {
@@ -56,7 +53,7 @@ func TestDeadFirstServer(t *testing.T) {
 			if err := lookUp(t, c, "a.example"); err != nil {
 				t.Fatal(err)
 			}
-			if d, l := dead.queries("udp"), live.queries("udp"); d != 1 || l != i+1 {
+			if d, l := dead.Count(false), live.Count(false); d != 1 || l != i+1 {
 				t.Fatalf("after %d lookups the dead server got %d queries, want 1, and the other %d, want %d", i+1, d, l, i+1)
 			}
 		}
@@ -79,8 +76,8 @@ func TestDeadFirstServer(t *testing.T) {
 // A server that is late does not hold a lookup up, but may still answer it.
 func TestLateServer(t *testing.T) {
 	t.Run("the next one answers", func(t *testing.T) {
-		arrived := make(chan *query, 1)
-		first := newScript(t, func(q *query) { arrived <- q }, nil)
+		arrived := make(chan *testlab.Query, 1)
+		first := newScript(t, func(q *testlab.Query) { arrived <- q }, nil)
 		second := newScript(t, answering, nil)
 		c := newClient(t, Config{Tries: 3}, first, second)
 		c.intervals.maxHedgeDelay = shortTimeout
@@ -97,15 +94,15 @@ func TestLateServer(t *testing.T) {
 		}
 	})
 	t.Run("it answers first", func(t *testing.T) {
-		arrived := make(chan *query, 1)
-		first := newScript(t, func(q *query) { arrived <- q }, nil)
-		second := newScript(t, func(*query) { answering(<-arrived) }, nil)
+		arrived := make(chan *testlab.Query, 1)
+		first := newScript(t, func(q *testlab.Query) { arrived <- q }, nil)
+		second := newScript(t, func(*testlab.Query) { answering(<-arrived) }, nil)
 		c := newClient(t, Config{Tries: 2}, first, second)
 		c.intervals.maxHedgeDelay = shortTimeout
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
 		}
-		if a, b := first.queries("udp"), second.queries("udp"); a != 1 || b != 1 {
+		if a, b := first.Count(false), second.Count(false); a != 1 || b != 1 {
 			t.Errorf("%d and %d queries, want 1 and 1", a, b)
 		}
 	})
@@ -122,9 +119,9 @@ func TestLateServer(t *testing.T) {
 		}
 	})
 	t.Run("it is the only one", func(t *testing.T) {
-		first := make(chan *query, 1)
-		s := newScript(t, func(q *query) {
-			if q.n == 1 {
+		first := make(chan *testlab.Query, 1)
+		s := newScript(t, func(q *testlab.Query) {
+			if q.N == 1 {
 				first <- q
 			} else {
 				answering(<-first)
@@ -135,7 +132,7 @@ func TestLateServer(t *testing.T) {
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
 		}
-		if n := s.queries("udp"); n != 2 || time.Since(start) < 750*time.Millisecond {
+		if n := s.Count(false); n != 2 || time.Since(start) < 750*time.Millisecond {
 			t.Errorf("%d queries after %s, want 2", n, time.Since(start))
 		}
 	})
@@ -170,7 +167,7 @@ func TestHedgeDelay(t *testing.T) {
 
 // A server that replies and does not answer is asked after the others.
 func TestFailingServerIsAskedLater(t *testing.T) {
-	refuse := func(q *query) { q.reply(q.fail(dns.RcodeRefused)) }
+	refuse := func(q *testlab.Query) { q.Reply(q.Fail(dns.RcodeRefused)) }
 	first, second := newScript(t, refuse, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{Tries: 3}, first, second)
 	c.intervals.recheck, c.intervals.probe = 0, 0
@@ -179,28 +176,26 @@ func TestFailingServerIsAskedLater(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.running.Wait() // for the probe
-		if n := second.queries("udp"); n != i+1 {
+		if n := second.Count(false); n != i+1 {
 			t.Fatalf("after %d lookups the second server got %d queries, want as many", i+1, n)
 		}
 	}
 	if n := c.servers[0].health.rank().failures; n != 1 {
 		t.Errorf("%d lookups failed there, want 1", n)
 	}
-	first.mu.Lock()
-	for i, q := range first.seen {
+	for i, q := range first.Queries() {
 		if i > 0 && q.Question[0].Name != "." {
 			t.Errorf("query %d is %v, want a probe for .", i, q.Question[0])
 		}
 	}
-	first.mu.Unlock()
 
-	first.play(answering)
-	before := second.queries("udp")
+	first.Play(answering)
+	before := second.Count(false)
 	if err := lookUp(t, c, "a.example"); err != nil {
 		t.Fatal(err)
 	}
 	c.running.Wait()
-	if err := lookUp(t, c, "a.example"); err != nil || second.queries("udp") != before+1 {
+	if err := lookUp(t, c, "a.example"); err != nil || second.Count(false) != before+1 {
 		t.Errorf("got %v from the second server, want an answer from the first one", err)
 	}
 }
@@ -214,10 +209,8 @@ func TestProbesOfSuspects(t *testing.T) {
 		lookUp(t, c, "dead.example")
 		c.running.Wait()
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	probes := 0
-	for _, q := range s.seen {
+	for _, q := range s.Queries() {
 		if q.Question[0].Name == "." {
 			probes++
 		}
@@ -236,18 +229,18 @@ func TestFirstServerReturns(t *testing.T) {
 	if err := lookUp(t, c, "a.example"); err != nil {
 		t.Fatal(err)
 	}
-	first.play(answering)
+	first.Play(answering)
 	for used := false; !used; {
-		before := second.queries("udp")
+		before := second.Count(false)
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
 		}
-		used = second.queries("udp") == before
+		used = second.Count(false) == before
 	}
 }
 
 func TestDownServerIsLastResort(t *testing.T) {
-	fail := func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) }
+	fail := func(q *testlab.Query) { q.Reply(q.Fail(dns.RcodeServerFailure)) }
 	down, a, b := newScript(t, answering, nil), newScript(t, fail, nil), newScript(t, fail, nil)
 	for tries, want := range map[int][]Nameserver{
 		1: {a.Nameserver},
@@ -303,7 +296,7 @@ func testOutageSendsNothing(t *testing.T) {
 	c.intervals.probe = never
 	outage := waitForOutage(t, c)
 	time.Sleep(shortTimeout) // for what was sent to arrive
-	before := a.queries("udp") + b.queries("udp")
+	before := a.Count(false) + b.Count(false)
 	for range 100 {
 		_, _, err := c.Lookup(t.Context(), "b.example", dns.TypeA)
 		e := wantError(t, err, Outage)
@@ -311,7 +304,7 @@ func testOutageSendsNothing(t *testing.T) {
 			t.Fatalf("got %v, %+v; want an outage, with a reason for each server, and no tries", err, e)
 		}
 	}
-	if sent := a.queries("udp") + b.queries("udp") - before; sent != 0 {
+	if sent := a.Count(false) + b.Count(false) - before; sent != 0 {
 		t.Errorf("%d queries were sent, want 0", sent)
 	}
 
@@ -332,7 +325,7 @@ func testProbesEndOutage(t *testing.T) {
 	c := newClient(t, Config{Timeout: shortTimeout}, s)
 	c.intervals.probe = 10 * time.Millisecond
 	outage := waitForOutage(t, c)
-	s.play(answering)
+	s.Play(answering)
 	<-outage
 	for lookUp(t, c, "a.example") != nil { // may take longer than shortTimeout
 	}
@@ -347,12 +340,12 @@ func testProbeInterval(t *testing.T) {
 	c.intervals.probe = 20 * time.Millisecond
 	waitForOutage(t, c)
 	time.Sleep(shortTimeout)
-	before, start := s.queries("udp"), time.Now()
+	before, start := s.Count(false), time.Now()
 	for range 100 {
 		c.Lookup(t.Context(), "b.example", dns.TypeA)
 		time.Sleep(time.Millisecond)
 	}
-	sent := s.queries("udp") - before
+	sent := s.Count(false) - before
 	if limit := int(time.Since(start)/c.intervals.probe) + 2; sent == 0 || sent > limit {
 		t.Errorf("%d probes, want 1 to %d", sent, limit)
 	}
@@ -387,7 +380,7 @@ func testClosedPort(t *testing.T) {
 func testOutageDuringLookup(t *testing.T) {
 	s := newScript(t, nil, nil)
 	c := newClient(t, Config{Timeout: shortTimeout, Tries: 3}, s)
-	s.play(func(*query) { c.SetNameservers(nil) })
+	s.Play(func(*testlab.Query) { c.SetNameservers(nil) })
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 	if e := wantError(t, err, Outage); len(e.Tries) != 1 {
 		t.Errorf("got an outage after %d tries, want 1", len(e.Tries))
@@ -404,11 +397,11 @@ func TestProbesRotate(t *testing.T) {
 			c.intervals.probe = 10 * time.Millisecond
 			for lookUp(t, c, "a.example") != nil {
 			}
-			s.play(nil)
+			s.Play(nil)
 			outage := waitForOutage(t, c)
-			s.play(func(q *query) {
+			s.Play(func(q *testlab.Query) {
 				if q.Question[0].Name == answered {
-					q.reply(q.fail(dns.RcodeServerFailure))
+					q.Reply(q.Fail(dns.RcodeServerFailure))
 				}
 			})
 			c.Lookup(t.Context(), "new.example", dns.TypeA)
@@ -430,11 +423,11 @@ func TestDeadNameIsNoOutage(t *testing.T) {
 			}
 		}, "a.example."},
 		{"the name itself was answered before", func(t *testing.T, c *Client, s *script) {
-			s.play(answering)
+			s.Play(answering)
 			if _, _, err := c.Lookup(t.Context(), "dead.example", dns.TypeA); err != nil {
 				t.Fatal(err)
 			}
-			s.play(answeringLive)
+			s.Play(answeringLive)
 		}, "."},
 	}
 	for _, test := range tests {
@@ -450,11 +443,9 @@ func TestDeadNameIsNoOutage(t *testing.T) {
 					t.Fatal("a name without a reply caused an outage, want none")
 				}
 			}
-			s.mu.Lock()
-			if !slices.ContainsFunc(s.seen, func(q *query) bool { return q.Question[0].Name == test.probe }) {
+			if !slices.ContainsFunc(s.Queries(), func(q *testlab.Query) bool { return q.Question[0].Name == test.probe }) {
 				t.Errorf("no probe for %s was sent, want one", test.probe)
 			}
-			s.mu.Unlock()
 			if err := lookUp(t, c, "b.example"); err != nil {
 				t.Errorf("got %v, want an answer", err)
 			}
@@ -499,7 +490,7 @@ func TestSetNameserversKeepsHealth(t *testing.T) {
 // A probe of a server that was removed has no effect.
 func TestRemovedWhileSuspect(t *testing.T) {
 	probed := make(chan struct{}, 1)
-	s := newScript(t, func(q *query) {
+	s := newScript(t, func(q *testlab.Query) {
 		if q.Question[0].Qtype == dns.TypeNS {
 			probed <- struct{}{}
 		}
@@ -532,7 +523,7 @@ func TestHealthCallback(t *testing.T) {
 	}}, s)
 	c.intervals.probe = 10 * time.Millisecond
 	outage := waitForOutage(t, c)
-	s.play(answering)
+	s.Play(answering)
 	<-outage
 	for _, want := range []string{"no reply", ""} {
 		if got := <-calls; got != fmt.Sprintf("%s: %q", s, want) {
@@ -547,8 +538,8 @@ func TestDownWithoutFailures(t *testing.T) {
 	down, up := newScript(t, answering, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{Tries: 3}, down, up)
 	c.servers[0].health.down = true
-	if err := lookUp(t, c, "a.example"); err != nil || up.queries("udp") != 1 {
-		t.Errorf("%d queries to the server that is up, want 1; %v", up.queries("udp"), err)
+	if err := lookUp(t, c, "a.example"); err != nil || up.Count(false) != 1 {
+		t.Errorf("%d queries to the server that is up, want 1; %v", up.Count(false), err)
 	}
 }
 

@@ -3,7 +3,6 @@ package dnsclient
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
 	"errors"
@@ -13,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +22,8 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"caddytarget/internal/testlab"
 )
 
 // web is a nameserver over HTTPS on loopback.
@@ -36,10 +38,10 @@ type web struct {
 // newWeb starts a nameserver that ends with the test. Its certificate is for
 // 127.0.0.1 and ns.example.
 func newWeb(t *testing.T, handler http.HandlerFunc, change ...func(*httptest.Server)) *web {
-	ca := newAuthority(t)
-	w := &web{Server: httptest.NewUnstartedServer(handler), roots: ca.roots}
+	ca := testlab.NewAuthority(t)
+	w := &web{Server: httptest.NewUnstartedServer(handler), roots: ca.Pool()}
 	w.EnableHTTP2 = true
-	w.TLS = &tls.Config{Certificates: []tls.Certificate{ca.certify(t, "127.0.0.1", "ns.example")}}
+	w.TLS = serverConfig(t, ca, "127.0.0.1", "ns.example")
 	w.Config.ErrorLog = log.New(io.Discard, "", 0)
 	w.Listener = &freezer{Listener: w.Listener, web: w}
 	for _, f := range change {
@@ -94,9 +96,9 @@ func onWeb(t *testing.T) http.HandlerFunc {
 			t.Errorf("got %x, %v; want a DNS message", body, err)
 			return
 		}
-		q := &query{Msg: &m}
+		q := &testlab.Query{Msg: &m}
 		w.Header().Set("Content-Type", messageType)
-		w.Write(pack(q.answer(m.Question[0].Name + " 60 IN A 192.0.2.1")))
+		w.Write(testlab.Pack(q.Answer(m.Question[0].Name + " 60 IN A 192.0.2.1")))
 	}
 }
 
@@ -239,12 +241,12 @@ func TestHTTPSRefusesBadResponses(t *testing.T) {
 		{"another question", func(w http.ResponseWriter, r *http.Request) {
 			m := new(dns.Msg).SetQuestion("b.example.", dns.TypeA)
 			m.Id, m.Response = 0, true
-			write(pack(m))(w, r)
+			write(testlab.Pack(m))(w, r)
 		}, Malformed, "not a reply to the query"},
 		{"another ID", func(w http.ResponseWriter, r *http.Request) {
 			m := new(dns.Msg).SetQuestion("a.example.", dns.TypeA)
 			m.Id, m.Response = 1, true
-			write(pack(m))(w, r)
+			write(testlab.Pack(m))(w, r)
 		}, Malformed, "not a reply to the query"},
 		{"cut off", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", "100")
@@ -276,10 +278,10 @@ func TestHTTPSNeedsHTTP2(t *testing.T) {
 		}
 	})
 	t.Run("no protocols", func(t *testing.T) {
-		ca := newAuthority(t)
-		s := newTLSScript(t, &tls.Config{Certificates: []tls.Certificate{ca.certify(t, "127.0.0.1")}}, nil)
+		ca := testlab.NewAuthority(t)
+		s := newTLSScript(t, serverConfig(t, ca, "127.0.0.1"), nil)
 		s.Network, s.Path = "https", defaultPath
-		err := lookUp(t, newClient(t, Config{Roots: ca.roots}, s), "a.example")
+		err := lookUp(t, newClient(t, Config{Roots: ca.Pool()}, s), "a.example")
 		if wantError(t, err, Network); !strings.Contains(err.Error(), "does not speak HTTP/2") {
 			t.Errorf("got %v, want that the server does not speak HTTP/2", err)
 		}
@@ -356,28 +358,21 @@ func TestHTTPSServerCloses(t *testing.T) {
 // framed is a nameserver over HTTPS that a test writes frame by frame.
 type framed struct {
 	Nameserver
-	roots           *x509.CertPool
-	conns, requests atomic.Int32
+	*testlab.RawBackend
+	roots    *x509.CertPool
+	requests atomic.Int64
 }
 
 // newFramed starts a nameserver that ends with the test. It calls onConn for each
 // connection and onRequest for each request, and closes the connection when they
 // return false.
 func newFramed(t *testing.T, onConn func(*http2.Framer) bool, onRequest func(f *http2.Framer, stream uint32, query []byte) bool) *framed {
-	ca := newAuthority(t)
-	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
-		Certificates: []tls.Certificate{ca.certify(t, "127.0.0.1")},
-		NextProtos:   []string{"h2"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &framed{
-		Nameserver: Nameserver{Network: "https", AddrPort: listener.Addr().(*net.TCPAddr).AddrPort(), Path: defaultPath},
-		roots:      ca.roots,
-	}
-	serve := func(conn net.Conn) {
-		defer conn.Close()
+	ca := testlab.NewAuthority(t)
+	s := &framed{roots: ca.Pool()}
+	config := serverConfig(t, ca, "127.0.0.1")
+	config.NextProtos = []string{"h2"}
+	s.RawBackend = testlab.NewRawBackend(t, "", "127.0.0.1", config, func(conn net.Conn) {
+		conn.SetDeadline(time.Now().Add(longTimeout))
 		f := http2.NewFramer(conn, conn)
 		if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil || f.WriteSettings() != nil {
 			return
@@ -392,25 +387,8 @@ func newFramed(t *testing.T, onConn func(*http2.Framer) bool, onRequest func(f *
 				on = onRequest(f, data.StreamID, bytes.Clone(data.Data()))
 			}
 		}
-	}
-	var running sync.WaitGroup
-	running.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			s.conns.Add(1)
-			running.Go(func() {
-				conn.SetDeadline(time.Now().Add(longTimeout))
-				serve(conn)
-			})
-		}
 	})
-	t.Cleanup(func() {
-		listener.Close()
-		running.Wait()
-	})
+	s.Nameserver = Nameserver{Network: "https", AddrPort: netip.MustParseAddrPort("127.0.0.1:" + s.Port), Path: defaultPath}
 	return s
 }
 
@@ -425,7 +403,7 @@ func answerFramed(f *http2.Framer, stream uint32, query []byte) bool {
 	fields.WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
 	fields.WriteField(hpack.HeaderField{Name: "content-type", Value: messageType})
 	f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: header.Bytes(), EndHeaders: true})
-	return f.WriteData(stream, true, pack(new(dns.Msg).SetReply(&m))) == nil
+	return f.WriteData(stream, true, testlab.Pack(new(dns.Msg).SetReply(&m))) == nil
 }
 
 // An exchange sends its query twice at most, and begins two connections at most.
@@ -471,8 +449,8 @@ func TestHTTPSServerRefuses(t *testing.T) {
 			s := newFramed(t, test.onConn, test.onRequest)
 			h := newHTTPS(s.Nameserver, s.roots)
 			defer h.close()
-			total := int32(0) // the server may count late
-			for _, n := range []int32{1, 1, 20} {
+			total := int64(0) // the server may count late
+			for _, n := range []int64{1, 1, 20} {
 				total += n
 				start := time.Now()
 				var running sync.WaitGroup
@@ -485,7 +463,7 @@ func TestHTTPSServerRefuses(t *testing.T) {
 					})
 				}
 				running.Wait()
-				if conns, requests := s.conns.Load(), s.requests.Load(); conns > maxDials*total || requests > 2*total {
+				if conns, requests := s.Opened.Load(), s.requests.Load(); conns > maxDials*total || requests > 2*total {
 					t.Errorf("%d exchanges: %d connections, %d requests; want at most %d and %d", total, conns, requests, maxDials*total, 2*total)
 				} else {
 					t.Logf("%d exchanges: %d connections, %d requests", total, conns, requests)

@@ -9,14 +9,16 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"caddytarget/internal/testlab"
 )
 
 // typical is the reply of a recursive server: an alias and two addresses.
 func typical() []byte {
 	m := new(dns.Msg).SetQuestion("www.a.example.", dns.TypeA).SetEdns0(udpSize, false)
 	m.Response, m.RecursionAvailable, m.Compress = true, true, true
-	m.Answer = rrs("www.a.example. 60 IN CNAME a.example.", "a.example. 50 IN A 192.0.2.1", "a.example. 50 IN A 192.0.2.2")
-	return pack(m)
+	m.Answer = testlab.Records("www.a.example. 60 IN CNAME a.example.", "a.example. 50 IN A 192.0.2.1", "a.example. 50 IN A 192.0.2.2")
+	return testlab.Pack(m)
 }
 
 func TestAnsweredByComparesExactly(t *testing.T) {
@@ -112,30 +114,30 @@ func addReplySeeds(f *testing.F) {
 		m.Id = 1
 		change(&m)
 		srv := len(m.Question) > 0 && m.Question[0].Qtype == dns.TypeSRV
-		f.Add(pack(&m), srv)
+		f.Add(testlab.Pack(&m), srv)
 		m.Compress = true
-		f.Add(pack(&m), srv)
+		f.Add(testlab.Pack(&m), srv)
 	}
 	seed(func(*dns.Msg) {})
 	seed(func(m *dns.Msg) { m.Answer[0], m.Answer[2] = m.Answer[2], m.Answer[0] })
-	seed(func(m *dns.Msg) { m.Answer = append(m.Answer, rrs("b.example. 1 IN A 203.0.113.66")...) })
-	seed(func(m *dns.Msg) { m.Answer = m.Answer[:1]; m.Ns = rrs(soa) })
-	seed(func(m *dns.Msg) { m.Answer = nil; m.Ns = rrs(soa); m.Rcode = dns.RcodeNameError })
+	seed(func(m *dns.Msg) { m.Answer = append(m.Answer, testlab.Records("b.example. 1 IN A 203.0.113.66")...) })
+	seed(func(m *dns.Msg) { m.Answer = m.Answer[:1]; m.Ns = testlab.Records(soa) })
+	seed(func(m *dns.Msg) { m.Answer = nil; m.Ns = testlab.Records(soa); m.Rcode = dns.RcodeNameError })
 	seed(func(m *dns.Msg) {
-		m.Answer = rrs("www.a.example. 1 IN CNAME b.example.", "b.example. 1 IN CNAME www.a.example.")
+		m.Answer = testlab.Records("www.a.example. 1 IN CNAME b.example.", "b.example. 1 IN CNAME www.a.example.")
 	})
 	seed(func(m *dns.Msg) {
-		m.Answer = rrs("www.a.example. 1 IN CNAME b.example.", "www.a.example. 1 IN CNAME a.example.", "www.a.example. 1 IN A 192.0.2.3", "a.example. 1 IN A 192.0.2.1")
+		m.Answer = testlab.Records("www.a.example. 1 IN CNAME b.example.", "www.a.example. 1 IN CNAME a.example.", "www.a.example. 1 IN A 192.0.2.3", "a.example. 1 IN A 192.0.2.1")
 	})
 	seed(func(m *dns.Msg) { m.Answer = append(m.Answer, rr("a.example.", dns.TypeA, "")) })
 	seed(func(m *dns.Msg) { m.Answer = append(m.Answer, rr("a.example.", dns.TypeA, "c000020101")) })
 	seed(func(m *dns.Msg) {
-		m.Answer = rrs(`www.a.example. 1 IN CNAME \000\.x\ .example.`, `\000\.x\ .example. 1 IN A 192.0.2.1`)
+		m.Answer = testlab.Records(`www.a.example. 1 IN CNAME \000\.x\ .example.`, `\000\.x\ .example. 1 IN A 192.0.2.1`)
 	})
 	for _, answer := range []string{"0 0 80 b.example.", "1 65535 0 .", `0 0 80 \.\000.`} {
 		seed(func(m *dns.Msg) {
 			m.Question[0].Qtype = dns.TypeSRV
-			m.Answer = rrs("www.a.example. 1 IN CNAME s.example.", "s.example. 1 IN SRV "+answer, "evil.example. 1 IN SRV "+answer)
+			m.Answer = testlab.Records("www.a.example. 1 IN CNAME s.example.", "s.example. 1 IN SRV "+answer, "evil.example. 1 IN SRV "+answer)
 		})
 	}
 	seed(func(m *dns.Msg) { m.Truncated = true })

@@ -6,13 +6,15 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestRotate: the first question goes to any of the nameservers, but not to one that fails.
 func TestRotate(t *testing.T) {
 	const lookups = 200
-	ok := func(q *query) {
-		q.reply(q.answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
+	ok := func(q *testlab.Query) {
+		q.Reply(q.Answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
 	}
 	lookUp := func(c *Client) {
 		t.Helper()
@@ -27,7 +29,7 @@ func TestRotate(t *testing.T) {
 		c := newClient(t, Config{Rotate: rotate, Tries: 3}, all...)
 		lookUp(c)
 		for i, s := range all {
-			n := s.queries("udp")
+			n := s.Count(false)
 			switch {
 			case !rotate && n != map[bool]int{true: lookups}[i == 0]:
 				t.Errorf("%d queries to nameserver %d, want all to the first", n, i)
@@ -37,17 +39,17 @@ func TestRotate(t *testing.T) {
 		}
 	}
 
-	bad := newScript(t, func(q *query) { q.reply(q.fail(dns.RcodeServerFailure)) }, nil)
+	bad := newScript(t, func(q *testlab.Query) { q.Reply(q.Fail(dns.RcodeServerFailure)) }, nil)
 	c := newClient(t, Config{Rotate: true, Tries: 2}, bad, newScript(t, ok, nil))
 	lookUp(c)
-	if n := bad.queries("udp"); n > lookups/10 {
+	if n := bad.Count(false); n > lookups/10 {
 		t.Errorf("%d queries to the nameserver that fails, want %d at most", n, lookups/10)
 	}
 	// a change takes effect with the next lookup
 	other := newScript(t, ok, nil)
 	c.Change([]Nameserver{other.Nameserver}, Settings{Timeout: longTimeout, Tries: 1})
 	lookUp(c)
-	if n := other.queries("udp"); n != lookups {
+	if n := other.Count(false); n != lookups {
 		t.Errorf("%d queries to the new nameserver, want %d", n, lookups)
 	}
 }

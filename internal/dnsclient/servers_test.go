@@ -5,17 +5,10 @@ package dnsclient_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
-	mathrand "math/rand/v2"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -32,6 +25,7 @@ import (
 	"github.com/miekg/dns"
 
 	"caddytarget/internal/dnsclient"
+	"caddytarget/internal/testlab"
 )
 
 // These tests ask the nameservers that people run: Debian's knot, unbound,
@@ -198,8 +192,8 @@ server:
     interface: 127.0.0.1@{https}
     tls-port: {tls}
     https-port: {https}
-    tls-service-pem: "{dir}/cert.pem"
-    tls-service-key: "{dir}/key.pem"
+    tls-service-pem: "{certificate}"
+    tls-service-key: "{private key}"
     incoming-num-tcp: 100
     do-not-query-localhost: no
     module-config: "validator iterator"
@@ -226,7 +220,7 @@ forward-zone:
 }
 
 const namedOptions = `
-tls local { cert-file "{dir}/cert.pem"; key-file "{dir}/key.pem"; };
+tls local { cert-file "{certificate}"; key-file "{private key}"; };
 http local { endpoints { "/dns-query"; }; };
 controls { };
 options {
@@ -299,8 +293,8 @@ func dnsdist() *server {
 		config: `
 setSecurityPollSuffix("")
 setLocal("127.0.0.1:{port}")
-addTLSLocal("127.0.0.1:{tls}", "{dir}/cert.pem", "{dir}/key.pem")
-addDOHLocal("127.0.0.1:{https}", "{dir}/cert.pem", "{dir}/key.pem", "/dns-query")
+addTLSLocal("127.0.0.1:{tls}", "{certificate}", "{private key}")
+addDOHLocal("127.0.0.1:{https}", "{certificate}", "{private key}", "/dns-query")
 newServer("127.0.0.1:{knotd}"):setUp()
 getPool(""):setCache(newPacketCache(10000))
 `,
@@ -308,7 +302,7 @@ getPool(""):setCache(newPacketCache(10000))
 }
 
 // start runs s with a configuration in a new folder until the test is over.
-func (s *server) start(t testing.TB, ca *authority, others ...*server) {
+func (s *server) start(t testing.TB, ca *testlab.Authority, others ...*server) {
 	t.Helper()
 	path, err := exec.LookPath(s.binary)
 	if err != nil {
@@ -319,9 +313,9 @@ func (s *server) start(t testing.TB, ca *authority, others ...*server) {
 	for name, text := range zones {
 		s.write(t, name+".zone", "$ORIGIN "+name+".\n"+text)
 	}
-	ca.files(t, s.dir, serverName)
 
-	pairs := []string{"{dir}", s.dir}
+	certFile, keyFile := ca.Files(t, serverName)
+	pairs := []string{"{dir}", s.dir, "{certificate}", certFile, "{private key}", keyFile}
 	for _, other := range others {
 		pairs = append(pairs, "{"+other.name+"}", fmt.Sprint(other.ports["udp"]))
 		if other.name == "knotd" {
@@ -452,7 +446,7 @@ func (s *server) anchors(t testing.TB) []string {
 func freePorts(t testing.TB, n int) (ports []uint16) {
 	t.Helper()
 	for range 10_000 {
-		port := uint16(10_000 + mathrand.IntN(20_000))
+		port := uint16(10_000 + rand.IntN(20_000))
 		address := fmt.Sprint("127.0.0.1:", port)
 		udp, err := net.ListenPacket("udp", address)
 		if err != nil {
@@ -470,64 +464,6 @@ func freePorts(t testing.TB, n int) (ports []uint16) {
 	}
 	t.Fatal("no port is free")
 	return nil
-}
-
-// --- certificates ---
-
-// authority is a test CA.
-type authority struct {
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-}
-
-func newAuthority(t testing.TB) *authority {
-	t.Helper()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "caddytarget test CA"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{key: key, cert: cert}
-}
-
-func (a *authority) pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return pool
-}
-
-// files writes a certificate for a name and its key.
-func (a *authority) files(t testing.TB, dir, name string) {
-	t.Helper()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, a.key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := x509.MarshalPKCS8PrivateKey(a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for file, block := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: der}, "key.pem": {Type: "PRIVATE KEY", Bytes: key}} {
-		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 }
 
 // --- taps ---
@@ -691,9 +627,9 @@ func uri(scheme, name string, port uint16) string {
 }
 
 // newClient returns a client with a long timeout that ends with the test.
-func newClient(t testing.TB, ca *authority, servers ...dnsclient.Nameserver) *dnsclient.Client {
+func newClient(t testing.TB, ca *testlab.Authority, servers ...dnsclient.Nameserver) *dnsclient.Client {
 	t.Helper()
-	c := dnsclient.New(servers, dnsclient.Config{Timeout: longTimeout / 3, Roots: ca.pool()})
+	c := dnsclient.New(servers, dnsclient.Config{Timeout: longTimeout / 3, Roots: ca.Pool()})
 	t.Cleanup(c.Close)
 	return c
 }
@@ -786,7 +722,7 @@ var expectations = []expectation{
 }
 
 func TestRealServers(t *testing.T) {
-	ca := newAuthority(t)
+	ca := testlab.NewAuthority(t)
 	var servers []*server
 	for _, s := range []*server{knot(), unbound(), named(), namedForwarding(), dnsmasq(), dnsdist()} {
 		s.start(t, ca, servers...)
@@ -819,7 +755,7 @@ func TestRealServers(t *testing.T) {
 }
 
 // check looks a name up with a client of its own.
-func (x expectation) check(t *testing.T, ca *authority, e endpoint) {
+func (x expectation) check(t *testing.T, ca *testlab.Authority, e endpoint) {
 	p := newTap(t, e.ports[e.scheme])
 	c := newClient(t, ca, nameserver(t, e.scheme, serverName, p.port))
 	qtype := x.qtype
@@ -858,24 +794,9 @@ func (x expectation) check(t *testing.T, ca *authority, e endpoint) {
 }
 
 // secondServer: if a server refuses, the next one is asked.
-func secondServer(t *testing.T, ca *authority, e endpoint) {
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	started := make(chan struct{})
-	other := &dns.Server{PacketConn: packets, NotifyStartedFunc: func() { close(started) }, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		m := new(dns.Msg).SetReply(q)
-		m.RecursionAvailable = true
-		rr, _ := dns.NewRR(q.Question[0].Name + " 60 A 192.0.2.77")
-		m.Answer = []dns.RR{rr}
-		_ = w.WriteMsg(m)
-	})}
-	go func() { _ = other.ActivateAndServe() }()
-	<-started
-	t.Cleanup(func() { _ = other.Shutdown() })
-
-	second := nameserver(t, "udp", "", packets.LocalAddr().(*net.UDPAddr).AddrPort().Port())
+func secondServer(t *testing.T, ca *testlab.Authority, e endpoint) {
+	other := testlab.NewScript(t, func(q *testlab.Query) { q.Reply(q.Answer(q.Question[0].Name + " 60 A 192.0.2.77")) }, nil)
+	second := nameserver(t, "udp", "", netip.MustParseAddrPort(other.Addr).Port())
 	c := newClient(t, ca, nameserver(t, e.scheme, serverName, e.ports[e.scheme]), second)
 	for _, name := range []string{"www.refused", "www.dead"} {
 		got, _, err := lookup(t, c, name, dns.TypeA)
@@ -886,7 +807,7 @@ func secondServer(t *testing.T, ca *authority, e endpoint) {
 }
 
 // seesEDNS: queries offer 1232 octets, and the server knows what that means.
-func seesEDNS(t *testing.T, ca *authority, e endpoint) {
+func seesEDNS(t *testing.T, ca *testlab.Authority, e endpoint) {
 	p := newTap(t, e.ports[e.scheme])
 	c := newClient(t, ca, nameserver(t, e.scheme, serverName, p.port))
 	if _, _, err := lookup(t, c, "edns.example", dns.TypeA); err != nil {
@@ -906,7 +827,7 @@ func seesEDNS(t *testing.T, ca *authority, e endpoint) {
 
 // manyNames asks for many names at the same time, over one connection if the
 // transport has connections.
-func manyNames(t *testing.T, ca *authority, e endpoint) {
+func manyNames(t *testing.T, ca *testlab.Authority, e endpoint) {
 	p := newTap(t, e.ports[e.scheme])
 	c := newClient(t, ca, nameserver(t, e.scheme, serverName, p.port))
 	names, atOnce := 2000, 50
@@ -936,11 +857,11 @@ func manyNames(t *testing.T, ca *authority, e endpoint) {
 
 // otherName: a certificate for another name is no answer, and nothing else is
 // tried instead of TLS.
-func otherName(t *testing.T, ca *authority, e endpoint) {
+func otherName(t *testing.T, ca *testlab.Authority, e endpoint) {
 	p := newTap(t, e.ports[e.scheme])
 	for about, c := range map[string]*dnsclient.Client{
 		"another name":      newClient(t, ca, nameserver(t, e.scheme, "other.example", p.port)),
-		"another authority": newClient(t, newAuthority(t), nameserver(t, e.scheme, serverName, p.port)),
+		"another authority": newClient(t, testlab.NewAuthority(t), nameserver(t, e.scheme, serverName, p.port)),
 	} {
 		got, _, err := lookup(t, c, "one.example", dns.TypeA)
 		if err == nil || err.Kind != dnsclient.Network {
@@ -953,7 +874,7 @@ func otherName(t *testing.T, ca *authority, e endpoint) {
 }
 
 // ttlCounts: the TTLs of answers from a cache decrease.
-func ttlCounts(t *testing.T, ca *authority, e endpoint) {
+func ttlCounts(t *testing.T, ca *testlab.Authority, e endpoint) {
 	c := newClient(t, ca, nameserver(t, e.scheme, serverName, e.ports[e.scheme]))
 	_, before, err := lookup(t, c, "count.example", dns.TypeA)
 	if err != nil {
@@ -979,7 +900,7 @@ func ttlCounts(t *testing.T, ca *authority, e endpoint) {
 // TestRealServerRestarts: a server that stops and starts again is used again, and
 // a restart between two lookups fails no lookup.
 func TestRealServerRestarts(t *testing.T) {
-	ca := newAuthority(t)
+	ca := testlab.NewAuthority(t)
 	authority := knot()
 	authority.start(t, ca)
 	for _, s := range []*server{named(), unbound(), dnsdist()} {

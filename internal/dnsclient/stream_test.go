@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"caddytarget/internal/testlab"
 )
 
 // peers is the other side of a stream over pipes, for use in a synctest bubble,
@@ -54,7 +56,7 @@ func newPeers(t *testing.T) *peers {
 }
 
 // query reads the next query.
-func (p *peer) query() *query {
+func (p *peer) query() *testlab.Query {
 	p.t.Helper()
 	var length [2]byte
 	if _, err := io.ReadFull(p, length[:]); err != nil {
@@ -64,7 +66,7 @@ func (p *peer) query() *query {
 	if _, err := io.ReadFull(p, msg); err != nil {
 		p.t.Fatal(err)
 	}
-	q := &query{Msg: new(dns.Msg), transport: "tcp", send: func(b []byte) { p.Write(b) }}
+	q := &testlab.Query{Msg: new(dns.Msg), TCP: true, Send: func(b []byte) { p.Write(b) }}
 	if err := q.Unpack(msg); err != nil {
 		p.t.Fatal(err)
 	}
@@ -147,7 +149,7 @@ func TestPipelining(t *testing.T) {
 			asked = append(asked, p.ask(t.Context(), longTimeout, fmt.Sprintf("n%d.example.", i)))
 		}
 		peer := <-p.accepted
-		var queries []*query
+		var queries []*testlab.Query
 		ids := make(map[uint16]bool)
 		for range asked {
 			q := peer.query()
@@ -566,9 +568,9 @@ func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
 			asked := again(p, t.Context(), longTimeout, 2)
 			for range asked {
 				q := (<-p.accepted).query()
-				m := q.answer(evilRecord)
+				m := q.Answer(evilRecord)
 				m.Id++
-				q.reply(m, m)
+				q.Reply(m, m)
 				answering(q)
 			}
 			for _, results := range asked {
@@ -584,9 +586,9 @@ func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
 			asked := again(p, t.Context(), longTimeout, 2)
 			for range asked {
 				q := (<-p.accepted).query()
-				m := q.answer(evilRecord)
+				m := q.Answer(evilRecord)
 				m.Question[0].Name = "b.example."
-				q.reply(m)
+				q.Reply(m)
 			}
 			for _, results := range asked {
 				p.want(results, malformed("not a reply to the query"))
@@ -607,9 +609,9 @@ func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
 
 // A server that closes after each reply is slow, but all queries are answered.
 func TestOneReplyPerConnection(t *testing.T) {
-	s := newScript(t, nil, func(q *query) {
+	s := newScript(t, nil, func(q *testlab.Query) {
 		answering(q)
-		q.hangUp()
+		q.HangUp()
 	})
 	s.Network = "tcp"
 	c := newClient(t, Config{}, s)
@@ -646,7 +648,7 @@ func strayCases() map[string]func(*testing.T, *peers) {
 		}
 		p.mu.Unlock()
 		m := &dns.Msg{MsgHdr: dns.MsgHdr{Id: id, Response: true}}
-		b := pack(m)
+		b := testlab.Pack(m)
 		_, err := peer.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...))
 		return err
 	}
@@ -700,9 +702,9 @@ func strayCases() map[string]func(*testing.T, *peers) {
 			for range 2 {
 				again := <-p.accepted
 				q, n := again.query(), 0
-				m := q.answer(evilRecord)
+				m := q.Answer(evilRecord)
 				m.Id++
-				b := pack(m)
+				b := testlab.Pack(m)
 				b = append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
 				for _, err := again.Write(b); err == nil; _, err = again.Write(b) {
 					if n++; n > 10*maxStrays {
@@ -743,9 +745,9 @@ func TestGarbageIsSilence(t *testing.T) {
 		asked := p.ask(t.Context(), time.Second, "a.example.")
 		old := <-p.accepted
 		q := old.query()
-		m := q.answer(evilRecord)
+		m := q.Answer(evilRecord)
 		m.Id++
-		q.reply(m, m)
+		q.Reply(m, m)
 		if r := p.want(asked, os.ErrDeadlineExceeded); r.ignored != 2 {
 			t.Errorf("%d messages ignored, want 2", r.ignored)
 		}
@@ -801,7 +803,7 @@ func TestCallerLeaves(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		left, stayed := p.ask(ctx, longTimeout, "a.example."), p.ask(t.Context(), longTimeout, "b.example.")
 		peer := <-p.accepted
-		queries := []*query{peer.query(), peer.query()}
+		queries := []*testlab.Query{peer.query(), peer.query()}
 		cancel()
 		p.want(left, context.Canceled)
 		if n := len(p.conn.pending); n != 2 {
@@ -825,7 +827,7 @@ func TestForgedOverStream(t *testing.T) {
 		peer := <-p.accepted
 		for range 2 {
 			q := peer.query()
-			m := q.answer(evilRecord)
+			m := q.Answer(evilRecord)
 			if q.Question[0].Name == "a.example." {
 				m.Question[0].Name = "b.example."
 			}
@@ -834,11 +836,11 @@ func TestForgedOverStream(t *testing.T) {
 				p.mu.Lock()
 				_, taken := p.conn.pending[other.Id]
 				if p.mu.Unlock(); !taken {
-					q.reply(other)
+					q.Reply(other)
 					break
 				}
 			}
-			q.reply(m)
+			q.Reply(m)
 		}
 		p.want(a, malformed("not a reply to the query"))
 		p.want(b, nil)
@@ -972,21 +974,21 @@ func TestFallbackIsKept(t *testing.T) {
 		}
 	}
 	from := make(map[string]bool)
-	for _, q := range s.seen {
-		if q.transport == "tcp" {
-			from[q.from] = true
+	for _, q := range s.Queries() {
+		if q.TCP {
+			from[q.From] = true
 		}
 	}
-	if len(from) != 1 || s.queries("tcp") != 3 {
-		t.Errorf("%d queries over %d connections, want 3 over 1", s.queries("tcp"), len(from))
+	if len(from) != 1 || s.Count(true) != 3 {
+		t.Errorf("%d queries over %d connections, want 3 over 1", s.Count(true), len(from))
 	}
 }
 
 // Many queries at once, while some leave and the server closes connections.
 func TestConcurrentStream(t *testing.T) {
-	s := newScript(t, nil, func(q *query) {
-		if answering(q); q.n%97 == 0 {
-			q.hangUp()
+	s := newScript(t, nil, func(q *testlab.Query) {
+		if answering(q); q.N%97 == 0 {
+			q.HangUp()
 		}
 	})
 	s.Network = "tcp"
@@ -1023,8 +1025,8 @@ func TestTCPRefused(t *testing.T) {
 func FuzzStream(f *testing.F) {
 	reply := func(id byte, name string) []byte {
 		m := new(dns.Msg).SetQuestion(name, dns.TypeA)
-		m.Response, m.Answer = true, rrs(name+" 60 IN A 192.0.2.1")
-		b := pack(m)
+		m.Response, m.Answer = true, testlab.Records(name+" 60 IN A 192.0.2.1")
+		b := testlab.Pack(m)
 		b[0], b[1] = 0xff, id
 		return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
 	}
@@ -1085,7 +1087,7 @@ func BenchmarkStream(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	tail := pack(&dns.Msg{Answer: rrs(goodRecord)})[headerLen:]
+	tail := testlab.Pack(&dns.Msg{Answer: testlab.Records(goodRecord)})[headerLen:]
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

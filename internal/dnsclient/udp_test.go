@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"caddytarget/internal/testlab"
 )
 
 // newTestUDP returns the transport to a script, and a function that asks over
@@ -71,8 +73,8 @@ func TestOldSocketsAreClosed(t *testing.T) {
 
 func TestDoubtfulSocketsAreClosed(t *testing.T) {
 	t.Run("after a mismatch", func(t *testing.T) {
-		_, ask := newTestUDP(t, newScript(t, func(q *query) {
-			q.raw([]byte("hello"))
+		_, ask := newTestUDP(t, newScript(t, func(q *testlab.Query) {
+			q.Raw([]byte("hello"))
 			answering(q)
 		}, nil))
 		if ask() != nil {
@@ -88,7 +90,7 @@ func TestDoubtfulSocketsAreClosed(t *testing.T) {
 	})
 	t.Run("after a cancellation", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		u, _ := newTestUDP(t, newScript(t, func(q *query) { cancel(); answering(q) }, nil))
+		u, _ := newTestUDP(t, newScript(t, func(q *testlab.Query) { cancel(); answering(q) }, nil))
 		u.exchange(ctx, time.Now().Add(longTimeout), rootQuestion, true)
 		if len(u.idle) != 0 {
 			t.Error("the socket is kept, want it closed")
@@ -99,9 +101,9 @@ func TestDoubtfulSocketsAreClosed(t *testing.T) {
 // Sockets carry one query at a time, and the kernel drops what comes from
 // another address.
 func TestSocketsAreExclusive(t *testing.T) {
-	var held []*query
+	var held []*testlab.Query
 	full := make(chan struct{})
-	s := newScript(t, func(q *query) {
+	s := newScript(t, func(q *testlab.Query) {
 		if held = append(held, q); len(held) == 2*maxIdleSockets {
 			close(full)
 		}
@@ -134,11 +136,11 @@ func TestReplyFromOtherPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	s := newScript(t, func(q *query) {
+	s := newScript(t, func(q *testlab.Query) {
 		// a reply from another port, to the port of the query
-		from := netip.MustParseAddrPort(q.from)
-		other.WriteToUDPAddrPort(pack(q.answer(evilRecord)), from)
-		q.reply(q.answer(goodRecord))
+		from := netip.MustParseAddrPort(q.From)
+		other.WriteToUDPAddrPort(testlab.Pack(q.Answer(evilRecord)), from)
+		q.Reply(q.Answer(goodRecord))
 	}, nil)
 	c := newClient(t, Config{}, s)
 	got, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"caddytarget/internal/testlab"
 )
 
 // A query takes a buffer only when its reply is there.
@@ -19,7 +21,7 @@ func TestQueriesInFlightHoldNoBuffer(t *testing.T) {
 	defer func() { buffers.New = inner }()
 
 	arrived := make(chan struct{})
-	s := newScript(t, func(*query) { arrived <- struct{}{} }, nil)
+	s := newScript(t, func(*testlab.Query) { arrived <- struct{}{} }, nil)
 	u := newUDP(s.AddrPort, new(atomic.Uint64))
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup

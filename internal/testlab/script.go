@@ -124,11 +124,11 @@ func (s *Script) Count(tcp bool) int {
 	return s.count(tcp)
 }
 
-// Query returns the n-th query, from 0.
-func (s *Script) Query(n int) *Query {
+// Queries returns the queries that came, over UDP and TCP, in their order.
+func (s *Script) Queries() []*Query {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.seen[n]
+	return s.seen
 }
 
 // Answer returns the reply of a recursive server with these records.
@@ -136,6 +136,14 @@ func (q *Query) Answer(records ...string) *dns.Msg {
 	m := new(dns.Msg).SetReply(q.Msg)
 	m.RecursionAvailable = true
 	m.Answer = Records(records...)
+	return m
+}
+
+// Fail returns a reply with an rcode, and with records in its authority section.
+func (q *Query) Fail(rcode int, authority ...string) *dns.Msg {
+	m := q.Answer()
+	m.Rcode = rcode
+	m.Ns = Records(authority...)
 	return m
 }
 

@@ -279,6 +279,21 @@ func BenchmarkSource(b *testing.B) {
 	}
 }
 
+// BenchmarkNamedSource measures a source with a name of its own, in a request of its own.
+func BenchmarkNamedSource(b *testing.B) {
+	u := &Upstreams{Name: "127.0.0.1", Port: "8000", MaxUpstreams: defaultMaxUpstreams}
+	u.source = failover.Source{Health: health.New(), Max: u.MaxUpstreams, MaxFails: 1, EjectFor: time.Duration(defaultFailDuration)}
+	r := httptest.NewRequest(http.MethodGet, "/", http.NoBody)
+	ctx := context.WithValue(r.Context(), caddy.ReplacerCtxKey, caddy.NewEmptyReplacer())
+	b.ReportAllocs()
+	for b.Loop() {
+		r := r.WithContext(context.WithValue(ctx, caddyhttp.VarsCtxKey, make(map[string]any)))
+		if list, err := u.GetUpstreams(r); err != nil || len(list) != 1 {
+			b.Fatalf("got %d upstreams, %v, want 1", len(list), err)
+		}
+	}
+}
+
 // BenchmarkTarget measures what the handler does: parse, check, resolve.
 func BenchmarkTarget(b *testing.B) {
 	r, err := acquireResolver((&Resolver{Nameservers: []string{benchNameserver(b)}}).config())

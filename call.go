@@ -230,26 +230,26 @@ func (c *call) renew(ctx context.Context) bool {
 	return true
 }
 
-// newNamed makes the call of a source that has a name.
-func (u *Upstreams) newNamed(r *http.Request, repl *caddy.Replacer, x *exchange, st *requestState) (*call, error) {
-	c := &call{exchange: x, state: st, resolver: u.resolver}
+// newNamed makes c the call of a source that has a name.
+func (u *Upstreams) newNamed(c *call, r *http.Request, repl *caddy.Replacer, x *exchange, st *requestState) error {
+	*c = call{exchange: x, state: st, resolver: u.resolver}
 	host, literal, err := targeturl.NormalizeHost(repl.ReplaceAll(u.Name, ""))
 	if err != nil {
-		return c, malformedError{err}
+		return malformedError{err}
 	}
 	port, err := targeturl.ParsePort(repl.ReplaceAll(u.Port, ""))
 	if err != nil {
-		return c, malformedError{err}
+		return malformedError{err}
 	}
 	c.Host, c.Port, c.Retryable = host, port, isRetryable(r.Method)
 	c.hostport = r.Host // as long as there is no TLS, the client's
 	if u.dynamic {
 		c.policy, c.client = u.policy, clientOf(r)
 		if err := c.policy.checkTarget(c); err != nil {
-			return c, err
+			return err
 		}
 	}
-	return c, c.resolve(r.Context(), literal)
+	return c.resolve(r.Context(), literal)
 }
 
 // newRecord makes c the call of a record of a service. On an error it has no name.

@@ -132,9 +132,10 @@ type exchange struct {
 // named is what a source with a name of its own calls.
 type named struct {
 	source  *Upstreams
-	call    *call    // nil: a service
+	call    call     // unless it is a service
 	service *service // nil: one name
 	offers  []offer
+	room    [1]offer // for those of one name
 }
 
 // offer is upstreams for some addresses of a call.

@@ -232,8 +232,8 @@ func (u *Upstreams) namedUpstreams(r *http.Request) ([]*reverseproxy.Upstream, e
 		}
 		return upstreams, nil
 	}
-	upstreams := u.offer(r.Context(), n.call)
-	n.offers = []offer{{n.call, upstreams}}
+	upstreams := u.offer(r.Context(), &n.call)
+	n.offers = append(n.room[:0], offer{&n.call, upstreams})
 	return upstreams, nil
 }
 
@@ -244,10 +244,10 @@ func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, n *named,
 		n.service, err = u.newService(r, repl, x, st)
 		return nil, err
 	}
-	if n.call, err = u.newNamed(r, repl, x, st); err == nil {
+	if err = u.newNamed(&n.call, r, repl, x, st); err == nil {
 		n.call.enter(x)
 	}
-	return n.call, err
+	return &n.call, err
 }
 
 // failed offers nothing, since there was an error. One that is not the request's

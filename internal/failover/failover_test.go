@@ -337,3 +337,22 @@ func TestResponseTakesNoDialTime(t *testing.T) {
 		}
 	})
 }
+
+// TestAddForgetsOffer: what was offered of a target in one plan is not offered in
+// another one, so an attempt at another target there may be the last.
+func TestAddForgetsOffer(t *testing.T) {
+	h := health.New()
+	s := newSource(h, 4)
+	shared := &Target{Host: "a.example", Port: 443, Addrs: []netip.Addr{addrA.Addr(), addrB.Addr()}, Preferred: 2}
+	next(t.Context(), s, planFor(shared), shared)
+
+	other := &Target{Host: "b.example", Port: 443, Addrs: []netip.Addr{addr6.Addr()}, Preferred: 1}
+	p := planFor(other)
+	next(t.Context(), s, p, other)
+	p.Add(shared)
+	var o pool.Order
+	p.FillOrder(other, &Transport{Health: h, Retries: 3}, &o)
+	if !o.Last {
+		t.Error("got Last false, want true: no other address is offered in this plan")
+	}
+}

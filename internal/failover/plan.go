@@ -91,7 +91,7 @@ type Transport struct {
 	Retries  int              // how often a request that fails is tried again
 }
 
-// Add makes a target one of the plan's. What was tried of it in another plan does not
+// Add makes a target one of the plan's. What was tried and offered of it in another plan does not
 // count. A target that was added before stays as it is.
 func (p *Plan) Add(t *Target) {
 	if slices.Contains(p.targets, t) {
@@ -100,7 +100,7 @@ func (p *Plan) Add(t *Target) {
 	if p.targets == nil {
 		p.targets = p.room[:0]
 	}
-	t.tries = nil
+	t.tries, t.offered = nil, 0
 	p.targets = append(p.targets, t)
 }
 

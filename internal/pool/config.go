@@ -33,7 +33,7 @@ type Config struct {
 
 	DisableKeepAlive bool
 	MaxIdlePerKey    int           // idle connections of HTTP/1.1; 0: no limit
-	MaxPerKey        int           // connections, idle or not, and dials; 0: no limit
+	MaxPerKey        int           // connections, idle or not, and dials; 0 or less: no limit
 	MaxIdle          int           // open connections above which idle ones are closed; 0: no limit
 	IdleTimeout      time.Duration // after which an idle connection is closed
 }

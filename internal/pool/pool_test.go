@@ -326,6 +326,23 @@ func TestMaxPerKey(t *testing.T) {
 	}
 }
 
+// TestNegativeMaxPerKey: as in net/http, a negative MaxPerKey is no limit.
+func TestNegativeMaxPerKey(t *testing.T) {
+	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		if _, err := http.ReadRequest(r); err == nil {
+			_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+		}
+	})
+	p := newPool(t, Config{MaxPerKey: -1})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	res, err := p.RoundTrip(request(t, http.MethodGet, "/", nil).WithContext(ctx), b.order("a.example"))
+	if err != nil {
+		t.Fatalf("got %v, want a response", err)
+	}
+	_ = res.Body.Close()
+}
+
 // TestLimits: one domain may have a quarter of the connections that are free, and all
 // together no more than the limit. Idle connections are closed for new ones.
 func TestLimits(t *testing.T) {

@@ -212,5 +212,5 @@ func (p *Pool) assignDials(d *destination) {
 // mayDial reports whether MaxPerKey allows another connection; shard.mu is held.
 func (p *Pool) mayDial(d *destination) bool {
 	limit := p.config.MaxPerKey
-	return limit == 0 || len(d.conns)+len(d.dials) < limit
+	return limit <= 0 || len(d.conns)+len(d.dials) < limit
 }

@@ -31,7 +31,7 @@ func TestLocalAddresses(t *testing.T) {
 		inNamespace(t, inOwnProcess)
 		return
 	}
-	alone(t)
+	checkIsolated(t)
 	ip(t, "link set lo up",
 		"addr add "+ownAddr+"/32 dev lo",
 		"addr add "+ownAddr2+"/32 dev lo",

@@ -269,7 +269,7 @@ func TestRefusingBackend(t *testing.T) {
 						t.Errorf("%s: it took %s", method, took)
 					}
 				}
-				alone := met.Load()
+				before := met.Load()
 				for range 12 {
 					for _, method := range []string{http.MethodGet, http.MethodPost} {
 						if t.Failed() {
@@ -278,7 +278,7 @@ func TestRefusingBackend(t *testing.T) {
 						w.wantStatus(t, http.StatusOK, method, "/", scheme+"://two.example:"+good.Port)
 					}
 				}
-				if met.Load() == alone {
+				if met.Load() == before {
 					t.Error("none met the backend: this showed nothing")
 				}
 			})

@@ -505,8 +505,8 @@ func TestUnsentBodies(t *testing.T) {
 	}
 }
 
-// TestSitesAreFair: how patient one site is says nothing about an address to
-// another site; what the network says of it does.
+// TestSitesAreFair: a limit of one site does not make an address failed for
+// another site; an error of the network does.
 func TestSitesAreFair(t *testing.T) {
 	for _, test := range []struct {
 		name, option string
@@ -537,8 +537,8 @@ func TestSitesAreFair(t *testing.T) {
 			}
 			w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
 			target := "http://two.example:" + good.Port
-			patient := testlab.FreePort(t)
-			w.run(w.proxy("fail_duration 10m", test.option) + fmt.Sprintf("\n---\nhttp://:%s {\nbind 127.0.0.1\n%s\n}", patient, w.proxy("fail_duration 10m")))
+			other := testlab.FreePort(t)
+			w.run(w.proxy("fail_duration 10m", test.option) + fmt.Sprintf("\n---\nhttp://:%s {\nbind 127.0.0.1\n%s\n}", other, w.proxy("fail_duration 10m")))
 
 			var slow *testlab.Backend
 			if test.refused {
@@ -555,7 +555,7 @@ func TestSitesAreFair(t *testing.T) {
 			}
 			before := slow.Served.Load()
 			for range 30 {
-				w.mustGet("/", target, func(r *http.Request) { r.URL.Host = "127.0.0.1:" + patient })
+				w.mustGet("/", target, func(r *http.Request) { r.URL.Host = "127.0.0.1:" + other })
 			}
 			if n := slow.Served.Load() - before; (n > 0) == test.refused {
 				t.Errorf("%d of 30 requests of the other site went to the address", n)

@@ -285,7 +285,7 @@ func cutTCP(t testing.TB, port, addr string, octets int64) (requests *atomic.Int
 func TestSentOnce(t *testing.T) {
 	w := newWorld(t)
 	good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}})
-	cuts := cutTCP(t, good.Port, "127.0.0.2", 5000)
+	resets := cutTCP(t, good.Port, "127.0.0.2", 5000)
 	w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
 	w.dns.Has("bad.example", "127.0.0.2")
 	w.run(w.proxy("fail_duration 0"))
@@ -297,18 +297,18 @@ func TestSentOnce(t *testing.T) {
 		}
 	}
 	for range 20 {
-		before := cuts.Load()
+		before := resets.Load()
 		res, err := w.try(http.MethodPost, "/", "http://two.example:"+good.Port, strings.NewReader(body))
-		if cut := cuts.Load() > before; err != nil || (res.StatusCode == 200) == cut || res.StatusCode == 200 && res.seen.Body != body {
+		if cut := resets.Load() > before; err != nil || (res.StatusCode == 200) == cut || res.StatusCode == 200 && res.seen.Body != body {
 			t.Fatalf("POST: %v, %v; sent to the other: %t", res, err, cut)
 		}
 	}
-	before := cuts.Load()
+	before := resets.Load()
 	if res, err := w.try(http.MethodGet, "/", "http://bad.example:"+good.Port, strings.NewReader(body)); err != nil || res.StatusCode != http.StatusBadGateway {
 		t.Errorf("got %v, %v, want status 502", res, err)
 	}
-	testlab.Eventually(t, "a GET is sent twice to the only address", func() bool { return cuts.Load()-before >= 2 })
-	if n := cuts.Load() - before; n > 2 {
+	testlab.Eventually(t, "a GET is sent twice to the only address", func() bool { return resets.Load()-before >= 2 })
+	if n := resets.Load() - before; n > 2 {
 		t.Errorf("sent %d times", n)
 	}
 }
@@ -381,8 +381,8 @@ func TestKeepAliveLimit(t *testing.T) {
 	})
 }
 
-// TestUnhealthy: statuses and latencies speak against an address for the target,
-// not for others.
+// TestUnhealthy: statuses and latencies count as failures of an address for the
+// target, not for others.
 func TestUnhealthy(t *testing.T) {
 	w := newWorld(t)
 	addrs := []string{"127.0.0.2", "127.0.0.3"}

@@ -133,8 +133,8 @@ type fuzzWorld struct {
 
 // fuzzDial is a connection as the other end saw it.
 type fuzzDial struct {
-	address string // that was dialled
-	ends    [2]net.Conn
+	address string      // that was dialled
+	pipe    [2]net.Conn // the gateway's end and the server's
 
 	// set by the server
 	tls    bool
@@ -179,9 +179,9 @@ func (w *fuzzWorld) close() {
 	w.mu.Unlock()
 	for _, d := range dials {
 		if d.h2 { // which may have to learn first that the request is over
-			_ = d.ends[1].Close()
+			_ = d.pipe[1].Close()
 		}
-		_ = d.ends[0].Close()
+		_ = d.pipe[0].Close()
 	}
 	w.wg.Wait()
 	w.resolver.Close()
@@ -218,12 +218,12 @@ func (w *fuzzWorld) dial(_ context.Context, network, address string) (net.Conn, 
 		return nil, fmt.Errorf("dialled %s %s", network, address)
 	}
 	d := &fuzzDial{address: address}
-	d.ends[0], d.ends[1] = net.Pipe()
+	d.pipe[0], d.pipe[1] = net.Pipe()
 	w.mu.Lock()
 	w.dials = append(w.dials, d)
 	w.mu.Unlock()
 	w.wg.Go(func() { d.err = d.serve(w.fuzzGateway) })
-	return d.ends[0], nil
+	return d.pipe[0], nil
 }
 
 // peekedConn is a connection of which the beginning has been looked at.
@@ -236,7 +236,7 @@ func (c peekedConn) Read(p []byte) (int, error) { return c.r.Read(p) }
 
 // serve is the server: it speaks what the client begins to speak.
 func (d *fuzzDial) serve(g *fuzzGateway) error {
-	conn := peekedConn{d.ends[1], bufio.NewReader(d.ends[1])}
+	conn := peekedConn{d.pipe[1], bufio.NewReader(d.pipe[1])}
 	defer func() { _ = conn.Close() }()
 	start, err := conn.r.Peek(1)
 	if err != nil {
@@ -679,7 +679,7 @@ func (w *fuzzWorld) checkPolicy(target string, d *fuzzDial, end fuzzEnd) {
 		}
 	}
 	if len(w.asked) != asked || len(w.dials) != 1 {
-		w.t.Errorf("judging asked for %q and made %d connections", w.asked, len(w.dials))
+		w.t.Errorf("checking the target asked for %q and made %d connections", w.asked, len(w.dials))
 	}
 }
 

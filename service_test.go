@@ -79,7 +79,7 @@ func TestService(t *testing.T) {
 
 	const requests = 300
 	wide := 5 * math.Sqrt(requests/4.) // sigmas, since nothing is seeded here
-	type share struct{ least, most float64 }
+	type share struct{ min, max float64 }
 	exactly := func(n float64) share { return share{n, n} }
 	half := share{requests/2 - wide, requests/2 + wide}
 	for i, test := range []struct {
@@ -243,8 +243,8 @@ func TestService(t *testing.T) {
 			}
 			for backend, after := range served() {
 				got, want := float64(after-before[backend]), test.shares[backend]
-				if got < want.least || got > want.most {
-					t.Errorf("%v requests to port %s, want %v to %v", got, backend.Port, want.least, want.most)
+				if got < want.min || got > want.max {
+					t.Errorf("%v requests to port %s, want %v to %v", got, backend.Port, want.min, want.max)
 				}
 			}
 			if n := w.dns.Asked("SRV " + service); n > 1 && test.srv != nil && test.srv[0] != "0 0 0 ." {

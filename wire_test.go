@@ -320,7 +320,7 @@ func (p *wirePlay) play(t *testing.T) string {
 		}
 	}
 	if !client.closed {
-		client.lookOn()
+		client.probe()
 	}
 	return client.story()
 }
@@ -358,7 +358,7 @@ type peer struct {
 	client  bool
 	method  string       // of the request that was sent last
 	expects bool         // a 100 is asked for: Caddy sends one, and the backend's if that comes later
-	ends    bool         // the connection ends with the response
+	closing bool         // the connection ends with the response
 	body    io.Reader    // of what was read last
 	trailer *http.Header // and its trailer, after it
 
@@ -449,10 +449,10 @@ func (p *peer) serve(steps script, config *tls.Config) {
 	}
 }
 
-// lookOn finds out whether the client's connection can still be used, by asking
+// probe finds out whether the client's connection can still be used, by asking
 // for what Caddy itself answers.
-func (p *peer) lookOn() {
-	if !p.ends {
+func (p *peer) probe() {
+	if !p.closing {
 		_ = send("GET /__run HTTP/1.1\r\nHost: run\r\nConnection: close\r\n\r\n")(p)
 	}
 	p.deadline(wireLimit)
@@ -472,7 +472,7 @@ func (p *peer) lookOn() {
 
 func (p *peer) deadline(d time.Duration) { _ = p.tcp.SetDeadline(time.Now().Add(d)) }
 
-// timedOut is in the record if something did not come about.
+// timedOut is in the record if something did not happen in time.
 const timedOut = "TIMEOUT"
 
 // kindOf says what an error is. Whether a connection was closed or reset by the
@@ -630,7 +630,7 @@ func readResponse(p *peer) error {
 	if !p.expects || res.StatusCode != http.StatusContinue {
 		p.noteHead(head)
 	}
-	p.ends = res.Close
+	p.closing = res.Close
 	p.body, p.trailer = res.Body, &res.Trailer
 	if res.StatusCode < 200 && res.StatusCode != http.StatusSwitchingProtocols {
 		return readResponse(p)

@@ -566,7 +566,7 @@ func FuzzCheckAddr(f *testing.F) {
 			t.Errorf("%s is allowed with a zone", a)
 		}
 		if a.Is4() && checkAddr(t, def, netip.AddrFrom16(a.As16())) != checkAddr(t, def, a) {
-			t.Errorf("%s is judged differently in IPv6", a)
+			t.Errorf("%s is treated differently in IPv6", a)
 		}
 	})
 }
@@ -597,8 +597,8 @@ func BenchmarkAllowsAddr(b *testing.B) {
 				a := netip.MustParseAddr(test.addr)
 				b.ReportAllocs()
 				for b.Loop() {
-					if r.AllowsAddr(a) != test.want {
-						b.Fatal("wrong verdict")
+					if got := r.AllowsAddr(a); got != test.want {
+						b.Fatalf("allowed: got %t, want %t", got, test.want)
 					}
 				}
 			})

@@ -338,7 +338,7 @@ func TestCompileNameErrors(t *testing.T) {
 	}
 }
 
-// naiveName judges a normalised name by rules that are names, the slow way.
+// naiveName applies rules that are names to a normalised name, slowly.
 func naiveName(host string, allow, deny []string) string {
 	match := func(list []string) bool {
 		labels := strings.Split(host, ".")
@@ -396,8 +396,8 @@ func FuzzCheckName(f *testing.F) {
 		if want := naiveName(n, allow, deny); got != want {
 			t.Errorf("%q: got rule %q, want %q", n, got, want)
 		}
-		// A name that was not normalised is refused, or it is a literal, and
-		// judged like its normal form.
+		// A name that was not normalised is refused. If it is a literal, it is
+		// treated like its normal form.
 		if a, err := netip.ParseAddr(host); host != n && all.CheckName(host) == nil {
 			if err != nil || a.Unmap().String() != n || checkName(t, r, host) != got {
 				t.Errorf("%q is allowed, but is not the host %q", host, n)

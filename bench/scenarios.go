@@ -164,29 +164,17 @@ func outage(l *lab) {
 	for _, s := range servers {
 		s.silent.Store(false)
 	}
-	fresh := func() (n int) {
-		for i := range count {
-			name := "d" + strconv.Itoa(i) + ".test"
-			for _, s := range servers {
-				if t, ok := s.last.Load(name); ok && t.(time.Time).After(back) {
-					n++
-					break
-				}
-			}
-		}
-		return n
-	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for range 150 {
-			if fresh() == count {
+			if asked(servers, count, back) == count {
 				fmt.Printf("back: all %d names fresh after %.1f s\n", count, time.Since(back).Seconds())
 				return
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
-		fmt.Printf("back: %d of %d names fresh after 15 s\n", fresh(), count)
+		fmt.Printf("back: %d of %d names fresh after 15 s\n", asked(servers, count, back), count)
 	}()
 	known, others = load(10 * time.Second)
 	<-done
@@ -197,6 +185,21 @@ func outage(l *lab) {
 	}
 	fmt.Printf("10 s after: %d of %d requests failed, of %d to new names %d; at most %d queries in a second to one nameserver\n",
 		known.Failed, known.Sent, others.Sent, others.Failed, peak)
+}
+
+// asked returns how many of the first count names one of the nameservers was asked
+// for since.
+func asked(servers []*nameserver, count int, since time.Time) (n int) {
+	for i := range count {
+		name := "d" + strconv.Itoa(i) + ".test"
+		for _, s := range servers {
+			if t, ok := s.last.Load(name); ok && t.(time.Time).After(since) {
+				n++
+				break
+			}
+		}
+	}
+	return n
 }
 
 // names keeps many names fresh and counts what that takes.

@@ -304,7 +304,7 @@ func inAll(places []func(lines ...string) string, lines []string) []string {
 const ordinary = "respond ok"
 
 // TestCaddyfileErrors has what is refused, with the reason. The line that the
-// error names is the one that ends in "# here".
+// error names is the one that ends in "# here". It is long because its table is.
 func TestCaddyfileErrors(t *testing.T) {
 	const (
 		args    = "wrong argument count or unexpected line ending after"
@@ -644,6 +644,7 @@ func TestCaddyfileErrorsInImports(t *testing.T) {
 }
 
 // TestAdaptErrorsInJSON has what is refused if the configuration comes as JSON.
+// It is long because its table is.
 func TestAdaptErrorsInJSON(t *testing.T) {
 	const (
 		app       = `{"apps": {"target": %s}}`

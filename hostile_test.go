@@ -15,6 +15,7 @@ import (
 // TestHostileNameserver: what a client of the gateway gets when the nameserver
 // misbehaves, and what the nameserver gets to see. The backend at 127.0.0.2 is
 // where requests are to go; the one at 127.0.0.66 is where they may not go.
+// It is long because its table is.
 func TestHostileNameserver(t *testing.T) {
 	const (
 		good = "a.example. 60 IN A 127.0.0.2"

@@ -156,7 +156,7 @@ func TestNoErrorRoute(t *testing.T) {
 	}
 }
 
-// TestOptions has the options of the handler.
+// TestOptions has the options of the handler. It is long because its table is.
 func TestOptions(t *testing.T) {
 	w := newWorld(t)
 	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
@@ -476,11 +476,21 @@ func TestPlaceholders(t *testing.T) {
 	})
 
 	w.run(`respond "closes the log"`)
-	data, err := os.ReadFile(logFile)
+	urls, errs := readAccessLog(t, logFile)
+	if len(urls) != 5 || urls[0] != "http://a.example:"+b.Port+"/x?y" || errs[0] != "" {
+		t.Errorf("access log has targets %q, errors %q", urls, errs)
+	} else if !strings.HasPrefix(urls[4], "http://unknown.example") || !strings.Contains(errs[4], "unknown.example") {
+		t.Errorf("access log has target %q, error %q", urls[4], errs[4])
+	}
+}
+
+// readAccessLog returns the targets and errors of the requests in a log.
+func readAccessLog(t *testing.T, name string) (urls, errs []string) {
+	t.Helper()
+	data, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var urls, errs []string
 	for line := range bytes.SplitSeq(bytes.TrimSpace(data), []byte("\n")) {
 		var entry struct {
 			Request struct{ Host, URI string }
@@ -491,15 +501,11 @@ func TestPlaceholders(t *testing.T) {
 			t.Fatalf("%s: %v", line, err)
 		}
 		if entry.Request.Host != "client.example" || entry.Request.URI != "/client?q" {
-			t.Errorf("access log has host %q and URI %q", entry.Request.Host, entry.Request.URI)
+			t.Errorf("access log has host %q and URI %q, want client.example and /client?q", entry.Request.Host, entry.Request.URI)
 		}
 		urls, errs = append(urls, entry.URL), append(errs, entry.Error)
 	}
-	if len(urls) != 5 || urls[0] != "http://a.example:"+b.Port+"/x?y" || errs[0] != "" {
-		t.Errorf("access log has targets %q, errors %q", urls, errs)
-	} else if !strings.HasPrefix(urls[4], "http://unknown.example") || !strings.Contains(errs[4], "unknown.example") {
-		t.Errorf("access log has target %q, error %q", urls[4], errs[4])
-	}
+	return urls, errs
 }
 
 // randomBody returns 64 kB and more.
@@ -553,52 +559,54 @@ func TestFailover(t *testing.T) {
 		for _, eject := range []string{"0", "1h"} {
 			t.Run(test.name+", fail_duration "+eject, func(t *testing.T) {
 				w.run(w.proxy("fail_duration "+eject, "tls_timeout 300ms"))
-				n := test.n
-				for i := range n {
+				for i := range test.n {
 					res := w.mustGet("/", test.target)
 					if res.seen.Host == "" {
-						t.Fatalf("request %d: %s", i, res.body)
+						t.Fatalf("request %d: got %q, want the backend's answer", i, res.body)
 					}
 					if test.getOnly {
 						continue
 					}
-					res, err := w.try(http.MethodPost, "/", test.target, strings.NewReader(body))
-					if err != nil {
-						t.Fatal(err)
-					}
-					if res.StatusCode != 200 || res.seen.Body != body {
-						t.Fatalf("POST %d: status %d, body of %d octets, not %d: %.200s", i, res.StatusCode, len(res.seen.Body), len(body), res.body)
-					}
-					// of unknown length
-					res, err = w.try(http.MethodPut, "/", test.target, io.MultiReader(strings.NewReader(body)))
-					if err != nil {
-						t.Fatal(err)
-					}
-					if res.StatusCode != 200 || res.seen.Body != body {
-						t.Fatalf("PUT %d: status %d, body of %d octets, not %d: %.200s", i, res.StatusCode, len(res.seen.Body), len(body), res.body)
+					for _, method := range []string{http.MethodPost, http.MethodPut} {
+						var reader io.Reader = strings.NewReader(body)
+						if method == http.MethodPut { // whose length is unknown
+							reader = io.MultiReader(reader)
+						}
+						res, err := w.try(method, "/", test.target, reader)
+						if err != nil {
+							t.Fatal(err)
+						}
+						if res.StatusCode != 200 || res.seen.Body != body {
+							t.Fatalf("%s %d: status %d, body of %d octets, not %d: %.200s", method, i, res.StatusCode, len(res.seen.Body), len(body), res.body)
+						}
 					}
 				}
 			})
 		}
 	}
+}
 
-	t.Run("a POST is not repeated", func(t *testing.T) {
-		w.run(w.proxy("fail_duration 0"))
-		before := noReset.Served.Load()
-		failed := 0
-		for range 20 {
-			res, err := w.try(http.MethodPost, "/", "http://two.example:"+reset, strings.NewReader(body))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if res.StatusCode == http.StatusBadGateway {
-				failed++
-			}
+// TestPostIsNotRepeated: a POST that a backend may have seen is not sent to another.
+func TestPostIsNotRepeated(t *testing.T) {
+	w := newWorld(t)
+	w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
+	reset := testlab.ResettingBackend(t, "", "127.0.0.2").Port
+	good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, Port: reset})
+	w.run(w.proxy("fail_duration 0"))
+	before := good.Served.Load()
+	failed := 0
+	for range 20 {
+		res, err := w.try(http.MethodPost, "/", "http://two.example:"+reset, strings.NewReader(randomBody(t)))
+		if err != nil {
+			t.Fatal(err)
 		}
-		if served := int(noReset.Served.Load() - before); served+failed != 20 || failed == 0 {
-			t.Errorf("%d of 20 requests served, %d failed", served, failed)
+		if res.StatusCode == http.StatusBadGateway {
+			failed++
 		}
-	})
+	}
+	if served := int(good.Served.Load() - before); served+failed != 20 || failed == 0 {
+		t.Errorf("%d of 20 requests served, %d failed, want 20 together, some of them failed", served, failed)
+	}
 }
 
 // TestEjection: an address that failed is left alone for a while.
@@ -661,6 +669,12 @@ func TestEjection(t *testing.T) {
 			return bad.Served.Load() > before
 		})
 	})
+}
+
+// TestEjectionOfAll: if all addresses of a target fail, none is left out.
+func TestEjectionOfAll(t *testing.T) {
+	w := newWorld(t)
+	w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
 
 	t.Run("all dead", func(t *testing.T) {
 		w.run(w.proxy("fail_duration 1h"))
@@ -672,7 +686,7 @@ func TestEjection(t *testing.T) {
 					t.Fatal(err)
 				}
 				if res.StatusCode != http.StatusBadGateway || !strings.Contains(res.body, "connection refused") {
-					t.Fatalf("%s: status %d: %s", method, res.StatusCode, res.body)
+					t.Fatalf("%s: got status %d, %s, want 502, connection refused", method, res.StatusCode, res.body)
 				}
 			}
 		}
@@ -736,14 +750,14 @@ func TestMove(t *testing.T) {
 	wg.Wait()
 }
 
-// TestDynamicTarget: the source with a name of its own, without the handler.
+// TestDynamicTarget: the source with a name of its own, without the handler. It is
+// long because its table is.
 func TestDynamicTarget(t *testing.T) {
 	w := newWorld(t)
 	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
 	s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}, CA: w.ca, HTTP2: true})
 	w.dns.Has("a.example", "127.0.0.2")
 	w.dns.Has("b.example", "127.0.0.3")
-	w.dns.Has("c.example", "127.0.0.4")
 	w.dns.Has("dead.example", "127.0.0.9")
 	w.dns.Has("private.example", "10.0.0.1")
 	ports := strings.NewReplacer("PORT", b.Port, "TLS", s.Port, "CA", w.ca.File)
@@ -833,43 +847,49 @@ func TestDynamicTarget(t *testing.T) {
 			}
 		})
 	}
+}
 
-	t.Run("multi", func(t *testing.T) {
-		s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
-		c := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.4"}, CA: w.ca, HTTP2: true, Port: s.Port})
-		ports := strings.NewReplacer("TLS", s.Port, "CA", w.ca.File)
-		w.run(ports.Replace(`reverse_proxy {
-			dynamic multi {
-				target a.example TLS
-				target c.example TLS
-				target unknown.example TLS
-			}
-			lb_retries 3
-			transport target {
-				tls
-				tls_trust_pool file CA
-			}
-		}`))
-		for try := 0; s.Served.Load() < 5 || c.Served.Load() < 5; try++ {
-			res := w.mustGet("/", "")
-			if want := map[string]string{"127.0.0.2": "a.example", "127.0.0.4": "c.example"}[res.seen.Address]; res.seen.SNI != want || res.seen.Host != want+":"+s.Port {
-				t.Fatalf("at %s the SNI is %q, Host %q", res.seen.Address, res.seen.SNI, res.seen.Host)
-			}
-			if try > 500 {
-				t.Fatal("not all sources are used")
-			}
+// TestDynamicMulti: two sources of dynamic multi with the same port.
+func TestDynamicMulti(t *testing.T) {
+	w := newWorld(t)
+	w.dns.Has("a.example", "127.0.0.2")
+	w.dns.Has("c.example", "127.0.0.4")
+	s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
+	c := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.4"}, CA: w.ca, HTTP2: true, Port: s.Port})
+	ports := strings.NewReplacer("TLS", s.Port, "CA", w.ca.File)
+	w.run(ports.Replace(`reverse_proxy {
+		dynamic multi {
+			target a.example TLS
+			target c.example TLS
+			target unknown.example TLS
 		}
-		for _, shared := range append(s.Misdirected(), c.Misdirected()...) {
-			t.Errorf("a connection served more than one name: %s", shared)
+		lb_retries 3
+		transport target {
+			tls
+			tls_trust_pool file CA
 		}
-	})
+	}`))
+	for try := 0; s.Served.Load() < 5 || c.Served.Load() < 5; try++ {
+		res := w.mustGet("/", "")
+		if want := map[string]string{"127.0.0.2": "a.example", "127.0.0.4": "c.example"}[res.seen.Address]; res.seen.SNI != want || res.seen.Host != want+":"+s.Port {
+			t.Fatalf("at %s the SNI is %q, Host %q", res.seen.Address, res.seen.SNI, res.seen.Host)
+		}
+		if try > 500 {
+			t.Fatal("not all sources are used")
+		}
+	}
+	for _, shared := range append(s.Misdirected(), c.Misdirected()...) {
+		t.Errorf("a connection served more than one name: %s", shared)
+	}
+}
 
-	t.Run("handler missing", func(t *testing.T) {
-		w.run("reverse_proxy {\ndynamic target\ntransport target\n}")
-		if res := w.get("/", ""); res.StatusCode != http.StatusServiceUnavailable {
-			t.Errorf("status %d", res.StatusCode)
-		}
-	})
+// TestHandlerMissing: a source without a name needs the handler.
+func TestHandlerMissing(t *testing.T) {
+	w := newWorld(t)
+	w.run("reverse_proxy {\ndynamic target\ntransport target\n}")
+	if res := w.get("/", ""); res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("got status %d, want 503", res.StatusCode)
+	}
 }
 
 // TestOutage: nameservers that go silent do not take known names away.

@@ -303,28 +303,38 @@ func TestRedirectNotFollowed(t *testing.T) {
 			t.Errorf("%s: the backend got %q", test.name, requestLines(got))
 		}
 	}
+}
+
+// TestRedirectLargeBody: a body that has max_body octets is sent again.
+func TestRedirectLargeBody(t *testing.T) {
+	w, b, at := redirectWorld(t, "follow_redirects 2 {\nmax_body 100KiB\n}")
+	a, large := at("a.test"), strings.Repeat("x", 101<<10)
 	res, err := w.try("POST", "/", goTo(a, 307, "/end"), strings.NewReader(large[:100<<10]))
 	if got := b.requests(); err != nil || res.StatusCode != 200 || len(got) != 2 || got[1].Body != large[:100<<10] {
-		t.Errorf("a body of 100 KiB: %v %v", res.StatusCode, err)
+		t.Errorf("a body of 100 KiB: got %v, %v, want status 200 from /end with the body", res, err)
 	}
-	// one that is not needed may have any size
+	// a body that is not needed may have any size
 	res, err = w.try("POST", "/", goTo(a, 303, "/end"), strings.NewReader(large))
 	if got := b.requests(); err != nil || res.StatusCode != 200 || len(got) != 2 || got[1].Body != "" {
-		t.Errorf("a large body that is not needed: %v %v", res, err)
+		t.Errorf("a large body that is not needed: got %v, %v, want status 200 from /end without the body", res, err)
 	}
-	// of those with other statuses
-	w.run(w.proxy("follow_redirects 3 {\nstatus 307 308\n}") + "\nheader {\ndefer\nX-Not-Followed {http.target.not_followed}\n}")
+}
+
+// TestRedirectStatuses: only redirects with the configured statuses are followed, and
+// none without the option.
+func TestRedirectStatuses(t *testing.T) {
+	w, b, at := redirectWorld(t, "follow_redirects 3 {\nstatus 307 308\n}")
+	a := at("a.test")
 	for status, followed := range map[int]bool{301: false, 302: false, 303: false, 307: true, 308: true} {
 		res, err := w.try("POST", "/", goTo(a, status, "/end"), strings.NewReader("body"))
 		if err != nil || (res.StatusCode == 200) != followed || !followed && (res.StatusCode != status || !strings.Contains(res.Header.Get("X-Not-Followed"), "status")) {
-			t.Errorf("status 307 308: %d: %v %v", status, res, err)
+			t.Errorf("status 307 308: %d: got %v, %v, want it followed: %t", status, res, err, followed)
 		}
 		b.requests()
 	}
-	// without the option nothing is followed
 	w.run(w.proxy())
 	if res := w.get("/", goTo(a, 302, "/end")); res.StatusCode != 302 || len(b.requests()) != 1 {
-		t.Errorf("without follow_redirects: %v", res)
+		t.Errorf("without follow_redirects: got %v, want status 302", res)
 	}
 }
 

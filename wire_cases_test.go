@@ -154,7 +154,7 @@ func framingCases() (cases []wireCase) {
 	)
 }
 
-// headCases are about the head of a response.
+// headCases are about the head of a response. The list is long because the cases are many.
 func headCases() (cases []wireCase) {
 	line := func(status string, fields ...string) string {
 		return message(append([]string{status, "Content-Length: 5"}, fields...)...) + "hello"

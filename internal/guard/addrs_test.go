@@ -42,6 +42,7 @@ func checkAddr(t testing.TB, r *Rules, a netip.Addr) string {
 
 // TestRegistries has the rows of the registries a second time, with what is
 // before and after each block, so that a slip in the table of blocks is seen.
+// It is long because its table is.
 func TestRegistries(t *testing.T) {
 	const global = ""
 	for _, test := range []struct {
@@ -169,6 +170,8 @@ func TestBlocksByLongestPrefix(t *testing.T) {
 	}
 }
 
+// TestCheckAddr has addresses and the rule that refuses each. It is long because its
+// table is.
 func TestCheckAddr(t *testing.T) {
 	const global = ""
 	type want map[string]string

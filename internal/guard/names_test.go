@@ -23,6 +23,8 @@ func checkName(t testing.TB, r *Rules, host string) string {
 	return refusal.Rule
 }
 
+// TestCheckName has names and the rule that refuses each. It is long because its
+// table is.
 func TestCheckName(t *testing.T) {
 	const ok = ""
 	type want map[string]string

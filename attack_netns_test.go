@@ -644,7 +644,7 @@ func (a *arena) replay(t *testing.T) {
 	_, s := send()
 	mark := s.Header.Get(loopHeader)
 	if mark == "" {
-		t.Fatalf("no mark: %+v", s)
+		t.Fatalf("no mark, want one in %s: %+v", loopHeader, s)
 	}
 	for range 3 {
 		if res, _ := send(loopHeader + ": " + mark); res.StatusCode != http.StatusLoopDetected {

@@ -1446,7 +1446,7 @@ func (a *arena) checkRefusal(t *testing.T, at attack, res *http.Response, body, 
 	t.Helper()
 	if want == "!" {
 		if got := res.Header.Get("Server"); got != "" {
-			t.Errorf("%s: answered by %s: %s", at.name, got, body)
+			t.Errorf("%s: answered by %s, want the web server: %s", at.name, got, body)
 		}
 		return
 	}

@@ -221,10 +221,10 @@ func TestGoAway(t *testing.T) {
 			}
 		})
 		if took := time.Since(start); took > 20*time.Second {
-			t.Errorf("it took %s", took)
+			t.Errorf("it took %s, want at most 20s", took)
 		}
 		if n := b.Opened.Load(); n > requests/each*3/2 {
-			t.Errorf("%d connections", n)
+			t.Errorf("%d connections, want at most %d", n, requests/each*3/2)
 		}
 	})
 }
@@ -266,7 +266,7 @@ func TestRefusingBackend(t *testing.T) {
 						t.Errorf("%s: %d connections for a request", method, n)
 					}
 					if took := time.Since(start); took > 20*time.Second {
-						t.Errorf("%s: it took %s", method, took)
+						t.Errorf("%s: it took %s, want at most 20s", method, took)
 					}
 				}
 				before := met.Load()

@@ -510,7 +510,7 @@ func TestUnsentBodies(t *testing.T) {
 				}
 				body, _ := io.ReadAll(res.Body)
 				if res.StatusCode != http.StatusOK || !strings.Contains(string(body), "0123456789") {
-					t.Errorf("status %d: %s", res.StatusCode, body)
+					t.Errorf("status %d, want 200 with 0123456789: %s", res.StatusCode, body)
 				}
 			}
 		})

@@ -178,7 +178,7 @@ func TestCaddyfileHTTPOptions(t *testing.T) {
 	ours := slices.Sorted(slices.Values(httpOptions))
 	slices.Sort(known)
 	if !slices.Equal(ours, known) {
-		t.Errorf("httpOptions:\n%s\nCaddy:\n%s", ours, known)
+		t.Errorf("httpOptions: got\n%s\nwant those of Caddy:\n%s", ours, known)
 	}
 }
 
@@ -213,7 +213,7 @@ func TestAdaptRoundTrip(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !reflect.DeepEqual(got, object) {
-				t.Errorf("%T:\ngot  %s\nfrom %s", into, after, before)
+				t.Errorf("%T:\ngot  %s\nwant what it came from: %s", into, after, before)
 			}
 		}
 		var walk func(value any)

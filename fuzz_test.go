@@ -490,10 +490,10 @@ func (w *fuzzWorld) checkRefused(out fuzzOutcome) {
 	case http.StatusBadRequest, http.StatusForbidden:
 	case http.StatusBadGateway:
 		if !strings.Contains(out.err, "does not exist in the DNS") { // .onion, .invalid
-			w.t.Errorf("status 502: %s", out.err)
+			w.t.Errorf("status 502, want the reason that the name does not exist in the DNS: %s", out.err)
 		}
 	default:
-		w.t.Errorf("status %d: %s", out.status, out.err)
+		w.t.Errorf("status %d is not one of those that may be: %s", out.status, out.err)
 	}
 	if out.err == "" {
 		w.t.Errorf("status %d without {http.target.error}", out.status)
@@ -521,12 +521,12 @@ func (w *fuzzWorld) checkArrived(out fuzzOutcome) (*fuzzDial, fuzzServed) {
 		w.t.Fatalf("it was let pass, but then: status %d: %s", out.status, out.err)
 	}
 	if len(w.dials) != 1 || len(w.dials[0].served) != 1 {
-		w.t.Fatalf("%d connections", len(w.dials))
+		w.t.Fatalf("%d connections, want 1 with one request", len(w.dials))
 	}
 	d := w.dials[0]
 	s := d.served[0]
 	if len(s.hosts) != 1 {
-		w.t.Fatalf("Host fields %q", s.hosts)
+		w.t.Fatalf("Host fields %q, want one", s.hosts)
 	}
 	if !slices.Equal(s.fields, fuzzFields()) {
 		w.t.Errorf("fields %q, not %q", s.fields, fuzzFields())
@@ -534,12 +534,12 @@ func (w *fuzzWorld) checkArrived(out fuzzOutcome) (*fuzzDial, fuzzServed) {
 	for i := range len(s.uri) {
 		// RFC 9112, section 3.2.1; that and what everybody sends as it is
 		if c := s.uri[i]; c <= ' ' || c >= 0x7f || strings.IndexByte(`"#<>\`, c) >= 0 {
-			w.t.Errorf("byte %q in %q", c, s.uri)
+			w.t.Errorf("byte %q in %q may not be sent", c, s.uri)
 		}
 	}
 	path, _, _ := strings.Cut(s.uri, "?")
 	if path == "" || path[0] != '/' || strings.ContainsAny(path, "^`{|}") {
-		w.t.Errorf("path %q", path)
+		w.t.Errorf("path %q is not one that may be sent", path)
 	}
 	for i := range len(path) {
 		if path[i] == '%' && (i+2 >= len(path) || !isHex(path[i+1:i+3])) {
@@ -808,7 +808,7 @@ func (w *fuzzWorld) checkPool(h *Handler, d *fuzzDial, s fuzzServed, end fuzzEnd
 		}
 		out := w.send(h, d.scheme()+"://"+hostport+"/neighbour", nil, w.proxied())
 		if out.status != http.StatusNoContent {
-			w.t.Fatalf("a neighbour: status %d: %s", out.status, out.err)
+			w.t.Fatalf("a neighbour: status %d, want 204: %s", out.status, out.err)
 		}
 		other, conns := w.dials[len(w.dials)-1], 2
 		last := other.served[len(other.served)-1]
@@ -928,7 +928,7 @@ func (w *fuzzWorld) checkTemplates(scheme, path, host string) {
 	if !out.passed {
 		w.checkRefused(out)
 		if out.status != http.StatusBadRequest {
-			w.t.Errorf("status %d: %s", out.status, out.err)
+			w.t.Errorf("status %d, want 400: %s", out.status, out.err)
 		}
 		return
 	}

@@ -63,7 +63,7 @@ func (w *world) checkRefusal(name string, lines func() []map[string]any, counter
 	testlab.Eventually(w, name+": a line in the log", func() bool { return len(lines()) > seen })
 	got := lines()[seen:]
 	if len(got) != 1 {
-		w.Errorf("%s: logged %v", name, got)
+		w.Errorf("%s: logged %v, want one line", name, got)
 	}
 	for key, value := range want {
 		if got[0][key] != value {
@@ -465,7 +465,7 @@ func TestReportedAddresses(t *testing.T) {
 
 	// neither a name nor a socket has been checked
 	if err := p.permit(new(call), netip.AddrPort{}); ruleOf(err) != guard.RuleInvalid {
-		t.Errorf("no address: %v", err)
+		t.Errorf("no address: got %v, want a refusal by the rule %s", err, guard.RuleInvalid)
 	}
 }
 
@@ -512,7 +512,7 @@ func BenchmarkPolicy(b *testing.B) {
 				for b.Loop() {
 					_, _, err := p.filter(c, addrs, 1)
 					if p.checkTarget(c) != nil || err != nil {
-						b.Fatal("refused")
+						b.Fatal("refused, want it allowed")
 					}
 				}
 			})

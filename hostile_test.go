@@ -140,7 +140,7 @@ func TestHostileNameserver(t *testing.T) {
 				t.Errorf("status %d, want %d: %s", res.StatusCode, test.status, res.body)
 			}
 			if test.status == 200 && res.seen.Address != "127.0.0.2" {
-				t.Errorf("sent to %s", res.seen.Address)
+				t.Errorf("sent to %s, want 127.0.0.2", res.seen.Address)
 			}
 			if test.status != 200 && (!strings.HasPrefix(res.body, fmt.Sprint(test.status, " ")) || !strings.Contains(res.body, test.reason)) {
 				t.Errorf("body %q, want the status and %q", res.body, test.reason)
@@ -181,7 +181,7 @@ func TestHostileTTL(t *testing.T) {
 	w.resolver = "min_ttl " + (20 * time.Millisecond).String()
 	w.run(w.proxy())
 	if res := w.mustGet("/", "http://a.example:"+b.Port); res.seen.Address != "127.0.0.2" {
-		t.Errorf("sent to %s", res.seen.Address)
+		t.Errorf("sent to %s, want 127.0.0.2", res.seen.Address)
 	}
 	moved.Store(true)
 	testlab.Eventually(t, "the new address", func() bool {

@@ -70,7 +70,7 @@ func TestTargets(t *testing.T) {
 				t.Errorf("request URI %q, want %q", res.seen.URI, test.uri)
 			}
 			if got := res.seen.Header.Get("X-Forwarded-Host"); got != "client.example" {
-				t.Errorf("X-Forwarded-Host %q", got)
+				t.Errorf("X-Forwarded-Host %q, want client.example", got)
 			}
 			if got := res.seen.Header["X-Target"]; got != nil {
 				t.Errorf("X-Target %q was sent on", got)
@@ -250,7 +250,7 @@ func TestOptions(t *testing.T) {
 		for range 20 {
 			res := w.mustGet("/", "http://both.example:"+b.Port)
 			if got := res.Header.Get("Addresses"); got != "127.0.0.3" {
-				t.Fatalf("addresses %q", got)
+				t.Fatalf("addresses %q, want 127.0.0.3", got)
 			}
 		}
 		if after := b.RequestsTo("127.0.0.2"); after != before {
@@ -277,10 +277,10 @@ func TestTimeout(t *testing.T) {
 				t.Fatal(err)
 			}
 			if res.StatusCode != http.StatusGatewayTimeout || !strings.Contains(res.body, "deadline exceeded") {
-				t.Errorf("%s %s: status %d: %s", method, name, res.StatusCode, res.body)
+				t.Errorf("%s %s: status %d, want 504 and deadline exceeded: %s", method, name, res.StatusCode, res.body)
 			}
 			if took := time.Since(start); took < 100*time.Millisecond {
-				t.Errorf("%s %s: after %s already", method, name, took)
+				t.Errorf("%s %s: after %s already, want 100ms at least", method, name, took)
 			}
 		}
 	}
@@ -340,7 +340,7 @@ func TestTooManyLookups(t *testing.T) {
 				t.Error(err)
 			case res.StatusCode == http.StatusServiceUnavailable && res.Header.Get("Retry-After") != "":
 				if res.body != "503 too many lookups in flight" {
-					t.Errorf("body %q", res.body)
+					t.Errorf("body %q, want 503 too many lookups in flight", res.body)
 				}
 				refused.Add(1)
 			case res.StatusCode == http.StatusOK:
@@ -354,7 +354,7 @@ func TestTooManyLookups(t *testing.T) {
 	close(hold)
 	wg.Wait()
 	if served.Load() != 2 {
-		t.Errorf("%d served", served.Load())
+		t.Errorf("%d served, want 2", served.Load())
 	}
 }
 
@@ -375,7 +375,7 @@ func TestLoop(t *testing.T) {
 		})
 		// the inner request has no X-Target; but what is recognized comes first
 		if res.StatusCode != http.StatusLoopDetected || !strings.Contains(res.body, "already") {
-			t.Errorf("status %d: %s", res.StatusCode, res.body)
+			t.Errorf("status %d, want 508 and already: %s", res.StatusCode, res.body)
 		}
 	}
 
@@ -398,7 +398,7 @@ func TestLoop(t *testing.T) {
 			t.Errorf("%s: the fallback saw %q %q", target, res.seen.Host, res.seen.URI)
 		}
 		if got := res.seen.Header.Get("X-Forwarded-Host"); got != "client.example" {
-			t.Errorf("%s: X-Forwarded-Host %q", target, got)
+			t.Errorf("%s: X-Forwarded-Host %q, want client.example", target, got)
 		}
 	}
 }
@@ -457,7 +457,7 @@ func TestPlaceholders(t *testing.T) {
 				}
 			}
 			if ms := res.Header.Get("X-Ms"); ms == "" || ms == "0" && test.lookup == "miss" {
-				t.Errorf("lookup_ms %q", ms)
+				t.Errorf("lookup_ms %q, want a number, above 0 for a miss", ms)
 			}
 		})
 	}
@@ -465,7 +465,7 @@ func TestPlaceholders(t *testing.T) {
 	t.Run("error", func(t *testing.T) {
 		res := w.get("/client?q", "http://unknown.example/x", header("Host", "client.example"))
 		if res.StatusCode != 502 || !strings.Contains(res.body, "unknown.example") {
-			t.Errorf("status %d: %s", res.StatusCode, res.body)
+			t.Errorf("status %d, want 502 and the name: %s", res.StatusCode, res.body)
 		}
 		if got := res.Header.Get("X-Error-Host"); got != "client.example" {
 			t.Errorf("the error route sees the host %q", got)
@@ -928,7 +928,7 @@ func TestOutage(t *testing.T) {
 	for _, name := range []string{"new.example", "unknown.example"} {
 		res := w.get("/", "http://"+name+":"+b.Port)
 		if res.StatusCode != 502 && res.StatusCode != 504 {
-			t.Errorf("%s: status %d: %s", name, res.StatusCode, res.body)
+			t.Errorf("%s: status %d, want 502 or 504: %s", name, res.StatusCode, res.body)
 		}
 	}
 	for i := range names {
@@ -976,7 +976,7 @@ func TestLeave(t *testing.T) {
 	close(hold)
 	wg.Wait()
 	if n := w.dns.Asked("a.example"); n != 1 {
-		t.Errorf("%d queries", n)
+		t.Errorf("%d queries, want 1", n)
 	}
 }
 
@@ -1022,7 +1022,7 @@ func TestReload(t *testing.T) {
 			}
 		}
 		if n := w.dns.Total(); n != 1 {
-			t.Errorf("%d queries", n)
+			t.Errorf("%d queries, want 1", n)
 		}
 	})
 
@@ -1071,7 +1071,7 @@ func TestReload(t *testing.T) {
 		w.mustGet("/", target)
 		w.run(w.proxy("deny a.example"))
 		if res := w.get("/", target); res.StatusCode != http.StatusForbidden {
-			t.Errorf("status %d", res.StatusCode)
+			t.Errorf("status %d, want 403", res.StatusCode)
 		}
 	})
 
@@ -1081,7 +1081,7 @@ func TestReload(t *testing.T) {
 			t.Error("it is accepted")
 		}
 		if got := w.mustGet("/", target).Header.Get("Run"); got != "good" {
-			t.Errorf("run %q", got)
+			t.Errorf("run %q, want good", got)
 		}
 	})
 }
@@ -1167,7 +1167,7 @@ func TestOpaqueRequestTarget(t *testing.T) {
 		res.Body.Close()
 		conn.Close()
 		if res.StatusCode != http.StatusBadRequest {
-			t.Errorf("%s: status %d", line, res.StatusCode)
+			t.Errorf("%s: status %d, want 400", line, res.StatusCode)
 		}
 	}
 	if n := b.Served.Load(); n != 0 {
@@ -1185,11 +1185,11 @@ func TestHTTPSLiteral(t *testing.T) {
 		for range 3 {
 			res := w.mustGet("/", "https://"+net.JoinHostPort(addr, b.Port))
 			if res.StatusCode != http.StatusOK {
-				t.Errorf("%s: status %d: %s", addr, res.StatusCode, res.body)
+				t.Errorf("%s: status %d, want 200: %s", addr, res.StatusCode, res.body)
 			}
 		}
 		if n := b.Opened.Load(); n != 1 {
-			t.Errorf("%s: %d connections", addr, n)
+			t.Errorf("%s: %d connections, want 1", addr, n)
 		}
 	}
 }

@@ -1091,7 +1091,7 @@ func serverNames(tr *trial) string {
 	target := tr.at("a.example", b.Port)
 	one, two := tr.mustGet("/", target, header("X-Name", "one")), tr.mustGet("/", target, header("X-Name", "two"))
 	if want := "a.example:" + b.Port; one.seen.Host != want || two.seen.Host != want {
-		tr.Errorf("Host %q and %q", one.seen.Host, two.seen.Host)
+		tr.Errorf("Host %q and %q, want %q", one.seen.Host, two.seen.Host, want)
 	}
 	return one.seen.SNI + " " + two.seen.SNI + ", " + counted(b.Opened.Load())
 }

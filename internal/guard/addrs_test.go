@@ -35,7 +35,7 @@ func checkAddr(t testing.TB, r *Rules, a netip.Addr) string {
 		t.Fatalf("CheckAddr(%s): %T is not a refusal", a, err)
 	}
 	if refusal.Kind != KindAddress || refusal.Value != a.String() || !slices.Contains(RefusalRules(), refusal.Rule) {
-		t.Fatalf("CheckAddr(%s) = %+v", a, refusal)
+		t.Fatalf("CheckAddr(%s) = %+v, want a refusal of the address with a known rule", a, refusal)
 	}
 	return refusal.Rule
 }
@@ -125,7 +125,7 @@ func TestRegistries(t *testing.T) {
 			} {
 				if c.want == "-" {
 					if c.addr.IsValid() {
-						t.Errorf("%s: there is %s", c.what, c.addr)
+						t.Errorf("%s: there is %s, want none", c.what, c.addr)
 					}
 					continue
 				}

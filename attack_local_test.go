@@ -31,7 +31,7 @@ func TestLocalAddresses(t *testing.T) {
 		inNamespace(t, inOwnProcess)
 		return
 	}
-	alone(t)
+	checkIsolated(t)
 	ip(t, "link set lo up",
 		"addr add "+ownAddr+"/32 dev lo",
 		"addr add "+ownAddr2+"/32 dev lo",
@@ -272,7 +272,7 @@ func (w *localWorld) call(t *testing.T, a netip.Addr, port string) {
 			}))
 		for _, host := range spelled(a) {
 			if got := w.status(t, name, host+":"+port); (got == http.StatusForbidden) == opened {
-				t.Errorf("%s: %s:%s: status %d", name, host, port, got)
+				t.Errorf("%s: %s:%s: status %d, want 403: %t", name, host, port, got, !opened)
 			}
 		}
 	}
@@ -294,7 +294,7 @@ func (w *localWorld) allListeners(t *testing.T) {
 	t.Logf("%d addresses, %d ports, %d sites", len(addrs), len(ports), len(localSites))
 	for name := range localSites { // by a name
 		if got := w.status(t, name, "localhost:2119"); got != http.StatusForbidden {
-			t.Errorf("%s: localhost: status %d", name, got)
+			t.Errorf("%s: localhost: status %d, want 403", name, got)
 		}
 	}
 }
@@ -318,7 +318,7 @@ func (w *localWorld) adminAddresses(t *testing.T) {
 				for _, a := range []string{ownAddr, "46.1.2.3", "127.0.0.1", ownAddr6} {
 					for name := range localSites {
 						if got := w.status(t, name, net.JoinHostPort(a, "8090")); got != http.StatusForbidden {
-							t.Errorf("%s: %s: status %d", name, a, got)
+							t.Errorf("%s: %s: status %d, want 403", name, a, got)
 						}
 					}
 				}

@@ -126,8 +126,8 @@ func withoutPasses(text string) string {
 	return b.String()
 }
 
-// alone checks that the process is alone in its network.
-func alone(t *testing.T) {
+// checkIsolated checks that no other interface than the loopback one is up.
+func checkIsolated(t *testing.T) {
 	t.Helper()
 	interfaces, err := net.Interfaces()
 	if err != nil {
@@ -151,10 +151,10 @@ func ip(t *testing.T, commands ...string) {
 	}
 }
 
-// everywhereIsHere makes all addresses those of the loopback interface, and it
-// alone is there.
+// everywhereIsHere makes all addresses those of the loopback interface, which is the
+// only one.
 func everywhereIsHere(t *testing.T) {
-	alone(t)
+	checkIsolated(t)
 	ip(t,
 		"link set lo up",
 		"route add local 0.0.0.0/0 dev lo",
@@ -644,7 +644,7 @@ func (a *arena) replay(t *testing.T) {
 	_, s := send()
 	mark := s.Header.Get(loopHeader)
 	if mark == "" {
-		t.Fatalf("no mark: %+v", s)
+		t.Fatalf("no mark, want one in %s: %+v", loopHeader, s)
 	}
 	for range 3 {
 		if res, _ := send(loopHeader + ": " + mark); res.StatusCode != http.StatusLoopDetected {
@@ -809,7 +809,7 @@ func attackAdminAddresses(t *testing.T) {
 	})
 }
 
-// attackReporting: with `guard report` all goes through.
+// attackReporting: with `guard report` all targets are called.
 func attackReporting(t *testing.T) {
 	a := newArena(t, reportSites, reportGroups)
 	a.global = "admin off"

@@ -31,11 +31,11 @@ import (
 )
 
 // The attacks: targets and DNS answers that try to make the gateway call what
-// it may not call, and what has to become of each. The table is played twice:
+// it may not call, and how the gateway has to answer each. The table is played twice:
 // TestAttackVerdicts stops where the first connection would be opened, TestAttacks
 // opens it, on a machine of its own where every address is that machine.
 
-// attack is one request, and what has to become of it.
+// attack is one request, and how it has to be answered.
 type attack struct {
 	name   string
 	target string        // X-Target, or at the site "query" ?to=
@@ -675,8 +675,8 @@ var attackGroups = []attackGroup{
 		{"a literal, full-width", "http://４５.33.32.156/", "403 deny"},
 		{"a literal, trailing dot", "http://45.33.32.156./", "403 deny"},
 		{"IPv6 literal, in full", "http://[2606:4700:0:0:0:0:0:0bad]/", "403 deny"},
-		{"names are judged, not where they lead", "http://evil-by-address.example/", "200 45.33.32.156 evil-by-address.example"},
-		{"names are judged, not their aliases", "http://alias-evil.example/", "200 45.33.32.156 alias-evil.example"},
+		{"names are checked, not where they lead", "http://evil-by-address.example/", "200 45.33.32.156 evil-by-address.example"},
+		{"names are checked, not their aliases", "http://alias-evil.example/", "200 45.33.32.156 alias-evil.example"},
 	}},
 	{kind: "deny all below", site: "deny-all-below", plain: [][3]string{
 		{"below", "http://good.example/", "403 deny"},
@@ -1446,7 +1446,7 @@ func (a *arena) checkRefusal(t *testing.T, at attack, res *http.Response, body, 
 	t.Helper()
 	if want == "!" {
 		if got := res.Header.Get("Server"); got != "" {
-			t.Errorf("%s: answered by %s: %s", at.name, got, body)
+			t.Errorf("%s: answered by %s, want the web server: %s", at.name, got, body)
 		}
 		return
 	}
@@ -1472,11 +1472,11 @@ func (a *arena) checkArrival(t *testing.T, at attack, res *http.Response, body [
 		t.Errorf("%s: %q: reached %s, want %s", at.name, at.text(), got.Address, want[0])
 	}
 	if !a.proxied {
-		judged := strings.Split(got.Address, "|")
-		slices.Sort(judged)
+		called := strings.Split(got.Address, "|")
+		slices.Sort(called)
 		slices.Sort(addrs)
-		if !slices.Equal(judged, addrs) {
-			t.Errorf("%s: %q: %s may be called, want %s", at.name, at.text(), judged, addrs)
+		if !slices.Equal(called, addrs) {
+			t.Errorf("%s: %q: %s may be called, want %s", at.name, at.text(), called, addrs)
 		}
 	}
 	if got.Host != want[1] {
@@ -1538,7 +1538,8 @@ var registerRecorder = sync.OnceFunc(func() {
 	})
 })
 
-// TestAttackVerdicts: what would be called, or why nothing, before anything is.
+// TestAttackVerdicts shows what would be called, or why nothing, before anything is.
+// (docs/security.md names this test, so it keeps its name.)
 func TestAttackVerdicts(t *testing.T) {
 	registerRecorder()
 	a := newArena(t, attackSites, attackGroups)
@@ -1594,8 +1595,8 @@ var reportGroups = []attackGroup{
 	}},
 }
 
-// TestReportVerdicts: with `guard report` all goes through.
-func TestReportVerdicts(t *testing.T) {
+// TestReportMode: with `guard report` all targets are called.
+func TestReportMode(t *testing.T) {
 	registerRecorder()
 	a := newArena(t, reportSites, reportGroups)
 	a.global = "admin off"

@@ -221,10 +221,10 @@ func TestGoAway(t *testing.T) {
 			}
 		})
 		if took := time.Since(start); took > 20*time.Second {
-			t.Errorf("it took %s", took)
+			t.Errorf("it took %s, want at most 20s", took)
 		}
 		if n := b.Opened.Load(); n > requests/each*3/2 {
-			t.Errorf("%d connections", n)
+			t.Errorf("%d connections, want at most %d", n, requests/each*3/2)
 		}
 	})
 }
@@ -266,10 +266,10 @@ func TestRefusingBackend(t *testing.T) {
 						t.Errorf("%s: %d connections for a request", method, n)
 					}
 					if took := time.Since(start); took > 20*time.Second {
-						t.Errorf("%s: it took %s", method, took)
+						t.Errorf("%s: it took %s, want at most 20s", method, took)
 					}
 				}
-				alone := met.Load()
+				before := met.Load()
 				for range 12 {
 					for _, method := range []string{http.MethodGet, http.MethodPost} {
 						if t.Failed() {
@@ -278,7 +278,7 @@ func TestRefusingBackend(t *testing.T) {
 						w.wantStatus(t, http.StatusOK, method, "/", scheme+"://two.example:"+good.Port)
 					}
 				}
-				if met.Load() == alone {
+				if met.Load() == before {
 					t.Error("none met the backend: this showed nothing")
 				}
 			})
@@ -357,6 +357,37 @@ func TestEndlessInterimsH2(t *testing.T) {
 	})
 }
 
+// sentOctets counts what a backend over HTTP/2 has sent.
+type sentOctets struct {
+	all atomic.Int64
+
+	mu    sync.Mutex
+	conns []map[string]int // by connection and path
+}
+
+// serve answers the requests of a connection with size octets each, or with 2 for
+// the path /small.
+func (o *sentOctets) serve(conn net.Conn, size int) {
+	sent := make(map[string]int)
+	o.mu.Lock()
+	o.conns = append(o.conns, sent)
+	o.mu.Unlock()
+	serveH2(func(c *h2Conn, s *h2Stream) bool {
+		c.sent = func(s *h2Stream, n int) {
+			o.mu.Lock()
+			sent[s.path] += n
+			o.mu.Unlock()
+			o.all.Add(int64(n))
+		}
+		if s.path == "/small" {
+			c.reply(s, "200", 2)
+		} else {
+			c.reply(s, "200", size)
+		}
+		return true
+	})(conn)
+}
+
 // TestReadAhead: little is read of what clients do not take, and others who call
 // the same target do not have to wait for them.
 func TestReadAhead(t *testing.T) {
@@ -367,29 +398,8 @@ func TestReadAhead(t *testing.T) {
 		perConn       = 1<<20 + clients*slack
 	)
 	overH2(t, func(t *testing.T, w *world, scheme string, config *tls.Config) {
-		var count atomic.Int64
-		var mu sync.Mutex
-		var conns []map[string]int // octets that were sent, by connection and path
-		b := testlab.NewRawBackend(t, "", "127.0.0.2", config, func(conn net.Conn) {
-			sent := make(map[string]int)
-			mu.Lock()
-			conns = append(conns, sent)
-			mu.Unlock()
-			serveH2(func(c *h2Conn, s *h2Stream) bool {
-				c.sent = func(s *h2Stream, n int) {
-					mu.Lock()
-					sent[s.path] += n
-					mu.Unlock()
-					count.Add(int64(n))
-				}
-				if s.path == "/small" {
-					c.reply(s, "200", 2)
-				} else {
-					c.reply(s, "200", size)
-				}
-				return true
-			})(conn)
-		})
+		var octets sentOctets
+		b := testlab.NewRawBackend(t, "", "127.0.0.2", config, func(conn net.Conn) { octets.serve(conn, size) })
 		w.dns.Has("name.example", "127.0.0.2")
 		// what is in the socket of a client can be known if it is one of Unix
 		socket := filepath.Join(t.TempDir(), "s")
@@ -414,9 +424,9 @@ func TestReadAhead(t *testing.T) {
 			}
 			return true
 		})
-		standsStill(&count)
-		mu.Lock()
-		for _, sent := range conns {
+		standsStill(&octets.all)
+		octets.mu.Lock()
+		for _, sent := range octets.conns {
 			sum := 0
 			for path, n := range sent {
 				var i int
@@ -425,14 +435,14 @@ func TestReadAhead(t *testing.T) {
 				}
 				ahead := n - inSocket(t, unread[i])
 				if sum += ahead; ahead > perStream {
-					t.Errorf("%d octets of a response were read ahead", ahead)
+					t.Errorf("%d octets of a response were read ahead, want at most %d", ahead, perStream)
 				}
 			}
 			if sum > perConn {
-				t.Errorf("%d octets of a connection were read ahead", sum)
+				t.Errorf("%d octets of a connection were read ahead, want at most %d", sum, perConn)
 			}
 		}
-		mu.Unlock()
+		octets.mu.Unlock()
 
 		rt := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", socket) }}
 		defer rt.CloseIdleConnections()

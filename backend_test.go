@@ -148,6 +148,48 @@ func (c *corkedConn) uncork() {
 	_, _ = c.held.WriteTo(c.Conn)
 }
 
+// surplusTest is a response, and what comes after it.
+type surplusTest struct {
+	name, method string
+	response     func(token string) string
+	surplus      string
+	late         bool // the surplus comes while the connection is idle
+}
+
+// surplusBackend sends the surplus after every other response of a connection.
+type surplusBackend struct {
+	test   surplusTest
+	config *tls.Config    // nil: no TLS
+	late   sync.WaitGroup // requests whose surplus has not been sent
+}
+
+func (b *surplusBackend) serve(conn net.Conn) {
+	cork := &corkedConn{Conn: conn}
+	conn = cork
+	if b.config != nil {
+		conn = tls.Server(cork, b.config)
+	}
+	n := 0
+	serveHTTP1(conn, func(r *http.Request) bool {
+		token := strings.TrimPrefix(r.URL.Path, "/")
+		if n++; n%2 == 0 {
+			_, err := io.WriteString(conn, b.test.response(token))
+			return err == nil
+		}
+		if cork.corked = !b.test.late; b.test.late {
+			b.late.Add(1)
+			defer b.late.Done()
+		}
+		_, _ = io.WriteString(conn, b.test.response(token))
+		if b.test.late {
+			time.Sleep(20 * time.Millisecond)
+		}
+		_, err := io.WriteString(conn, b.test.surplus)
+		cork.uncork()
+		return err == nil
+	})
+}
+
 // TestSurplusOctets: what a backend sends beyond its response is not taken for a
 // response to another request.
 func TestSurplusOctets(t *testing.T) {
@@ -163,12 +205,7 @@ func TestSurplusOctets(t *testing.T) {
 			return fmt.Sprintf("HTTP/1.1 %s\r\nToken: %s\r\n\r\n", status, token)
 		}
 	}
-	for _, test := range []struct {
-		name, method string
-		response     func(token string) string
-		surplus      string
-		late         bool // the surplus comes while the connection is idle
-	}{
+	for _, test := range []surplusTest{
 		{name: "two responses", method: http.MethodGet, response: ok, surplus: stranger},
 		{name: "octets after Content-Length", method: http.MethodGet, response: ok, surplus: "\r\n" + stranger},
 		{name: "octets after chunks", method: http.MethodGet, response: chunked, surplus: "x\r\n" + stranger},
@@ -187,33 +224,8 @@ func TestSurplusOctets(t *testing.T) {
 				if scheme == "https" {
 					config = w.ca.Config()
 				}
-				var late sync.WaitGroup
-				b := testlab.NewRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
-					cork := &corkedConn{Conn: conn}
-					conn = cork
-					if config != nil {
-						conn = tls.Server(cork, config)
-					}
-					n := 0
-					serveHTTP1(conn, func(r *http.Request) bool {
-						token := strings.TrimPrefix(r.URL.Path, "/")
-						if n++; n%2 == 0 {
-							_, err := io.WriteString(conn, test.response(token))
-							return err == nil
-						}
-						if cork.corked = !test.late; test.late {
-							late.Add(1)
-							defer late.Done()
-						}
-						_, _ = io.WriteString(conn, test.response(token))
-						if test.late {
-							time.Sleep(20 * time.Millisecond)
-						}
-						_, err := io.WriteString(conn, test.surplus)
-						cork.uncork()
-						return err == nil
-					})
-				})
+				backend := &surplusBackend{test: test, config: config}
+				b := testlab.NewRawBackend(t, "", "127.0.0.2", nil, backend.serve)
 				w.dns.Has("name.example", "127.0.0.2")
 				w.run(w.proxy())
 
@@ -234,13 +246,13 @@ func TestSurplusOctets(t *testing.T) {
 				if test.late {
 					for i := range 50 {
 						ask(i)
-						late.Wait()
+						backend.late.Wait()
 					}
 				} else {
 					inParallel(8, 200, ask)
 				}
 				if wrong.Load() != 0 || right.Load() == 0 {
-					t.Errorf("%d responses are right and %d those of others", right.Load(), wrong.Load())
+					t.Errorf("%d responses are right and %d those of others, want some right and none of others", right.Load(), wrong.Load())
 				}
 			})
 		}
@@ -498,15 +510,15 @@ func TestUnsentBodies(t *testing.T) {
 				}
 				body, _ := io.ReadAll(res.Body)
 				if res.StatusCode != http.StatusOK || !strings.Contains(string(body), "0123456789") {
-					t.Errorf("status %d: %s", res.StatusCode, body)
+					t.Errorf("status %d, want 200 with 0123456789: %s", res.StatusCode, body)
 				}
 			}
 		})
 	}
 }
 
-// TestSitesAreFair: how patient one site is says nothing about an address to
-// another site; what the network says of it does.
+// TestSitesAreFair: a limit of one site does not make an address failed for
+// another site; an error of the network does.
 func TestSitesAreFair(t *testing.T) {
 	for _, test := range []struct {
 		name, option string
@@ -537,8 +549,8 @@ func TestSitesAreFair(t *testing.T) {
 			}
 			w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
 			target := "http://two.example:" + good.Port
-			patient := testlab.FreePort(t)
-			w.run(w.proxy("fail_duration 10m", test.option) + fmt.Sprintf("\n---\nhttp://:%s {\nbind 127.0.0.1\n%s\n}", patient, w.proxy("fail_duration 10m")))
+			other := testlab.FreePort(t)
+			w.run(w.proxy("fail_duration 10m", test.option) + fmt.Sprintf("\n---\nhttp://:%s {\nbind 127.0.0.1\n%s\n}", other, w.proxy("fail_duration 10m")))
 
 			var slow *testlab.Backend
 			if test.refused {
@@ -555,7 +567,7 @@ func TestSitesAreFair(t *testing.T) {
 			}
 			before := slow.Served.Load()
 			for range 30 {
-				w.mustGet("/", target, func(r *http.Request) { r.URL.Host = "127.0.0.1:" + patient })
+				w.mustGet("/", target, func(r *http.Request) { r.URL.Host = "127.0.0.1:" + other })
 			}
 			if n := slow.Served.Load() - before; (n > 0) == test.refused {
 				t.Errorf("%d of 30 requests of the other site went to the address", n)

@@ -175,7 +175,7 @@ func warm(b *testing.B, server *caddyhttp.Server, requests []*http.Request) {
 		rec := httptest.NewRecorder()
 		server.ServeHTTP(rec, again(r))
 		if rec.Code != http.StatusOK {
-			b.Fatalf("%s: status %d", r.Header.Get("X-Target"), rec.Code)
+			b.Fatalf("%s: status %d, want 200", r.Header.Get("X-Target"), rec.Code)
 		}
 	}
 }

@@ -456,7 +456,7 @@ var repeatable = []string{
 // block is what stood in a block: for each subdirective a dispenser at its name.
 type block []*caddyfile.Dispenser
 
-// has tells whether there was a subdirective.
+// has reports whether a subdirective was given.
 func (b block) has(name string) bool { return b.last(nil, name) != nil }
 
 // last returns the last of the subdirectives with one of the names; without
@@ -598,8 +598,8 @@ func durationOption(to *caddy.Duration) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error { return parseDuration(d, to, 1) }
 }
 
-// parseDuration parses a duration that is not shorter than least.
-func parseDuration(d *caddyfile.Dispenser, to *caddy.Duration, least time.Duration) error {
+// parseDuration parses a duration that is not shorter than shortest.
+func parseDuration(d *caddyfile.Dispenser, to *caddy.Duration, shortest time.Duration) error {
 	name, arg := d.Val(), ""
 	if !d.AllArgs(&arg) {
 		return d.ArgErr()
@@ -608,7 +608,7 @@ func parseDuration(d *caddyfile.Dispenser, to *caddy.Duration, least time.Durati
 	if err != nil {
 		return d.Errf("%s: bad duration %q: %v", name, arg, err)
 	}
-	if duration < least {
+	if duration < shortest {
 		return d.Errf("%s: a duration of %s is too short", name, arg)
 	}
 	*to = caddy.Duration(duration)

@@ -178,7 +178,7 @@ func TestCaddyfileHTTPOptions(t *testing.T) {
 	ours := slices.Sorted(slices.Values(httpOptions))
 	slices.Sort(known)
 	if !slices.Equal(ours, known) {
-		t.Errorf("httpOptions:\n%s\nCaddy:\n%s", ours, known)
+		t.Errorf("httpOptions: got\n%s\nwant those of Caddy:\n%s", ours, known)
 	}
 }
 
@@ -213,7 +213,7 @@ func TestAdaptRoundTrip(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !reflect.DeepEqual(got, object) {
-				t.Errorf("%T:\ngot  %s\nfrom %s", into, after, before)
+				t.Errorf("%T:\ngot  %s\nwant what it came from: %s", into, after, before)
 			}
 		}
 		var walk func(value any)
@@ -304,7 +304,7 @@ func inAll(places []func(lines ...string) string, lines []string) []string {
 const ordinary = "respond ok"
 
 // TestCaddyfileErrors has what is refused, with the reason. The line that the
-// error names is the one that ends in "# here".
+// error names is the one that ends in "# here". It is long because its table is.
 func TestCaddyfileErrors(t *testing.T) {
 	const (
 		args    = "wrong argument count or unexpected line ending after"
@@ -644,6 +644,7 @@ func TestCaddyfileErrorsInImports(t *testing.T) {
 }
 
 // TestAdaptErrorsInJSON has what is refused if the configuration comes as JSON.
+// It is long because its table is.
 func TestAdaptErrorsInJSON(t *testing.T) {
 	const (
 		app       = `{"apps": {"target": %s}}`

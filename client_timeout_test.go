@@ -80,7 +80,7 @@ func TestImpatientClient(t *testing.T) {
 	}
 	for range 60 { // what is usual
 		if status := send("50s"); status != http.StatusOK {
-			t.Fatalf("status %d", status)
+			t.Fatalf("status %d, want 200", status)
 		}
 	}
 	for _, timeout := range []string{"1ms", "20ms"} {

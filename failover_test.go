@@ -136,7 +136,7 @@ func TestEachAddressOnce(t *testing.T) {
 				}
 				for addr, n := range counts {
 					if n != test.dials && test.dials > 0 || n < 2 && test.dials == 0 {
-						t.Errorf("%s: dialled %s %d times", method, addr, n)
+						t.Errorf("%s: dialled %s %d times, want %d (0: at least 2)", method, addr, n, test.dials)
 					}
 				}
 			}
@@ -181,7 +181,7 @@ func TestRenewed(t *testing.T) {
 			wg.Wait()
 			// more than once only by who is very late
 			if n := w.dns.Asked("name.example") - asked; n < 1 || n > 5 {
-				t.Errorf("asked %d times", n)
+				t.Errorf("asked %d times, want 1 to 5", n)
 			}
 			moved.Close()
 			time.Sleep(1100 * time.Millisecond)
@@ -219,7 +219,7 @@ func TestRenewedIsChecked(t *testing.T) {
 		t.Errorf("asked %d times: this showed nothing", n)
 	}
 	if n := inner.Opened.Load(); n > 0 {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections, want none", n)
 	}
 }
 
@@ -260,7 +260,7 @@ func TestUnsent(t *testing.T) {
 			body := strings.Repeat("x", size)
 			res, err := w.try(method, "/", "http://two.example:"+good.Port, strings.NewReader(body))
 			if err != nil || res.StatusCode != 200 || res.seen.Body != body {
-				t.Errorf("%s of %d octets: %v, %v", method, size, res, err)
+				t.Errorf("%s of %d octets: got %v, %v, want status 200 and the whole body seen", method, size, res, err)
 			}
 			if broken.Load() >= 0 {
 				t.Errorf("%s of %d octets: no connection was broken", method, size)
@@ -285,7 +285,7 @@ func cutTCP(t testing.TB, port, addr string, octets int64) (requests *atomic.Int
 func TestSentOnce(t *testing.T) {
 	w := newWorld(t)
 	good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}})
-	cuts := cutTCP(t, good.Port, "127.0.0.2", 5000)
+	resets := cutTCP(t, good.Port, "127.0.0.2", 5000)
 	w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
 	w.dns.Has("bad.example", "127.0.0.2")
 	w.run(w.proxy("fail_duration 0"))
@@ -293,23 +293,23 @@ func TestSentOnce(t *testing.T) {
 	for range 20 {
 		res, err := w.try(http.MethodGet, "/", "http://two.example:"+good.Port, strings.NewReader(body))
 		if err != nil || res.StatusCode != 200 || res.seen.Body != body {
-			t.Fatalf("GET: %v, %v", res, err)
+			t.Fatalf("GET: got %v, %v, want status 200 and the whole body seen", res, err)
 		}
 	}
 	for range 20 {
-		before := cuts.Load()
+		before := resets.Load()
 		res, err := w.try(http.MethodPost, "/", "http://two.example:"+good.Port, strings.NewReader(body))
-		if cut := cuts.Load() > before; err != nil || (res.StatusCode == 200) == cut || res.StatusCode == 200 && res.seen.Body != body {
+		if cut := resets.Load() > before; err != nil || (res.StatusCode == 200) == cut || res.StatusCode == 200 && res.seen.Body != body {
 			t.Fatalf("POST: %v, %v; sent to the other: %t", res, err, cut)
 		}
 	}
-	before := cuts.Load()
+	before := resets.Load()
 	if res, err := w.try(http.MethodGet, "/", "http://bad.example:"+good.Port, strings.NewReader(body)); err != nil || res.StatusCode != http.StatusBadGateway {
 		t.Errorf("got %v, %v, want status 502", res, err)
 	}
-	testlab.Eventually(t, "a GET is sent twice to the only address", func() bool { return cuts.Load()-before >= 2 })
-	if n := cuts.Load() - before; n > 2 {
-		t.Errorf("sent %d times", n)
+	testlab.Eventually(t, "a GET is sent twice to the only address", func() bool { return resets.Load()-before >= 2 })
+	if n := resets.Load() - before; n > 2 {
+		t.Errorf("sent %d times, want twice", n)
 	}
 }
 
@@ -376,13 +376,13 @@ func TestKeepAliveLimit(t *testing.T) {
 			t.Error("a POST over a connection that is about to be closed")
 		}
 		if told.Opened.Load() != 2 {
-			t.Errorf("%d connections", told.Opened.Load())
+			t.Errorf("%d connections, want 2", told.Opened.Load())
 		}
 	})
 }
 
-// TestUnhealthy: statuses and latencies speak against an address for the target,
-// not for others.
+// TestUnhealthy: statuses and latencies count as failures of an address for the
+// target, not for others.
 func TestUnhealthy(t *testing.T) {
 	w := newWorld(t)
 	addrs := []string{"127.0.0.2", "127.0.0.3"}
@@ -494,7 +494,7 @@ func TestHangingHandshake(t *testing.T) {
 		hung += d.take()["127.0.0.2:"+good.Port]
 	}
 	if hung != 1 {
-		t.Errorf("%d handshakes hang", hung)
+		t.Errorf("%d handshakes hang, want 1", hung)
 	}
 }
 
@@ -520,7 +520,7 @@ func TestSlowHandshake(t *testing.T) {
 		}
 	}
 	if n := begun.Load(); n > 6 {
-		t.Errorf("%d handshakes", n)
+		t.Errorf("%d handshakes, want at most 6", n)
 	}
 }
 
@@ -553,7 +553,7 @@ func TestProbe(t *testing.T) {
 				return dead >= 5
 			})
 			if failed > 1 {
-				t.Errorf("%d requests failed", failed)
+				t.Errorf("%d requests failed, want at most 1", failed)
 			}
 			config.Addrs, config.Port = []string{"127.0.0.2"}, b.Port
 			testlab.NewBackend(t, config)
@@ -587,7 +587,7 @@ func TestAllSilent(t *testing.T) {
 		}
 	}
 	if len(counts) != 4 {
-		t.Errorf("dialled %v", counts)
+		t.Errorf("dialled %v, want 4 addresses", counts)
 	}
 }
 
@@ -670,7 +670,7 @@ func TestPolicies(t *testing.T) {
 					}
 					for range 3 {
 						if again := w.mustGet("/", "", change...); again.seen.Address != res.seen.Address {
-							t.Fatalf("first %s, then %s", res.seen.Address, again.seen.Address)
+							t.Fatalf("first %s, then %s, want the same address", res.seen.Address, again.seen.Address)
 						}
 					}
 				}
@@ -801,7 +801,7 @@ func TestSeenOnce(t *testing.T) {
 			}
 			for range 6 { // a header that was sent before is short
 				if status := send(); status != http.StatusOK {
-					t.Fatalf("status %d", status)
+					t.Fatalf("status %d, want 200", status)
 				}
 			}
 			bad.Store(true)
@@ -844,7 +844,7 @@ func TestSlowConnect(t *testing.T) {
 				w.mustGet("/", "http://name.example:"+slow.Port)
 			}
 			if n := d.take()["127.0.0.2:"+slow.Port]; n > 2 {
-				t.Errorf("dialled %d times", n)
+				t.Errorf("dialled %d times, want at most 2", n)
 			}
 		})
 	}

@@ -133,8 +133,8 @@ type fuzzWorld struct {
 
 // fuzzDial is a connection as the other end saw it.
 type fuzzDial struct {
-	address string // that was dialled
-	ends    [2]net.Conn
+	address string      // that was dialled
+	pipe    [2]net.Conn // the gateway's end and the server's
 
 	// set by the server
 	tls    bool
@@ -179,9 +179,9 @@ func (w *fuzzWorld) close() {
 	w.mu.Unlock()
 	for _, d := range dials {
 		if d.h2 { // which may have to learn first that the request is over
-			_ = d.ends[1].Close()
+			_ = d.pipe[1].Close()
 		}
-		_ = d.ends[0].Close()
+		_ = d.pipe[0].Close()
 	}
 	w.wg.Wait()
 	w.resolver.Close()
@@ -218,12 +218,12 @@ func (w *fuzzWorld) dial(_ context.Context, network, address string) (net.Conn, 
 		return nil, fmt.Errorf("dialled %s %s", network, address)
 	}
 	d := &fuzzDial{address: address}
-	d.ends[0], d.ends[1] = net.Pipe()
+	d.pipe[0], d.pipe[1] = net.Pipe()
 	w.mu.Lock()
 	w.dials = append(w.dials, d)
 	w.mu.Unlock()
 	w.wg.Go(func() { d.err = d.serve(w.fuzzGateway) })
-	return d.ends[0], nil
+	return d.pipe[0], nil
 }
 
 // peekedConn is a connection of which the beginning has been looked at.
@@ -236,7 +236,7 @@ func (c peekedConn) Read(p []byte) (int, error) { return c.r.Read(p) }
 
 // serve is the server: it speaks what the client begins to speak.
 func (d *fuzzDial) serve(g *fuzzGateway) error {
-	conn := peekedConn{d.ends[1], bufio.NewReader(d.ends[1])}
+	conn := peekedConn{d.pipe[1], bufio.NewReader(d.pipe[1])}
 	defer func() { _ = conn.Close() }()
 	start, err := conn.r.Peek(1)
 	if err != nil {
@@ -490,10 +490,10 @@ func (w *fuzzWorld) checkRefused(out fuzzOutcome) {
 	case http.StatusBadRequest, http.StatusForbidden:
 	case http.StatusBadGateway:
 		if !strings.Contains(out.err, "does not exist in the DNS") { // .onion, .invalid
-			w.t.Errorf("status 502: %s", out.err)
+			w.t.Errorf("status 502, want the reason that the name does not exist in the DNS: %s", out.err)
 		}
 	default:
-		w.t.Errorf("status %d: %s", out.status, out.err)
+		w.t.Errorf("status %d is not one of those that may be: %s", out.status, out.err)
 	}
 	if out.err == "" {
 		w.t.Errorf("status %d without {http.target.error}", out.status)
@@ -521,12 +521,12 @@ func (w *fuzzWorld) checkArrived(out fuzzOutcome) (*fuzzDial, fuzzServed) {
 		w.t.Fatalf("it was let pass, but then: status %d: %s", out.status, out.err)
 	}
 	if len(w.dials) != 1 || len(w.dials[0].served) != 1 {
-		w.t.Fatalf("%d connections", len(w.dials))
+		w.t.Fatalf("%d connections, want 1 with one request", len(w.dials))
 	}
 	d := w.dials[0]
 	s := d.served[0]
 	if len(s.hosts) != 1 {
-		w.t.Fatalf("Host fields %q", s.hosts)
+		w.t.Fatalf("Host fields %q, want one", s.hosts)
 	}
 	if !slices.Equal(s.fields, fuzzFields()) {
 		w.t.Errorf("fields %q, not %q", s.fields, fuzzFields())
@@ -534,12 +534,12 @@ func (w *fuzzWorld) checkArrived(out fuzzOutcome) (*fuzzDial, fuzzServed) {
 	for i := range len(s.uri) {
 		// RFC 9112, section 3.2.1; that and what everybody sends as it is
 		if c := s.uri[i]; c <= ' ' || c >= 0x7f || strings.IndexByte(`"#<>\`, c) >= 0 {
-			w.t.Errorf("byte %q in %q", c, s.uri)
+			w.t.Errorf("byte %q in %q may not be sent", c, s.uri)
 		}
 	}
 	path, _, _ := strings.Cut(s.uri, "?")
 	if path == "" || path[0] != '/' || strings.ContainsAny(path, "^`{|}") {
-		w.t.Errorf("path %q", path)
+		w.t.Errorf("path %q is not one that may be sent", path)
 	}
 	for i := range len(path) {
 		if path[i] == '%' && (i+2 >= len(path) || !isHex(path[i+1:i+3])) {
@@ -679,7 +679,7 @@ func (w *fuzzWorld) checkPolicy(target string, d *fuzzDial, end fuzzEnd) {
 		}
 	}
 	if len(w.asked) != asked || len(w.dials) != 1 {
-		w.t.Errorf("judging asked for %q and made %d connections", w.asked, len(w.dials))
+		w.t.Errorf("checking the target asked for %q and made %d connections", w.asked, len(w.dials))
 	}
 }
 
@@ -808,7 +808,7 @@ func (w *fuzzWorld) checkPool(h *Handler, d *fuzzDial, s fuzzServed, end fuzzEnd
 		}
 		out := w.send(h, d.scheme()+"://"+hostport+"/neighbour", nil, w.proxied())
 		if out.status != http.StatusNoContent {
-			w.t.Fatalf("a neighbour: status %d: %s", out.status, out.err)
+			w.t.Fatalf("a neighbour: status %d, want 204: %s", out.status, out.err)
 		}
 		other, conns := w.dials[len(w.dials)-1], 2
 		last := other.served[len(other.served)-1]
@@ -928,7 +928,7 @@ func (w *fuzzWorld) checkTemplates(scheme, path, host string) {
 	if !out.passed {
 		w.checkRefused(out)
 		if out.status != http.StatusBadRequest {
-			w.t.Errorf("status %d: %s", out.status, out.err)
+			w.t.Errorf("status %d, want 400: %s", out.status, out.err)
 		}
 		return
 	}

@@ -20,7 +20,7 @@ import (
 // listens are refused unless `allow_ips` has the address; where it listens for
 // other things than sites, such as the admin API, in any case.
 type Guard struct {
-	// What becomes of a target that may not be called: `enforce` refuses it;
+	// How a target that may not be called is treated: `enforce` refuses it;
 	// `report` lets it pass, whatever rule it is against, those that hold by
 	// default too, counts it and logs it as a warning, so that rules can be tried
 	// on a server in use whose clients are trusted. The admin API is refused even

@@ -63,7 +63,7 @@ func (w *world) checkRefusal(name string, lines func() []map[string]any, counter
 	testlab.Eventually(w, name+": a line in the log", func() bool { return len(lines()) > seen })
 	got := lines()[seen:]
 	if len(got) != 1 {
-		w.Errorf("%s: logged %v", name, got)
+		w.Errorf("%s: logged %v, want one line", name, got)
 	}
 	for key, value := range want {
 		if got[0][key] != value {
@@ -310,28 +310,18 @@ func TestListeners(t *testing.T) {
 		port, _ := strconv.Atoi(testlab.FreePort(t))
 		return uint16(port)
 	}
-	listen := func(host string, port uint16) listenAddr {
-		t.Helper()
-		na := caddy.NetworkAddress{Network: "tcp", Host: host, StartPort: uint(port), EndPort: uint(port)}
-		l, err := na.Listen(t.Context(), 0, net.ListenConfig{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = l.(net.Listener).Close() })
-		return listenAddr{na.Network, na.JoinHostPort(0)}
-	}
 	sites := make(map[listenAddr]bool)
 	site := func(host string) uint16 {
 		port := free()
-		sites[listen(host, port)] = true
+		sites[listenAt(t, host, port)] = true
 		return port
 	}
 	any4, anyAddr, one, localhost := site("0.0.0.0"), site(""), site("127.0.0.1"), site("localhost")
 	other := free()
-	listen("127.0.0.1", other)
+	listenAt(t, "127.0.0.1", other)
 	beside, over := site("127.0.0.2"), site("")
-	listen("127.0.0.1", beside)
-	listen("localhost", over)
+	listenAt(t, "127.0.0.1", beside)
+	listenAt(t, "localhost", over)
 	unused := free()
 
 	const own, foreign = "192.88.98.1", "192.88.98.2"
@@ -390,38 +380,56 @@ func TestListeners(t *testing.T) {
 				t.Errorf("%s: known owner %d, %t, want %d", a, o, ok, test.owner)
 			}
 		}
-		loopback := a.Addr().IsLoopback() || a.Addr().IsUnspecified()
-		for name, config := range map[string]Guard{
-			"default": {},
-			"range":   {AllowIPs: []string{"127.0.0.0/8", "::1", own, own6, "64:ff9b::/96", "2002::/16", "2600::/16"}},
-		} {
-			rule := "" // by which it is refused
-			switch {
-			case test.owner == localnet.OwnOther:
-				rule = guard.RuleAdmin
-			case a.Addr().Zone() != "":
-				rule = guard.RuleZone
-			case a.Addr().IsUnspecified():
-				rule = guard.RuleUnspecified
-			case name == "default" && loopback:
-				rule = guard.RuleLoopback
-			case name == "default" && test.owner == localnet.OwnSite:
-				rule = guard.RuleOwnListener
-			}
-			p := newTestPolicy(t, config)
-			p.gate.Listeners = l
-			if err := p.gate.Check(a); (err == nil) != (rule == "") || err != nil && err.Rule != rule {
-				t.Errorf("%s with %s: %v, want %s", a, name, err, rule)
-			}
-			if got := p.gate.Allows(a); got != (rule == "") {
-				t.Errorf("%s with %s: allowed %t", a, name, got)
-			}
-			p.report = true
-			if err := p.permit(new(call), a); (err == nil) != (test.owner != localnet.OwnOther) {
-				t.Errorf("%s with %s, only reported: %v", a, name, err)
-			}
+		checkRules(t, l, a, test.owner)
+	}
+}
+
+// checkRules checks that an address is refused by the rule that is right for its owner.
+func checkRules(t *testing.T, l *localnet.Listeners, a netip.AddrPort, owner localnet.Owner) {
+	t.Helper()
+	loopback := a.Addr().IsLoopback() || a.Addr().IsUnspecified()
+	for name, config := range map[string]Guard{
+		"default": {},
+		"range":   {AllowIPs: []string{"127.0.0.0/8", "::1", "192.88.98.1", "2600::1", "64:ff9b::/96", "2002::/16", "2600::/16"}},
+	} {
+		rule := "" // by which it is refused
+		switch {
+		case owner == localnet.OwnOther:
+			rule = guard.RuleAdmin
+		case a.Addr().Zone() != "":
+			rule = guard.RuleZone
+		case a.Addr().IsUnspecified():
+			rule = guard.RuleUnspecified
+		case name == "default" && loopback:
+			rule = guard.RuleLoopback
+		case name == "default" && owner == localnet.OwnSite:
+			rule = guard.RuleOwnListener
+		}
+		p := newTestPolicy(t, config)
+		p.gate.Listeners = l
+		if err := p.gate.Check(a); (err == nil) != (rule == "") || err != nil && err.Rule != rule {
+			t.Errorf("%s with %s: %v, want %s", a, name, err, rule)
+		}
+		if got := p.gate.Allows(a); got != (rule == "") {
+			t.Errorf("%s with %s: allowed: got %t, want %t", a, name, got, rule == "")
+		}
+		p.report = true
+		if err := p.permit(new(call), a); (err == nil) != (owner != localnet.OwnOther) {
+			t.Errorf("%s with %s, only reported: got %v, want an error: %t", a, name, err, owner == localnet.OwnOther)
 		}
 	}
+}
+
+// listenAt opens a listener as Caddy does, until the test ends.
+func listenAt(t *testing.T, host string, port uint16) listenAddr {
+	t.Helper()
+	na := caddy.NetworkAddress{Network: "tcp", Host: host, StartPort: uint(port), EndPort: uint(port)}
+	l, err := na.Listen(t.Context(), 0, net.ListenConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.(net.Listener).Close() })
+	return listenAddr{na.Network, na.JoinHostPort(0)}
 }
 
 // TestReportedAddresses checks which addresses of an answer remain when refusals
@@ -457,7 +465,7 @@ func TestReportedAddresses(t *testing.T) {
 
 	// neither a name nor a socket has been checked
 	if err := p.permit(new(call), netip.AddrPort{}); ruleOf(err) != guard.RuleInvalid {
-		t.Errorf("no address: %v", err)
+		t.Errorf("no address: got %v, want a refusal by the rule %s", err, guard.RuleInvalid)
 	}
 }
 
@@ -504,7 +512,7 @@ func BenchmarkPolicy(b *testing.B) {
 				for b.Loop() {
 					_, _, err := p.filter(c, addrs, 1)
 					if p.checkTarget(c) != nil || err != nil {
-						b.Fatal("refused")
+						b.Fatal("refused, want it allowed")
 					}
 				}
 			})

@@ -15,6 +15,7 @@ import (
 // TestHostileNameserver: what a client of the gateway gets when the nameserver
 // misbehaves, and what the nameserver gets to see. The backend at 127.0.0.2 is
 // where requests are to go; the one at 127.0.0.66 is where they may not go.
+// It is long because its table is.
 func TestHostileNameserver(t *testing.T) {
 	const (
 		good = "a.example. 60 IN A 127.0.0.2"
@@ -139,7 +140,7 @@ func TestHostileNameserver(t *testing.T) {
 				t.Errorf("status %d, want %d: %s", res.StatusCode, test.status, res.body)
 			}
 			if test.status == 200 && res.seen.Address != "127.0.0.2" {
-				t.Errorf("sent to %s", res.seen.Address)
+				t.Errorf("sent to %s, want 127.0.0.2", res.seen.Address)
 			}
 			if test.status != 200 && (!strings.HasPrefix(res.body, fmt.Sprint(test.status, " ")) || !strings.Contains(res.body, test.reason)) {
 				t.Errorf("body %q, want the status and %q", res.body, test.reason)
@@ -180,7 +181,7 @@ func TestHostileTTL(t *testing.T) {
 	w.resolver = "min_ttl " + (20 * time.Millisecond).String()
 	w.run(w.proxy())
 	if res := w.mustGet("/", "http://a.example:"+b.Port); res.seen.Address != "127.0.0.2" {
-		t.Errorf("sent to %s", res.seen.Address)
+		t.Errorf("sent to %s, want 127.0.0.2", res.seen.Address)
 	}
 	moved.Store(true)
 	testlab.Eventually(t, "the new address", func() bool {

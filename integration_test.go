@@ -70,7 +70,7 @@ func TestTargets(t *testing.T) {
 				t.Errorf("request URI %q, want %q", res.seen.URI, test.uri)
 			}
 			if got := res.seen.Header.Get("X-Forwarded-Host"); got != "client.example" {
-				t.Errorf("X-Forwarded-Host %q", got)
+				t.Errorf("X-Forwarded-Host %q, want client.example", got)
 			}
 			if got := res.seen.Header["X-Target"]; got != nil {
 				t.Errorf("X-Target %q was sent on", got)
@@ -156,7 +156,7 @@ func TestNoErrorRoute(t *testing.T) {
 	}
 }
 
-// TestOptions has the options of the handler.
+// TestOptions has the options of the handler. It is long because its table is.
 func TestOptions(t *testing.T) {
 	w := newWorld(t)
 	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
@@ -250,7 +250,7 @@ func TestOptions(t *testing.T) {
 		for range 20 {
 			res := w.mustGet("/", "http://both.example:"+b.Port)
 			if got := res.Header.Get("Addresses"); got != "127.0.0.3" {
-				t.Fatalf("addresses %q", got)
+				t.Fatalf("addresses %q, want 127.0.0.3", got)
 			}
 		}
 		if after := b.RequestsTo("127.0.0.2"); after != before {
@@ -277,10 +277,10 @@ func TestTimeout(t *testing.T) {
 				t.Fatal(err)
 			}
 			if res.StatusCode != http.StatusGatewayTimeout || !strings.Contains(res.body, "deadline exceeded") {
-				t.Errorf("%s %s: status %d: %s", method, name, res.StatusCode, res.body)
+				t.Errorf("%s %s: status %d, want 504 and deadline exceeded: %s", method, name, res.StatusCode, res.body)
 			}
 			if took := time.Since(start); took < 100*time.Millisecond {
-				t.Errorf("%s %s: after %s already", method, name, took)
+				t.Errorf("%s %s: after %s already, want 100ms at least", method, name, took)
 			}
 		}
 	}
@@ -340,7 +340,7 @@ func TestTooManyLookups(t *testing.T) {
 				t.Error(err)
 			case res.StatusCode == http.StatusServiceUnavailable && res.Header.Get("Retry-After") != "":
 				if res.body != "503 too many lookups in flight" {
-					t.Errorf("body %q", res.body)
+					t.Errorf("body %q, want 503 too many lookups in flight", res.body)
 				}
 				refused.Add(1)
 			case res.StatusCode == http.StatusOK:
@@ -354,7 +354,7 @@ func TestTooManyLookups(t *testing.T) {
 	close(hold)
 	wg.Wait()
 	if served.Load() != 2 {
-		t.Errorf("%d served", served.Load())
+		t.Errorf("%d served, want 2", served.Load())
 	}
 }
 
@@ -375,7 +375,7 @@ func TestLoop(t *testing.T) {
 		})
 		// the inner request has no X-Target; but what is recognized comes first
 		if res.StatusCode != http.StatusLoopDetected || !strings.Contains(res.body, "already") {
-			t.Errorf("status %d: %s", res.StatusCode, res.body)
+			t.Errorf("status %d, want 508 and already: %s", res.StatusCode, res.body)
 		}
 	}
 
@@ -398,7 +398,7 @@ func TestLoop(t *testing.T) {
 			t.Errorf("%s: the fallback saw %q %q", target, res.seen.Host, res.seen.URI)
 		}
 		if got := res.seen.Header.Get("X-Forwarded-Host"); got != "client.example" {
-			t.Errorf("%s: X-Forwarded-Host %q", target, got)
+			t.Errorf("%s: X-Forwarded-Host %q, want client.example", target, got)
 		}
 	}
 }
@@ -457,7 +457,7 @@ func TestPlaceholders(t *testing.T) {
 				}
 			}
 			if ms := res.Header.Get("X-Ms"); ms == "" || ms == "0" && test.lookup == "miss" {
-				t.Errorf("lookup_ms %q", ms)
+				t.Errorf("lookup_ms %q, want a number, above 0 for a miss", ms)
 			}
 		})
 	}
@@ -465,7 +465,7 @@ func TestPlaceholders(t *testing.T) {
 	t.Run("error", func(t *testing.T) {
 		res := w.get("/client?q", "http://unknown.example/x", header("Host", "client.example"))
 		if res.StatusCode != 502 || !strings.Contains(res.body, "unknown.example") {
-			t.Errorf("status %d: %s", res.StatusCode, res.body)
+			t.Errorf("status %d, want 502 and the name: %s", res.StatusCode, res.body)
 		}
 		if got := res.Header.Get("X-Error-Host"); got != "client.example" {
 			t.Errorf("the error route sees the host %q", got)
@@ -476,11 +476,21 @@ func TestPlaceholders(t *testing.T) {
 	})
 
 	w.run(`respond "closes the log"`)
-	data, err := os.ReadFile(logFile)
+	urls, errs := readAccessLog(t, logFile)
+	if len(urls) != 5 || urls[0] != "http://a.example:"+b.Port+"/x?y" || errs[0] != "" {
+		t.Errorf("access log has targets %q, errors %q", urls, errs)
+	} else if !strings.HasPrefix(urls[4], "http://unknown.example") || !strings.Contains(errs[4], "unknown.example") {
+		t.Errorf("access log has target %q, error %q", urls[4], errs[4])
+	}
+}
+
+// readAccessLog returns the targets and errors of the requests in a log.
+func readAccessLog(t *testing.T, name string) (urls, errs []string) {
+	t.Helper()
+	data, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var urls, errs []string
 	for line := range bytes.SplitSeq(bytes.TrimSpace(data), []byte("\n")) {
 		var entry struct {
 			Request struct{ Host, URI string }
@@ -491,15 +501,11 @@ func TestPlaceholders(t *testing.T) {
 			t.Fatalf("%s: %v", line, err)
 		}
 		if entry.Request.Host != "client.example" || entry.Request.URI != "/client?q" {
-			t.Errorf("access log has host %q and URI %q", entry.Request.Host, entry.Request.URI)
+			t.Errorf("access log has host %q and URI %q, want client.example and /client?q", entry.Request.Host, entry.Request.URI)
 		}
 		urls, errs = append(urls, entry.URL), append(errs, entry.Error)
 	}
-	if len(urls) != 5 || urls[0] != "http://a.example:"+b.Port+"/x?y" || errs[0] != "" {
-		t.Errorf("access log has targets %q, errors %q", urls, errs)
-	} else if !strings.HasPrefix(urls[4], "http://unknown.example") || !strings.Contains(errs[4], "unknown.example") {
-		t.Errorf("access log has target %q, error %q", urls[4], errs[4])
-	}
+	return urls, errs
 }
 
 // randomBody returns 64 kB and more.
@@ -553,52 +559,54 @@ func TestFailover(t *testing.T) {
 		for _, eject := range []string{"0", "1h"} {
 			t.Run(test.name+", fail_duration "+eject, func(t *testing.T) {
 				w.run(w.proxy("fail_duration "+eject, "tls_timeout 300ms"))
-				n := test.n
-				for i := range n {
+				for i := range test.n {
 					res := w.mustGet("/", test.target)
 					if res.seen.Host == "" {
-						t.Fatalf("request %d: %s", i, res.body)
+						t.Fatalf("request %d: got %q, want the backend's answer", i, res.body)
 					}
 					if test.getOnly {
 						continue
 					}
-					res, err := w.try(http.MethodPost, "/", test.target, strings.NewReader(body))
-					if err != nil {
-						t.Fatal(err)
-					}
-					if res.StatusCode != 200 || res.seen.Body != body {
-						t.Fatalf("POST %d: status %d, body of %d octets, not %d: %.200s", i, res.StatusCode, len(res.seen.Body), len(body), res.body)
-					}
-					// of unknown length
-					res, err = w.try(http.MethodPut, "/", test.target, io.MultiReader(strings.NewReader(body)))
-					if err != nil {
-						t.Fatal(err)
-					}
-					if res.StatusCode != 200 || res.seen.Body != body {
-						t.Fatalf("PUT %d: status %d, body of %d octets, not %d: %.200s", i, res.StatusCode, len(res.seen.Body), len(body), res.body)
+					for _, method := range []string{http.MethodPost, http.MethodPut} {
+						var reader io.Reader = strings.NewReader(body)
+						if method == http.MethodPut { // whose length is unknown
+							reader = io.MultiReader(reader)
+						}
+						res, err := w.try(method, "/", test.target, reader)
+						if err != nil {
+							t.Fatal(err)
+						}
+						if res.StatusCode != 200 || res.seen.Body != body {
+							t.Fatalf("%s %d: status %d, body of %d octets, not %d: %.200s", method, i, res.StatusCode, len(res.seen.Body), len(body), res.body)
+						}
 					}
 				}
 			})
 		}
 	}
+}
 
-	t.Run("a POST is not repeated", func(t *testing.T) {
-		w.run(w.proxy("fail_duration 0"))
-		before := noReset.Served.Load()
-		failed := 0
-		for range 20 {
-			res, err := w.try(http.MethodPost, "/", "http://two.example:"+reset, strings.NewReader(body))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if res.StatusCode == http.StatusBadGateway {
-				failed++
-			}
+// TestPostIsNotRepeated: a POST that a backend may have seen is not sent to another.
+func TestPostIsNotRepeated(t *testing.T) {
+	w := newWorld(t)
+	w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
+	reset := testlab.ResettingBackend(t, "", "127.0.0.2").Port
+	good := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, Port: reset})
+	w.run(w.proxy("fail_duration 0"))
+	before := good.Served.Load()
+	failed := 0
+	for range 20 {
+		res, err := w.try(http.MethodPost, "/", "http://two.example:"+reset, strings.NewReader(randomBody(t)))
+		if err != nil {
+			t.Fatal(err)
 		}
-		if served := int(noReset.Served.Load() - before); served+failed != 20 || failed == 0 {
-			t.Errorf("%d of 20 requests served, %d failed", served, failed)
+		if res.StatusCode == http.StatusBadGateway {
+			failed++
 		}
-	})
+	}
+	if served := int(good.Served.Load() - before); served+failed != 20 || failed == 0 {
+		t.Errorf("%d of 20 requests served, %d failed, want 20 together, some of them failed", served, failed)
+	}
 }
 
 // TestEjection: an address that failed is left alone for a while.
@@ -661,6 +669,12 @@ func TestEjection(t *testing.T) {
 			return bad.Served.Load() > before
 		})
 	})
+}
+
+// TestEjectionOfAll: if all addresses of a target fail, none is left out.
+func TestEjectionOfAll(t *testing.T) {
+	w := newWorld(t)
+	w.dns.Has("two.example", "127.0.0.2", "127.0.0.3")
 
 	t.Run("all dead", func(t *testing.T) {
 		w.run(w.proxy("fail_duration 1h"))
@@ -672,7 +686,7 @@ func TestEjection(t *testing.T) {
 					t.Fatal(err)
 				}
 				if res.StatusCode != http.StatusBadGateway || !strings.Contains(res.body, "connection refused") {
-					t.Fatalf("%s: status %d: %s", method, res.StatusCode, res.body)
+					t.Fatalf("%s: got status %d, %s, want 502, connection refused", method, res.StatusCode, res.body)
 				}
 			}
 		}
@@ -736,14 +750,14 @@ func TestMove(t *testing.T) {
 	wg.Wait()
 }
 
-// TestDynamicTarget: the source with a name of its own, without the handler.
+// TestDynamicTarget: the source with a name of its own, without the handler. It is
+// long because its table is.
 func TestDynamicTarget(t *testing.T) {
 	w := newWorld(t)
 	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
 	s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}, CA: w.ca, HTTP2: true})
 	w.dns.Has("a.example", "127.0.0.2")
 	w.dns.Has("b.example", "127.0.0.3")
-	w.dns.Has("c.example", "127.0.0.4")
 	w.dns.Has("dead.example", "127.0.0.9")
 	w.dns.Has("private.example", "10.0.0.1")
 	ports := strings.NewReplacer("PORT", b.Port, "TLS", s.Port, "CA", w.ca.File)
@@ -833,43 +847,49 @@ func TestDynamicTarget(t *testing.T) {
 			}
 		})
 	}
+}
 
-	t.Run("multi", func(t *testing.T) {
-		s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
-		c := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.4"}, CA: w.ca, HTTP2: true, Port: s.Port})
-		ports := strings.NewReplacer("TLS", s.Port, "CA", w.ca.File)
-		w.run(ports.Replace(`reverse_proxy {
-			dynamic multi {
-				target a.example TLS
-				target c.example TLS
-				target unknown.example TLS
-			}
-			lb_retries 3
-			transport target {
-				tls
-				tls_trust_pool file CA
-			}
-		}`))
-		for try := 0; s.Served.Load() < 5 || c.Served.Load() < 5; try++ {
-			res := w.mustGet("/", "")
-			if want := map[string]string{"127.0.0.2": "a.example", "127.0.0.4": "c.example"}[res.seen.Address]; res.seen.SNI != want || res.seen.Host != want+":"+s.Port {
-				t.Fatalf("at %s the SNI is %q, Host %q", res.seen.Address, res.seen.SNI, res.seen.Host)
-			}
-			if try > 500 {
-				t.Fatal("not all sources are used")
-			}
+// TestDynamicMulti: two sources of dynamic multi with the same port.
+func TestDynamicMulti(t *testing.T) {
+	w := newWorld(t)
+	w.dns.Has("a.example", "127.0.0.2")
+	w.dns.Has("c.example", "127.0.0.4")
+	s := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, HTTP2: true})
+	c := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.4"}, CA: w.ca, HTTP2: true, Port: s.Port})
+	ports := strings.NewReplacer("TLS", s.Port, "CA", w.ca.File)
+	w.run(ports.Replace(`reverse_proxy {
+		dynamic multi {
+			target a.example TLS
+			target c.example TLS
+			target unknown.example TLS
 		}
-		for _, shared := range append(s.Misdirected(), c.Misdirected()...) {
-			t.Errorf("a connection served more than one name: %s", shared)
+		lb_retries 3
+		transport target {
+			tls
+			tls_trust_pool file CA
 		}
-	})
+	}`))
+	for try := 0; s.Served.Load() < 5 || c.Served.Load() < 5; try++ {
+		res := w.mustGet("/", "")
+		if want := map[string]string{"127.0.0.2": "a.example", "127.0.0.4": "c.example"}[res.seen.Address]; res.seen.SNI != want || res.seen.Host != want+":"+s.Port {
+			t.Fatalf("at %s the SNI is %q, Host %q", res.seen.Address, res.seen.SNI, res.seen.Host)
+		}
+		if try > 500 {
+			t.Fatal("not all sources are used")
+		}
+	}
+	for _, shared := range append(s.Misdirected(), c.Misdirected()...) {
+		t.Errorf("a connection served more than one name: %s", shared)
+	}
+}
 
-	t.Run("handler missing", func(t *testing.T) {
-		w.run("reverse_proxy {\ndynamic target\ntransport target\n}")
-		if res := w.get("/", ""); res.StatusCode != http.StatusServiceUnavailable {
-			t.Errorf("status %d", res.StatusCode)
-		}
-	})
+// TestHandlerMissing: a source without a name needs the handler.
+func TestHandlerMissing(t *testing.T) {
+	w := newWorld(t)
+	w.run("reverse_proxy {\ndynamic target\ntransport target\n}")
+	if res := w.get("/", ""); res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("got status %d, want 503", res.StatusCode)
+	}
 }
 
 // TestOutage: nameservers that go silent do not take known names away.
@@ -908,7 +928,7 @@ func TestOutage(t *testing.T) {
 	for _, name := range []string{"new.example", "unknown.example"} {
 		res := w.get("/", "http://"+name+":"+b.Port)
 		if res.StatusCode != 502 && res.StatusCode != 504 {
-			t.Errorf("%s: status %d: %s", name, res.StatusCode, res.body)
+			t.Errorf("%s: status %d, want 502 or 504: %s", name, res.StatusCode, res.body)
 		}
 	}
 	for i := range names {
@@ -956,7 +976,7 @@ func TestLeave(t *testing.T) {
 	close(hold)
 	wg.Wait()
 	if n := w.dns.Asked("a.example"); n != 1 {
-		t.Errorf("%d queries", n)
+		t.Errorf("%d queries, want 1", n)
 	}
 }
 
@@ -1002,7 +1022,7 @@ func TestReload(t *testing.T) {
 			}
 		}
 		if n := w.dns.Total(); n != 1 {
-			t.Errorf("%d queries", n)
+			t.Errorf("%d queries, want 1", n)
 		}
 	})
 
@@ -1051,7 +1071,7 @@ func TestReload(t *testing.T) {
 		w.mustGet("/", target)
 		w.run(w.proxy("deny a.example"))
 		if res := w.get("/", target); res.StatusCode != http.StatusForbidden {
-			t.Errorf("status %d", res.StatusCode)
+			t.Errorf("status %d, want 403", res.StatusCode)
 		}
 	})
 
@@ -1061,7 +1081,7 @@ func TestReload(t *testing.T) {
 			t.Error("it is accepted")
 		}
 		if got := w.mustGet("/", target).Header.Get("Run"); got != "good" {
-			t.Errorf("run %q", got)
+			t.Errorf("run %q, want good", got)
 		}
 	})
 }
@@ -1147,7 +1167,7 @@ func TestOpaqueRequestTarget(t *testing.T) {
 		res.Body.Close()
 		conn.Close()
 		if res.StatusCode != http.StatusBadRequest {
-			t.Errorf("%s: status %d", line, res.StatusCode)
+			t.Errorf("%s: status %d, want 400", line, res.StatusCode)
 		}
 	}
 	if n := b.Served.Load(); n != 0 {
@@ -1165,11 +1185,11 @@ func TestHTTPSLiteral(t *testing.T) {
 		for range 3 {
 			res := w.mustGet("/", "https://"+net.JoinHostPort(addr, b.Port))
 			if res.StatusCode != http.StatusOK {
-				t.Errorf("%s: status %d: %s", addr, res.StatusCode, res.body)
+				t.Errorf("%s: status %d, want 200: %s", addr, res.StatusCode, res.body)
 			}
 		}
 		if n := b.Opened.Load(); n != 1 {
-			t.Errorf("%s: %d connections", addr, n)
+			t.Errorf("%s: %d connections, want 1", addr, n)
 		}
 	}
 }

@@ -75,7 +75,7 @@ func TestManyAddresses(t *testing.T) {
 				again := used(site+"\n", 60, vary)
 				for address := range again {
 					if seen[address] == 0 {
-						t.Errorf("%s is new", address)
+						t.Errorf("%s is new, want one of those before", address)
 					}
 				}
 				if len(seen) > want || len(seen) < min(want, 4) {

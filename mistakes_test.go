@@ -67,7 +67,7 @@ func TestMistakes(t *testing.T) {
 			got := lines()
 			switch {
 			case test.message == "" && len(got) > 0:
-				t.Errorf("warned: %v", got)
+				t.Errorf("warned: %v, want no warning", got)
 			case test.message == "":
 			case len(got) != 1 || got[0]["msg"] != test.message || got[0]["level"] != "warn":
 				t.Errorf("logged %v, want %s", got, test.message)

@@ -19,16 +19,16 @@ import (
 
 func init() {
 	optionTests = append(optionTests,
-		optionTest{option: "read_buffer", kinds: []kind{plain1}, with: holdResponse, look: firstRead, wants: wants{
+		optionTest{option: "read_buffer", kinds: []kind{plain1}, with: holdResponse, observe: firstRead, wants: wants{
 			"":                  "4096 octets",
 			"read_buffer 1KiB":  "1024 octets",
 			"read_buffer 64KiB": "all",
 		}},
-		optionTest{option: "write_buffer", kinds: []kind{plain1}, look: writes, wants: wants{
+		optionTest{option: "write_buffer", kinds: []kind{plain1}, observe: writes, wants: wants{
 			"":                   "several writes",
 			"write_buffer 64KiB": "1 write",
 		}},
-		optionTest{option: "keepalive_interval", kinds: allKinds, look: probes, wants: wants{
+		optionTest{option: "keepalive_interval", kinds: allKinds, observe: probes, wants: wants{
 			"":                       "every 30s",
 			"keepalive_interval 7s":  "every 7s",
 			"keepalive_interval -1s": "never",

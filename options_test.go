@@ -39,14 +39,14 @@ import (
 // a client can see of it. Without the option, or with another value, something
 // else is seen: no test passes if its option is ignored.
 type optionTest struct {
-	option string
-	about  string // what of it, where there are several tests
-	kinds  []kind
-	site   string // a site with %s for a setting; default: target_proxy
-	with   string // other options, which all settings have
-	global string // global options
-	look   func(tr *trial) string
-	wants  wants
+	option  string
+	about   string // what of it, where there are several tests
+	kinds   []kind
+	site    string // a site with %s for a setting; default: target_proxy
+	with    string // other options, which all settings have
+	global  string // global options
+	observe func(tr *trial) string
+	wants   wants
 }
 
 // wants has what is seen with each setting: subdirectives or, in braces, JSON of
@@ -113,108 +113,108 @@ var resumptions = wants{
 // optionTests are the tests of all options. Those that look at sockets as only
 // Linux shows them are added elsewhere.
 var optionTests = []optionTest{
-	{option: "dial_timeout", kinds: []kind{plain1}, look: dialling, wants: wants{
+	{option: "dial_timeout", kinds: []kind{plain1}, observe: dialling, wants: wants{
 		"dial_timeout 4s": "504, not before 4s", // 3 seconds by default
 	}},
-	{option: "response_header_timeout", kinds: allKinds, look: lateResponse, wants: wants{
+	{option: "response_header_timeout", kinds: allKinds, observe: lateResponse, wants: wants{
 		"":                              "still nothing, then 200 late",
 		"response_header_timeout 300ms": "504",
 	}},
-	{option: "read_timeout", kinds: allKinds, look: lateResponse, wants: wants{
+	{option: "read_timeout", kinds: allKinds, observe: lateResponse, wants: wants{
 		"":                "still nothing, then 200 late",
 		"read_timeout 1s": "504",
 	}},
-	{option: "read_timeout", about: "in a body", kinds: allKinds, look: haltedResponse, wants: wants{
+	{option: "read_timeout", about: "in a body", kinds: allKinds, observe: haltedResponse, wants: wants{
 		"":                "still nothing, then 200 first, last",
 		"read_timeout 2s": "broken off",
 	}},
-	{option: "read_timeout", about: "of a WebSocket", kinds: withHTTP1, look: silentWebSocket, wants: wants{
+	{option: "read_timeout", about: "of a WebSocket", kinds: withHTTP1, observe: silentWebSocket, wants: wants{
 		"":                "still nothing, then LINE",
 		"read_timeout 2s": "closed",
 	}},
-	{option: "write_timeout", kinds: withHTTP1, look: slowReader, wants: wants{
+	{option: "write_timeout", kinds: withHTTP1, observe: slowReader, wants: wants{
 		"":                    "still nothing, then 200",
 		"write_timeout 300ms": "failed",
 	}},
-	{option: "expect_continue_timeout", kinds: withHTTP1, look: expectation, wants: wants{
+	{option: "expect_continue_timeout", kinds: withHTTP1, observe: expectation, wants: wants{
 		"":                              "the body comes at once",
 		"expect_continue_timeout 1h":    "still no body, then it comes",
 		"expect_continue_timeout 700ms": "the body comes, not before 700ms",
 	}},
-	{option: "expect_continue_timeout", about: "and a refusal", kinds: withHTTP1, look: refusedExpectation, wants: wants{
+	{option: "expect_continue_timeout", about: "and a refusal", kinds: withHTTP1, observe: refusedExpectation, wants: wants{
 		"":                           "417, the body was sent",
 		"expect_continue_timeout 1h": "417, no body",
 	}},
-	{option: "max_response_header", kinds: allKinds, look: largeHeaderOption, wants: wants{
+	{option: "max_response_header", kinds: allKinds, observe: largeHeaderOption, wants: wants{
 		"":                         "200",
 		"max_response_header 8KiB": "502",
 	}},
-	{option: "compression", kinds: allKinds, look: encoding, wants: wants{
+	{option: "compression", kinds: allKinds, observe: encoding, wants: wants{
 		"":                     "asked for and decoded; what the client asks for is left to it",
 		"compression off":      "not asked for; what the client asks for is left to it",
 		`{"compression":true}`: "asked for and decoded; what the client asks for is left to it",
 	}},
-	{option: "local_address", kinds: allKinds, look: source, wants: wants{
+	{option: "local_address", kinds: allKinds, observe: source, wants: wants{
 		"":                        "127.0.0.1",
 		"local_address 127.0.0.9": "127.0.0.9",
 	}},
-	{option: "proxy_protocol", kinds: allKinds, look: announcements, wants: wants{
+	{option: "proxy_protocol", kinds: allKinds, observe: announcements, wants: wants{
 		"":                  "1 connection, nothing is announced",
 		"proxy_protocol v1": "2 connections, v1 127.0.0.11:0, v1 127.0.0.12:0",
 		"proxy_protocol v2": "2 connections, v2 127.0.0.11:0, v2 127.0.0.12:0",
 	}},
-	{option: "proxy_protocol", about: "IPv6", kinds: []kind{plain1, secure2}, global: trusting, look: announcedForwarding, wants: wants{
+	{option: "proxy_protocol", about: "IPv6", kinds: []kind{plain1, secure2}, global: trusting, observe: announcedForwarding, wants: wants{
 		"":                  "nothing is announced",
 		"proxy_protocol v1": "v1 [2001:db8::7]:0",
 		"proxy_protocol v2": "v2 [2001:db8::7]:0",
 	}},
 
-	{option: "keepalive", kinds: allKinds, look: idleConnection, wants: wants{
+	{option: "keepalive", kinds: allKinds, observe: idleConnection, wants: wants{
 		"":                "still open",
 		"keepalive 300ms": "closed",
 	}},
-	{option: "keepalive", about: "off", kinds: allKinds, look: connections, wants: wants{
+	{option: "keepalive", about: "off", kinds: allKinds, observe: connections, wants: wants{
 		"":                                "1 connection",
 		"keepalive off":                   "3 connections",
 		`{"keep_alive":{"enabled":true}}`: "1 connection",
 	}},
-	{option: "keepalive", about: "field", kinds: withHTTP1, look: connectionField, wants: wants{
+	{option: "keepalive", about: "field", kinds: withHTTP1, observe: connectionField, wants: wants{
 		"":              "[]",
 		"keepalive off": "[close]",
 	}},
-	{option: "keepalive", about: "and WebSockets", kinds: withHTTP1, look: webSocketEcho, wants: wants{
+	{option: "keepalive", about: "and WebSockets", kinds: withHTTP1, observe: webSocketEcho, wants: wants{
 		"":              "[Upgrade] LINE",
 		"keepalive off": "[Upgrade] LINE",
 	}},
-	{option: "keepalive_idle_conns", kinds: allKinds, look: idleTargets, wants: wants{
+	{option: "keepalive_idle_conns", kinds: allKinds, observe: idleTargets, wants: wants{
 		"":                       "still 5 connections",
 		"keepalive_idle_conns 2": "2 connections",
 	}},
-	{option: "keepalive_idle_conns_per_host", kinds: withHTTP1, look: idlePool, wants: wants{
+	{option: "keepalive_idle_conns_per_host", kinds: withHTTP1, observe: idlePool, wants: wants{
 		"":                                "still 4 connections",
 		"keepalive_idle_conns_per_host 2": "2 connections",
 	}},
-	{option: "share_connections", kinds: []kind{plain1}, look: sharedTargets, wants: wants{
+	{option: "share_connections", kinds: []kind{plain1}, observe: sharedTargets, wants: wants{
 		"":                  "4 connections",
 		"share_connections": "1 connection",
 	}},
-	{option: "share_connections", about: "with TLS", kinds: []kind{secure1, secure2}, look: sharedTargets, wants: wants{
+	{option: "share_connections", about: "with TLS", kinds: []kind{secure1, secure2}, observe: sharedTargets, wants: wants{
 		"share_connections": "4 connections", // which prove different names
 	}},
-	{option: "max_conns_per_host", kinds: withHTTP1, look: parallelRequests, wants: wants{
+	{option: "max_conns_per_host", kinds: withHTTP1, observe: parallelRequests, wants: wants{
 		"":                     "all 6",
 		"max_conns_per_host 2": "still 4 of 6, then all", // to two addresses
 	}},
-	{option: "max_conns_per_host", about: "and a timeout", kinds: withHTTP1, with: "timeout {header.X-Timeout}", look: waiting, wants: wants{
+	{option: "max_conns_per_host", about: "and a timeout", kinds: withHTTP1, with: "timeout {header.X-Timeout}", observe: waiting, wants: wants{
 		"":                     "200, then 200",
 		"max_conns_per_host 1": "504, then 200",
 	}},
-	{option: "max_conns_per_host", about: "over HTTP 2", kinds: []kind{secure2, plain2}, look: parallelRequests, wants: wants{
+	{option: "max_conns_per_host", about: "over HTTP 2", kinds: []kind{secure2, plain2}, observe: parallelRequests, wants: wants{
 		"":                     "all 6",
 		"max_conns_per_host 1": "all 6", // over one connection
 	}},
 
-	{option: "versions", about: "without TLS", kinds: []kind{plain1}, look: protocol, wants: wants{
+	{option: "versions", about: "without TLS", kinds: []kind{plain1}, observe: protocol, wants: wants{
 		"":                 "HTTP/1.1",
 		"versions 1.1":     "HTTP/1.1",
 		"versions 2":       "HTTP/1.1",
@@ -222,13 +222,13 @@ var optionTests = []optionTest{
 		"versions h2c 2":   "HTTP/2.0",
 		"versions 1.1 h2c": "HTTP/2.0",
 	}},
-	{option: "versions", about: "and a backend of HTTP 1", kinds: []kind{secure1}, look: protocol, wants: wants{
+	{option: "versions", about: "and a backend of HTTP 1", kinds: []kind{secure1}, observe: protocol, wants: wants{
 		"":             "HTTP/1.1",
 		"versions 1.1": "HTTP/1.1",
 		"versions 2":   "HTTP/1.1", // which is not refused
 		"versions h2c": "HTTP/1.1",
 	}},
-	{option: "versions", about: "with TLS", kinds: []kind{secure2}, look: protocol, wants: wants{
+	{option: "versions", about: "with TLS", kinds: []kind{secure2}, observe: protocol, wants: wants{
 		"":                 "HTTP/2.0",
 		"versions 1.1":     "HTTP/1.1",
 		"versions 2":       "HTTP/2.0",
@@ -236,74 +236,74 @@ var optionTests = []optionTest{
 		"versions h2c":     "HTTP/2.0", // says nothing of TLS
 		"versions 1.1 h2c": "HTTP/1.1",
 	}},
-	{option: "versions", about: "and h2c", kinds: []kind{plain2}, look: protocol, wants: wants{
+	{option: "versions", about: "and h2c", kinds: []kind{plain2}, observe: protocol, wants: wants{
 		"":             "HTTP/2.0",
 		"versions 1.1": "HTTP/2.0", // the target decides
 	}},
 
-	{option: "tls", kinds: []kind{secure1}, site: handlerless, look: addressSuccess, wants: wants{
+	{option: "tls", kinds: []kind{secure1}, site: handlerless, observe: addressSuccess, wants: wants{
 		"":                                 "400", // of a server that expects TLS
 		"tls\ntls_trust_pool file CA_FILE": "200",
 	}},
-	{option: "tls", about: "and a target", kinds: []kind{plain1}, look: success, wants: wants{
+	{option: "tls", about: "and a target", kinds: []kind{plain1}, observe: success, wants: wants{
 		"tls": "200", // the target decides
 	}},
-	{option: "tls_trust_pool", kinds: withTLS, site: untrusting, look: success, wants: wants{
+	{option: "tls_trust_pool", kinds: withTLS, site: untrusting, observe: success, wants: wants{
 		"":                                  "502",
 		"tls_trust_pool file CA_FILE":       "200",
 		"tls_trust_pool file OTHER_CA_FILE": "502",
 		"tls_trust_pool inline {\ntrust_der CA_DER\n}": "200",
 	}},
-	{option: "tls_trusted_ca_certs", kinds: withTLS, site: untrusting, look: success, wants: wants{
+	{option: "tls_trusted_ca_certs", kinds: withTLS, site: untrusting, observe: success, wants: wants{
 		"":                                   "502",
 		"tls_trusted_ca_certs CA_FILE":       "200",
 		"tls_trusted_ca_certs OTHER_CA_FILE": "502",
 		"tls_trusted_ca_certs OTHER_CA_FILE CA_FILE": "200",
 		`{"tls":{"root_ca_pool":["CA_DER"]}}`:        "200",
 	}},
-	{option: "tls_insecure_skip_verify", kinds: withTLS, site: untrusting, look: success, wants: wants{
+	{option: "tls_insecure_skip_verify", kinds: withTLS, site: untrusting, observe: success, wants: wants{
 		"":                         "502",
 		"tls_insecure_skip_verify": "200",
 	}},
-	{option: "tls_server_name", kinds: withTLS, look: serverNames, wants: wants{
+	{option: "tls_server_name", kinds: withTLS, observe: serverNames, wants: wants{
 		"":                          "a.example a.example, 1 connection",
 		"tls_server_name b.example": "b.example b.example, 1 connection",
 		"tls_server_name {header.X-Name}.example": "one.example two.example, 2 connections",
 	}},
-	{option: "tls_client_auth", kinds: withTLS, look: clientCertificate, wants: wants{
+	{option: "tls_client_auth", kinds: withTLS, observe: clientCertificate, wants: wants{
 		"":                                   "none",
 		"tls_client_auth CERT_FILE KEY_FILE": "client.example",
 	}},
-	{option: "tls_client_auth", about: "automated", kinds: withTLS, global: issuing, look: clientCertificate, wants: wants{
+	{option: "tls_client_auth", about: "automated", kinds: withTLS, global: issuing, observe: clientCertificate, wants: wants{
 		"":                             "none",
 		"tls_client_auth auto.example": "auto.example",
 	}},
-	{option: "tls_curves", kinds: withTLS, look: curve, wants: wants{
+	{option: "tls_curves", kinds: withTLS, observe: curve, wants: wants{
 		"":                               "X25519MLKEM768 of several",
 		"tls_curves secp384r1":           "CurveP384 of 1",
 		"tls_curves secp521r1 secp384r1": "CurveP384 of 2", // the order is Go's
 	}},
-	{option: "tls_timeout", kinds: []kind{secure1}, look: lateHandshake, wants: wants{
+	{option: "tls_timeout", kinds: []kind{secure1}, observe: lateHandshake, wants: wants{
 		"":                "504", // 5 seconds by default
 		"tls_timeout 30s": "still nothing, then 200",
 	}},
-	{option: "tls_renegotiation", kinds: []kind{secure1}, look: renegotiation, wants: wants{
+	{option: "tls_renegotiation", kinds: []kind{secure1}, observe: renegotiation, wants: wants{
 		"":                         "refused",
 		"tls_renegotiation never":  "refused",
 		"tls_renegotiation once":   "begun",
 		"tls_renegotiation freely": "begun",
 	}},
 	// one after the other: equal configurations share their sessions
-	{option: "tls_session_cache", kinds: []kind{secure1}, with: "keepalive off", look: resumption, wants: resumptions},
-	{option: "tls_session_cache", about: "HTTP 2", kinds: []kind{secure2}, with: "keepalive off", look: resumption, wants: resumptions},
+	{option: "tls_session_cache", kinds: []kind{secure1}, with: "keepalive off", observe: resumption, wants: resumptions},
+	{option: "tls_session_cache", about: "HTTP 2", kinds: []kind{secure2}, with: "keepalive off", observe: resumption, wants: resumptions},
 
-	{option: "unhealthy_status", kinds: allKinds, look: badAddress, wants: wants{
+	{option: "unhealthy_status", kinds: allKinds, observe: badAddress, wants: wants{
 		"":                         "called again",
 		"unhealthy_status 503":     "left out",
 		"unhealthy_status 5xx":     "left out",
 		"unhealthy_status 429 4xx": "called again",
 	}},
-	{option: "unhealthy_latency", kinds: allKinds, look: badAddress, wants: wants{
+	{option: "unhealthy_latency", kinds: allKinds, observe: badAddress, wants: wants{
 		"":                     "called again",
 		"unhealthy_latency 2s": "left out",
 		"unhealthy_latency 1h": "called again",
@@ -321,7 +321,7 @@ func TestTransportOptions(t *testing.T) {
 				wg.Go(func() {
 					t.Run(fmt.Sprintf("%s, %s", tr.kind, cmp.Or(tr.setting, "default")), func(t *testing.T) {
 						tr.TB = t
-						if got := test.look(tr); got != tr.want {
+						if got := test.observe(tr); got != tr.want {
 							t.Errorf("%s, want %s", got, tr.want)
 						}
 					})
@@ -360,8 +360,8 @@ func TestTransportOptionsAreTested(t *testing.T) {
 		}
 	}
 	refused = []string{"network_proxy", "forward_proxy_url", "resolver", "dial_fallback_delay", "tls.except_ports"}
-	var look func(fields reflect.Type, prefix string)
-	look = func(fields reflect.Type, prefix string) {
+	var walk func(fields reflect.Type, prefix string)
+	walk = func(fields reflect.Type, prefix string) {
 		for field := range fields.Fields() {
 			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 			kind := field.Type
@@ -370,16 +370,16 @@ func TestTransportOptionsAreTested(t *testing.T) {
 			}
 			switch {
 			case field.Anonymous && name == "" && kind.Kind() == reflect.Struct:
-				look(kind, prefix)
+				walk(kind, prefix)
 			case name == "" || name == "-" || slices.Contains(refused, prefix+name):
 			case kind.Kind() == reflect.Struct:
-				look(kind, prefix+name+".")
+				walk(kind, prefix+name+".")
 			case !set[prefix+name]:
 				t.Errorf("no test sets %s%s", prefix, name)
 			}
 		}
 	}
-	look(reflect.TypeFor[Transport](), "")
+	walk(reflect.TypeFor[Transport](), "")
 }
 
 // trial is a gateway with one setting of an option, and a kind of backends.
@@ -611,8 +611,8 @@ func dialling(tr *trial) string {
 	target := tr.at("a.example", testlab.NewBlackhole(tr, "", "127.0.0.2").Port)
 	start := time.Now()
 	status := tr.ask(http.MethodGet, target, nil)
-	if least := 4 * time.Second; time.Since(start) >= least {
-		status += ", not before " + least.String()
+	if minWait := 4 * time.Second; time.Since(start) >= minWait {
+		status += ", not before " + minWait.String()
 	}
 	return status
 }
@@ -715,8 +715,8 @@ func expectation(tr *trial) string {
 	tr.ask100(tr.at("a.example", port))
 	text := <-told
 	if !strings.HasPrefix(text, "still") {
-		if least := 700 * time.Millisecond; time.Since(start) >= least {
-			return text + ", not before " + least.String()
+		if minWait := 700 * time.Millisecond; time.Since(start) >= minWait {
+			return text + ", not before " + minWait.String()
 		}
 		return text + " at once"
 	}
@@ -943,7 +943,7 @@ func connectionField(tr *trial) string {
 	return fmt.Sprint(tr.mustGet("/", tr.at("a.example", b.Port)).seen.Header["Connection"])
 }
 
-// webSocketEcho looks at a WebSocket and the Connection field by which it came about.
+// webSocketEcho looks at a WebSocket and the Connection field of its request.
 func webSocketEcho(tr *trial) string {
 	fields := make(chan []string, 1)
 	b := tr.backend(func(rw http.ResponseWriter, r *http.Request) {
@@ -982,9 +982,9 @@ func sharedTargets(tr *trial) string {
 	return counted(b.Opened.Load())
 }
 
-// left waits until no more connections are open, and returns how many are left.
-func (tr *trial) left(b *testlab.Backend, most int64) string {
-	if tr.becomes(func() bool { return b.Open.Load() <= most }) {
+// left waits until no more than limit connections are open, and returns how many are left.
+func (tr *trial) left(b *testlab.Backend, limit int64) string {
+	if tr.becomes(func() bool { return b.Open.Load() <= limit }) {
 		return counted(b.Open.Load())
 	}
 	return "still " + counted(b.Open.Load())
@@ -1091,7 +1091,7 @@ func serverNames(tr *trial) string {
 	target := tr.at("a.example", b.Port)
 	one, two := tr.mustGet("/", target, header("X-Name", "one")), tr.mustGet("/", target, header("X-Name", "two"))
 	if want := "a.example:" + b.Port; one.seen.Host != want || two.seen.Host != want {
-		tr.Errorf("Host %q and %q", one.seen.Host, two.seen.Host)
+		tr.Errorf("Host %q and %q, want %q", one.seen.Host, two.seen.Host, want)
 	}
 	return one.seen.SNI + " " + two.seen.SNI + ", " + counted(b.Opened.Load())
 }

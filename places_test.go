@@ -42,7 +42,7 @@ func TestTargetProxyPlaces(t *testing.T) {
 			w.run(test.site)
 			res := w.get("/x", "http://name.example:"+b.Port)
 			if res.StatusCode != http.StatusOK || res.seen.Address != "127.0.0.2" || res.seen.Host != "name.example:"+b.Port || res.seen.Header["X-Target"] != nil {
-				t.Errorf("%v, X-Target %q", res, res.seen.Header["X-Target"])
+				t.Errorf("got %v, X-Target %q, want status 200 from 127.0.0.2 for name.example, without X-Target", res, res.seen.Header["X-Target"])
 			}
 		})
 	}

@@ -200,50 +200,63 @@ func (a *arena) playBehind(t *testing.T, hops *attackHops, n, minPlayed, minExac
 	}
 }
 
-// attackBehind makes one attack behind n redirects. It reports whether it can be made
-// so, and whether its outcome was compared with that without redirects.
-func (a *arena) attackBehind(t *testing.T, hops *attackHops, at attack, n int) (ok, strict bool) {
-	t.Helper()
+// behind is an attack behind redirects.
+type behind struct {
+	attack          // its request names the honest host
+	first    string // the URL of the honest host
+	location string // the target of the attack, the last Location
+	strict   bool   // its outcome is compared with that without redirects
+}
+
+// putBehind puts an attack behind redirects. It reports whether it can be put there.
+func putBehind(at attack) (b behind, ok bool) {
 	first, special := firstHops[at.site]
 	switch {
 	case special && first == "":
-		return false, false
+		return b, false
 	case !special:
 		first = "http://good.example/hop"
 	}
-	honest := goodAddr
-	if at.site == "metadata-allowed" {
-		honest = evilAddr
-	}
-	location := at.target
+	b = behind{attack: at, first: first, location: at.target}
 	switch {
 	case at.raw != "":
 		m := rawTarget.FindStringSubmatch(at.raw)
 		if m == nil {
-			return false, false
+			return b, false
 		}
-		location = m[1]
-		at.raw = strings.Replace(at.raw, m[0], "X-Target: "+first, 1)
+		b.location = m[1]
+		b.raw = strings.Replace(at.raw, m[0], "X-Target: "+first, 1)
 	case at.h2 != nil:
 		i := slices.IndexFunc(at.h2, func(f string) bool { return strings.HasPrefix(f, "x-target: ") })
 		if i < 0 {
-			return false, false
+			return b, false
 		}
-		location = strings.TrimPrefix(at.h2[i], "x-target: ")
-		at.h2 = slices.Clone(at.h2)
-		at.h2[i] = "x-target: " + first
+		b.location = strings.TrimPrefix(at.h2[i], "x-target: ")
+		b.h2 = slices.Clone(at.h2)
+		b.h2[i] = "x-target: " + first
 	default:
-		at.target = first
+		b.target = first
 		// what is no part of a template, no redirect itself, and not stopped before
 		// the first redirect is compared
-		strict = !strings.Contains(location, ":8082") && !strings.HasPrefix(at.site, "static") && at.site != "suffix" && at.site != "prefix" && plainTarget.MatchString(location)
+		b.strict = !strings.Contains(b.location, ":8082") && !strings.HasPrefix(at.site, "static") && at.site != "suffix" && at.site != "prefix" && plainTarget.MatchString(b.location)
 	}
-	locations := []string{a.fill(location)}
+	return b, true
+}
+
+// attackBehind makes one attack behind n redirects. It reports whether it can be made
+// so, and whether its outcome was compared with that without redirects.
+func (a *arena) attackBehind(t *testing.T, hops *attackHops, at attack, n int) (ok, strict bool) {
+	t.Helper()
+	b, ok := putBehind(at)
+	if !ok {
+		return false, false
+	}
+	locations := []string{a.fill(b.location)}
 	for i := 1; i < n; i++ {
 		locations = append([]string{[]string{"/again", "?again", "again/x"}[i%3]}, locations...)
 	}
 	id := hops.add(locations)
-	at = a.withHops(at, id)
+	at = a.withHops(b.attack, id)
 
 	if at.set != "" {
 		r := parseDNSName(at.set)
@@ -254,49 +267,60 @@ func (a *arena) attackBehind(t *testing.T, hops *attackHops, at attack, n int) (
 	res, body, err := a.exchange(at)
 	if err != nil {
 		t.Errorf("%s: %v", at.name, err)
-		return true, strict
+		return true, b.strict
 	}
 	statuses, what, _ := strings.Cut(a.fill(at.want), " ")
-	allowed := []string{honest, at.via}
+	allowed := []string{goodAddr, at.via}
+	if at.site == "metadata-allowed" {
+		allowed[0] = evilAddr
+	}
 	if strings.Contains(statuses, "200") && what != "!" && what != "" {
 		allowed = append(allowed, strings.Split(strings.Fields(what)[0], "|")...)
 	}
 	for addr, count := range a.arrivals() {
 		if count > before[addr] && !slices.Contains(allowed, addr) {
-			t.Errorf("%s: %.200q behind %d redirects: %s was reached", at.name, location, n, addr)
+			t.Errorf("%s: %.200q behind %d redirects: %s was reached", at.name, b.location, n, addr)
 		}
 	}
-	if !strict {
+	if !b.strict {
 		return true, false
 	}
 	if left := hops.remaining(id); left != 0 {
-		t.Errorf("%s: %.200q: %d of %d redirects were not reached: %s: %.300s", at.name, location, left, n, res.Status, body)
+		t.Errorf("%s: %.200q: %d of %d redirects were not reached: %s: %.300s", at.name, b.location, left, n, res.Status, body)
 	}
+	a.checkBehind(t, b, res, body)
+	return true, true
+}
+
+// checkBehind checks that the last redirect is refused, passed on or followed as the
+// attack without redirects would be.
+func (a *arena) checkBehind(t *testing.T, b behind, res *http.Response, body []byte) {
+	t.Helper()
+	statuses, what, _ := strings.Cut(a.fill(b.want), " ")
 	status := strconv.Itoa(res.StatusCode)
-	scheme, _, _ := strings.Cut(strings.ToLower(location), "://")
+	scheme, _, _ := strings.Cut(strings.ToLower(b.location), "://")
 	switch passedOn := redirect.IsStatus(res.StatusCode); {
 	case passedOn && (strings.Contains(statuses, "400") || targeturl.DefaultPort(scheme) == 0 ||
-		strings.HasPrefix(first, "https") && scheme != "https"):
-		if got := res.Header.Get("Location"); got != a.fill(location) {
-			t.Errorf("%s: %.200q: Location %q", at.name, location, got)
+		strings.HasPrefix(b.first, "https") && scheme != "https"):
+		if got := res.Header.Get("Location"); got != a.fill(b.location) {
+			t.Errorf("%s: got Location %q, want %.200q", b.name, got, b.location)
 		}
 	case passedOn || !slices.Contains(strings.Split(statuses, "|"), status):
-		t.Errorf("%s: %.200q behind %d redirects: status %s, want %s: %.300s", at.name, location, n, status, at.want, body)
+		t.Errorf("%s: %.200q: status %s, want %s: %.300s", b.name, b.location, status, b.want, body)
 	case status == "200" && what != "!":
 		var got testlab.Request
 		if err := json.Unmarshal(body, &got); err != nil {
-			t.Errorf("%s: %v: %.300s", at.name, err, body)
+			t.Errorf("%s: %v: %.300s", b.name, err, body)
 			break
 		}
 		want := strings.Fields(what)
 		if !slices.Contains(strings.Split(want[0], "|"), got.Address) || got.Host != want[1] {
-			t.Errorf("%s: %.200q: reached %s as %s, want %s", at.name, location, got.Address, got.Host, what)
+			t.Errorf("%s: %.200q: reached %s as %s, want %s", b.name, b.location, got.Address, got.Host, what)
 		}
-		if got.Header["X-Target"] != nil && a.strips(at.site) || got.Header["X-Injected"] != nil {
-			t.Errorf("%s: the backend got %v", at.name, got.Header)
+		if got.Header["X-Target"] != nil && a.strips(b.site) || got.Header["X-Injected"] != nil {
+			t.Errorf("%s: the backend got %v, want no X-Target and no X-Injected", b.name, got.Header)
 		}
 	}
-	return true, true
 }
 
 // withHops puts the field X-Hops into the request of an attack.

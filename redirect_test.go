@@ -197,7 +197,7 @@ func TestRedirectMethods(t *testing.T) {
 				t.Errorf("%s: Content-Type %q, want %q", name, got, wantType)
 			}
 			if length := last.Header.Get("Content-Length-Seen"); !test.hasBody && length != "0" || test.hasBody && !chunked && length != "6" {
-				t.Errorf("%s: Content-Length %s", name, length)
+				t.Errorf("%s: Content-Length %s, want the length of the body", name, length)
 			}
 			if last.Header.Get("Idempotency-Key") != "1" {
 				t.Errorf("%s: got the header %v, want Idempotency-Key 1", name, last.Header)
@@ -303,28 +303,38 @@ func TestRedirectNotFollowed(t *testing.T) {
 			t.Errorf("%s: the backend got %q", test.name, requestLines(got))
 		}
 	}
+}
+
+// TestRedirectLargeBody: a body that has max_body octets is sent again.
+func TestRedirectLargeBody(t *testing.T) {
+	w, b, at := redirectWorld(t, "follow_redirects 2 {\nmax_body 100KiB\n}")
+	a, large := at("a.test"), strings.Repeat("x", 101<<10)
 	res, err := w.try("POST", "/", goTo(a, 307, "/end"), strings.NewReader(large[:100<<10]))
 	if got := b.requests(); err != nil || res.StatusCode != 200 || len(got) != 2 || got[1].Body != large[:100<<10] {
-		t.Errorf("a body of 100 KiB: %v %v", res.StatusCode, err)
+		t.Errorf("a body of 100 KiB: got %v, %v, want status 200 from /end with the body", res, err)
 	}
-	// one that is not needed may have any size
+	// a body that is not needed may have any size
 	res, err = w.try("POST", "/", goTo(a, 303, "/end"), strings.NewReader(large))
 	if got := b.requests(); err != nil || res.StatusCode != 200 || len(got) != 2 || got[1].Body != "" {
-		t.Errorf("a large body that is not needed: %v %v", res, err)
+		t.Errorf("a large body that is not needed: got %v, %v, want status 200 from /end without the body", res, err)
 	}
-	// of those with other statuses
-	w.run(w.proxy("follow_redirects 3 {\nstatus 307 308\n}") + "\nheader {\ndefer\nX-Not-Followed {http.target.not_followed}\n}")
+}
+
+// TestRedirectStatuses: only redirects with the configured statuses are followed, and
+// none without the option.
+func TestRedirectStatuses(t *testing.T) {
+	w, b, at := redirectWorld(t, "follow_redirects 3 {\nstatus 307 308\n}")
+	a := at("a.test")
 	for status, followed := range map[int]bool{301: false, 302: false, 303: false, 307: true, 308: true} {
 		res, err := w.try("POST", "/", goTo(a, status, "/end"), strings.NewReader("body"))
 		if err != nil || (res.StatusCode == 200) != followed || !followed && (res.StatusCode != status || !strings.Contains(res.Header.Get("X-Not-Followed"), "status")) {
-			t.Errorf("status 307 308: %d: %v %v", status, res, err)
+			t.Errorf("status 307 308: %d: got %v, %v, want it followed: %t", status, res, err, followed)
 		}
 		b.requests()
 	}
-	// without the option nothing is followed
 	w.run(w.proxy())
 	if res := w.get("/", goTo(a, 302, "/end")); res.StatusCode != 302 || len(b.requests()) != 1 {
-		t.Errorf("without follow_redirects: %v", res)
+		t.Errorf("without follow_redirects: got %v, want status 302", res)
 	}
 }
 
@@ -427,12 +437,12 @@ func TestRedirectCredentials(t *testing.T) {
 		t.Helper()
 		for _, name := range secrets {
 			if got := s.Header.Get(name) != ""; got == foreign {
-				t.Errorf("%s: %s is there: %t", what, name, got)
+				t.Errorf("%s: %s is there: %t, want %t", what, name, got, !foreign)
 			}
 		}
 		for _, name := range public {
 			if s.Header.Get(name) == "" {
-				t.Errorf("%s: no %s", what, name)
+				t.Errorf("%s: no %s, want it kept", what, name)
 			}
 		}
 		if got := s.Header.Get("Trailer-Signature") != ""; got == foreign {
@@ -479,7 +489,7 @@ func TestRedirectHost(t *testing.T) {
 	}
 	w.mustGet("/", "http://"+at("b.test"))
 	if got := requestLines(b.requests()); !slices.Equal(got, []string{"GET virtual.test/go" + query, "GET " + at("a.test") + "/end"}) {
-		t.Errorf("another origin: %q", got)
+		t.Errorf("another origin: got %q, want two requests, the second to a.test", got)
 	}
 }
 
@@ -553,7 +563,7 @@ func TestRedirectTimeout(t *testing.T) {
 	// each is quick enough, and all together are not
 	slow := goTo(at("a.test"), 302, goTo(at("a.test"), 302, "/end", "wait", "600ms"), "wait", "600ms")
 	if res := w.get("/", slow); res.StatusCode != 504 {
-		t.Errorf("slow redirects: %v", res)
+		t.Errorf("slow redirects: got %v, want status 504", res)
 	}
 	b.requests()
 	w.mustGet("/", "http://"+at("a.test")+"/end")
@@ -694,7 +704,7 @@ func TestRedirectRoutes(t *testing.T) {
 				want = "other"
 			}
 			if added := s.Header["X-Added"]; !slices.Equal(added, []string{want}) {
-				t.Errorf("request %d of %d: %q", i, len(got), added)
+				t.Errorf("request %d of %d: %q, want %q", i, len(got), added, want)
 			}
 		}
 		if added := res.Header["X-Response"]; !slices.Equal(added, []string{"other"}) {
@@ -709,10 +719,10 @@ func TestRedirectHandled(t *testing.T) {
 	w.run(w.proxy("follow_redirects 3", "@temporary status 307", "handle_response @temporary {\nrespond \"handled {rp.header.Location}\" 418\n}",
 		"@found status 302", "replace_status @found 201"))
 	if res := w.get("/", goTo(at("a.test"), 307, "/end")); res.StatusCode != 418 || res.body != "handled /end" {
-		t.Errorf("handle_response: %v", res)
+		t.Errorf("handle_response: got %v, want status 418, handled /end", res)
 	}
 	if res := w.get("/", goTo(at("a.test"), 302, "/end")); res.StatusCode != 201 || res.body != "moved" {
-		t.Errorf("replace_status: %v", res)
+		t.Errorf("replace_status: got %v, want status 201, moved", res)
 	}
 	b.requests()
 	w.mustGet("/", goTo(at("a.test"), 308, "/end"))
@@ -772,14 +782,14 @@ func TestHandleResponseRedirects(t *testing.T) {
 					continue
 				}
 				if same := got[1].Host == at("a.test"); same != (got[1].Header.Get("Authorization") != "") {
-					t.Errorf("%s: %d %s: Authorization %q", more, test.status, test.location, got[1].Header.Get("Authorization"))
+					t.Errorf("%s: %d %s: Authorization %q, want it kept: %t", more, test.status, test.location, got[1].Header.Get("Authorization"), same)
 				}
 			}
 		}
 		// a body that is not kept
 		res, err := w.try("POST", "/", goTo(at("a.test"), 307, "/end"), strings.NewReader(strings.Repeat("x", 100<<10)))
 		if err != nil || res.StatusCode != 502 || !strings.Contains(res.body, "a.test") || !strings.Contains(res.body, "only up to 65536 octets") {
-			t.Errorf("%s: a large body: %v %v", more, res, err)
+			t.Errorf("%s: a large body: got %v, %v, want status 502, only up to 65536 octets", more, res, err)
 		}
 		b.requests()
 		// from https to http
@@ -820,10 +830,10 @@ func TestRedirectLogs(t *testing.T) {
 		return len(got) == 2
 	})
 	if l := got[0]; l["from"] != "a.test" || l["name"] != "b.test" || l["redirects"] != 1.0 || l["method"] != "GET" {
-		t.Errorf("followed: %v", l)
+		t.Errorf("followed: got %v, want from a.test to b.test, 1 redirect, GET", l)
 	}
 	if l := got[1]; l["name"] != "b.test" || l["error"] != "1 redirects were followed" || l["status"] != 302.0 {
-		t.Errorf("not followed: %v", l)
+		t.Errorf("not followed: got %v, want b.test, status 302, 1 redirects were followed", l)
 	}
 	for _, l := range got {
 		if strings.Contains(fmt.Sprint(l), "secret") {

@@ -57,7 +57,7 @@ type Resolver struct {
 	// if no address of the preferred one works). Default: `auto`.
 	Family string `json:"family,omitempty"`
 
-	// The least time an answer holds, whatever its TTL. Default: `1s`.
+	// The shortest time an answer holds, whatever its TTL. Default: `1s`.
 	MinTTL caddy.Duration `json:"min_ttl,omitempty"`
 
 	// The longest time an answer holds, whatever its TTL. Default: `1h`.

@@ -149,7 +149,7 @@ func TestRenewSearched(t *testing.T) {
 	s.Has("web.b.test", "192.0.2.2")
 	testlab.Eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
 	if !slices.Equal(c.Addrs, []netip.Addr{netip.MustParseAddr("192.0.2.2")}) || c.answer.Found != "web.b.test" {
-		t.Errorf("%v of %s", c.Addrs, c.answer.Found)
+		t.Errorf("got %v of %s, want [192.0.2.2] of web.b.test", c.Addrs, c.answer.Found)
 	}
 }
 
@@ -177,24 +177,24 @@ func TestTrace(t *testing.T) {
 	testlab.Eventually(t, "two lookups are logged", func() bool { return len(lines()) >= 2 })
 	got := lines()
 	if len(got) != 2 {
-		t.Fatalf("logged: %v", got)
+		t.Fatalf("logged: %v, want 2 lines", got)
 	}
 	good, failed := got[0], got[1]
 	if good["name"] != "b.example" || good["type"] != "A" || fmt.Sprint(good["addresses"]) != "[127.0.0.2 127.0.0.3]" ||
 		good["ttl"] != 60.0 || good["error"] != nil || good["duration"].(float64) <= 0 || len(good["tries"].([]any)) > 1 {
-		t.Errorf("logged: %v", good)
+		t.Errorf("logged: %v, want the addresses of b.example and no error", good)
 	}
 	if failed["name"] != "c.example" || !strings.Contains(fmt.Sprint(failed["error"]), "SERVFAIL") {
-		t.Errorf("logged: %v", failed)
+		t.Errorf("logged: %v, want c.example and SERVFAIL", failed)
 	}
 	tries := failed["tries"].([]any)
 	if len(tries) != 3 {
-		t.Fatalf("tries: %v", tries)
+		t.Fatalf("tries: %v, want 3", tries)
 	}
 	for _, try := range tries {
 		try := try.(map[string]any)
 		if try["server"] != w.dns.Addr || try["transport"] != "udp" || try["outcome"] != "SERVFAIL" || try["duration"].(float64) <= 0 {
-			t.Errorf("try: %v", try)
+			t.Errorf("try: %v, want SERVFAIL over udp from the nameserver", try)
 		}
 	}
 }

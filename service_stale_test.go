@@ -50,7 +50,7 @@ func TestServiceStaleFails(t *testing.T) {
 		time.AfterFunc(4*serviceGrace, func() { close(hold) })
 		sc.Resolve(t.Context(), 0, 2, true)
 		if got := fmt.Sprint(sc.calls[0].Addrs, sc.calls[1].Addrs); got != "[] [192.0.2.2]" {
-			t.Errorf("%s: addresses %s, %v", name, got, sc.err)
+			t.Errorf("%s: got addresses %s, %v, want none and 192.0.2.2", name, got, sc.err)
 		}
 	}
 }

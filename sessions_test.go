@@ -58,7 +58,7 @@ func TestSessionsOutliveReload(t *testing.T) {
 		// a new connection for each request, which otherwise would outlive a reload, too
 		w.run(site(file, append(test.options, "keepalive off")...))
 		if got := get(test.status); got != test.resumed {
-			t.Errorf("%s: resumed: %t", test.about, got)
+			t.Errorf("%s: resumed: got %t, want %t", test.about, got, test.resumed)
 		}
 	}
 }

@@ -116,7 +116,7 @@ func TestSlowBodyAfterError(t *testing.T) {
 	}
 	for range 3 {
 		if status, text := exchange("http://10.0.0.1/", 600*time.Millisecond); status != http.StatusOK || !strings.Contains(text, body) {
-			t.Errorf("status %d: %s", status, text)
+			t.Errorf("status %d, want 200 with the body: %s", status, text)
 		}
 	}
 	for _, target := range []string{"ftp://10.0.0.1/", "http://a b/"} {
@@ -126,7 +126,7 @@ func TestSlowBodyAfterError(t *testing.T) {
 				want = http.StatusBadRequest
 			}
 			if status, text := exchange(target, pause); status != want || want == http.StatusOK && !strings.Contains(text, body) {
-				t.Errorf("%s: status %d: %s", target, status, text)
+				t.Errorf("%s: status %d, want %d: %s", target, status, want, text)
 			}
 		}
 	}
@@ -155,7 +155,7 @@ func TestReadBodyKeepsConnection(t *testing.T) {
 			}
 			_, _ = io.Copy(io.Discard, res.Body)
 			if res.StatusCode != http.StatusBadGateway || res.Close {
-				t.Errorf("%s: status %d, close %t", target, res.StatusCode, res.Close)
+				t.Errorf("%s: status %d, close %t, want 502 on a connection that stays", target, res.StatusCode, res.Close)
 			}
 		}
 	}

@@ -43,7 +43,7 @@ func TestTimeoutIsFair(t *testing.T) {
 			t.Fatal(err)
 		}
 		if res.StatusCode != http.StatusGatewayTimeout {
-			t.Errorf("status %d", res.StatusCode)
+			t.Errorf("status %d, want 504", res.StatusCode)
 		}
 		if n := h.Len(); n != 0 {
 			t.Errorf("%d failures are remembered", n)

@@ -60,10 +60,10 @@ func TestVirtualHosts(t *testing.T) {
 							t.Error(err)
 						case i == 7:
 							if res.StatusCode != http.StatusBadGateway || !strings.Contains(res.body, "x509") {
-								t.Errorf("wrong certificate: %s", res)
+								t.Errorf("wrong certificate: got %s, want status 502, x509", res)
 							}
 						case res.StatusCode != 200 || res.seen.SNI != name || res.seen.Host != name+":"+b.Port || res.seen.Proto != proto:
-							t.Errorf("%s: SNI %q, Host %q, %s: %s", name, res.seen.SNI, res.seen.Host, res.seen.Proto, res)
+							t.Errorf("%s: SNI %q, Host %q, %s, want the name in both and %s: %s", name, res.seen.SNI, res.seen.Host, res.seen.Proto, proto, res)
 						}
 					}
 				})
@@ -77,7 +77,7 @@ func TestVirtualHosts(t *testing.T) {
 			}
 			// one for each name, and one for each attempt at the bad one
 			if n := b.Opened.Load(); n > names+4*rounds {
-				t.Errorf("%d connections opened", n)
+				t.Errorf("%d connections opened, want at most %d", n, names+4*rounds)
 			}
 		})
 	}
@@ -109,7 +109,7 @@ func TestVerification(t *testing.T) {
 				}`)
 			res := w.get("/", test.target+b.Port, header("X-Name", "c"))
 			if res.StatusCode != test.status || !strings.Contains(res.body, test.reason) || res.seen.SNI != test.sni {
-				t.Errorf("SNI %q: %s", res.seen.SNI, res)
+				t.Errorf("SNI %q, want %q; got %s, want status %d, %s", res.seen.SNI, test.sni, res, test.status, test.reason)
 			}
 		})
 	}
@@ -166,7 +166,7 @@ func (w *world) webSocket(target string) *webSocket {
 	}
 	if res.StatusCode != http.StatusSwitchingProtocols || res.Header.Get("Upgrade") != "websocket" {
 		body, _ := io.ReadAll(res.Body)
-		w.Fatalf("status %s: %s", res.Status, body)
+		w.Fatalf("status %s, want 101 to websocket: %s", res.Status, body)
 	}
 	return &webSocket{conn, r}
 }
@@ -206,7 +206,7 @@ func TestWebSocket(t *testing.T) {
 				t.Errorf("after the client's end: %q, %v", line, err)
 			}
 			if after := w.mustGet("/", target).body; after != before {
-				t.Errorf("%s before, %s after", before, after)
+				t.Errorf("%s before, %s after, want the same", before, after)
 			}
 			_ = ws.Close()
 		})
@@ -326,7 +326,7 @@ func TestLargeBodies(t *testing.T) {
 			sum := sha256.New()
 			n, err := io.Copy(sum, res.Body)
 			if err != nil || n != size || !bytes.Equal(sum.Sum(nil), download.hash.Sum(nil)) {
-				t.Errorf("download: %d octets, %v", n, err)
+				t.Errorf("download: got %d octets, %v, want %d octets as they were sent", n, err, size)
 			}
 		})
 	}
@@ -475,7 +475,7 @@ func TestGRPC(t *testing.T) {
 				t.Error(err)
 			}
 			if res.Trailer.Get("Grpc-Status") != "0" || res.Trailer.Get("Grpc-Message") != "unannounced" {
-				t.Errorf("trailers %v", res.Trailer)
+				t.Errorf("trailers %v, want Grpc-Status 0, unannounced", res.Trailer)
 			}
 		})
 	}
@@ -545,13 +545,13 @@ func TestDialError(t *testing.T) {
 			err := newDialError(a, test.err)
 			var dial reverseproxy.DialError
 			if !errors.As(err, &dial) { //nolint:modernize // as reverse_proxy asks
-				t.Error("no DialError")
+				t.Error("no DialError, want one")
 			}
 			if dial.Error() != test.err.Error() {
 				t.Errorf("the DialError is about %v", dial)
 			}
 			if n, ok := err.(net.Error); !ok || n.Timeout() != test.timeout {
-				t.Errorf("timeout: %v", n)
+				t.Errorf("timeout: got %v, want a net.Error with Timeout() %t", n, test.timeout)
 			}
 			if !errors.Is(err, test.err) || !strings.HasPrefix(err.Error(), "a.example at 192.0.2.1:80: ") {
 				t.Error(err)
@@ -567,7 +567,7 @@ func TestDialIsChecked(t *testing.T) {
 	for _, address := range []string{"127.0.0.1:80", "169.254.169.254:80", "[::ffff:10.0.0.1]:80", "[fd00::1]:443"} {
 		p := pool.New(pool.Config{}, health.New(), pool.NewLimits(0, nil))
 		p.Dial = func(context.Context, string, string) (net.Conn, error) {
-			t.Errorf("%s was dialled", address)
+			t.Errorf("%s was dialled, want it refused before", address)
 			return nil, io.EOF
 		}
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://a.example", nil)
@@ -581,7 +581,7 @@ func TestDialIsChecked(t *testing.T) {
 		p.Close()
 		var handlerErr caddyhttp.HandlerError
 		if err = a.failed(err.(*pool.Error)); !errors.As(err, &handlerErr) || handlerErr.StatusCode != http.StatusForbidden {
-			t.Errorf("%s: %v", address, err)
+			t.Errorf("%s: got %v, want status 403", address, err)
 		}
 	}
 }
@@ -598,7 +598,7 @@ func TestResumption(t *testing.T) {
 		w.run(w.proxy("keepalive off", option))
 		w.mustGet("/", "https://a.example:"+b.Port)
 		if res := w.mustGet("/", "https://a.example:"+b.Port); res.body != want {
-			t.Errorf("%s: resumed %s", option, res.body)
+			t.Errorf("%s: resumed: got %s, want %s", option, res.body, want)
 		}
 	}
 }

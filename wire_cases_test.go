@@ -79,7 +79,7 @@ func framingCases() (cases []wireCase) {
 	for _, c := range []struct {
 		name     string
 		response string
-		ends     step // nil: the connection stays
+		last     step // nil: the connection stays
 	}{
 		{"length", ok("hello"), nil},
 		{"length 0", ok(""), nil},
@@ -130,8 +130,8 @@ func framingCases() (cases []wireCase) {
 		{"HTTP/1.0, chunked", message("HTTP/1.0 200 OK", "Transfer-Encoding: chunked") + chunks("hello"), hangUp},
 	} {
 		backend := respond(c.response)
-		if c.ends != nil {
-			backend = backend.then(c.ends)
+		if c.last != nil {
+			backend = backend.then(c.last)
 		}
 		cases = append(cases, wireCase{name: c.name, backend: backend})
 	}
@@ -154,7 +154,7 @@ func framingCases() (cases []wireCase) {
 	)
 }
 
-// headCases are about the head of a response.
+// headCases are about the head of a response. The list is long because the cases are many.
 func headCases() (cases []wireCase) {
 	line := func(status string, fields ...string) string {
 		return message(append([]string{status, "Content-Length: 5"}, fields...)...) + "hello"
@@ -400,12 +400,12 @@ func breakCases() (cases []wireCase) {
 		{"after a head without a length", respond(message("HTTP/1.1 200 OK"))},
 		{"after a body without a length", respond(message("HTTP/1.1 200 OK") + "hello")},
 	} {
-		for _, way := range []struct {
+		for _, end := range []struct {
 			name string
 			step step
 			only string
 		}{{"closed", hangUp, ""}, {"reset", reset, ""}, {"cut", cut, onlyTLS}} {
-			cases = append(cases, wireCase{name: way.name + " " + point.name, backend: point.steps.then(way.step), only: way.only})
+			cases = append(cases, wireCase{name: end.name + " " + point.name, backend: point.steps.then(end.step), only: end.only})
 		}
 	}
 	for _, c := range []wireCase{
@@ -464,23 +464,23 @@ func trailerCases() []wireCase {
 func expectCases() []wireCase {
 	head := request("POST /", "Content-Length: 5", "Expect: 100-continue")
 	chunked := request("POST /", "Transfer-Encoding: chunked", "Expect: 100-continue")
-	patient := script{send(head), readInterim, send("hello"), readResponse, readBody}
+	waiting := script{send(head), readInterim, send("hello"), readResponse, readBody}
 	goOn := send(message("HTTP/1.1 100 Continue"))
 	failed := message("HTTP/1.1 417 Expectation Failed", "Content-Length: 0")
 	return []wireCase{
-		{name: "expect, 100", client: patient, backend: script{readHead, goOn, readBody, send(ok("world"))}},
-		{name: "expect, 100 and 103", client: patient,
+		{name: "expect, 100", client: waiting, backend: script{readHead, goOn, readBody, send(ok("world"))}},
+		{name: "expect, 100 and 103", client: waiting,
 			backend: script{readHead, goOn, send(message("HTTP/1.1 103 Early Hints", "X-A: b")), readBody, send(ok("world"))}},
-		{name: "expect, no 100", client: patient, backend: respond(ok("world"))},
-		{name: "expect, 417", client: patient, backend: respond(failed)},
-		{name: "expect, 417 and closed", client: patient, backend: respond(message("HTTP/1.1 417 Expectation Failed", "Connection: close", "Content-Length: 0")).then(hangUp)},
+		{name: "expect, no 100", client: waiting, backend: respond(ok("world"))},
+		{name: "expect, 417", client: waiting, backend: respond(failed)},
+		{name: "expect, 417 and closed", client: waiting, backend: respond(message("HTTP/1.1 417 Expectation Failed", "Connection: close", "Content-Length: 0")).then(hangUp)},
 		{name: "expect, not waited for", client: script{ask(head + "hello")}, backend: script{readHead, goOn, readBody, send(ok("world"))}},
 		{name: "expect, not waited for, no 100", client: script{ask(head + "hello")}, backend: respond(ok("world"))},
 		{name: "expect, not waited for, 417", client: script{ask(head + "hello")}, backend: respond(failed)},
 		{name: "expect, chunked", client: script{send(chunked), readInterim, send(chunks("hello")), readResponse, readBody}, backend: script{readHead, goOn, readBody, send(ok("world"))}},
 		{name: "expect, no body", client: script{ask(request("POST /", "Content-Length: 0", "Expect: 100-continue"))}, backend: respond(ok("world"))},
 		{name: "expect, something else", client: script{ask(post("hello", "Expect: wonders"))}, backend: respond(ok("world"))},
-		{name: "expect, reset", client: patient, backend: script{take, reset}},
+		{name: "expect, reset", client: waiting, backend: script{take, reset}},
 	}
 }
 
@@ -585,24 +585,24 @@ func gzipCases() (cases []wireCase) {
 func abortCases() (cases []wireCase) {
 	body := request("POST /", "Content-Length: 10")
 	chunked := request("POST /", "Transfer-Encoding: chunked")
-	for _, way := range []struct {
+	for _, end := range []struct {
 		name string
 		step step
 	}{{"leaves", hangUp}, {"resets", reset}} {
 		cases = append(cases,
-			wireCase{name: "the client " + way.name + " before the response", client: script{send(request("GET /")), await("taken"), way.step},
+			wireCase{name: "the client " + end.name + " before the response", client: script{send(request("GET /")), await("taken"), end.step},
 				backend: script{take, tell("taken"), gone}},
-			wireCase{name: "the client " + way.name + " before the response to a POST", client: script{send(post("hello")), await("taken"), way.step},
+			wireCase{name: "the client " + end.name + " before the response to a POST", client: script{send(post("hello")), await("taken"), end.step},
 				backend: script{take, tell("taken"), gone}},
-			wireCase{name: "the client " + way.name + " in the body of the response", client: script{send(request("GET /")), readResponse, readSome(5), way.step},
+			wireCase{name: "the client " + end.name + " in the body of the response", client: script{send(request("GET /")), readResponse, readSome(5), end.step},
 				backend: script{take, send(chunkedOK() + "5\r\nhello\r\n"), gone}},
-			wireCase{name: "the client " + way.name + " in a long body", client: script{send(request("GET /")), readResponse, readSome(10_000), way.step},
+			wireCase{name: "the client " + end.name + " in a long body", client: script{send(request("GET /")), readResponse, readSome(10_000), end.step},
 				backend: script{take, send(lengthOK(1_000_000) + text(100_000)), gone}},
-			wireCase{name: "the client " + way.name + " in its body", client: script{send(body + "hello"), await("hello"), way.step},
+			wireCase{name: "the client " + end.name + " in its body", client: script{send(body + "hello"), await("hello"), end.step},
 				backend: script{readHead, readSome(5), tell("hello"), gone}},
-			wireCase{name: "the client " + way.name + " in its chunks", client: script{send(chunked + "5\r\nhello\r\n"), await("hello"), way.step},
+			wireCase{name: "the client " + end.name + " in its chunks", client: script{send(chunked + "5\r\nhello\r\n"), await("hello"), end.step},
 				backend: script{readHead, readSome(5), tell("hello"), gone}},
-			wireCase{name: "the client " + way.name + " after 103", client: script{send(request("GET /")), readInterim, way.step},
+			wireCase{name: "the client " + end.name + " after 103", client: script{send(request("GET /")), readInterim, end.step},
 				backend: script{take, send(message("HTTP/1.1 103 Early Hints", "X-A: b")), gone}},
 		)
 	}

@@ -35,43 +35,7 @@ func TestWire(t *testing.T) {
 	}
 	serverTLS := &tls.Config{Certificates: []tls.Certificate{*cert}, NextProtos: []string{"http/1.1"}}
 
-	// six sites: target_proxy, stock, and stock with TLS, with and without
-	// enable_full_duplex. Either proxy repeats a GET once; stock gets the target's
-	// Host from the client.
-	proxies := map[string]string{
-		"target": fmt.Sprintf(`target_proxy {header.X-Target} {
-			allow_ips 127.0.0.0/8
-			tls_trust_pool file %q
-			lb_retries 1
-		}`, w.ca.File),
-	}
-	for how, options := range map[string]string{
-		"plain": "",
-		"TLS": fmt.Sprintf(`transport http {
-			tls_trust_pool file %q
-			tls_server_name %s
-		}`, w.ca.File, wireName),
-	} {
-		proxies[how] = fmt.Sprintf(`reverse_proxy {header.X-Target} {
-			header_up -X-Target
-			header_up Host {http.request.hostport}
-			lb_retries 1
-			%s
-		}`, options)
-	}
-	ports := make(map[string]string)
-	var sites strings.Builder
-	for how, proxy := range proxies {
-		for _, duplex := range []bool{false, true} {
-			port := testlab.FreePort(t)
-			ports[fmt.Sprint(how, duplex)] = port
-			fmt.Fprintf(&sites, "http://:%s {\nbind 127.0.0.1\nrespond /__run 1\n%s\n}\n", port, proxy)
-			if duplex {
-				w.global += fmt.Sprintf("servers 127.0.0.1:%s {\nenable_full_duplex\n}\n", port)
-			}
-		}
-	}
-	w.run("\n---\n" + sites.String())
+	ports := runWireSites(w)
 
 	names := make(map[string]bool)
 	for _, c := range wireCases() {
@@ -109,8 +73,50 @@ func TestWire(t *testing.T) {
 		}
 	}
 	if len(names) < 120 {
-		t.Errorf("only %d cases", len(names))
+		t.Errorf("got %d cases, want at least 120", len(names))
 	}
+}
+
+// runWireSites runs six sites: target_proxy, stock, and stock with TLS, with and
+// without enable_full_duplex. Either proxy repeats a GET once; stock gets the target's
+// Host from the client. It returns the port of each site, by the words target, plain
+// or TLS and whether it has enable_full_duplex.
+func runWireSites(w *world) (ports map[string]string) {
+	proxies := map[string]string{
+		"target": fmt.Sprintf(`target_proxy {header.X-Target} {
+			allow_ips 127.0.0.0/8
+			tls_trust_pool file %q
+			lb_retries 1
+		}`, w.ca.File),
+	}
+	for how, options := range map[string]string{
+		"plain": "",
+		"TLS": fmt.Sprintf(`transport http {
+			tls_trust_pool file %q
+			tls_server_name %s
+		}`, w.ca.File, wireName),
+	} {
+		proxies[how] = fmt.Sprintf(`reverse_proxy {header.X-Target} {
+			header_up -X-Target
+			header_up Host {http.request.hostport}
+			lb_retries 1
+			%s
+		}`, options)
+	}
+	ports = make(map[string]string)
+	var sites strings.Builder
+	for how, proxy := range proxies {
+		for _, duplex := range []bool{false, true} {
+			port := testlab.FreePort(w)
+			ports[fmt.Sprint(how, duplex)] = port
+			fmt.Fprintf(&sites, "http://:%s {\nbind 127.0.0.1\nrespond /__run 1\n%s\n}\n", port, proxy)
+			if duplex {
+				w.global += fmt.Sprintf("servers 127.0.0.1:%s {\nenable_full_duplex\n}\n", port)
+			}
+		}
+	}
+	w.run("\n---\n" + sites.String())
+	return ports
 }
 
 // wireName is the name of every backend.
@@ -210,26 +216,7 @@ func playWire(w *world, t *testing.T, c wireCase, over wireGateway, config *tls.
 	accepting := make(chan struct{})
 	go func() {
 		defer close(accepting)
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			peer := p.newPeer(conn, 64<<10)
-			p.mu.Lock()
-			if p.over {
-				p.mu.Unlock()
-				_ = conn.Close()
-				continue
-			}
-			p.peers = append(p.peers, peer)
-			steps := c.backend
-			if len(p.peers) > 1 && c.second != nil {
-				steps = c.second
-			}
-			wg.Go(func() { peer.serve(steps, config) })
-			p.mu.Unlock()
-		}
+		p.accept(l, config, &wg)
 	}()
 	w.Cleanup(func() { // not sooner: idle connections to the port may be left
 		_ = l.Close()
@@ -282,6 +269,30 @@ func (p *wirePlay) backends() []*peer {
 	return slices.Clone(p.peers)
 }
 
+// accept serves the connections to the backend.
+func (p *wirePlay) accept(l net.Listener, config *tls.Config, wg *sync.WaitGroup) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		peer := p.newPeer(conn, 64<<10)
+		p.mu.Lock()
+		if p.over {
+			p.mu.Unlock()
+			_ = conn.Close()
+			continue
+		}
+		p.peers = append(p.peers, peer)
+		steps := p.c.backend
+		if len(p.peers) > 1 && p.c.second != nil {
+			steps = p.c.second
+		}
+		wg.Go(func() { peer.serve(steps, config) })
+		p.mu.Unlock()
+	}
+}
+
 // wait waits for an event, but not for long if something is wrong.
 func wait(event <-chan struct{}) bool {
 	select {
@@ -320,7 +331,7 @@ func (p *wirePlay) play(t *testing.T) string {
 		}
 	}
 	if !client.closed {
-		client.lookOn()
+		client.probe()
 	}
 	return client.story()
 }
@@ -358,7 +369,7 @@ type peer struct {
 	client  bool
 	method  string       // of the request that was sent last
 	expects bool         // a 100 is asked for: Caddy sends one, and the backend's if that comes later
-	ends    bool         // the connection ends with the response
+	closing bool         // the connection ends with the response
 	body    io.Reader    // of what was read last
 	trailer *http.Header // and its trailer, after it
 
@@ -449,10 +460,10 @@ func (p *peer) serve(steps script, config *tls.Config) {
 	}
 }
 
-// lookOn finds out whether the client's connection can still be used, by asking
+// probe finds out whether the client's connection can still be used, by asking
 // for what Caddy itself answers.
-func (p *peer) lookOn() {
-	if !p.ends {
+func (p *peer) probe() {
+	if !p.closing {
 		_ = send("GET /__run HTTP/1.1\r\nHost: run\r\nConnection: close\r\n\r\n")(p)
 	}
 	p.deadline(wireLimit)
@@ -472,7 +483,7 @@ func (p *peer) lookOn() {
 
 func (p *peer) deadline(d time.Duration) { _ = p.tcp.SetDeadline(time.Now().Add(d)) }
 
-// timedOut is in the record if something did not come about.
+// timedOut is in the record if something did not happen in time.
 const timedOut = "TIMEOUT"
 
 // kindOf says what an error is. Whether a connection was closed or reset by the
@@ -630,7 +641,7 @@ func readResponse(p *peer) error {
 	if !p.expects || res.StatusCode != http.StatusContinue {
 		p.noteHead(head)
 	}
-	p.ends = res.Close
+	p.closing = res.Close
 	p.body, p.trailer = res.Body, &res.Trailer
 	if res.StatusCode < 200 && res.StatusCode != http.StatusSwitchingProtocols {
 		return readResponse(p)

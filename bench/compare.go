@@ -197,7 +197,7 @@ func (s *side) String() string {
 }
 
 // over says what a measure of the other sides is over that of the first one: the
-// median of the rounds, and the least and the most.
+// median of the rounds, and the smallest and the greatest.
 func over(what string, sides []*side) string {
 	var parts []string
 	for _, s := range sides[1:] {
@@ -268,7 +268,7 @@ func cpu(l *lab) {
 	}
 }
 
-// openLoops compares how long requests take at a rate that is far from the most.
+// openLoops compares how long requests take at a rate that is far from the highest.
 func openLoops(l *lab) {
 	const rate, domains = 1000, 500
 	count, duration := given("rounds", 20), time.Duration(given("seconds", 3))*time.Second

@@ -64,13 +64,13 @@ func closing(l *lab) {
 	refused := func(ports int) func() string {
 		return func() string { return fmt.Sprintf("http://127.9.%d.1:%d", rand.N(4), 1024+rand.N(ports)) }
 	}
-	for _, way := range []struct {
+	for _, kind := range []struct {
 		about  string
 		target func() string
 	}{{"Connection: close", answered}, {"refused, 4 addresses, 10 ports", refused(10)}, {"refused, 4 addresses, 64 000 ports", refused(64_000)}} {
 		g := l.startGateway("")
 		send := func(n int) *result {
-			r := closedLoop(g.get, clients, n, func(int) string { return way.target() })
+			r := closedLoop(g.get, clients, n, func(int) string { return kind.target() })
 			g.close()
 			time.Sleep(time.Second)
 			return r
@@ -83,7 +83,7 @@ func closing(l *lab) {
 		after := l.holds(g.admin)
 		time.Sleep(15 * time.Second) // an address is left out for 10 s
 		fmt.Printf("  %s, %d clients, %.0f requests/s: %s\n    after a tenth as many before: %s\n    right after:                  %s\n    15 s later:                   %s\n",
-			way.about, clients, float64(r.Sent)/took.Seconds(), r.failures(), before, after, l.holds(g.admin))
+			kind.about, clients, float64(r.Sent)/took.Seconds(), r.failures(), before, after, l.holds(g.admin))
 		l.stop(g)
 	}
 }

@@ -153,7 +153,7 @@ func failoverOf(l *lab, g *gatewayRun, scheme string, port int, resetting *reset
 	l.stop(g)
 }
 
-// allDead asks for names none of whose addresses works, in three ways at once,
+// allDead asks for names none of whose addresses works, of three kinds at once,
 // and then lets one address work.
 func allDead(l *lab) {
 	const names = 10
@@ -194,12 +194,12 @@ func allDead(l *lab) {
 		}
 		wg.Go(func() {
 			one := func(int) string { return target() }
-			alone, later := make(chan *result), make(chan *result)
-			go func() { alone <- closedLoop(g.get, 1, 1, one) }()
+			single, later := make(chan *result), make(chan *result)
+			go func() { single <- closedLoop(g.get, 1, 1, one) }()
 			time.Sleep(100 * time.Millisecond)
 			go func() { later <- openLoopBy(g.get, 20, 3*time.Second, target, never) }()
 			atOnce := closedLoop(g.get, 50, 50, one)
-			show("the first", <-alone)
+			show("the first", <-single)
 			show("50 at once", atOnce)
 			show("and 20 a second", <-later)
 

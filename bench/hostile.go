@@ -107,7 +107,7 @@ func hostile(l *lab) {
 	l.names.ttl = 3600
 	l.everywhere(1) // which all names have
 	ca := testlab.NewAuthority(l)
-	ways := slices.Sorted(maps.Keys(poisons))
+	requests := slices.Sorted(maps.Keys(poisons))
 	for _, p := range protocols[:2] {
 		for _, more := range []string{"", "share_connections"} {
 			h, port := new(hosting), freePort()
@@ -151,7 +151,7 @@ func hostile(l *lab) {
 			for range attackers {
 				wg.Go(func() {
 					for time.Now().Before(end) {
-						method, path, _ := strings.Cut(ways[rand.N(len(ways))], " ")
+						method, path, _ := strings.Cut(requests[rand.N(len(requests))], " ")
 						start := time.Now()
 						status, body := g.do(method, fmt.Sprintf("%s://d0.test:%d%s", p.scheme, port, path), "", "")
 						attacks.add(status, body, time.Since(start), 0)

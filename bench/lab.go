@@ -357,16 +357,16 @@ func kindOf(name string) byte {
 	return 0
 }
 
-// since returns the most queries in one second from a moment on, and their sum.
-func (n *nameserver) since(from time.Time) (most, sum int64) {
+// since returns the peak of queries in one second from a moment on, and their sum.
+func (n *nameserver) since(from time.Time) (peak, sum int64) {
 	n.perSec.Range(func(second, count any) bool {
 		if second.(int64) > from.Unix() {
 			c := count.(*atomic.Int64).Load()
-			most, sum = max(most, c), sum+c
+			peak, sum = max(peak, c), sum+c
 		}
 		return true
 	})
-	return most, sum
+	return peak, sum
 }
 
 // backends answer on several addresses and one port.

@@ -297,8 +297,8 @@ func openLoop(url string, rate int, duration time.Duration, target func() string
 	return openLoopBy(func(target string) (int, string) { return get(url, target) }, rate, duration, target, other)
 }
 
-// openLoopBy sends requests at a constant rate, whatever becomes of them, and
-// measures each from the moment it was due. Those to other come on top.
+// openLoopBy sends requests at a constant rate, whether they succeed or not,
+// and measures each from the moment it was due. Those to other come on top.
 func openLoopBy(get func(target string) (int, string), rate int, duration time.Duration, target func() string, other func() (string, bool)) *result {
 	r := newResult()
 	var wg sync.WaitGroup

@@ -164,39 +164,42 @@ func outage(l *lab) {
 	for _, s := range servers {
 		s.silent.Store(false)
 	}
-	fresh := func() (n int) {
-		for i := range count {
-			name := "d" + strconv.Itoa(i) + ".test"
-			for _, s := range servers {
-				if t, ok := s.last.Load(name); ok && t.(time.Time).After(back) {
-					n++
-					break
-				}
-			}
-		}
-		return n
-	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for range 150 {
-			if fresh() == count {
+			if asked(servers, count, back) == count {
 				fmt.Printf("back: all %d names fresh after %.1f s\n", count, time.Since(back).Seconds())
 				return
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
-		fmt.Printf("back: %d of %d names fresh after 15 s\n", fresh(), count)
+		fmt.Printf("back: %d of %d names fresh after 15 s\n", asked(servers, count, back), count)
 	}()
 	known, others = load(10 * time.Second)
 	<-done
-	var most int64
+	var peak int64
 	for _, s := range servers {
 		m, _ := s.since(back)
-		most = max(most, m)
+		peak = max(peak, m)
 	}
 	fmt.Printf("10 s after: %d of %d requests failed, of %d to new names %d; at most %d queries in a second to one nameserver\n",
-		known.Failed, known.Sent, others.Sent, others.Failed, most)
+		known.Failed, known.Sent, others.Sent, others.Failed, peak)
+}
+
+// asked returns how many of the first count names one of the nameservers was asked
+// for since.
+func asked(servers []*nameserver, count int, since time.Time) (n int) {
+	for i := range count {
+		name := "d" + strconv.Itoa(i) + ".test"
+		for _, s := range servers {
+			if t, ok := s.last.Load(name); ok && t.(time.Time).After(since) {
+				n++
+				break
+			}
+		}
+	}
+	return n
 }
 
 // names keeps many names fresh and counts what that takes.
@@ -220,11 +223,11 @@ func names(l *lab) {
 	time.Sleep(max(*nameTTL, time.Minute))
 	used := l.cpu() - cpu
 	seconds := int64(time.Since(from).Seconds()) - 1
-	var sum, most int64
+	var sum, peak int64
 	for s := from.Unix() + 1; s <= from.Unix()+seconds; s++ {
 		if c, ok := l.names.perSec.Load(s); ok {
 			n := c.(*atomic.Int64).Load()
-			sum, most = sum+n, max(most, n)
+			sum, peak = sum+n, max(peak, n)
 		}
 	}
 	mean := float64(sum) / float64(seconds)
@@ -235,7 +238,7 @@ func names(l *lab) {
 		}
 	}
 	fmt.Printf("in %d s without requests: %.0f queries a second, %d in the worst, ratio %.2f; %.1f %% of a CPU; %d names not fresh at the end\n",
-		seconds, mean, most, float64(most)/mean, 100*used.Seconds()/float64(seconds+1), stale)
+		seconds, mean, peak, float64(peak)/mean, 100*used.Seconds()/float64(seconds+1), stale)
 	rss, heap := l.memory(admin)
 	fmt.Printf("memory: %.0f MB resident, before %.0f; %.1f MB on the heap, before %.1f: %.0f bytes a name\n",
 		float64(rss)/1e6, float64(rss0)/1e6, float64(heap)/1e6, float64(heap0)/1e6, float64(heap-heap0)/float64(*nameCount))

@@ -84,7 +84,7 @@ func (s *soaking) send(k kindOfRequest, stop <-chan struct{}) {
 	}
 }
 
-// soak runs everything at once, and says each minute what caddy holds.
+// soak runs everything at once, and prints each minute what caddy holds.
 func soak(l *lab) {
 	const names, moving = 100, 10
 	l.names.ttl = 2
@@ -117,50 +117,20 @@ func soak(l *lab) {
 	g := &gatewayRun{&conns{address: address(port), limit: floodConns}, admin}
 	s := &soaking{gatewayRun: g, done: make(map[string]*tally), planted: map[string]bool{"a backend that resets": true, "a port that refuses": true}}
 
-	kinds := []kindOfRequest{
-		{"a backend that closes after 1 s", 20, func() (int, string) { return g.get(named("http", 0, names, short.port)()) }},
-		{"a backend that resets", 5, func() (int, string) { return g.get(fmt.Sprintf("http://d1000.test:%d", resetting)) }},
-		{"a port that refuses", 5, func() (int, string) { return g.get(fmt.Sprintf("http://d1001.test:%d", refusing)) }},
-	}
-	for i, p := range protocols {
-		target := named(p.scheme, 0, names, list[i].port)
-		kinds = append(kinds,
-			kindOfRequest{"GET " + p.String(), 50, func() (int, string) { return g.get(target()) }},
-			kindOfRequest{"POST " + p.String(), 10, func() (int, string) {
-				return g.do(http.MethodPost, target(), "", strings.Repeat("x", 1+rand.N(64<<10)))
-			}},
-			kindOfRequest{"a slow client", .5, func() (int, string) { return slowly(g.address, target()) }},
-			kindOfRequest{"a client that leaves", 2, func() (int, string) { return leave(g.address, target()) }},
-		)
-		if p.protocol != "h2" { // whose backends have no HTTP/1.1 here
-			kinds = append(kinds, kindOfRequest{"a WebSocket", .5, func() (int, string) {
-				if _, err := talk(g.address, target(), 5*time.Second); err != nil {
-					return 0, err.Error()
-				}
-				return fine, ""
-			}})
-		}
-	}
+	kinds := soakKinds(g, list, names)
+	kinds = append(kinds,
+		kindOfRequest{"a backend that closes after 1 s", 20, func() (int, string) { return g.get(named("http", 0, names, short.port)()) }},
+		kindOfRequest{"a backend that resets", 5, func() (int, string) { return g.get(fmt.Sprintf("http://d1000.test:%d", resetting)) }},
+		kindOfRequest{"a port that refuses", 5, func() (int, string) { return g.get(fmt.Sprintf("http://d1001.test:%d", refusing)) }},
+	)
 
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for _, k := range kinds {
 		wg.Go(func() { s.send(k, stop) })
 	}
-	every := func(interval time.Duration, do func(i int)) {
-		wg.Go(func() {
-			for i := 1; ; i++ {
-				select {
-				case <-stop:
-					return
-				case <-time.After(interval):
-					do(i)
-				}
-			}
-		})
-	}
-	every(30*time.Second, func(i int) { l.reload(config(i), address(admin)) })
-	every(5*time.Second, func(i int) {
+	every(&wg, stop, 30*time.Second, func(i int) { l.reload(config(i), address(admin)) })
+	every(&wg, stop, 5*time.Second, func(i int) {
 		for n := range moving {
 			l.names.moved.Store(fmt.Sprintf("d%d.test", n), []netip.Addr{loopback(names + 1 + (i+n)%50)})
 		}
@@ -189,8 +159,47 @@ func soak(l *lab) {
 		slope(held, func(h holding) int64 { return int64(h.goroutines) }), slope(held, func(h holding) int64 { return int64(h.descriptors) }))
 }
 
-// line says what became of the requests since the last line, those that are to fail
-// apart.
+// every calls do with 1, 2 and so on, once in an interval, until stop.
+func every(wg *sync.WaitGroup, stop <-chan struct{}, interval time.Duration, do func(i int)) {
+	wg.Go(func() {
+		for i := 1; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(interval):
+				do(i)
+			}
+		}
+	})
+}
+
+// soakKinds returns the kinds of requests to backends that work, of which there is
+// one for each protocol. It calls them by that many names.
+func soakKinds(g *gatewayRun, working []*backends, names int) (kinds []kindOfRequest) {
+	for i, p := range protocols {
+		target := named(p.scheme, 0, names, working[i].port)
+		kinds = append(kinds,
+			kindOfRequest{"GET " + p.String(), 50, func() (int, string) { return g.get(target()) }},
+			kindOfRequest{"POST " + p.String(), 10, func() (int, string) {
+				return g.do(http.MethodPost, target(), "", strings.Repeat("x", 1+rand.N(64<<10)))
+			}},
+			kindOfRequest{"a slow client", .5, func() (int, string) { return slowly(g.address, target()) }},
+			kindOfRequest{"a client that leaves", 2, func() (int, string) { return leave(g.address, target()) }},
+		)
+		if p.protocol != "h2" { // whose backends have no HTTP/1.1 here
+			kinds = append(kinds, kindOfRequest{"a WebSocket", .5, func() (int, string) {
+				if _, err := talk(g.address, target(), 5*time.Second); err != nil {
+					return 0, err.Error()
+				}
+				return fine, ""
+			}})
+		}
+	}
+	return kinds
+}
+
+// line prints how many requests failed since the last line. Those that are to fail
+// are counted separately.
 func (s *soaking) line(when string, h holding) {
 	sent, failed, asPlanted, planted := 0, 0, 0, 0
 	causes := make(map[string]int)

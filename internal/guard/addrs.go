@@ -280,7 +280,7 @@ func tunnelled(hi, lo uint64) netip.Addr {
 }
 
 // isatap returns the IPv4 address in an interface identifier of ISATAP. The
-// two bits that say whether the identifier is unique and a group's may be set.
+// universal/local bit and the individual/group bit may be set (RFC 4291).
 func isatap(lo uint64) netip.Addr {
 	if lo>>32&^0x03000000 != suffixISATAP {
 		return netip.Addr{}

@@ -35,13 +35,14 @@ func checkAddr(t testing.TB, r *Rules, a netip.Addr) string {
 		t.Fatalf("CheckAddr(%s): %T is not a refusal", a, err)
 	}
 	if refusal.Kind != KindAddress || refusal.Value != a.String() || !slices.Contains(RefusalRules(), refusal.Rule) {
-		t.Fatalf("CheckAddr(%s) = %+v", a, refusal)
+		t.Fatalf("CheckAddr(%s) = %+v, want a refusal of the address with a known rule", a, refusal)
 	}
 	return refusal.Rule
 }
 
 // TestRegistries has the rows of the registries a second time, with what is
 // before and after each block, so that a slip in the table of blocks is seen.
+// It is long because its table is.
 func TestRegistries(t *testing.T) {
 	const global = ""
 	for _, test := range []struct {
@@ -124,7 +125,7 @@ func TestRegistries(t *testing.T) {
 			} {
 				if c.want == "-" {
 					if c.addr.IsValid() {
-						t.Errorf("%s: there is %s", c.what, c.addr)
+						t.Errorf("%s: there is %s, want none", c.what, c.addr)
 					}
 					continue
 				}
@@ -169,6 +170,8 @@ func TestBlocksByLongestPrefix(t *testing.T) {
 	}
 }
 
+// TestCheckAddr has addresses and the rule that refuses each. It is long because its
+// table is.
 func TestCheckAddr(t *testing.T) {
 	const global = ""
 	type want map[string]string
@@ -566,7 +569,7 @@ func FuzzCheckAddr(f *testing.F) {
 			t.Errorf("%s is allowed with a zone", a)
 		}
 		if a.Is4() && checkAddr(t, def, netip.AddrFrom16(a.As16())) != checkAddr(t, def, a) {
-			t.Errorf("%s is judged differently in IPv6", a)
+			t.Errorf("%s is treated differently in IPv6", a)
 		}
 	})
 }
@@ -597,8 +600,8 @@ func BenchmarkAllowsAddr(b *testing.B) {
 				a := netip.MustParseAddr(test.addr)
 				b.ReportAllocs()
 				for b.Loop() {
-					if r.AllowsAddr(a) != test.want {
-						b.Fatal("wrong verdict")
+					if got := r.AllowsAddr(a); got != test.want {
+						b.Fatalf("allowed: got %t, want %t", got, test.want)
 					}
 				}
 			})

@@ -17,7 +17,7 @@ type block struct {
 // few that those leave to other registries: multicast, what is not global
 // unicast, and metadata services of clouds that have well-known addresses.
 // The IPv4-mapped block ::ffff:0:0/96 is missing, because such addresses are
-// judged as IPv4.
+// checked as IPv4.
 var blocks = []block{
 	// IPv4
 	global("0.0.0.0/0"),                          // RFC 791
@@ -61,7 +61,7 @@ var blocks = []block{
 	refuse("::1/128", RuleLoopback),             // RFC 4291
 	refuse("::/96", RuleTransition),             // RFC 4291, deprecated IPv4-compatible addresses
 	refuse("::ffff:0:0:0/96", RuleTransition),   // RFC 2765, obsolete IPv4-translated addresses
-	global("64:ff9b::/96"),                      // RFC 6052, NAT64; the IPv4 address inside is judged as well
+	global("64:ff9b::/96"),                      // RFC 6052, NAT64; the IPv4 address inside is checked as well
 	refuse("64:ff9b:1::/48", RuleTransition),    // RFC 8215, local-use NAT64
 	refuse("100::/64", RuleReserved),            // RFC 6666, discard-only
 	refuse("100:0:0:1::/64", RuleReserved),      // RFC 9780, dummy prefix
@@ -77,7 +77,7 @@ var blocks = []block{
 	global("2001:20::/28"),                      // RFC 7343, ORCHIDv2
 	global("2001:30::/28"),                      // RFC 9374, drone remote identification
 	refuse("2001:db8::/32", RuleDocumentation),  // RFC 3849
-	global("2002::/16"),                         // RFC 3056, 6to4; the IPv4 address inside is judged as well
+	global("2002::/16"),                         // RFC 3056, 6to4; the IPv4 address inside is checked as well
 	global("2620:4f:8000::/48"),                 // RFC 7534, direct delegation AS112 service
 	refuse("3fff::/20", RuleDocumentation),      // RFC 9637
 	refuse("5f00::/16", RuleReserved),           // RFC 9602, SRv6 segment identifiers

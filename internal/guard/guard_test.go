@@ -32,7 +32,7 @@ func TestCheckPort(t *testing.T) {
 			for _, p := range test.refused {
 				var refusal *Refusal
 				if err := r.CheckPort(p); !errors.As(err, &refusal) {
-					t.Errorf("port %d: got %v", p, err)
+					t.Errorf("port %d: got %v, want a refusal", p, err)
 				} else if want := (Refusal{Kind: KindPort, Value: strconv.Itoa(int(p)), Rule: RulePorts}); *refusal != want {
 					t.Errorf("port %d: got %+v, want %+v", p, *refusal, want)
 				}
@@ -86,7 +86,7 @@ func TestCheckScheme(t *testing.T) {
 			for _, s := range test.refused {
 				var refusal *Refusal
 				if err := r.CheckScheme(s); !errors.As(err, &refusal) {
-					t.Errorf("scheme %q: got %v", s, err)
+					t.Errorf("scheme %q: got %v, want a refusal", s, err)
 				} else if want := (Refusal{Kind: KindScheme, Value: s, Rule: RuleSchemes}); *refusal != want {
 					t.Errorf("scheme %q: got %+v, want %+v", s, *refusal, want)
 				}

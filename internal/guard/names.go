@@ -99,7 +99,7 @@ func toASCII(host string) (string, error) {
 }
 
 // isPlain reports whether UTS 46 leaves the host as it is: lower-case ASCII
-// without labels in Punycode, which have to be decoded to be judged.
+// without labels in Punycode, which have to be decoded before they are checked.
 func isPlain(host string) bool {
 	for i := range len(host) {
 		if c := host[i]; c >= 0x80 || 'A' <= c && c <= 'Z' {
@@ -206,8 +206,8 @@ const (
 )
 
 // metadataNames are names by which machines find the metadata services of
-// clouds. What they resolve to is refused as well; but whoever asks for such a
-// name wants nothing else.
+// clouds. What they resolve to is refused as well. But a target with such a name
+// has no other purpose, so the name itself is refused.
 var metadataNames = []string{
 	"api.metadata.cloud.ibm.com",   // IBM Cloud
 	"instance-data",                // AWS

@@ -18,11 +18,13 @@ func checkName(t testing.TB, r *Rules, host string) string {
 	}
 	var refusal *Refusal
 	if !errors.As(err, &refusal) || refusal.Kind != KindName || refusal.Value != host {
-		t.Fatalf("CheckName(%q): %#v", host, err)
+		t.Fatalf("CheckName(%q): got %#v, want a refusal of the name", host, err)
 	}
 	return refusal.Rule
 }
 
+// TestCheckName has names and the rule that refuses each. It is long because its
+// table is.
 func TestCheckName(t *testing.T) {
 	const ok = ""
 	type want map[string]string
@@ -293,11 +295,11 @@ func TestNormalizeHostTime(t *testing.T) {
 	start := time.Now()
 	for _, host := range []string{han.String(), han.String()[:3*84], "XN--" + strings.Repeat("a", 1<<20), strings.Repeat("ü.", 1<<19)} {
 		if got, err := NormalizeHost(host); err == nil {
-			t.Errorf("got %q", got)
+			t.Errorf("got %q, want an error", got)
 		}
 	}
 	if d := time.Since(start); d > time.Second {
-		t.Errorf("took %s", d)
+		t.Errorf("took %s, want at most 1s", d)
 	}
 }
 
@@ -338,7 +340,7 @@ func TestCompileNameErrors(t *testing.T) {
 	}
 }
 
-// naiveName judges a normalised name by rules that are names, the slow way.
+// naiveName applies rules that are names to a normalised name, slowly.
 func naiveName(host string, allow, deny []string) string {
 	match := func(list []string) bool {
 		labels := strings.Split(host, ".")
@@ -396,8 +398,8 @@ func FuzzCheckName(f *testing.F) {
 		if want := naiveName(n, allow, deny); got != want {
 			t.Errorf("%q: got rule %q, want %q", n, got, want)
 		}
-		// A name that was not normalised is refused, or it is a literal, and
-		// judged like its normal form.
+		// A name that was not normalised is refused. If it is a literal, it is
+		// treated like its normal form.
 		if a, err := netip.ParseAddr(host); host != n && all.CheckName(host) == nil {
 			if err != nil || a.Unmap().String() != n || checkName(t, r, host) != got {
 				t.Errorf("%q is allowed, but is not the host %q", host, n)
@@ -434,7 +436,7 @@ func BenchmarkCheckName(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
 					if r.CheckName(host) != nil {
-						b.Fatal("refused")
+						b.Fatal("refused, want it allowed")
 					}
 				}
 			})
@@ -446,7 +448,7 @@ func BenchmarkCheckName(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				if r.CheckName(host) != nil {
-					b.Fatal("refused")
+					b.Fatal("refused, want it allowed")
 				}
 			}
 		})
@@ -474,7 +476,7 @@ func TestChecksAllocate(t *testing.T) {
 	for _, host := range []string{"host77.example.com", "a.b.customer9.example.net", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"} {
 		if n := testing.AllocsPerRun(100, func() {
 			if r.CheckName(host) != nil || r.CheckScheme("https") != nil || r.CheckPort(443) != nil {
-				t.Fatalf("%s is refused", host)
+				t.Fatalf("%s is refused, want it allowed", host)
 			}
 		}); n != 0 {
 			t.Errorf("the checks of %s allocate %v times", host, n)

@@ -26,7 +26,7 @@ func TestHears(t *testing.T) {
 		}
 		for _, a := range test.not {
 			if l.Hears(netip.MustParseAddrPort(a)) {
-				t.Errorf("%+v hears %s", l, a)
+				t.Errorf("%+v hears %s, want it not to", l, a)
 			}
 		}
 	}
@@ -41,7 +41,7 @@ func TestIsLocal(t *testing.T) {
 	}
 	for _, a := range []string{"192.0.2.1", "2001:db8::1", "255.255.255.255", "224.0.0.1"} {
 		if IsLocal(netip.MustParseAddr(a)) {
-			t.Errorf("%s is local", a)
+			t.Errorf("%s is local, want it not to be", a)
 		}
 	}
 	all, err := Addresses()

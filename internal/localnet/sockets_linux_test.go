@@ -65,7 +65,7 @@ func TestHearing(t *testing.T) {
 					}
 					for _, a := range test.not {
 						if got, err := s.Hearing(at(t, l, a)); err != nil || slices.Contains(got, id) {
-							t.Errorf("%s: %v, %v, which has %d", a, got, err, id)
+							t.Errorf("%s: got %v, %v, want a list without %d", a, got, err, id)
 						}
 					}
 				}
@@ -86,7 +86,7 @@ func TestHearingLater(t *testing.T) {
 	a := at(t, first, "127.0.0.1")
 	first.Close()
 	if got, err := s.Hearing(a); err != nil || len(got) > 0 {
-		t.Fatalf("before: %v, %v", got, err)
+		t.Fatalf("before: got %v, %v, want none", got, err)
 	}
 	if s.MayHear(a.Port()) {
 		t.Error("nothing was found on the port, but something may listen there")
@@ -143,7 +143,7 @@ func TestListingAndScan(t *testing.T) {
 	}
 	size, err := descriptorTableSize()
 	if err != nil || size < 3 {
-		t.Errorf("%d descriptors, %v", size, err)
+		t.Errorf("%d descriptors, %v, want at least 3", size, err)
 	}
 }
 
@@ -157,7 +157,7 @@ func TestRepliesAreChecked(t *testing.T) {
 		lie := slices.Clone(message)
 		lie[0] = size + 21
 		if _, err := readReply(lie, func(uint16, []byte) { t.Error("it was believed") }); err == nil {
-			t.Errorf("length %d", lie[0])
+			t.Errorf("length %d: got no error, want one", lie[0])
 		}
 		for range attributes([]byte{size + 9, 0, 1, 0, 1, 2, 3, 4}) {
 			t.Error("an attribute longer than all")

@@ -37,6 +37,6 @@ func TestRequestBodyGivenUp(t *testing.T) {
 	}()
 	got, err := io.ReadAll(second)
 	if len(got) != 50 || err == nil || err.Error() != "the end" {
-		t.Errorf("%d octets, %v", len(got), err)
+		t.Errorf("got %d octets, %v, want 50 octets, the end", len(got), err)
 	}
 }

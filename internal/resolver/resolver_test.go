@@ -218,7 +218,7 @@ func TestZoneAlone(t *testing.T) {
 		name := fmt.Sprintf("a%d.example", i)
 		main.Has(name, "192.0.2.1")
 		if got := mustLookup(t, r, name); got != "miss [192.0.2.1]" {
-			t.Errorf("%s: %s", name, got)
+			t.Errorf("%s: got %s, want miss [192.0.2.1]", name, got)
 		}
 	}
 	cancel()

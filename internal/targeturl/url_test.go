@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// TestParse checks what is read of a target.
+// TestParse checks what is read of a target. It is long because its table is.
 func TestParse(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -96,7 +96,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseRefuses checks what is not a target.
+// TestParseRefuses checks what is not a target. It is long because its table is.
 func TestParseRefuses(t *testing.T) {
 	for _, test := range []struct{ name, in, want string }{
 		{"nothing", "", "no target"},

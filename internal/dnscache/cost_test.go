@@ -417,6 +417,15 @@ func TestQueriesOfLookup(t *testing.T) {
 		"one holds":             {count: [2]uint16{1, 1}, refreshAfter: [2]time.Duration{now + 1, now}},
 		"one has none":          {count: [2]uint16{1, 0}, refreshAfter: [2]time.Duration{now + 1, 0}},
 		"one holds, one failed": {count: [2]uint16{1, 0}, refreshAfter: [2]time.Duration{now + 1, 0}, retryAfter: [2]time.Duration{0, now + 1}},
+		"NODATA holds":          {count: [2]uint16{1, 0}, expires: [2]time.Duration{now, now + 1}, refreshAfter: [2]time.Duration{now, 0}},
+		"NODATA holds for A":    {count: [2]uint16{0, 1}, expires: [2]time.Duration{now + 1, now}, refreshAfter: [2]time.Duration{0, now}},
+		"NODATA holds too":      {count: [2]uint16{1, 0}, expires: [2]time.Duration{now + 2, now + 1}, refreshAfter: [2]time.Duration{now + 1, 0}},
+		"NODATA alone holds":    {expires: [2]time.Duration{0, now + 1}},
+		"NODATA for both":       {expires: [2]time.Duration{now + 1, now + 1}},
+		"NODATA has ended":      {count: [2]uint16{1, 0}, expires: [2]time.Duration{now + 2, now}, refreshAfter: [2]time.Duration{now + 1, 0}},
+		"NODATA, one failed":    {count: [2]uint16{1, 0}, expires: [2]time.Duration{now, now + 1}, failures: [2]uint8{1, 0}},
+		"IPv4 only":             {order: IPv4, count: [2]uint16{1, 0}, expires: [2]time.Duration{now, now + 1}},
+		"one of IPv6 only":      {order: IPv6, count: [2]uint16{0, 1}, expires: [2]time.Duration{now + 1, now}},
 	} {
 		for _, renewal := range []bool{false, true} {
 			if got, want := s.queryCost(now, renewal), len(s.wanted(s.order, now, renewal)); got != want {

@@ -146,7 +146,7 @@ func TestNoDataEnds(t *testing.T) {
 
 // TestNotHeld: what is not a NODATA with a TTL is asked for at each lookup.
 func TestNotHeld(t *testing.T) {
-	const ttl = 5 * time.Second
+	const ttl = noSOATTL - 2*time.Second
 	for name, err := range map[string]error{
 		"NXDOMAIN":                    nxdomain(30 * time.Second),
 		"NXDOMAIN without SOA":        nxdomain(-1),
@@ -389,21 +389,36 @@ func TestNoDataEndsUnpaid(t *testing.T) {
 	})
 }
 
-// TestMovingNamePays: a name that moves to the other family pays for both questions.
+// TestMovingNamePays: a name that moves to the other family pays for both questions, but
+// a preloaded one for none.
 func TestMovingNamePays(t *testing.T) {
 	const ttl = 5 * time.Second
-	for _, saved := range []uint16{0, 1, 3} {
-		run(t, Config{NegativeTTL: time.Hour}, func(w world) {
-			w.Start()
+	for _, tc := range []struct {
+		preload       []string
+		before, after uint16  // what the name has saved
+		surplus       float64 // what was added to it
+	}{
+		// there is one use, since the one that waited for the first lookup does not count
+		{nil, 0, 0, -1},
+		{nil, 1, 0, 0},
+		{nil, 3, 2, 0},
+		{[]string{"x"}, 0, 0, 0},
+		{[]string{"x"}, 2, 2, 0},
+	} {
+		run(t, Config{NegativeTTL: time.Hour, Preload: tc.preload}, func(w world) {
 			onlyIPv4.set(w, ttl, time.Hour)
+			w.Start()
+			w.sleep(0)
 			w.get("x")
-			w.get("x")
+			if tc.preload == nil {
+				w.get("x")
+			}
 			var node *node
 			for n := range w.nodes() {
 				node = n
 			}
 			w.sched.mu.Lock()
-			node.savedQueries = saved
+			node.savedQueries = tc.before
 			w.sched.account.surplus = 0
 			w.sched.mu.Unlock()
 			w.fake.set("x A", script{err: nodata(time.Hour)})
@@ -412,10 +427,10 @@ func TestMovingNamePays(t *testing.T) {
 			w.wantAsked("x", 2, 2)
 			w.sched.mu.Lock()
 			defer w.sched.mu.Unlock()
-			have := float64(node.savedQueries) + w.sched.account.surplusAt(w.cfg.Now()) - freeRate*ttl.Seconds()
-			// the use that waited for the first lookup does not count
-			if want := float64(saved) + 1 - 2; have < want-0.01 || have > want+0.01 {
-				t.Errorf("%d saved: %.2f queries are left, want %.2f", saved, have, want)
+			surplus := w.sched.account.surplusAt(w.cfg.Now()) - freeRate*ttl.Seconds()
+			if node.savedQueries != tc.after || surplus < tc.surplus-0.01 || surplus > tc.surplus+0.01 {
+				t.Errorf("preload %v, %d saved: %d are saved and %.2f added to the surplus, want %d and %.0f",
+					tc.preload, tc.before, node.savedQueries, surplus, tc.after, tc.surplus)
 			}
 		})
 	}

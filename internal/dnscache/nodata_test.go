@@ -190,8 +190,8 @@ func TestNoDataThenFails(t *testing.T) {
 				w.fake.set("x "+d.has, script{err: errServfail})
 				w.want("x", served)
 				w.wantAsked("x", asked[0], asked[1])
-				for _, backoff := range []time.Duration{1, 2} {
-					w.sleep(backoff * time.Second * 5 / 4)
+				for _, backoff := range []time.Duration{time.Second, 2 * time.Second} {
+					w.sleep(backoff * 5 / 4)
 					w.want("x", served)
 					w.wantAsked("x", 1, 1)
 				}

@@ -77,7 +77,7 @@ func TestNoDataHolds(t *testing.T) {
 						w.Start()
 						w.sleep(0)
 						w.get("x")
-						for range 4 * 60 * 10 {
+						for range 2 * 60 * 10 {
 							w.sleep(100 * time.Millisecond)
 							w.want("x", "hit "+d.addr)
 						}

@@ -83,6 +83,17 @@ func (a *account) charge(n *node, now time.Duration, renewal bool) {
 	}
 }
 
+// chargeOne subtracts one more query from what the uses of a name have paid.
+func (a *account) chargeOne(n *node) {
+	switch {
+	case n.pinned.Load():
+	case n.savedQueries > 0:
+		n.savedQueries--
+	default:
+		a.surplus = max(a.surplus-1, -a.maxSurplus)
+	}
+}
+
 // countRefresh counts a refresh of a name. It reports false if there were too many
 // since the name was last used.
 func (n *node) countRefresh(e *entry) bool {
@@ -109,7 +120,7 @@ type decision int
 
 const (
 	letExpire decision = iota
-	postpone           // until its final check
+	postpone           // see scheduler.postpone
 	refresh
 )
 
@@ -149,9 +160,15 @@ func (s *scheduler) decide(n *node, now time.Duration, outage bool) decision {
 	return letExpire
 }
 
-// postpone puts a node into the wheel until its final check; s.mu is held.
-func (s *scheduler) postpone(n *node) {
-	first, last := s.cache.finalCheck(n.entry.Load())
+// postpone puts a node into the wheel until its final check, or until its addresses
+// need a refresh if it was due before that, at the end of a NODATA; s.mu is held.
+func (s *scheduler) postpone(n *node, now time.Duration) {
+	e := n.entry.Load()
+	if e.state.onlyNoDataEnded(now) {
+		s.put(n, s.forecast.pick(now, e.expires-now))
+		return
+	}
+	first, last := s.cache.finalCheck(e)
 	s.put(n, first+rand.N(last-first+1))
 }
 
@@ -170,7 +187,7 @@ func (s *scheduler) maySkipLookup(e *entry, now time.Duration) bool {
 		return false
 	}
 	if n.links[refreshList].in == nil {
-		s.postpone(n)
+		s.postpone(n, now)
 	}
 	return true
 }

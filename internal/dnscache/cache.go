@@ -599,6 +599,8 @@ func (c *Cache) scheduleNext(n *node, e *entry) {
 			latest = min(latest, retry)
 		} else if s.count[f] > 0 && s.refreshAfter[f] <= now {
 			latest = now // at the next tick
+		} else if s.holdsNoData(family(f), now) {
+			latest = min(latest, s.expires[f]) // its family is asked for then
 		}
 	}
 	c.sched.schedule(n, now, e.expires-now, latest)

@@ -34,8 +34,9 @@ type flight struct {
 	start time.Duration
 
 	mu           sync.Mutex
-	unanswered   int  // families that have not been answered
-	v6Unasked    bool // IPv6 is to be asked for, but not yet
+	unanswered   int     // families that are asked for and have not been answered
+	unasked      [2]bool // families to be asked for, but not yet
+	held         bool    // one family is not asked for, since its NODATA holds
 	replies      [2]reply
 	released     bool        // the lease was released before the end
 	v6Timer      *time.Timer // until IPv6 is asked for anyway; nil if it was asked for at once
@@ -67,6 +68,7 @@ func (f *flight) begin() {
 	}
 	asked := f.old.state.wanted(f.order, f.start, f.call.renewal)
 	f.unanswered = len(asked)
+	f.held = len(asked) == 1 && len(families(f.order)) > 1 && f.old.state.holdsNoData(1-asked[0], f.start)
 	if f.forReader && f.old.state.likelySlow() {
 		f.slowTimer = time.AfterFunc(slowAfter, f.releaseIfUnanswered)
 	}
@@ -75,22 +77,24 @@ func (f *flight) begin() {
 		f.overdueTimer = time.AfterFunc(rest, f.cancel)
 	}
 	if len(asked) > 1 && c.cfg.Sequential() {
-		asked, f.v6Unasked = []family{v4}, true
-		f.v6Timer = time.AfterFunc(c.cfg.Deadline/2, f.askV6)
+		asked, f.unasked[v6] = []family{v4}, true
+		f.v6Timer = time.AfterFunc(c.cfg.Deadline/2, f.askUnasked)
 	}
 	for _, fam := range asked {
 		f.ask(fam)
 	}
 }
 
-// askV6 asks for IPv6 if that was put off.
-func (f *flight) askV6() {
+// askUnasked asks for the family for which that was put off, if there is one.
+func (f *flight) askUnasked() {
 	f.mu.Lock()
-	unasked := f.v6Unasked
-	f.v6Unasked = false
+	unasked := f.unasked
+	f.unasked = [2]bool{}
 	f.mu.Unlock()
-	if unasked {
-		f.ask(v6)
+	for fam, is := range unasked {
+		if is {
+			f.ask(family(fam))
+		}
 	}
 }
 
@@ -122,7 +126,7 @@ func (f *flight) received(r reply) {
 	}
 	r.done, r.at = true, c.cfg.Now()
 	f.record(r)
-	f.askV6()
+	f.askUnasked()
 }
 
 // record stores a reply. The last one ends the flight.
@@ -130,6 +134,16 @@ func (f *flight) record(r reply) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.replies[r.family] = r
+	if _, negative := negativeTTL(&f.cache.cfg, r.err); f.held && negative && r.empty() {
+		// A name that had addresses must not be taken to have none unless both
+		// families were asked for: it may have moved to the other one.
+		f.held = false
+		f.unasked[1-r.family] = true
+		f.unanswered++
+		if !f.forReader {
+			f.cache.sched.chargeOne(f.node)
+		}
+	}
 	switch f.unanswered--; {
 	case f.unanswered == 0:
 		f.finish()

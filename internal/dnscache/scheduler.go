@@ -199,6 +199,13 @@ func (s *scheduler) preload(nodes []*node, now time.Duration) {
 	s.dispatch(now)
 }
 
+// chargeOne makes a name pay for one more query than its lookup was taken to cost.
+func (s *scheduler) chargeOne(n *node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.account.chargeOne(n)
+}
+
 // run refreshes what is due until the cache is closed.
 func (s *scheduler) run() {
 	ticker := time.NewTicker(wheelTick)
@@ -249,7 +256,7 @@ func (s *scheduler) collectDue(now time.Duration, outage bool) {
 					}
 				}
 			case postpone:
-				s.postpone(n)
+				s.postpone(n, now)
 			case letExpire:
 			}
 		}

@@ -67,7 +67,7 @@ type state struct {
 	err  error // what readers get if there are no addresses, or why a family is missing
 
 	// By family.
-	expires      [2]time.Duration // when the last good answer expires
+	expires      [2]time.Duration // when the last good answer expires; without addresses: the NODATA, see holdsNoData
 	refreshAfter [2]time.Duration // from then on a lookup of the name asks for this family too
 	retryAfter   [2]time.Duration // a family that failed is not asked for before that
 	count        [2]uint16        // addresses of the last good answer
@@ -116,6 +116,9 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 		r := &got[f]
 		if !r.done {
 			keep(f)
+			if old.count[f] == 0 {
+				s.expires[f] = old.expires[f]
+			}
 			s.failures[f], s.retryAfter[f] = old.failures[f], old.retryAfter[f]
 			if s.failures[f] > 0 {
 				failure = cmp.Or(failure, old.err)
@@ -131,6 +134,9 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 		}
 		if ttl, ok := negativeTTL(cfg, r.err); ok {
 			negativeUntil = min(negativeUntil, r.at+ttl)
+			if hasNoDataTTL(r.err) {
+				s.expires[f] = r.at + min(ttl, cfg.MaxTTL)
+			}
 			if isNotFound(r.err) {
 				notFound, negative = true, r.err
 			} else if negative == nil || f == v4 && !notFound {
@@ -159,6 +165,7 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 	case e.count > 0:
 		e.expires = s.expiry(now)
 		s.learnedStale = e.expires <= now
+		e.limitNoData(cfg, got, now)
 	case failure == nil:
 		s.err, e.expires = negative, negativeUntil
 	default:
@@ -166,6 +173,21 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 		e.expires = max(s.nextRetry(), now)
 	}
 	return e
+}
+
+// limitNoData makes a NODATA count only if it holds for longer than the addresses, and
+// sees to it that its family is asked for when it ends.
+func (e *entry) limitNoData(cfg *Config, got [2]reply, now time.Duration) {
+	s := e.state
+	for f := range got {
+		switch {
+		case s.count[f] > 0:
+		case got[f].done && s.expires[f] <= s.expires[1-f]:
+			s.expires[f] = 0 // this family is asked for whenever the other one is
+		case cfg.Refresh < 0 && !s.node.pinned.Load() && s.holdsNoData(family(f), now):
+			e.expires = min(e.expires, s.expires[f]) // there is no scheduler that would ask
+		}
+	}
 }
 
 // expiry returns when the answer expires: as soon as one of the families that hold
@@ -214,6 +236,17 @@ func (s *state) mayAsk(now time.Duration) bool {
 	return now >= s.nextRetry()
 }
 
+// onlyNoDataEnded reports whether a NODATA has ended, but addresses that hold need no
+// refresh yet.
+func (s *state) onlyNoDataEnded(now time.Duration) bool {
+	for f, n := range s.count {
+		if n == 0 && s.expires[f] > 0 && s.expires[f] <= now {
+			return now < s.refreshAfter[1-f]
+		}
+	}
+	return false
+}
+
 // learnedAt returns when the addresses came.
 func (s *state) learnedAt() (at time.Duration) {
 	for f, n := range s.count {
@@ -231,11 +264,22 @@ func (s *state) likelySlow() bool { return s.failing() || s.slow }
 // failing reports whether a family failed when it was last asked for.
 func (s *state) failing() bool { return s.failures[v4] > 0 || s.failures[v6] > 0 }
 
+// holdsNoData reports whether f need not be asked for, since the last reply for it
+// was NODATA and that holds by its own TTL (RFC 2308, section 5). It has to be asked
+// for if the other family has no addresses or fails: then the name needs them.
+func (s *state) holdsNoData(f family, now time.Duration) bool {
+	return s.count[f] == 0 && now < s.expires[f] && s.count[1-f] > 0 && !s.failing()
+}
+
 // wanted returns the families that a lookup should ask for. It leaves out those
-// that failed just now, and those that need no refresh yet, unless the lookup is a
-// renewal. If that leaves none, it returns all.
+// whose NODATA holds, those that failed just now, and those that need no refresh yet.
+// A renewal leaves out only those that failed just now. If that leaves none, it
+// returns all but those whose NODATA holds.
 func (s *state) wanted(order Family, now time.Duration, renewal bool) []family {
 	all := families(order)
+	if len(all) > 1 && !renewal {
+		all = slices.DeleteFunc(all, func(f family) bool { return s.holdsNoData(f, now) })
+	}
 	wanted := slices.DeleteFunc(slices.Clone(all), func(f family) bool { return !s.wants(f, now, renewal) })
 	if len(wanted) == 0 {
 		return all
@@ -245,16 +289,17 @@ func (s *state) wanted(order Family, now time.Duration, renewal bool) []family {
 
 // queryCost returns how many families the next lookup asks for: see wanted.
 func (s *state) queryCost(now time.Duration, renewal bool) int {
-	all, unwanted := families(s.order), 0
-	for _, f := range all {
-		if !s.wants(f, now, renewal) {
-			unwanted++
+	all, wanted := 0, 0
+	for _, f := range families(s.order) {
+		if !renewal && s.holdsNoData(f, now) {
+			continue
+		}
+		all++
+		if s.wants(f, now, renewal) {
+			wanted++
 		}
 	}
-	if unwanted == len(all) {
-		return len(all)
-	}
-	return len(all) - unwanted
+	return cmp.Or(wanted, all)
 }
 
 // overdueAt returns when there is just enough time left to ask for f again before
@@ -275,8 +320,8 @@ func (s *state) untilOverdue(asked []family, now time.Duration) time.Duration {
 	return rest
 }
 
-// wants reports whether a lookup should ask for a family, if that goes by this
-// family alone.
+// wants reports whether a lookup should ask for a family whose NODATA does not hold,
+// if that goes by this family alone.
 func (s *state) wants(f family, now time.Duration, renewal bool) bool {
 	fresh := s.count[f] > 0 && now < s.refreshAfter[f]
 	return (!fresh || renewal) && now >= s.retryAfter[f]
@@ -419,6 +464,14 @@ func negativeTTL(cfg *Config, err error) (time.Duration, bool) {
 	return min(max(ttl, cfg.MinTTL), cfg.NegativeTTL), true
 }
 
+// hasNoDataTTL reports whether an error is a NODATA with a TTL of its own. NXDOMAIN is
+// not: it is about the name. NODATA without SOA has no TTL, and has to be asked for
+// each time (RFC 2308, section 5).
+func hasNoDataTTL(err error) bool {
+	ttl, ok := negative(err)
+	return ok && ttl >= 0 && !isNotFound(err)
+}
+
 // IsNegative reports whether an error of a lookup is an answer: that there is no such
 // name, or no record of the type (RFC 2308).
 func IsNegative(err error) bool {
@@ -426,6 +479,7 @@ func IsNegative(err error) bool {
 	return ok
 }
 
+// negative returns the TTL of a negative answer, which is below zero if it has none.
 func negative(err error) (ttl time.Duration, ok bool) {
 	var e interface {
 		Negative() (ttl time.Duration, ok bool)

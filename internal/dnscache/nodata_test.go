@@ -368,18 +368,11 @@ func TestNoDataEndsUnpaid(t *testing.T) {
 		onlyIPv4.set(w, ttl, holds)
 		w.get("x")
 		w.get("x") // pays for the refresh of A, after 15 to 18 s
-		w.sched.mu.Lock()
-		w.sched.account.empty(w.cfg.Now())
-		w.sched.mu.Unlock()
-		for n := range w.nodes() {
-			n.savedQueries = 0
-		}
+		w.saveNothing()
 		w.sleep(holds - time.Second)
 		expires := w.fake.questions("x", TypeA)[1] + ttl
 		w.wantAsked("x", 2, 1)
-		for n := range w.nodes() {
-			n.savedQueries = 0
-		}
+		w.saveNothing()
 		w.sleep(2 * time.Second)
 		w.wantAsked("x", 0, 0)
 		w.want("x", "hit "+a)
@@ -387,6 +380,16 @@ func TestNoDataEndsUnpaid(t *testing.T) {
 		w.sleep(expires - w.cfg.Now())
 		w.wantAsked("x", 1, 1)
 	})
+}
+
+// saveNothing takes what names have saved, and the surplus.
+func (w world) saveNothing() {
+	w.sched.mu.Lock()
+	defer w.sched.mu.Unlock()
+	w.sched.account.empty(w.cfg.Now())
+	for n := range w.nodes() {
+		n.savedQueries = 0
+	}
 }
 
 // TestMovingNamePays: a name that moves to the other family pays for both questions, but

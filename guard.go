@@ -15,7 +15,7 @@ import (
 	"caddytarget/internal/targeturl"
 )
 
-// Guard says which targets may be called. The address that is checked is the
+// Guard defines which targets may be called. The address that is checked is the
 // address that is dialled. Addresses and ports on which this server itself
 // listens are refused unless `allow_ips` has the address; where it listens for
 // other things than sites, such as the admin API, in any case.

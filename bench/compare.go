@@ -45,7 +45,7 @@ const (
 	sharing  = "target with share_connections"
 )
 
-// sidesOf says what is compared.
+// sidesOf describes what is compared.
 type sidesOf struct {
 	protocolOf
 	domains int
@@ -187,7 +187,7 @@ func (s *side) queries() int64 {
 	return s.names.queries.Load()
 }
 
-// String says how many requests there were.
+// String returns how many requests there were.
 func (s *side) String() string {
 	text := fmt.Sprintf("%d of %d failed, %d connections opened, %d open", s.failed, s.sent, s.opened, s.backends.count().Open)
 	if s.names != nil {
@@ -196,7 +196,7 @@ func (s *side) String() string {
 	return text
 }
 
-// over says what a measure of the other sides is over that of the first one: the
+// over returns what a measure of the other sides is over that of the first one: the
 // median of the rounds, and the smallest and the greatest.
 func over(what string, sides []*side) string {
 	var parts []string

@@ -16,7 +16,7 @@ import (
 	"caddytarget/internal/testlab"
 )
 
-// failures says what failed, and why.
+// failures returns what failed, and why.
 func (r *result) failures() string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%d of %d failed", r.Failed, r.Sent)

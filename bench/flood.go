@@ -165,7 +165,7 @@ func (f *flooding) compare() {
 }
 
 // sustain lets the flood go on until more names have come than a cache has room
-// for, and says what that takes. Beside it there are new names of domains that
+// for, and prints what that takes. Beside it there are new names of domains that
 // have no dead ones.
 func (f *flooding) sustain() {
 	const parts, rest = 5, 5 * time.Second
@@ -219,7 +219,7 @@ func addOutcomes(sum map[string]int, r *result) {
 	}
 }
 
-// outcomesOf says which outcome had which part.
+// outcomesOf returns which outcome had which part.
 func outcomesOf(counts map[string]int) string {
 	all := 0
 	for _, n := range counts {

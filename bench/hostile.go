@@ -85,7 +85,7 @@ func (h *hosting) serve(conn net.Conn) {
 // mine is what the good host answers to a request.
 func mine(host, id string) string { return host + " " + id }
 
-// whose says whose answer it is that a client got in place of its own.
+// whose returns whose answer a client got in place of its own.
 func whose(status int, body, own string) string {
 	switch {
 	case strings.Contains(body, poison):

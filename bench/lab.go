@@ -165,7 +165,7 @@ func (l *lab) startGateway(more string) *gatewayRun {
 	return &gatewayRun{&conns{address: address(port), limit: floodConns}, admin}
 }
 
-// stop stops the caddy and says what its client met.
+// stop stops the caddy and prints what its client met.
 func (l *lab) stop(g *gatewayRun) {
 	l.stopCaddy()
 	g.close()

@@ -76,7 +76,7 @@ type reloading struct {
 	long    bool          // with a WebSocket and an upload
 }
 
-// under runs the load and says what became of it.
+// under runs the load and prints its result.
 func (run reloading) under(name string, config func(port, admin, i int) string) {
 	const rate, clients = 500, 64
 	l, b := run.lab, run.backends

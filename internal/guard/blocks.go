@@ -9,7 +9,7 @@ type block struct {
 	rule   string
 }
 
-// blocks tells which addresses are globally routable. The longest prefix that
+// blocks defines which addresses are globally routable. The longest prefix that
 // has an address decides, as in a routing table.
 //
 // The rows are those of the IANA IPv4 and IPv6 Special-Purpose Address

@@ -24,11 +24,14 @@
 //	failure.go    errors: rule, status, what reverse_proxy has to know
 //
 // and these are there for a configuration: module.go (the app, what configurations
-// share), resolver.go, pools.go, listeners.go (this server's own), metrics.go,
-// mistakes.go (warnings), caddyfile.go. The work is done below internal: resolver,
-// dnscache, dnsclient (names to addresses); failover, health (which address next);
-// pool (connections); guard, localnet (what may be called); targeturl, redirect,
-// replay, httpfield (URLs, redirects, bodies, header fields).
+// share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
+// of connections, which outlive a reload); listeners.go (this server's own); metrics.go;
+// mistakes.go (warnings); caddyfile.go (parses the subdirectives of all modules). Defaults
+// stand in Provision of their module, those of the resolver in internal/resolver/config.go.
+// The work is done below internal: resolver, dnscache, dnsclient, dnsname (names to
+// addresses); failover, health (which address next); pool (connections); guard, localnet
+// (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
+// header fields).
 package caddytarget
 
 import (

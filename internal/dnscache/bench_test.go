@@ -92,7 +92,7 @@ func BenchmarkHit(b *testing.B) {
 				i := 0
 				for b.Loop() {
 					if !what.hit(i) {
-						b.Fatal("no hit")
+						b.Fatal("got no hit, want one with 1 address")
 					}
 					i++
 				}
@@ -102,7 +102,7 @@ func BenchmarkHit(b *testing.B) {
 				b.RunParallel(func(pb *testing.PB) {
 					for i := rand.N(len(order)); pb.Next(); i++ {
 						if !what.hit(i) {
-							b.Error("no hit")
+							b.Error("got no hit, want one with 1 address")
 							return
 						}
 					}

@@ -108,7 +108,7 @@ func TestStaleEnds(t *testing.T) {
 		w.fake.fail("x", errServfail)
 		for range 3599 {
 			if got := w.get("x"); got != "stale "+a {
-				t.Fatalf("%v: %s", time.Since(w.fake.start), got)
+				t.Fatalf("after %v: got %q, want %q", time.Since(w.fake.start), got, "stale "+a)
 			}
 			w.sleep(time.Second)
 		}
@@ -517,7 +517,7 @@ func TestOrder(t *testing.T) {
 			w.get(name)
 			synctest.Wait()
 			if after := w.get(name); after[len("hit"):] != before[len("miss"):] {
-				t.Fatalf("%s: first %q, then %q", name, before, after)
+				t.Fatalf("%s: first %q, then %q, want a hit with the same addresses in the same order", name, before, after)
 			}
 		}
 		for _, addr := range few {

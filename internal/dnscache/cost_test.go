@@ -212,7 +212,7 @@ func TestUsedWithinTTL(t *testing.T) {
 							w.sched.mu.Unlock()
 							w.sleep(gap)
 							if answer, err := w.Lookup(w.Context(), "x"); answer.Waited > 0 || err != nil {
-								t.Fatalf("use %d: %v, %v", i, answer, err)
+								t.Fatalf("use %d: got %v, %v, want an answer without a wait", i, answer, err)
 							}
 						}
 						w.fake.mu.Lock()
@@ -253,7 +253,7 @@ func TestRefreshesOfUnusedNames(t *testing.T) {
 		for range 120 {
 			for _, name := range used {
 				if answer, err := w.Lookup(w.Context(), name); answer.Waited > 0 || err != nil {
-					t.Fatalf("%s: %v, %v", name, answer, err)
+					t.Fatalf("%s: got %v, %v, want an answer without a wait", name, answer, err)
 				}
 				uses++
 			}

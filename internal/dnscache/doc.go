@@ -14,43 +14,60 @@
 //   - A state points to a node, which stays while the name is in the cache. A node is
 //     in one of the queues, which choose what to evict, and in one list of the
 //     scheduler, which refreshes names before they expire.
-//   - A call is the lookup of a node that is planned or in flight. There is at most
-//     one for a node. Readers of a miss wait for it.
+//   - A call is one lookup of a node's name, from the moment that it is planned. A node
+//     has one at most. Readers of a miss wait for it.
 //   - A flight does the work of a call: it asks the Exchanger, and merge makes the
 //     next entry of the last one and the replies.
 //   - A flight for readers passes admission and takes a slot of the slotQueue, for
 //     which it has a lease. A refresh takes one of the scheduler's slots; account
 //     decides whether it is worth its queries.
 //
-// These limit what attackers and failures can cost. Each is noticed by a test if it
-// is taken out:
+// Where to find what:
 //
-//	limit              what it bounds, and against what                               test
+//   - cache.go: Cache, node and call; what a read does; the defaults of Config (New).
+//   - entry.go: entry and the table. state.go: state and merge; the order of addresses.
+//   - flight.go, scheduler.go, slots.go, …: what their names say; the list below has them.
+//   - config.go: Exchanger, Config, the exported errors.
 //
-//	admission.limit    lookups for readers, in flight and waiting: a flood of new     TestAdmission
-//	                   names takes the memory
-//	admission.domains  lookups below one registrable domain, to a quarter of what     TestDomainShare
-//	                   is free: a flood of names below one silent domain
-//	slotQueue          lookups in flight for readers: a flood of new names takes      TestOverload
-//	                   the sockets and loads the nameservers
-//	lease              time of a lookup while another one waits, to 1.5 s: a flood    TestSilentNamesArePreempted
-//	                   of silent names, each below a domain of its own
-//	slowLookups        time that a name that was slow or failed, or the late family   TestSlowNamesReleaseSlots
-//	                   of an answered one, has a slot; and how many lookups go on     TestLateFamilyReleasesSlot
-//	                   without one: readers of dead names keep out the others         TestSlowLookupsAreBounded
-//	newNames           new names a second: a flood of names that are answered         TestNewNames
-//	backoff            lookups of a name that fails, to one in 1, 2, 4 … 30 s         TestBackoff
-//	renewGap           lookups because addresses did not work, to one in 0.1 … 6.4 s  TestRenew
-//	account            queries for refreshes, to about one a request: very many       TestQueriesARequest
-//	                   names with short TTLs that are seldom used; and retries of     TestRetriesOfUnusedNames
-//	                   names that fail and are not used
-//	refreshSlots       refreshes in flight: nameservers that have become slow         TestRefreshSlots
-//	slowRefreshSlots   those of slow and dead names, to half of it: they keep the     TestDeadNamesLeaveSlots
-//	                   others from being refreshed
-//	forecast           refreshes in one second: very many names learned together      TestRefreshesAreEven
-//	recoveryRate       refreshes a second after an outage and at Start                TestOutage
-//	queues             evictions of names in use: a flood of names, however they      TestFloods
-//	                   are read
-//	trim               addresses beyond 64 of a family: a domain with very large      TestLargeAnswers
-//	                   answers takes the memory
+// These limit what attackers and failures can cost. Each is noticed by the test behind
+// it if it is taken out.
+//
+//   - admission.limit (admission.go) bounds lookups for readers, in flight and waiting;
+//     without it a flood of new names takes the memory. TestAdmission
+//   - admission.domains (admission.go) bounds lookups below one registrable domain, to a
+//     quarter of what is free; without it a flood of names below one silent domain keeps
+//     out all others. TestDomainShare
+//   - slotQueue (slots.go) bounds lookups in flight for readers; without it a flood of
+//     new names takes the sockets and loads the nameservers. TestOverload
+//   - lease (slots.go) bounds the time of a lookup while another one waits, to 1.5 s;
+//     without it a flood of silent names, each below a domain of its own, keeps out all
+//     others. TestSilentNamesArePreempted
+//   - slowLookups (flight.go) bounds how long a slot is held by a name that was slow or
+//     failed, and by the late family of a name that was answered; without it readers of
+//     dead names keep out the others. It also bounds how many lookups go on without a
+//     slot. TestSlowNamesReleaseSlots, TestLateFamilyReleasesSlot,
+//     TestSlowLookupsAreBounded
+//   - newNames (cache.go) bounds new names a second; without it a flood of names that are
+//     answered sends as many queries as it has names. TestNewNames
+//   - backoff (state.go) bounds lookups of a name that fails, to one in 1, 2, 4 … 30 s;
+//     without it each read of such a name starts one. TestBackoff
+//   - renewGap (renew.go) bounds lookups because addresses did not work, to one in
+//     0.1 … 6.4 s; without it each such request starts one. TestRenew
+//   - account (account.go) bounds queries for refreshes, to about one a request; without
+//     it very many names with short TTLs that are seldom used, and retries of names that
+//     fail and are not used, load the nameservers. TestQueriesARequest,
+//     TestRetriesOfUnusedNames
+//   - refreshSlots (scheduler.go) bounds refreshes in flight; without it they pile up when
+//     nameservers become slow. TestRefreshSlots
+//   - slowRefreshSlots (scheduler.go) bounds the refreshes of slow and dead names, to half
+//     of these; without it they keep the others from being refreshed.
+//     TestDeadNamesLeaveSlots
+//   - forecast (scheduler.go) bounds the refreshes of one second; without it very many
+//     names that were learned together are refreshed together. TestRefreshesAreEven
+//   - recoveryRate (scheduler.go) bounds the refreshes a second after an outage and at
+//     Start; without it all are due at once. TestOutage
+//   - queues (queues.go) bounds the evictions of names in use; without it a flood of
+//     names, however they are read, evicts them. TestFloods
+//   - trim (large.go) bounds the addresses beyond 64 of a family; without it a domain with
+//     very large answers takes the memory. TestLargeAnswers
 package dnscache

@@ -18,7 +18,7 @@ func TestTable(t *testing.T) {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			table := newTable(size)
 			if room := len(table) * bucketSlots; room < size*7/4 {
-				t.Fatalf("room for %d", room)
+				t.Fatalf("room for %d entries, want at least %d", room, size*7/4)
 			}
 			seed := maphash.MakeSeed()
 			hash := func(name string) uint64 {

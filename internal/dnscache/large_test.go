@@ -36,15 +36,15 @@ func TestLargeAnswers(t *testing.T) {
 				answer, err := w.Lookup(w.Context(), name)
 				switch n := len(answer.Addrs); {
 				case err != nil || n != whole && n != small || cap(answer.Addrs) != n || i == 0 && n != whole:
-					t.Fatalf("%d addresses, room for %d, %v", n, cap(answer.Addrs), err)
+					t.Fatalf("name %d: %d addresses, room for %d, %v; want %d, or %d after the first name, and no more room", i, n, cap(answer.Addrs), err, whole, small)
 				case n == small:
 					cut++
 					if four := len(slices.DeleteFunc(slices.Clone(answer.Addrs), netip.Addr.Is6)); four != smallAddrs {
-						t.Fatalf("%d IPv4 addresses", four)
+						t.Fatalf("%d IPv4 addresses, want %d", four, smallAddrs)
 					}
 				}
 				if n := w.excess.Load(); n > excessPerName*200 {
-					t.Fatalf("%d addresses more than the small number", n)
+					t.Fatalf("%d addresses more than the small number, want at most %d", n, excessPerName*200)
 				}
 			}
 			if cut == 0 {

@@ -100,7 +100,7 @@ func TestLoadIsEven(t *testing.T) {
 			}
 			for _, name := range list {
 				if a, err := c.Lookup(t.Context(), name); a.State != Hit || err != nil {
-					t.Fatalf("%s: %v, %v", name, a, err)
+					t.Fatalf("%s: got %v, %v, want a hit", name, a, err)
 				}
 			}
 		})

@@ -24,7 +24,7 @@ func TestEviction(t *testing.T) {
 						w.get(used[rand.N(len(used))])
 					}
 					if w.Len() > size {
-						t.Fatalf("%d names", w.Len())
+						t.Fatalf("%d names, want at most %d", w.Len(), size)
 					}
 				}
 				for _, name := range used {
@@ -142,7 +142,7 @@ func TestUsedOutliveFashions(t *testing.T) {
 			}
 			for _, name := range used {
 				if got := w.get(name); i > 0 && got != "hit "+a {
-					t.Fatalf("after %d others: %s", i, got)
+					t.Fatalf("after %d others: got %q, want %q", i, got, "hit "+a)
 				}
 			}
 		}

@@ -67,7 +67,7 @@ func TestUsedNamesStayFresh(t *testing.T) {
 		for range 100 {
 			for _, name := range list {
 				if answer, err := w.Lookup(w.Context(), name); answer.State != Hit || answer.Waited != 0 || err != nil {
-					t.Fatalf("%v: %s: %v, %v", time.Since(w.fake.start), name, answer, err)
+					t.Fatalf("after %v: %s: got %v, %v, want a hit without a wait", time.Since(w.fake.start), name, answer, err)
 				}
 			}
 			w.sleep(99 * time.Millisecond)
@@ -181,7 +181,7 @@ func TestTakenOverIsRefreshed(t *testing.T) {
 		w.fake.setOutage(true)
 		w.sleep(20*time.Second + wheelTick/2)
 		if parked, _ := w.counts(); parked != 1 {
-			t.Fatalf("%d parked", parked)
+			t.Fatalf("%d names are parked, want 1", parked)
 		}
 		w.fake.setOutage(false)
 		w.want("x", "miss "+a)

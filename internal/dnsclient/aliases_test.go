@@ -64,6 +64,7 @@ type brokenAliasCase struct {
 	asks string // the second question
 }
 
+// brokenAliasCases has the cases of TestBrokenAliases. It is long because its table is.
 func brokenAliasCases() []brokenAliasCase {
 	const right, wrong = " 60 IN A 192.0.2.1", " 60 IN A 203.0.113.66"
 	many := func(n int) (records []string) {

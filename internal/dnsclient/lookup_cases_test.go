@@ -109,6 +109,7 @@ func casesOfAddresses() []lookupCase {
 }
 
 // casesOfIgnoredMessages have messages that are no reply to the query.
+// It is long because its table is.
 func casesOfIgnoredMessages() []lookupCase {
 	return []lookupCase{
 		{
@@ -208,6 +209,7 @@ func casesOfIgnoredMessages() []lookupCase {
 }
 
 // casesOfMalformedReplies are failures of the server, without a wait.
+// It is long because its table is.
 func casesOfMalformedReplies() []lookupCase {
 	return []lookupCase{
 		{
@@ -392,6 +394,7 @@ func casesOfMalformedReplies() []lookupCase {
 }
 
 // casesOfTruncation ask again over TCP.
+// It is long because its table is.
 func casesOfTruncation() []lookupCase {
 	return []lookupCase{
 		{
@@ -509,6 +512,7 @@ func casesOfTruncation() []lookupCase {
 }
 
 // casesOfAliases have CNAME records, or records of other names.
+// It is long because its table is.
 func casesOfAliases() []lookupCase {
 	return []lookupCase{
 		{
@@ -671,6 +675,7 @@ func casesOfTTLs() []lookupCase {
 }
 
 // casesOfFailures have no addresses in the end.
+// It is long because its table is.
 func casesOfFailures() []lookupCase {
 	return []lookupCase{
 		{

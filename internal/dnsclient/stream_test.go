@@ -324,6 +324,7 @@ func TestServerCloses(t *testing.T) {
 	}
 }
 
+// closingServers has the cases of TestServerCloses. It is long because its table is.
 func closingServers() map[string]func(*testing.T, *peers) {
 	reused := func(t *testing.T, p *peers) (*peer, <-chan result, <-chan result) {
 		peer := p.prime()
@@ -499,6 +500,7 @@ func TestDedicatedConnection(t *testing.T) {
 	}
 }
 
+// dedicatedConnectionCases has the cases of TestDedicatedConnection. It is long because its table is.
 func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
 	// again makes n queries be sent again, each over a dedicated connection.
 	again := func(p *peers, ctx context.Context, timeout time.Duration, n int) (results []<-chan result) {
@@ -637,6 +639,7 @@ func TestStrays(t *testing.T) {
 	}
 }
 
+// strayCases has the cases of TestStrays. It is long because its table is.
 func strayCases() map[string]func(*testing.T, *peers) {
 	stray := func(p *peers, peer *peer) error {
 		id := uint16(0)

@@ -40,6 +40,7 @@ func next(ctx context.Context, s *Source, p *Plan, t *Target) []netip.AddrPort {
 	return o.Append(nil, t.Port, s.Max)
 }
 
+// TestNext has what a request is offered, by what has failed and what it has tried. It is long because its table is.
 func TestNext(t *testing.T) {
 	dialled := func(addrs ...netip.AddrPort) (tries []try) {
 		for _, a := range addrs {
@@ -240,7 +241,7 @@ func TestClaims(t *testing.T) {
 					plan := planFor(target)
 					next(ctx, s, plan, target)
 					if got := h.State(policy, host, addrA); got != health.Ejected {
-						t.Fatalf("state %d: it was not claimed", got)
+						t.Fatalf("got state %d, want %d, since it is claimed", got, health.Ejected)
 					}
 					test.do(h, plan, target, cancel)
 					synctest.Wait()

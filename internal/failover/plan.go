@@ -42,6 +42,19 @@
 // address has to be tried. When all were tried, those are offered once more that may
 // work by now: S while its dial goes on and time is left, and B, whose connection broke.
 // Then nothing is offered, and the caller returns the last error.
+//
+// Where to find what:
+//
+//   - plan.go: Plan, Target, Transport; the order for the pool.
+//   - source.go: which addresses are offered, and in which order.
+//   - service.go: which records of a service are offered, by priority and weight.
+//     sample.go: which part of a large service a request considers, and its bounds.
+//   - try.go: what a request has tried, and whether it may try it once more.
+//   - claim.go: trials and probes; Begin.
+//   - outcome.go: how an attempt has ended: Failed, Worked, Unhealthy, Skip.
+//
+// The times are not here: for how long a dial is waited for is in package pool
+// (dialwait.go), for how long a claim holds in package health (state.go).
 package failover
 
 import (

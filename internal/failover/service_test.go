@@ -40,7 +40,7 @@ func TestDraw(t *testing.T) {
 		}
 		if test.shares == nil {
 			if got := s.draw(candidates, random.Uint64N); !slices.Equal(got, candidates) {
-				t.Errorf("weights %d: %v", test.weights, got)
+				t.Errorf("weights %d: got %v, want all records: %v", test.weights, got, candidates)
 			}
 			continue
 		}
@@ -48,7 +48,7 @@ func TestDraw(t *testing.T) {
 		for range draws {
 			got := s.draw(candidates, random.Uint64N)
 			if len(got) != 1 {
-				t.Fatalf("weights %d: %v", test.weights, got)
+				t.Fatalf("weights %d: got %v, want one record", test.weights, got)
 			}
 			counts[got[0]]++
 		}

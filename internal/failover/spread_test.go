@@ -58,11 +58,11 @@ func TestSpread(t *testing.T) {
 							// 6 sigmas at least; next to dead ones it may be more
 							switch {
 							case i < dead && got > 0:
-								t.Errorf("%s, which is dead, got %d of the requests", a, got)
+								t.Errorf("%s, which is dead, got %d of the requests, want none", a, got)
 							case i >= dead && got < each-6*8:
-								t.Errorf("%s got %d of the requests", a, got)
+								t.Errorf("%s got %d of the requests, want at least %d", a, got, each-6*8)
 							case i >= dead && dead == 0 && got > each+6*8:
-								t.Errorf("%s got %d of the requests", a, got)
+								t.Errorf("%s got %d of the requests, want at most %d", a, got, each+6*8)
 							}
 						}
 					}
@@ -85,7 +85,7 @@ func TestPlace(t *testing.T) {
 				for k := range n {
 					i := c.place(first, k)
 					if seen[i] || (k < preferred) != (i < preferred) {
-						t.Fatalf("%d addresses, %d preferred, beginning with %d: the %d-th is %d", n, preferred, first, k, i)
+						t.Fatalf("%d addresses, %d preferred, beginning with %d: the %d-th is %d, want each once, the preferred ones first", n, preferred, first, k, i)
 					}
 					seen[i] = true
 				}
@@ -114,7 +114,7 @@ func TestSpreadFailover(t *testing.T) {
 				}
 			}
 			if more := len(c.tries) < n-1; c.more != more {
-				t.Fatalf("more is %t after %d tries", c.more, len(c.tries))
+				t.Fatalf("more is %t after %d tries, want %t", c.more, len(c.tries), more)
 			}
 			c.Skip(offer[0])
 		}
@@ -122,7 +122,7 @@ func TestSpreadFailover(t *testing.T) {
 }
 
 // Of the records of a large service each request has to do with some, drawn in
-// proportion to their weights.
+// proportion to their weights. It is long because its table is.
 func TestSample(t *testing.T) {
 	records := func(priority uint16, weights ...uint16) (list []net.SRV) {
 		for i, weight := range weights {
@@ -144,7 +144,7 @@ func TestSample(t *testing.T) {
 		for range draws {
 			got, drawn := s.Sample(records(1, weights...))
 			if len(got) != minSample || !drawn {
-				t.Fatalf("%d records, drawn: %t", len(got), drawn)
+				t.Fatalf("%d records, drawn: %t; want %d, true", len(got), drawn, minSample)
 			}
 			names := make(map[string]bool)
 			for _, r := range got {
@@ -166,7 +166,7 @@ func TestSample(t *testing.T) {
 		for range draws {
 			got, drawn := s.Sample(records(1, equal...))
 			if len(got) != minSample || drawn {
-				t.Fatalf("%d records, drawn: %t", len(got), drawn)
+				t.Fatalf("%d records, drawn: %t; want %d, false", len(got), drawn, minSample)
 			}
 			for _, r := range got {
 				count[r.Target]++
@@ -185,7 +185,7 @@ func TestSample(t *testing.T) {
 			s := &Source{Max: most, Sticky: true}
 			got, _ := s.Sample(all)
 			if want := all[:max(minSample, most)]; !slices.Equal(got, want) {
-				t.Errorf("max_upstreams %d: %d records", most, len(got))
+				t.Errorf("max_upstreams %d: got %v, want the first %d records", most, got, len(want))
 			}
 		}
 	})
@@ -196,14 +196,14 @@ func TestSample(t *testing.T) {
 		for _, r := range got {
 			n[r.Priority]++
 		}
-		if n != [6]int{0, 2, 32, 32, 32, 32} || !drawn || !slices.IsSortedFunc(got, func(a, b net.SRV) int { return int(a.Priority) - int(b.Priority) }) {
-			t.Errorf("records by priority: %v, drawn: %t", n, drawn)
+		if want := [6]int{0, 2, 32, 32, 32, 32}; n != want || !drawn || !slices.IsSortedFunc(got, func(a, b net.SRV) int { return int(a.Priority) - int(b.Priority) }) {
+			t.Errorf("records by priority: %v, drawn: %t; want %v, true, sorted by priority", n, drawn, want)
 		}
 	})
 	t.Run("few", func(t *testing.T) {
 		all := records(1, weights[:32]...)
 		if got, drawn := s.Sample(all); !slices.Equal(got, all) || drawn {
-			t.Errorf("%d of 32 records, drawn: %t", len(got), drawn)
+			t.Errorf("%d of 32 records, drawn: %t; want all of them in their order, false", len(got), drawn)
 		}
 	})
 	t.Run("nearly all of the weight", func(t *testing.T) {
@@ -213,7 +213,7 @@ func TestSample(t *testing.T) {
 			heavy[1+i] = 0
 		}
 		if got, _ := s.Sample(records(1, heavy...)); len(got) != minSample || got[0].Target != "t0.example" {
-			t.Errorf("%d records", len(got))
+			t.Errorf("got %d records, %v; want %d, t0.example first", len(got), got, minSample)
 		}
 	})
 }

@@ -5,12 +5,25 @@
 // The rules are written as a [Config], compiled once into [Rules], and checked
 // without locks, input or output. A check that passes allocates nothing.
 //
-// Without any rules every well-formed name but those of metadata services and
-// every port but those of certain other protocols is allowed, with the schemes http and https, but only globally
-// routable addresses, as the IANA special-purpose address registries define
-// them. Names and addresses are independent: a name that is allowed does not
+// Without any rules these may be called:
+//
+//   - the schemes http and https,
+//   - every well-formed name, except those of metadata services,
+//   - every port, except those of certain other protocols,
+//   - globally routable addresses, as the IANA special-purpose address registries
+//     define them.
+//
+// Names and addresses are independent: a name that is allowed does not
 // open the addresses behind it, and the addresses have to be checked after
 // resolution, as they are dialled.
+//
+// Where to find what:
+//
+//   - guard.go: Config, schemes, ports, and the names of all rules (Refusal).
+//   - names.go: the normal form of a host, the lists of names, metadata services.
+//   - addrs.go: the lists of addresses, and IPv4 addresses inside of IPv6 addresses.
+//   - blocks.go: the table of the IANA registries.
+//   - inflight.go: max_requests, the requests in flight to each target.
 package guard
 
 import (

@@ -8,10 +8,13 @@
 // are deleted when the address works for the target.
 //
 // Some failures depend on a limit: with another timeout there might have been a
-// response. They count only for requests with the same Limit, which is the text of a
-// configured timeout or a class of timeouts that clients choose. The latter count only
-// if several requests in a row ran out of time (RanOut), each of which had as much as
-// another address of the target usually takes (usualTimes).
+// response. They count only for requests with the same Limit. That is the text of a
+// configured timeout, or a class of timeouts that clients choose.
+//
+// A client could choose a timeout in which no address can respond. So a timeout of a
+// client counts as a failure only if several requests in a row ran out of time (RanOut),
+// and each of them had as much as another address of the target usually takes
+// (usualTimes).
 //
 // State classifies an address for a request, by these records and the request's Policy.
 // An address with enough failures is Ejected for EjectFor. After that one request finds

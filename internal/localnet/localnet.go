@@ -1,11 +1,19 @@
 // Package localnet asks the operating system two questions about this machine: whether an
 // address is one of its own ([IsLocal], [Addresses]), and on which TCP sockets this process
-// listens ([Sockets]). Both can be configured and spelled in many ways, so no configuration
-// is read and no spelling is compared. Where the system has no answer, the error is
-// [ErrUnsupported].
+// listens ([Sockets]). It reads no configuration for that: one address can be configured in
+// many ways, and each way can be spelled in several. Where the system has no answer, the
+// error is [ErrUnsupported].
 //
 // [Listeners] joins both: it finds out whether an address and port is one of this process,
 // and whether a site listens there.
+//
+// Where to find what:
+//
+//   - gate.go: [Gate] joins Listeners and the rules of package guard: may a site call this?
+//   - listeners.go: Listeners, how long their answers hold; [Sites], the sockets of sites.
+//   - hosts.go: under which hosts a configuration may have a listener.
+//   - routes_linux.go: the local addresses by the kernel's routes. sockets_linux.go: the
+//     sockets. netlink_linux.go: how the kernel is asked for both.
 package localnet
 
 import (

@@ -45,4 +45,24 @@
 //     of H until the Deadlines, which have begun with the dial of S. If the dial of S
 //     succeeds first, RoundTrip returns an Error with the Pending of H, and the caller
 //     goes back to S, whose connection is idle by then.
+//
+// # Where to find what
+//
+//   - RoundTrip and the shards: pool.go. A connection for a request: waiter.go, which also
+//     decides when to dial; destination.go (who gets a connection), idle.go (the list of
+//     idle ones).
+//   - How long a dial is waited for: dialwait.go. The dial itself, and what is recorded in
+//     health: dial.go.
+//   - Bounds: config.go (defaults: pool.go), limits.go (connections of all pools),
+//     http2.go (buffers), sessions.go (TLS sessions).
+//   - Phase, Sent, retries over another connection, maxSilence: error.go. What may be sent
+//     at all, and again: request.go.
+//   - Whether an idle connection can be used: conn.go (quiet), poll_*.go; knock.go, before
+//     a request that cannot be sent again; tlsrecords.go, over TLS.
+//   - The header's bounds and Keep-Alive: header.go. A body that is sent: upload.go. One
+//     that is received: http1.go, http2body.go (and streams that block others), body.go
+//     (gzip, switched protocols).
+//   - Streams of HTTP/2: http2stream.go. Octets: rawconn.go (reads and writes of the
+//     socket), writer.go (buffers), combined_*.go (combinedIO).
+//   - Backends that have gone silent: silence_*.go.
 package pool

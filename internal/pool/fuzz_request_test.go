@@ -169,8 +169,9 @@ func (f *fuzzedRequest) play(t *testing.T) {
 	p.Dial = s.dial
 	start := time.Now()
 	res, err := p.RoundTrip(req, &Order{Key: memKey, Target: memKey.Host, Last: true})
-	if took := time.Since(start); took > fuzzHeader+lateResponseTime+fuzzRead+200*time.Millisecond {
-		t.Errorf("RoundTrip took %v: %v", took, err)
+	const longest = fuzzHeader + lateResponseTime + fuzzRead + 200*time.Millisecond
+	if took := time.Since(start); took > longest {
+		t.Errorf("RoundTrip took %v, want at most %v; its error: %v", took, longest, err)
 	}
 	if err == nil {
 		_, _ = io.Copy(io.Discard, res.Body)

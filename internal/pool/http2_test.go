@@ -107,7 +107,7 @@ func TestFewStreams(t *testing.T) {
 			}
 			wg.Wait()
 			if n := b.opened.Load(); n > int64(test.max) {
-				t.Errorf("%d connections", n)
+				t.Errorf("%d connections were opened, want at most %d", n, test.max)
 			}
 		})
 	}

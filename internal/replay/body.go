@@ -1,10 +1,12 @@
 // Package replay lets the body of a request be sent more than once: by several
 // attempts, to the targets of redirects, by the handlers of an error.
 //
-// A [Body] reads from the client once and keeps what it has read while that is not too
-// much. Each time that it is sent, [Body.Open] returns another reader, from the
-// beginning; the reader before it reads no more. [Await] is for a body that is only
-// waited for.
+// A [Body] reads from the client once and keeps what it has read, up to a maximum
+// ([MaxKept] by default). Each time that it is sent, [Body.Open] returns another reader,
+// from the beginning; the reader before it reads no more.
+//
+// [Await] keeps nothing to be sent again. It is for a body that is sent once, but not
+// before the client has sent its first octets.
 package replay
 
 import (

@@ -1,10 +1,15 @@
-// Package targeturl reads the URLs of targets. A string that two programs may read as two
-// different URLs is an error.
+// Package targeturl reads the URLs of targets. Programs do not agree on what some strings
+// mean: one calls this host, another that one. Such a string is an error here.
 //
 //   - [Parse] takes a target apart and brings it into its normal form, a [URL].
-//   - [URL.Resolve] finds out which target the Location field of a response names.
+//   - [URL.Resolve] finds out which target the Location field of a response names
+//     (resolve.go).
 //   - A [Confinement] keeps what a placeholder brings to a path below the folder in
-//     which the placeholder stands.
+//     which the placeholder stands (confine.go).
+//   - [SingleValues] refuses requests that have a field or parameter of a template twice
+//     (template.go).
+//
+// encode.go has the percent-encoding.
 package targeturl
 
 import (

@@ -26,14 +26,18 @@
 //
 // Where to find what:
 //
-//   - client.go: Config and its defaults. server.go: the order in which servers are asked.
-//   - lookup.go: lookup and round, hedges. attempt.go: the goroutine of an attempt.
-//   - message.go: queries, and what is read of a reply, with its bounds. reply.go: what
-//     a reply means.
-//   - transport.go: the interface of all transports. udp.go, stream.go (TCP and TLS),
-//     https.go: each of them. dialer.go: how streams and HTTPS connect, and how long a
-//     connection without a query is kept.
+//   - client.go: Config and its defaults.
+//   - server.go: the order in which servers are asked.
+//   - lookup.go: lookup and round, hedges.
+//   - attempt.go: the goroutine of an attempt.
+//   - message.go: queries, and what is read of a reply, with its bounds.
+//   - reply.go: what a reply means.
+//   - transport.go: the interface of all transports. They are in udp.go, stream.go
+//     (TCP and TLS) and https.go.
+//   - dialer.go: how streams and HTTPS connect, and how long a connection without a
+//     query is kept.
 //   - health.go: what is known of a server, and the intervals of hedges and probes.
-//     probe.go: sends the probes.
-//   - nameserver.go: the text of a nameserver, default ports. error.go: Error and Try.
+//   - probe.go: sends the probes.
+//   - nameserver.go: the text of a nameserver, default ports.
+//   - error.go: Error and Try.
 package dnsclient

@@ -500,7 +500,8 @@ func TestDedicatedConnection(t *testing.T) {
 	}
 }
 
-// dedicatedConnectionCases has the cases of TestDedicatedConnection. It is long because its table is.
+// dedicatedConnectionCases has the cases of TestDedicatedConnection.
+// It is long because its table is.
 func dedicatedConnectionCases() map[string]func(*testing.T, *peers) {
 	// again makes n queries be sent again, each over a dedicated connection.
 	again := func(p *peers, ctx context.Context, timeout time.Duration, n int) (results []<-chan result) {

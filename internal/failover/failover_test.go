@@ -40,7 +40,8 @@ func next(ctx context.Context, s *Source, p *Plan, t *Target) []netip.AddrPort {
 	return o.Append(nil, t.Port, s.Max)
 }
 
-// TestNext has what a request is offered, by what has failed and what it has tried. It is long because its table is.
+// TestNext has what a request is offered, by what has failed and what it has tried.
+// It is long because its table is.
 func TestNext(t *testing.T) {
 	dialled := func(addrs ...netip.AddrPort) (tries []try) {
 		for _, a := range addrs {

@@ -48,7 +48,7 @@
 //   - plan.go: Plan, Target, Transport; the order for the pool.
 //   - source.go: which addresses are offered, and in which order.
 //   - service.go: which records of a service are offered, by priority and weight.
-//     sample.go: which part of a large service a request considers, and its bounds.
+//   - sample.go: which part of a large service a request considers, and its bounds.
 //   - try.go: what a request has tried, and whether it may try it once more.
 //   - claim.go: trials and probes; Begin.
 //   - outcome.go: how an attempt has ended: Failed, Worked, Unhealthy, Skip.

@@ -27,4 +27,12 @@
 //
 // The records are spread over shards with a lock each. The lock of a shard in which
 // nothing has failed is not taken.
+//
+// Where to find what:
+//
+//   - health.go: Tracker, its records, how many there may be and how long they are kept.
+//   - state.go: Policy, State, Claim, and how long a claim holds.
+//   - family.go: when a family counts as unreachable.
+//   - ranout.go: timeouts of clients, their classes, how many in a row count.
+//   - usual.go: usualTimes.
 package health

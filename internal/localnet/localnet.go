@@ -12,8 +12,9 @@
 //   - gate.go: [Gate] joins Listeners and the rules of package guard: may a site call this?
 //   - listeners.go: Listeners, how long their answers hold; [Sites], the sockets of sites.
 //   - hosts.go: under which hosts a configuration may have a listener.
-//   - routes_linux.go: the local addresses by the kernel's routes. sockets_linux.go: the
-//     sockets. netlink_linux.go: how the kernel is asked for both.
+//   - routes_linux.go: the local addresses by the kernel's routes.
+//   - sockets_linux.go: the sockets.
+//   - netlink_linux.go: how the kernel is asked for both.
 package localnet
 
 import (

@@ -126,8 +126,9 @@ func (t *Transport) poolConfig(ctx caddy.Context) (config pool.Config, err error
 	if config.Dialer, err = t.dialer(keepAlive.ProbeInterval); err != nil {
 		return config, err
 	}
-	if config.ProxyProtocol, err = t.proxyProtocol(); err != nil {
-		return config, err
+	var ok bool
+	if config.ProxyProtocol, ok = proxyProtocols[t.ProxyProtocol]; !ok {
+		return config, fmt.Errorf("unexpected proxy_protocol version %q: expecting v1 or v2", t.ProxyProtocol)
 	}
 	config.SessionCache = cmp.Or(t.TLSSessionCache, 4096)
 	config.DialTimeout = time.Duration(cmp.Or(t.DialTimeout, caddy.Duration(3*time.Second)))
@@ -182,17 +183,8 @@ func (t *Transport) dialer(probes caddy.Duration) (d net.Dialer, err error) {
 	return d, err
 }
 
-func (t *Transport) proxyProtocol() (byte, error) {
-	switch t.ProxyProtocol {
-	case "":
-		return 0, nil
-	case "v1":
-		return 1, nil
-	case "v2":
-		return 2, nil
-	}
-	return 0, fmt.Errorf("unexpected proxy_protocol version %q: expecting v1 or v2", t.ProxyProtocol)
-}
+// proxyProtocols are the versions of the PROXY protocol by the option's values.
+var proxyProtocols = map[string]byte{"": 0, "v1": 1, "v2": 2}
 
 // limit names the limits of this configuration that make failures of what others may
 // take for a success, or wait for; "" if there are none.

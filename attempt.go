@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"caddytarget/internal/failover"
+	"caddytarget/internal/failure"
 	"caddytarget/internal/httpfield"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/replay"
@@ -31,6 +33,8 @@ type attempt struct {
 	trailers  trailers
 	begun     time.Time       // set if the time until the response matters
 	trial     *failover.Claim // on the address; nil: none
+
+	responseBody responseBody
 }
 
 func newAttempt(t *Transport, req *http.Request, info reverseproxy.DialInfo) *attempt {
@@ -44,14 +48,16 @@ func (a *attempt) refuse(req *http.Request) error {
 	c := a.call
 	if err := req.Context().Err(); err != nil { // reverse_proxy tries again even then
 		if c != nil && c.state.err == nil {
-			c.state.err = fmt.Errorf("%s: %w", c.Host, err)
+			e := &failure.Error{Target: c.Host, Phase: failure.Connect, Err: err}
+			c.ranOut(err, e)
+			c.state.err = e
 		}
 		return err
 	}
 	if req.Method != http.MethodConnect { // a WebSocket over HTTP/2 is none any more
 		return nil
 	}
-	err := malformedError{errConnect}
+	err := failure.NewMalformed(failure.ErrConnect)
 	if c != nil {
 		c.state.err = err
 		if c.policy != nil {
@@ -91,7 +97,7 @@ func (a *attempt) takeBody(req *http.Request) (err error) {
 		err = a.body.AwaitFirst(httpfield.MayBeSilent(req) || a.transport.ExpectContinueTimeout > 0 && httpfield.ExpectsContinue(req))
 	}
 	if c := a.call; err != nil && c != nil {
-		c.state.err = fmt.Errorf("%s: reading the request's body: %w", c.Host, err)
+		c.state.err = bodyFailed(c.Host, err)
 	}
 	return err
 }
@@ -119,24 +125,23 @@ func (a *attempt) begin() {
 // reverse_proxy.
 func (a *attempt) failed(e *pool.Error) error {
 	c, ended := a.call, a.out.Context().Err()
-	if ruleOf(e) != "" || errors.Is(e, pool.ErrLimit) {
+	if failure.RuleOf(e) != "" || errors.Is(e, pool.ErrLimit) {
 		return a.notDialled(e)
 	}
-	var err error = e
-	if !e.Dialling() {
-		err = e.Err
-	}
+	failed := a.failure(e)
+	var err error = failed
 	if e.Dialling() || e.Phase != pool.Prepare && e.Sent == pool.Nothing && ended == nil && a.body.Replayable() {
-		err = newDialError(a, err)
+		err = dialError{failed}
 	}
 	a.body.Fail(err)
 	if c == nil {
 		return err
 	}
-	c.state.err = err
 	if ended != nil {
-		c.state.err = fmt.Errorf("%s at %s: %w", c.Host, a.address(), ended)
+		failed.Err = ended
+		c.ranOut(ended, failed)
 	}
+	c.state.err = err
 	f := failover.Failure{Addr: a.order.Key.Addr, Err: e, Begun: a.begun, Ended: ended}
 	f.Deadline, _ = a.out.Context().Deadline()
 	f.Incomplete, f.Broken = !a.body.Complete(), a.body.Broken()
@@ -148,7 +153,7 @@ func (a *attempt) failed(e *pool.Error) error {
 func (a *attempt) notDialled(e *pool.Error) error {
 	c, status, err := a.call, http.StatusForbidden, e.Err
 	if errors.Is(e, pool.ErrLimit) {
-		status, err = http.StatusServiceUnavailable, newDialError(a, e)
+		status, err = http.StatusServiceUnavailable, dialError{a.failure(e)}
 	}
 	if c != nil {
 		c.Skip(a.order.Key.Addr)
@@ -161,10 +166,12 @@ func (a *attempt) notDialled(e *pool.Error) error {
 // followed.
 func (a *attempt) worked(req *http.Request, res *http.Response) {
 	c, t := a.call, a.transport
+	failure.DropProxyStatus(res.Header)
 	if c == nil {
 		return
 	}
-	c.state.err = nil
+	c.state.err, c.state.reused = nil, a.order.Reused
+	a.watchBody(res)
 	if t.isUnhealthy(res.StatusCode, a.begun) {
 		c.Unhealthy(&t.via, a.order.Key.Addr)
 	} else {
@@ -181,12 +188,60 @@ func (t *Transport) isUnhealthy(status int, begun time.Time) bool {
 		slices.ContainsFunc(t.UnhealthyStatus, func(s int) bool { return caddyhttp.StatusCodeMatches(status, s) })
 }
 
+// responseBody is the body of a response. It notes if the body does not come to its end.
+type responseBody struct {
+	io.ReadCloser
+	attempt *attempt
+	trailer http.Header
+}
+
+// watchBody notes how the body of a response ends.
+func (a *attempt) watchBody(res *http.Response) {
+	if res.StatusCode != http.StatusSwitchingProtocols && res.Body != http.NoBody {
+		a.responseBody = responseBody{res.Body, a, res.Trailer}
+		res.Body = &a.responseBody
+	}
+}
+
+// Read implements io.Reader.
+func (b *responseBody) Read(p []byte) (n int, err error) {
+	n, err = b.ReadCloser.Read(p)
+	switch a := b.attempt; {
+	case err == nil:
+	case err == io.EOF:
+		failure.DropProxyStatus(b.trailer)
+	case a.out.Context().Err() == nil || errors.Is(a.out.Context().Err(), context.DeadlineExceeded):
+		failed := &failure.Error{Target: a.call.Host, Address: a.address(), Phase: failure.Response, Err: err, Incomplete: true}
+		a.call.ranOut(a.out.Context().Err(), failed)
+		a.call.state.err = failed
+	}
+	return n, err
+}
+
 // end gives up what was claimed and has not begun, or has ended without an outcome.
 func (a *attempt) end() {
 	a.trial.End()
 	if a.exchange != nil {
 		a.exchange.plan.Release()
 	}
+}
+
+// failure returns the error of an attempt.
+func (a *attempt) failure(e *pool.Error) *failure.Error {
+	target := ""
+	if a.call != nil {
+		target = a.call.Host
+	}
+	failed := failure.OfPool(target, a.address(), e)
+	if a.body != nil && a.body.Broken() {
+		failed.Phase = failure.Request
+	}
+	return failed
+}
+
+// bodyFailed returns the error of a request whose body could not be read.
+func bodyFailed(target string, err error) error {
+	return &failure.Error{Target: target, Phase: failure.Request, Err: fmt.Errorf("reading the request's body: %w", err)}
 }
 
 // address returns what the attempt dials.

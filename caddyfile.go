@@ -185,6 +185,8 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	        max_body <size>
 //	        drop     <field...>
 //	    }
+//	    log_failures debug|info|warn|error
+//	    proxy_status on|details|off
 //	    resolver     [<nameserver...>] {
 //	        ...
 //	    }
@@ -217,6 +219,8 @@ func (h *Handler) options() options {
 	opts["timeout"] = checked(textOption(&h.Timeout), h.Validate)
 	opts["max_requests"] = numberOption(&h.MaxRequests)
 	opts["follow_redirects"] = redirectsOption(&h.FollowRedirects)
+	opts["log_failures"] = checked(textOption(&h.LogFailures), h.Validate)
+	opts["proxy_status"] = checked(textOption(&h.ProxyStatus), h.Validate)
 	opts["resolver"] = resolverOption(&h.Resolver)
 	return opts
 }

@@ -2,6 +2,7 @@ package caddytarget
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"caddytarget/internal/failover"
+	"caddytarget/internal/failure"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
 )
@@ -69,7 +71,7 @@ func (h *Handler) newCall(r *http.Request, repl *caddy.Replacer, last *call, st 
 	c := &ctx.call
 	u, err := h.parse(r, repl, last, c)
 	if err != nil {
-		return nil, u, malformedError{err}
+		return nil, u, failure.NewMalformed(err)
 	}
 	c.Limit, c.Retryable = h.limit, isRetryable(r.Method)
 	c.Measured = h.Timeout != "" && h.limit == ""
@@ -197,7 +199,7 @@ func (c *call) find(ctx context.Context, literal netip.Addr) (a addresses, err e
 		a.answer, err = c.resolver.Lookup(ctx, c.Host)
 	}
 	if err != nil {
-		return a, err
+		return a, c.lookupFailed(ctx, err)
 	}
 	if c.policy != nil {
 		if err := c.policy.checkFound(c, a.answer.Found); err != nil {
@@ -208,6 +210,20 @@ func (c *call) find(ctx context.Context, literal netip.Addr) (a addresses, err e
 	}
 	a.addrs, a.preferred = a.answer.Addrs, a.answer.Preferred
 	return a, nil
+}
+
+// lookupFailed returns the error of a lookup.
+func (c *call) lookupFailed(ctx context.Context, err error) error {
+	e := failure.OfLookup(c.Host, err)
+	c.ranOut(ctx.Err(), e)
+	return e
+}
+
+// ranOut makes an error say that the request's timeout is over, if that ended its context.
+func (c *call) ranOut(ended error, e *failure.Error) {
+	if errors.Is(ended, context.DeadlineExceeded) && c.state != nil && c.state.timeout > 0 {
+		e.RanOut(c.state.timeout)
+	}
 }
 
 // renew asks for the addresses of c again, for none of those that were known is
@@ -235,11 +251,11 @@ func (u *Upstreams) newNamed(c *call, r *http.Request, repl *caddy.Replacer, x *
 	*c = call{exchange: x, state: st, resolver: u.resolver}
 	host, literal, err := targeturl.NormalizeHost(repl.ReplaceAll(u.Name, ""))
 	if err != nil {
-		return malformedError{err}
+		return failure.NewMalformed(err)
 	}
 	port, err := targeturl.ParsePort(repl.ReplaceAll(u.Port, ""))
 	if err != nil {
-		return malformedError{err}
+		return failure.NewMalformed(err)
 	}
 	c.Host, c.Port, c.Retryable = host, port, isRetryable(r.Method)
 	c.hostport = r.Host // as long as there is no TLS, the client's
@@ -293,11 +309,12 @@ func (h *Handler) limitTime(w http.ResponseWriter, r *http.Request, repl *caddy.
 	}
 	timeout, err := parseTimeout(repl.ReplaceAll(h.Timeout, ""))
 	if err != nil {
-		return stop, malformedError{err}
+		return stop, failure.NewMalformed(err)
 	}
 	if timeout == 0 {
 		return stop, nil
 	}
+	c.call.state.timeout = timeout
 	if h.limit == "" {
 		c.call.Timeout = timeout
 	}

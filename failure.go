@@ -1,63 +1,109 @@
 package caddytarget
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/http"
+	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
-	"caddytarget/internal/dnscache"
+	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
-	"caddytarget/internal/pool"
-	"caddytarget/internal/targeturl"
 )
 
-var (
-	errLoop        = errors.New("the request has already come through this server")
-	errMaxRequests = errors.New("too many requests in flight")
-	errNoPath      = errors.New("the request line has no path")
-	errConnect     = errors.New("CONNECT asks for a tunnel, and a target is none")
+// The values of Handler.ProxyStatus.
+const (
+	proxyStatusOn      = "on"
+	proxyStatusDetails = "details"
+	proxyStatusOff     = "off"
 )
 
-// malformedError is an error in what the request says.
-type malformedError struct{ error }
-
-func (e malformedError) Unwrap() error { return e.error }
-
-// statusClientGone is what Caddy reports of a request whose client has left.
-const statusClientGone = 499
-
-// statusOf returns the status of a request that cannot be sent on.
-func statusOf(err error) int {
-	switch ruleOf(err) {
-	case "":
-	case ruleNoTarget, ruleMalformed:
-		return http.StatusBadRequest
-	case ruleLoop:
-		return http.StatusLoopDetected
-	case ruleMaxRequests, ruleMaxLookups, ruleNewNames:
-		return http.StatusServiceUnavailable
-	default:
-		return http.StatusForbidden
+// failure returns why the request failed; the zero value: it has not, or for a reason
+// that has nothing to do with its target.
+func (st *requestState) failure() failure.Failure {
+	f := failure.Of(st.err)
+	switch f.Phase {
+	case failure.Connect, failure.TLS, failure.Send, failure.Response:
+		if st.unavailable && f.Token != failure.ClientDisconnected {
+			f.Token = failure.DestinationUnavailable
+		}
 	}
+	return f
+}
+
+// errorText returns the text of the error for people. It begins with the target's host.
+func (st *requestState) errorText() string {
+	text := failure.Text(st.err)
+	if c := st.call; text != "" && c != nil && !strings.HasPrefix(text, c.Host) {
+		text = c.Host + ": " + text
+	}
+	return text
+}
+
+// report tells of a request that has failed: in the log, in metrics and, if an error is
+// still to be answered, in the response.
+func (h *Handler) report(w http.ResponseWriter, st *requestState, err error) {
+	f := st.failure()
+	if f.Token == "" {
+		return
+	}
+	if err != nil && h.ProxyStatus != proxyStatusOff {
+		details := ""
+		if h.ProxyStatus == proxyStatusDetails {
+			details = st.errorText()
+		}
+		f.SetProxyStatus(w.Header(), details)
+	}
+	if st.reported { // by a handler that came after this one
+		return
+	}
+	st.reported = true
+	h.policy.counters.failures.WithLabelValues(string(f.Phase), string(f.Token)).Inc()
+	ce := h.policy.log.Check(h.logLevel, failedMessage(f))
+	if ce == nil {
+		return
+	}
+	suppressed, ok := 0, true
+	if h.logLevel > zapcore.DebugLevel {
+		suppressed, ok = h.limiter.Allow(f.Token, time.Now())
+	}
+	if !ok {
+		return
+	}
+	list := append(fields(st.call, st.err), zap.Int("status", failure.StatusOf(err)), zap.Int("attempts", st.attempts))
+	if st.address.IsValid() {
+		list = append(list, zap.Stringer("dialled", st.address))
+	}
+	if suppressed > 0 {
+		list = append(list, zap.Int("suppressed", suppressed))
+	}
+	ce.Write(list...)
+}
+
+// failedMessage returns the message of the log for a failure.
+func failedMessage(f failure.Failure) string {
 	switch {
-	case pool.IsTimeout(err):
-		return http.StatusGatewayTimeout
-	case errors.Is(err, context.Canceled):
-		return statusClientGone
+	case f.Rule != "":
+		return "target refused"
+	case f.Phase == failure.DNS:
+		return "target not resolved"
 	}
-	return http.StatusBadGateway
+	return "target failed"
 }
 
 // fields describes a request that failed, for the log: without the path and the query,
 // which may hold secrets.
 func fields(c *call, err error) []zap.Field {
 	list := []zap.Field{zap.Error(err)}
-	if rule := ruleOf(err); rule != "" {
-		list = append(list, zap.String("rule", rule))
+	if f := failure.Of(err); f.Token != "" {
+		list = append(list, zap.String("phase", string(f.Phase)), zap.String("failure", string(f.Token)))
+		if f.Rule != "" {
+			list = append(list, zap.String("rule", f.Rule))
+		}
 	}
 	if c != nil {
 		list = append(list, zap.String("scheme", c.scheme), zap.String("name", c.Host), zap.Uint16("port", c.Port))
@@ -71,64 +117,29 @@ func fields(c *call, err error) []zap.Field {
 	return list
 }
 
-// ruleOf returns the rule by which a request was refused: "" if it was not, but
-// failed.
-func ruleOf(err error) string {
-	if r, ok := errors.AsType[*guard.Refusal](err); ok {
-		return r.Rule
-	}
-	switch {
-	case errors.Is(err, targeturl.ErrNoTarget):
-		return ruleNoTarget
-	case errors.Is(err, errLoop):
-		return ruleLoop
-	case errors.Is(err, errMaxRequests):
-		return ruleMaxRequests
-	case errors.Is(err, dnscache.ErrOverloaded):
-		return ruleMaxLookups
-	case errors.Is(err, dnscache.ErrTooManyNewNames):
-		return ruleNewNames
-	}
-	if _, ok := errors.AsType[malformedError](err); ok {
-		return ruleMalformed
-	}
-	return ""
-}
+// dialError is a failure before anything of the request was sent. For reverse_proxy it is
+// a reverseproxy.DialError, so that any request may be tried elsewhere, and a net.Error,
+// so that a timeout becomes status 504.
+type dialError struct{ failure *failure.Error }
 
-// dialError is a failure before anything of the request was sent. For
-// reverse_proxy it is a reverseproxy.DialError, so that any request may be
-// tried elsewhere, and a net.Error, so that a timeout becomes status 504.
-type dialError struct {
-	target string // target and address
-	err    error
-}
+func (e dialError) Error() string { return e.failure.Error() }
 
-func newDialError(a *attempt, err error) error {
-	target := a.address()
-	if a.call != nil {
-		target = a.call.Host + " at " + target
-	}
-	return &dialError{target, err}
-}
-
-func (e *dialError) Error() string { return e.target + ": " + e.err.Error() }
-
-func (e *dialError) Unwrap() error { return e.err }
+func (e dialError) Unwrap() error { return e.failure }
 
 // As makes e a reverseproxy.DialError for errors.As.
-func (e *dialError) As(target any) bool {
+func (e dialError) As(target any) bool {
 	t, ok := target.(*reverseproxy.DialError)
 	if ok {
-		*t = reverseproxy.NewDialError(e.err)
+		*t = reverseproxy.NewDialError(e.failure.Err)
 	}
 	return ok
 }
 
 // Timeout implements net.Error.
-func (e *dialError) Timeout() bool { return pool.IsTimeout(e.err) }
+func (e dialError) Timeout() bool { return e.failure.Timeout() }
 
 // Temporary implements net.Error.
-func (e *dialError) Temporary() bool { return false }
+func (e dialError) Temporary() bool { return false }
 
 // Interface guards
-var _ net.Error = (*dialError)(nil)
+var _ net.Error = dialError{}

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/localnet"
 	"caddytarget/internal/targeturl"
@@ -81,8 +82,9 @@ func (g *Guard) isSet() bool {
 type policy struct {
 	gate     localnet.Gate
 	report   bool // the mode is report
-	refusals *refusals
+	counters *counters
 	log      *zap.Logger
+	quiet    bool // a handler logs the failures of its requests itself
 }
 
 // policy returns the policy of a site with these rules.
@@ -94,7 +96,7 @@ func (a *App) policy(g *Guard, log *zap.Logger) (*policy, error) {
 	if g.Mode == report {
 		log.Warn("the guard only reports: targets may be called that its rules refuse, private and loopback addresses too")
 	}
-	return &policy{localnet.Gate{Rules: rules, Listeners: a.listeners}, g.Mode == report, a.shared.refusals, log}, nil
+	return &policy{localnet.Gate{Rules: rules, Listeners: a.listeners}, g.Mode == report, a.shared.counters, log, false}, nil
 }
 
 // checkTarget checks scheme, name and port of a call. A source with a name of its own
@@ -246,7 +248,7 @@ func (p *policy) refused(c *call, err error) error {
 	if !p.onlyReports(err) {
 		return err
 	}
-	p.refusals.requests.WithLabelValues(report, ruleOf(err)).Inc()
+	p.counters.refused.WithLabelValues(report, failure.RuleOf(err)).Inc()
 	if ce := p.log.Check(zapcore.WarnLevel, "target would be refused"); ce != nil {
 		ce.Write(fields(c, err)...)
 	}
@@ -259,20 +261,23 @@ func (p *policy) leftOut(c *call, r *guard.Refusal) {
 	if p.onlyReports(r) {
 		mode, level, message = report, zapcore.WarnLevel, "address would be left out"
 	}
-	p.refusals.addresses.WithLabelValues(mode, r.Rule).Inc()
+	p.counters.leftOut.WithLabelValues(mode, r.Rule).Inc()
 	if ce := p.log.Check(level, message); ce != nil {
 		ce.Write(fields(c, r)...)
 	}
 }
 
-// failed counts and logs a request that was not sent on; c may be nil.
+// failed counts a request that was not sent on, and logs it unless the handler does; c
+// may be nil.
 func (p *policy) failed(c *call, status int, err error) {
-	message := "target not resolved"
-	if rule := ruleOf(err); rule != "" {
-		message = "target refused"
-		p.refusals.requests.WithLabelValues(enforce, rule).Inc()
+	f := failure.Of(err)
+	if f.Rule != "" {
+		p.counters.refused.WithLabelValues(enforce, f.Rule).Inc()
 	}
-	if ce := p.log.Check(zapcore.DebugLevel, message); ce != nil {
+	if p.quiet {
+		return
+	}
+	if ce := p.log.Check(zapcore.DebugLevel, failedMessage(f)); ce != nil {
 		ce.Write(append(fields(c, err), zap.Int("status", status))...)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/localnet"
 	"caddytarget/internal/testlab"
@@ -41,7 +42,7 @@ func (w *world) refusals() map[string]int {
 	counters := make(map[string]int)
 	for line := range strings.Lines(w.mustGet("/metrics", "").body) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if name, ok := strings.CutPrefix(name, "caddy_target_"); ok && value != "0" {
+		if name, ok := strings.CutPrefix(name, "caddy_target_"); ok && value != "0" && !strings.HasPrefix(name, "failures") {
 			counters[name], _ = strconv.Atoi(value)
 		}
 	}
@@ -105,11 +106,11 @@ func TestRefusals(t *testing.T) {
 		rule   string // "": not refused
 		log    map[string]any
 	}{
-		{"", 400, "no target", ruleNoTarget, nil},
-		{"http://a b/?token", 400, "space", ruleMalformed, nil},
-		{"http://0x7f.1/", 400, "ends in a number", ruleMalformed, nil},
-		{"ftp://a.example/", 403, `scheme "ftp" is refused`, guard.RuleSchemes, map[string]any{"scheme": "ftp", "name": "a.example"}},
-		{"h2c://a.example/", 403, `scheme "h2c" is refused`, guard.RuleSchemes, nil},
+		{"", 400, "no target", failure.RuleNoTarget, nil},
+		{"http://a b/?token", 400, "space", failure.RuleMalformed, nil},
+		{"http://0x7f.1/", 400, "ends in a number", failure.RuleMalformed, nil},
+		{"ftp://a.example/", 403, `scheme 'ftp' is refused`, guard.RuleSchemes, map[string]any{"scheme": "ftp", "name": "a.example"}},
+		{"h2c://a.example/", 403, `scheme 'h2c' is refused`, guard.RuleSchemes, nil},
 		{"http://sub.denied.example/token?token", 403, "in the deny list", guard.RuleDeny, map[string]any{"scheme": "http", "name": "sub.denied.example", "port": 80.0}},
 		{"http://metadata.google.internal/", 403, "a metadata service", guard.RuleMetadata, map[string]any{"name": "metadata.google.internal"}},
 		{"http://a.example:81/", 403, "port 81 is refused", guard.RulePorts, map[string]any{"port": 81.0}},
@@ -119,7 +120,7 @@ func TestRefusals(t *testing.T) {
 		{"http://none.example/", 403, "none.example: address 10.0.0.1 is refused: it is a private address", guard.RulePrivate, map[string]any{"name": "none.example", "address": "10.0.0.1"}},
 		{"http://nobody.example/", 502, "nobody.example", "", map[string]any{"msg": "target not resolved", "name": "nobody.example", "rule": nil}},
 	} {
-		want := map[string]any{"level": "debug", "msg": "target refused", "status": float64(test.status)}
+		want := map[string]any{"level": "info", "msg": "target refused", "status": float64(test.status)}
 		counter := ""
 		if test.rule != "" {
 			counter, want["rule"] = counterOf("refused", "enforce", test.rule), test.rule
@@ -138,8 +139,8 @@ func TestRefusals(t *testing.T) {
 			w.mustGet("/", "http://"+name+":"+b.Port)
 		})
 	}
-	want := map[string]any{"msg": "target refused", "rule": ruleLoop, "status": 508.0}
-	w.checkRefusal("loop", lines, counterOf("refused", "enforce", ruleLoop), want, func() {
+	want := map[string]any{"msg": "target refused", "rule": failure.RuleLoop, "status": 508.0}
+	w.checkRefusal("loop", lines, counterOf("refused", "enforce", failure.RuleLoop), want, func() {
 		if res := w.get("/", "http://half.example/", header("CDN-Loop", "other, "+loopID)); res.StatusCode != 508 {
 			t.Errorf("got %v, want status 508", res)
 		}
@@ -153,9 +154,9 @@ func TestLimitsAreRefusals(t *testing.T) {
 		name                 func(i int) string
 		reason               string
 	}{
-		{ruleMaxRequests, "max_requests 2", "", func(int) string { return "slow.example" }, "slow.example: too many requests in flight: 2"},
-		{ruleNewNames, "", "new_names 1", func(i int) string { return fmt.Sprintf("slow.example%d", i) }, "too many new names"},
-		{ruleMaxLookups, "", "max_lookups 1", func(i int) string { return fmt.Sprintf("slow.example%d", i) }, "too many lookups in flight"},
+		{failure.RuleMaxRequests, "max_requests 2", "", func(int) string { return "slow.example" }, "slow.example: too many requests in flight: 2"},
+		{failure.RuleNewNames, "", "new_names 1", func(i int) string { return fmt.Sprintf("slow.example%d", i) }, "too many new names"},
+		{failure.RuleMaxLookups, "", "max_lookups 1", func(i int) string { return fmt.Sprintf("slow.example%d", i) }, "too many lookups in flight"},
 	} {
 		t.Run(test.rule, func(t *testing.T) {
 			w := newWorld(t)
@@ -184,7 +185,7 @@ func TestLimitsAreRefusals(t *testing.T) {
 					return false
 				}
 			})
-			want := map[string]any{"level": "debug", "rule": test.rule, "status": 503.0}
+			want := map[string]any{"level": "info", "rule": test.rule, "status": 503.0}
 			w.checkRefusal(test.rule, lines, counterOf("refused", "enforce", test.rule), want, func() {
 				res := w.get("/", "http://"+test.name(i))
 				if res.StatusCode != 503 || res.Header.Get("Retry-After") != "1" || !strings.Contains(res.body, test.reason) {
@@ -464,7 +465,7 @@ func TestReportedAddresses(t *testing.T) {
 	}
 
 	// neither a name nor a socket has been checked
-	if err := p.permit(new(call), netip.AddrPort{}); ruleOf(err) != guard.RuleInvalid {
+	if err := p.permit(new(call), netip.AddrPort{}); failure.RuleOf(err) != guard.RuleInvalid {
 		t.Errorf("no address: got %v, want a refusal by the rule %s", err, guard.RuleInvalid)
 	}
 }

@@ -9,7 +9,9 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap/zapcore"
 
+	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/health"
 	"caddytarget/internal/httpfield"
@@ -37,7 +39,13 @@ import (
 // `{http.target.lookup_ms}` | How long that took, in milliseconds
 // `{http.target.redirects}` | How many redirects were followed; the others are about the last target
 // `{http.target.not_followed}` | Why a redirect went on to the client instead of being followed
-// `{http.target.error}` | Why the target was refused, could not be resolved, or did not answer
+// `{http.target.address}` | The address that was called last
+// `{http.target.attempts}` | How many attempts were made to send the request
+// `{http.target.reused}` | Whether the response came over a connection that had been used before
+// `{http.target.phase}` | How far a request that failed had come: `request`, `policy`, `dns`, `connect`, `tls`, `send` or `response`
+// `{http.target.failure}` | What failed, in one word; docs/failures.md has all of them
+// `{http.target.rule}` | The rule by which the request was refused
+// `{http.target.error}` | Why the target was refused, could not be resolved, or did not answer, for people. It may stand in a JSON string
 //
 // A request that fails here is an error that `handle_errors` can route on:
 // status 400 if there is no target or it cannot be read, if a template takes a
@@ -84,6 +92,15 @@ type Handler struct {
 	// How redirects are followed. Default: they are not, the client gets them.
 	FollowRedirects *Redirects `json:"follow_redirects,omitempty"`
 
+	// The level at which a request that failed is logged: `debug`, `info`, `warn` or
+	// `error`. Of one reason, 100 lines are logged at once and 10 a second, unless the
+	// level is `debug`. Default: `info`.
+	LogFailures string `json:"log_failures,omitempty"`
+
+	// Whether error responses say in the field Proxy-Status (RFC 9209) what failed: `on`,
+	// `details`, which adds what `{http.target.error}` says, or `off`. Default: `on`.
+	ProxyStatus string `json:"proxy_status,omitempty"`
+
 	// The resolver. Default: that of the app.
 	Resolver *Resolver `json:"resolver,omitempty"`
 
@@ -96,6 +113,9 @@ type Handler struct {
 
 	confineURL, confinePath targeturl.Confinement
 	values                  targeturl.SingleValues // of which a request has one each
+
+	logLevel zapcore.Level
+	limiter  failure.Limiter // of the lines about failures
 
 	strip    string       // the header field that is not sent on
 	limit    health.Limit // the timeout, if it is fixed
@@ -129,7 +149,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.Timeout != "" && !strings.Contains(h.Timeout, "{") {
 		h.limit = health.Limit("timeout " + h.Timeout)
 	}
-	if h.policy, err = app.policy(&h.Guard, ctx.Logger()); err != nil || h.ProxyRaw == nil {
+	if h.policy, err = app.policy(&h.Guard, ctx.Logger()); err != nil {
+		return err
+	}
+	h.policy.quiet = true
+	if h.logLevel, err = h.failureLevel(); err != nil || h.ProxyRaw == nil {
 		return err
 	}
 	proxy, err := ctx.LoadModule(h, "ProxyRaw")
@@ -138,6 +162,21 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	h.proxy = proxy.(caddyhttp.MiddlewareHandler)
 	return nil
+}
+
+// failureLevel returns the level at which failures are logged.
+func (h *Handler) failureLevel() (zapcore.Level, error) {
+	switch h.LogFailures {
+	case "debug":
+		return zapcore.DebugLevel, nil
+	case "", "info":
+		return zapcore.InfoLevel, nil
+	case "warn":
+		return zapcore.WarnLevel, nil
+	case "error":
+		return zapcore.ErrorLevel, nil
+	}
+	return 0, fmt.Errorf("log_failures %q is none of debug, info, warn and error", h.LogFailures)
 }
 
 // Validate checks the configuration.
@@ -150,6 +189,14 @@ func (h *Handler) Validate() error {
 	}
 	if h.MaxRequests < 0 {
 		return fmt.Errorf("max_requests %d is negative", h.MaxRequests)
+	}
+	if _, err := h.failureLevel(); err != nil {
+		return err
+	}
+	switch h.ProxyStatus {
+	case "", proxyStatusOn, proxyStatusDetails, proxyStatusOff:
+	default:
+		return fmt.Errorf("proxy_status %q is none of on, details and off", h.ProxyStatus)
 	}
 	if err := h.FollowRedirects.validate(); err != nil {
 		return err
@@ -177,10 +224,12 @@ func (h *Handler) Validate() error {
 }
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	st := stateOf(r.Context())
 	last, returned := st.begin()
+	failure.DropProxyStatus(w.Header())
+	defer func() { h.report(w, st, err) }()
 	if err := acceptable(r); err != nil {
 		return h.refuse(w, r, st, err)
 	}
@@ -195,7 +244,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	defer stop()
 	last.reopenBody(r, returned)
 	if err := h.awaitBody(r); err != nil {
-		return h.refuse(w, r, st, fmt.Errorf("%s: reading the request's body: %w", c.call.Host, err))
+		return h.refuse(w, r, st, bodyFailed(c.call.Host, err))
 	}
 	if h.canFollow(r) {
 		return h.follow(w, r, c, u, next)
@@ -207,14 +256,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 func acceptable(r *http.Request) error {
 	switch {
 	case hasLoopID(r.Header):
-		return errLoop
+		return failure.ErrLoop
 	case r.Method == http.MethodConnect && !isExtendedConnect(r):
 		// a backend that is a proxy, too, would open a tunnel
-		return malformedError{errConnect}
+		return failure.NewMalformed(failure.ErrConnect)
 	case r.URL.Opaque != "":
 		// as in "GET x:http://other.example/ HTTP/1.1": it would be sent as it
 		// is, in place of the target's host and path
-		return malformedError{errNoPath}
+		return failure.NewMalformed(failure.ErrNoPath)
 	}
 	return nil
 }
@@ -226,7 +275,7 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 	if h.MaxRequests > 0 {
 		done, ok := h.inFlight.Enter(guard.Origin{Scheme: c.call.scheme, Host: c.call.Host, Port: c.call.Port}, h.MaxRequests)
 		if !ok {
-			return h.refuse(w, r, st, fmt.Errorf("%s: %w: %d", c.call.Host, errMaxRequests, h.MaxRequests))
+			return h.refuse(w, r, st, fmt.Errorf("%s: %w: %d", c.call.Host, failure.ErrMaxRequests, h.MaxRequests))
 		}
 		defer done()
 	}
@@ -285,7 +334,7 @@ func (h *Handler) awaitBody(r *http.Request) (err error) {
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *requestState, err error) error {
 	h.answerAtOnce(w, r, st.call)
 	st.err = err
-	status := statusOf(err)
+	status := failure.StatusOf(err)
 	if status == http.StatusServiceUnavailable {
 		retryLater(w)
 	}

@@ -120,16 +120,16 @@ func TestStatuses(t *testing.T) {
 		{"mapped metadata", "http://[::ffff:169.254.169.254]/", 403, "169.254.169.254"},
 		{"unspecified", "http://0.0.0.0/", 403, "0.0.0.0"},
 
-		{"no such name", "http://unknown.example/", 502, "looking up unknown.example (A): " + w.dns.Addr + " replied NXDOMAIN"},
-		{"no address", "http://none.example/", 502, "looking up none.example (A): " + w.dns.Addr + " replied that there is none"},
-		{"no address of the family", "http://six.example/", 502, "looking up six.example (A): " + w.dns.Addr + " replied that there is none"},
-		{"nameserver fails", "http://failing.example/", 502, "looking up failing.example (A): " + w.dns.Addr + " replied SERVFAIL"},
-		{"nameserver refuses", "http://refused.example/", 502, "looking up refused.example (A): " + w.dns.Addr + " replied REFUSED"},
-		{"malformed reply", "http://broken.example/", 502, "looking up broken.example (A): " + w.dns.Addr + ": malformed"},
+		{"no such name", "http://unknown.example/", 502, "unknown.example: DNS lookup (A): " + w.dns.Addr + " replied NXDOMAIN"},
+		{"no address", "http://none.example/", 502, "none.example: DNS lookup (A): " + w.dns.Addr + " replied that there is none"},
+		{"no address of the family", "http://six.example/", 502, "six.example: DNS lookup (A): " + w.dns.Addr + " replied that there is none"},
+		{"nameserver fails", "http://failing.example/", 502, "failing.example: DNS lookup (A): " + w.dns.Addr + " replied SERVFAIL"},
+		{"nameserver refuses", "http://refused.example/", 502, "refused.example: DNS lookup (A): " + w.dns.Addr + " replied REFUSED"},
+		{"malformed reply", "http://broken.example/", 502, "broken.example: DNS lookup (A): " + w.dns.Addr + ": malformed"},
 		{"onion", "http://abc.onion/", 502, "abc.onion"},
 		{"no listener", "http://a.example:" + dead + "/", 502, "connection refused"},
 		{"no listener, https", "https://a.example:" + dead + "/", 502, "connection refused"},
-		{"nameserver silent", "http://silent.example/", 504, "looking up silent.example (A): no nameserver replied in time (" + w.dns.Addr + ")"},
+		{"nameserver silent", "http://silent.example/", 504, "silent.example: DNS lookup (A): no nameserver replied in time (" + w.dns.Addr + ")"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			res := w.get("/", test.target)
@@ -210,7 +210,7 @@ func TestOptions(t *testing.T) {
 		{name: "versions h2c", options: "versions h2c\n" + open, target: "http://a.example:H2C/x", status: 200, host: "a.example:H2C", uri: "/x"},
 
 		{name: "timeout malformed", options: "timeout {header.X-Bad}\n" + open, target: "a.example:PORT", status: 400, reason: "timeout"},
-		{name: "timeout zero", options: "timeout {query.q}ns\n" + open, target: "a.example:PORT", status: 504, reason: "deadline"},
+		{name: "timeout zero", options: "timeout {query.q}ns\n" + open, target: "a.example:PORT", status: 504, reason: "no answer within the timeout of 1ns"},
 		{name: "timeout absent", options: "timeout {header.X-None}\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
 		{name: "max_requests", options: "max_requests 1\n" + open, target: "a.example:PORT", status: 200, host: "a.example:PORT", uri: "/client?q=1"},
 
@@ -276,8 +276,8 @@ func TestTimeout(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if res.StatusCode != http.StatusGatewayTimeout || !strings.Contains(res.body, "deadline exceeded") {
-				t.Errorf("%s %s: status %d, want 504 and deadline exceeded: %s", method, name, res.StatusCode, res.body)
+			if res.StatusCode != http.StatusGatewayTimeout || !strings.Contains(res.body, "no answer within the timeout of 100ms") {
+				t.Errorf("%s %s: status %d, want 504 and that its time is over: %s", method, name, res.StatusCode, res.body)
 			}
 			if took := time.Since(start); took < 100*time.Millisecond {
 				t.Errorf("%s %s: after %s already, want 100ms at least", method, name, took)
@@ -339,8 +339,8 @@ func TestTooManyLookups(t *testing.T) {
 			case err != nil:
 				t.Error(err)
 			case res.StatusCode == http.StatusServiceUnavailable && res.Header.Get("Retry-After") != "":
-				if res.body != "503 too many lookups in flight" {
-					t.Errorf("body %q, want 503 too many lookups in flight", res.body)
+				if want := fmt.Sprintf("503 n%d.example: DNS lookup: too many lookups in flight", i); res.body != want {
+					t.Errorf("body %q, want %q", res.body, want)
 				}
 				refused.Add(1)
 			case res.StatusCode == http.StatusOK:
@@ -923,7 +923,7 @@ func TestOutage(t *testing.T) {
 	testlab.Eventually(t, "the outage is known", func() bool {
 		n++
 		res := w.get("/", fmt.Sprintf("http://unknown%d.example:%s", n, b.Port))
-		return res.body == fmt.Sprintf("502 looking up unknown%d.example (A): all nameservers are down (%s: no reply)", n, w.dns.Addr)
+		return res.body == fmt.Sprintf("502 unknown%d.example: DNS lookup (A): all nameservers are down (%s: no reply)", n, w.dns.Addr)
 	})
 	for _, name := range []string{"new.example", "unknown.example"} {
 		res := w.get("/", "http://"+name+":"+b.Port)

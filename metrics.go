@@ -5,54 +5,48 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
 )
 
-// The rules by which a request is refused beside those of the guard.
-const (
-	ruleNoTarget    = "no_target" // there is none
-	ruleMalformed   = guard.RuleMalformed
-	ruleLoop        = "loop"         // the request has come through this server before
-	ruleMaxRequests = "max_requests" // too many requests to the target are in flight
-	ruleMaxLookups  = "max_lookups"  // too many lookups are in flight
-	ruleNewNames    = "new_names"    // too many names that are not in the cache
-)
-
-// refusals counts what was refused.
-type refusals struct {
-	requests, addresses *prometheus.CounterVec
+// counters are the metrics of requests. They outlive a reload.
+type counters struct {
+	refused, leftOut *prometheus.CounterVec // by mode and rule
+	failures         *prometheus.CounterVec // by phase and token
 }
 
-func newRefusals() *refusals {
-	vec := func(name, help string) *prometheus.CounterVec {
+func newCounters() *counters {
+	vec := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "caddy",
 			Subsystem: "target",
 			Name:      name,
 			Help:      help,
-		}, []string{"mode", "rule"})
+		}, labels)
 	}
-	r := &refusals{
-		requests: vec("refused_total",
-			"Requests that were refused or, in the mode report, would have been, by rule."),
-		addresses: vec("left_out_total",
-			"Addresses that were left out of answers of which others remained or, in the mode report, would have been, by rule."),
+	c := &counters{
+		refused: vec("refused_total",
+			"Requests that were refused or, in the mode report, would have been, by rule.", "mode", "rule"),
+		leftOut: vec("left_out_total",
+			"Addresses that were left out of answers of which others remained or, in the mode report, would have been, by rule.", "mode", "rule"),
+		failures: vec("failures_total",
+			"Requests of target handlers that failed, by phase and error.", "phase", "error"),
 	}
 	// all are there from the start, so that the first refusal is an increase
 	for _, rule := range guard.RefusalRules() {
-		r.requests.WithLabelValues(enforce, rule)
-		r.requests.WithLabelValues(report, rule)
+		c.refused.WithLabelValues(enforce, rule)
+		c.refused.WithLabelValues(report, rule)
 	}
-	for _, rule := range []string{ruleNoTarget, ruleLoop, ruleMaxRequests, ruleMaxLookups, ruleNewNames} {
-		r.requests.WithLabelValues(enforce, rule)
+	for _, rule := range []string{failure.RuleNoTarget, failure.RuleLoop, failure.RuleMaxRequests, failure.RuleMaxLookups, failure.RuleNewNames} {
+		c.refused.WithLabelValues(enforce, rule)
 	}
-	return r
+	return c
 }
 
 // register adds the counters to a registry of metrics, once.
-func (r *refusals) register(registry *prometheus.Registry) error {
-	for _, c := range []prometheus.Collector{r.requests, r.addresses} {
-		if err := registry.Register(c); err != nil {
+func (c *counters) register(registry *prometheus.Registry) error {
+	for _, vec := range []prometheus.Collector{c.refused, c.leftOut, c.failures} {
+		if err := registry.Register(vec); err != nil {
 			if _, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); !ok {
 				return err
 			}

@@ -77,7 +77,7 @@ type App struct {
 // shared is what all configurations of the process have in common.
 type shared struct {
 	health   *health.Tracker
-	refusals *refusals
+	counters *counters
 	pools    *caddy.UsagePool
 	limits   *pool.Limits
 	sockets  *localnet.Sockets // nil: Caddy's account of its listeners is asked
@@ -95,7 +95,7 @@ const sharedKey = "shared"
 func newShared() *shared {
 	return &shared{
 		health:   health.New(),
-		refusals: newRefusals(),
+		counters: newCounters(),
 		pools:    caddy.NewUsagePool(),
 		limits:   pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
 		sockets:  newSockets(),
@@ -131,7 +131,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.watchSites(ctx); err != nil {
 		return err
 	}
-	if err := a.shared.refusals.register(ctx.GetMetricsRegistry()); err != nil {
+	if err := a.shared.counters.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
 	var err error

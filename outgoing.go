@@ -30,6 +30,10 @@ func (a *attempt) setOrder(req *http.Request, info reverseproxy.DialInfo) {
 	} else {
 		key.Dial = info.Network + " " + info.Address
 	}
+	if c != nil {
+		c.state.attempts++
+		c.state.address = key.Addr
+	}
 	key.Host = o.Target
 	switch t.schemeOf(c) {
 	case "https":

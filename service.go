@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"caddytarget/internal/failover"
+	"caddytarget/internal/failure"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
 )
@@ -44,7 +45,7 @@ func (u *Upstreams) isService() bool { return strings.HasPrefix(u.Name, "_") }
 func (u *Upstreams) newService(r *http.Request, repl *caddy.Replacer, x *exchange, st *requestState) (*service, error) {
 	name, _, err := targeturl.NormalizeHost(repl.ReplaceAll(u.Name, ""))
 	if err != nil {
-		return nil, malformedError{err}
+		return nil, failure.NewMalformed(err)
 	}
 	if u.dynamic {
 		c := &call{client: clientOf(r)}
@@ -55,7 +56,7 @@ func (u *Upstreams) newService(r *http.Request, repl *caddy.Replacer, x *exchang
 	}
 	found, err := u.resolver.LookupService(r.Context(), name)
 	if err != nil {
-		return nil, err
+		return nil, failure.OfLookup(name, err)
 	}
 	sample, drawn := u.source.Sample(found)
 	s := &service{name: name, calls: make([]call, len(sample)), exchange: x, end: time.Now().Add(u.resolver.Deadline())}
@@ -74,7 +75,7 @@ func (u *Upstreams) newService(r *http.Request, repl *caddy.Replacer, x *exchang
 // failed records why there is no address of a record. A refusal counts more than
 // anything else.
 func (s *service) failed(err error) {
-	if s.err == nil || ruleOf(s.err) == "" && ruleOf(err) != "" {
+	if s.err == nil || failure.RuleOf(s.err) == "" && failure.RuleOf(err) != "" {
 		s.err = err
 	}
 }
@@ -99,12 +100,17 @@ func (n *named) offerService(ctx context.Context) ([]*reverseproxy.Upstream, err
 func (s *service) unavailable() error {
 	switch {
 	case s.err == nil:
-		return fmt.Errorf("%s: the service is not offered", s.name)
+		return &failure.Error{Target: s.name, Phase: failure.DNS, Err: errNotOffered}
 	case errors.Is(s.err, context.DeadlineExceeded):
-		return fmt.Errorf("%s: no address of a host of the service came in time", s.name)
+		return &failure.Error{Target: s.name, Phase: failure.DNS, Err: errTooLate}
 	}
 	return fmt.Errorf("%s: %w", s.name, s.err)
 }
+
+var (
+	errNotOffered = errors.New("the service is not offered")
+	errTooLate    = failure.NewTimeout("no address of a host of the service came in time")
+)
 
 // errNotYet is the end of atOnce.
 var errNotYet = errors.New("not known yet")

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"caddytarget/internal/failure"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/testlab"
 )
@@ -200,13 +201,13 @@ func TestService(t *testing.T) {
 		},
 		{
 			name: "no target has an address", srv: []string{"0 0 AA unknown.example.", "1 0 AA failing.example."},
-			status: 503, reason: "looking up unknown.example (A): " + w.dns.Addr + " replied NXDOMAIN",
+			status: 503, reason: "unknown.example: DNS lookup (A): " + w.dns.Addr + " replied NXDOMAIN",
 		},
 		{
 			name: "not offered", srv: []string{"0 0 0 ."}, status: 503, reason: "_http._tcp.svc",
 		},
 		{
-			name: "no such service", status: 503, reason: "looking up _http._tcp.svc",
+			name: "no such service", status: 503, reason: "DNS lookup (SRV): ",
 		},
 		{
 			name: "all are down", srv: []string{"0 0 DEAD a.example.", "1 0 DEAD b.example."}, more: []string{"lb_retries 3"},
@@ -385,7 +386,7 @@ func TestServiceResolver(t *testing.T) {
 		}
 	}
 	_, err = r.LookupService(t.Context(), "_none._tcp.example")
-	if err == nil || statusOf(err) != http.StatusBadGateway || errors.Is(err, errNotYet) {
+	if err == nil || failure.StatusOf(err) != http.StatusBadGateway || errors.Is(err, errNotYet) {
 		t.Error(err)
 	}
 }

@@ -3,14 +3,17 @@ package caddytarget
 import (
 	"context"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"caddytarget/internal/failover"
+	"caddytarget/internal/failure"
 	"caddytarget/internal/httpfield"
 	"caddytarget/internal/replay"
 	"caddytarget/internal/targeturl"
@@ -21,15 +24,26 @@ import (
 // handlers one after the other, or one that is entered again by handle_errors, and
 // those after them do not see the handler's context.
 type requestState struct {
+	progress
+	exchange *exchange // the last one
+	first    exchange
+}
+
+// progress is what is known since the last handler began.
+type progress struct {
 	call     *call // the last one that was parsed
 	returned bool  // the handlers that call it have returned
 	err      error // why there is no going on
+	reported bool  // err is in the log
+
+	timeout     time.Duration  // of the handler, as it is configured; zero: none
+	attempts    int            // how many were made
+	address     netip.AddrPort // of the last one
+	reused      bool           // its connection had carried other requests
+	unavailable bool           // all addresses were known to fail when they were first offered
 
 	redirects   int   // how many were followed
 	notFollowed error // why one was not
-
-	exchange *exchange // the last one
-	first    exchange
 }
 
 const stateVar = "caddytarget.state"
@@ -51,8 +65,7 @@ func stateOf(ctx context.Context) *requestState {
 // returned reports whether the handlers that called it have returned.
 func (st *requestState) begin() (last *call, returned bool) {
 	last, returned = st.call, st.returned
-	st.call, st.returned, st.err = nil, false, nil
-	st.redirects, st.notFollowed = 0, nil
+	st.progress = progress{}
 	return last, returned
 }
 
@@ -64,23 +77,31 @@ func (st *requestState) placeholder(key string) (any, bool) {
 	}
 	switch name {
 	case "error":
-		return errorText(st.err), true
+		return st.errorText(), true
+	case "failure":
+		return string(st.failure().Token), true
+	case "phase":
+		return string(st.failure().Phase), true
+	case "rule":
+		return st.failure().Rule, true
+	case "attempts":
+		return st.attempts, true
+	case "address":
+		if !st.address.IsValid() {
+			return "", true
+		}
+		return st.address.String(), true
+	case "reused":
+		return st.reused, true
 	case "redirects":
 		return st.redirects, true
 	case "not_followed":
-		return errorText(st.notFollowed), true
+		return failure.Text(st.notFollowed), true
 	}
 	if st.call == nil {
 		return new(call).placeholder(name)
 	}
 	return st.call.placeholder(name)
-}
-
-func errorText(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
 }
 
 // placeholder gives the values of those placeholders that are about the target.

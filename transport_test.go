@@ -542,7 +542,7 @@ func TestDialError(t *testing.T) {
 		{"TLS timeout", fmt.Errorf("TLS handshake: %w", context.DeadlineExceeded), true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			err := newDialError(a, test.err)
+			var err error = dialError{a.failure(&pool.Error{Phase: pool.Connect, Err: test.err})}
 			var dial reverseproxy.DialError
 			if !errors.As(err, &dial) { //nolint:modernize // as reverse_proxy asks
 				t.Error("no DialError, want one")

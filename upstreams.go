@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"caddytarget/internal/failover"
+	"caddytarget/internal/failure"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
 )
@@ -215,7 +216,7 @@ func (u *Upstreams) namedUpstreams(r *http.Request) ([]*reverseproxy.Upstream, e
 		x.looped = true
 	}
 	if u.dynamic && x.looped {
-		return u.failed(st, nil, errLoop)
+		return u.failed(st, nil, failure.ErrLoop)
 	}
 	n := x.of(u)
 	if n == nil {
@@ -255,7 +256,7 @@ func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, n *named,
 // serve the request then, but not one that was refused.
 func (u *Upstreams) failed(st *requestState, c *call, err error) ([]*reverseproxy.Upstream, error) {
 	st.err = err
-	status := statusOf(err)
+	status := failure.StatusOf(err)
 	u.policy.failed(c, status, err)
 	if status < http.StatusInternalServerError {
 		return nil, nil
@@ -268,7 +269,7 @@ func (u *Upstreams) failed(st *requestState, c *call, err error) ([]*reverseprox
 		}
 		u.log.Error("no upstreams", zap.String("configured", configured), zap.Error(err))
 	}
-	if u.fallback && (ruleOf(err) == "" || !u.dynamic) {
+	if u.fallback && (failure.RuleOf(err) == "" || !u.dynamic) {
 		return nil, err
 	}
 	return nil, nil
@@ -300,6 +301,9 @@ func (u *Upstreams) offer(ctx context.Context, c *call) []*reverseproxy.Upstream
 	o := u.source.Next(ctx, &x.plan, &c.Target, x.resendable())
 	if !o.Healthy && c.renew(ctx) {
 		o = u.source.Next(ctx, &x.plan, &c.Target, x.resendable())
+	}
+	if !o.Healthy && x.plan.Tries() == 0 && c.state != nil {
+		c.state.unavailable = true
 	}
 	var buf [defaultMaxUpstreams]netip.AddrPort
 	return upstreamsFor(o.Append(buf[:0], c.Port, u.MaxUpstreams))

@@ -84,6 +84,7 @@ func TestWire(t *testing.T) {
 func runWireSites(w *world) (ports map[string]string) {
 	proxies := map[string]string{
 		"target": fmt.Sprintf(`target_proxy {header.X-Target} {
+			proxy_status off
 			allow_ips 127.0.0.0/8
 			tls_trust_pool file %q
 			lb_retries 1

@@ -102,10 +102,11 @@ type Try struct {
 //
 //	looking up a.example (A): 10.0.0.53:53 replied SERVFAIL
 func (e *Error) Error() string {
-	return fmt.Sprintf("looking up %s (%s): %s", e.Name, dns.Type(e.Type), e.reason())
+	return fmt.Sprintf("looking up %s (%s): %s", e.Name, dns.Type(e.Type), e.Reason())
 }
 
-func (e *Error) reason() string {
+// Reason returns what Error does, without the question.
+func (e *Error) Reason() string {
 	switch e.Kind {
 	case NotFound, ServerFailure:
 		if e.err != nil {
@@ -173,6 +174,14 @@ func (e *Error) Negative() (ttl time.Duration, ok bool) {
 	default:
 		return e.TTL, true
 	}
+}
+
+// RcodeString returns the name of Rcode, as SERVFAIL; empty if no reply caused the failure.
+func (e *Error) RcodeString() string {
+	if e.Rcode < 0 {
+		return ""
+	}
+	return rcodeString(e.Rcode)
 }
 
 // NotFound reports whether the name does not exist.

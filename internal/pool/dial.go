@@ -181,7 +181,7 @@ func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 // ran out, or a dial that was cancelled before the address had time to answer.
 func (p *Pool) reportFailure(n *dial, target string, err error) {
 	cancelled := n.ctx.Err() != nil && time.Since(n.phaseBegan) < minTimeout[n.phase]
-	if !cancelled && !isLocalExhaustion(err) && err != errNoClient && n.order.Target != "" {
+	if !cancelled && !IsLocalExhaustion(err) && err != errNoClient && n.order.Target != "" {
 		p.health.Failed(target, n.order.Key.Addr, false)
 	}
 }
@@ -214,7 +214,7 @@ func (p *Pool) openTCP(ctx context.Context, o *Order) (net.Conn, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if !isLocalExhaustion(err) || try == maxExhausted {
+		if !IsLocalExhaustion(err) || try == maxExhausted {
 			return nil, err
 		}
 		p.closeIdle(p.open.Load() / 8 * 7)

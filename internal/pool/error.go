@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -126,8 +127,18 @@ func IsTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// isLocalExhaustion reports whether dialing failed because local resources ran out.
-func isLocalExhaustion(err error) bool {
+// IsClosed reports whether the backend closed the connection before it should have.
+func IsClosed(err error) bool {
+	return errors.Is(err, errClosed) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
+}
+
+// IsHeaderSize reports whether a response was not taken because its header is too large.
+func IsHeaderSize(err error) bool {
+	return errors.Is(err, errHeaderSize) || errors.Is(err, errHeaderFields) || err != nil && strings.Contains(err.Error(), "response header list larger than advertised limit")
+}
+
+// IsLocalExhaustion reports whether dialing failed because local resources ran out.
+func IsLocalExhaustion(err error) bool {
 	return isOneOf(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL)
 }
 

@@ -59,6 +59,10 @@ type Order struct {
 	// Pending are the dials that the same request gave up before. When one to
 	// another address succeeds, the request stops waiting for this dial.
 	Pending []*Pending
+
+	// Reused is set by RoundTrip where it returns a response: the connection had been
+	// idle, or carried other requests. No dial reads it.
+	Reused bool
 }
 
 // Owner answers for the target of an Order: which addresses may be dialled, and which

@@ -26,7 +26,6 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
-	"caddytarget/internal/resolver"
 	"caddytarget/internal/testlab"
 )
 
@@ -1199,7 +1198,7 @@ func newArena(t testing.TB, sites []attackSite, groups []attackGroup) *arena {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &sharedResolver{resolver.New(other), asked.Key()}
+	r := newSharedResolver(other, asked.Key())
 	if _, found, err := resolvers.LoadOrNew(r.key, func() (caddy.Destructor, error) { return r, nil }); err != nil || found {
 		t.Fatalf("the resolver of the sites is there: %t, %v", found, err)
 	}

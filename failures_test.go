@@ -24,7 +24,6 @@ type fault struct {
 	target        string
 	options       string // of the site
 	phase, token  string
-	timeout       string // the token where the site has a timeout; empty: the same
 	status        int
 	rule, details string
 }
@@ -188,7 +187,8 @@ func (w *world) checkTold(t *testing.T, f fault, res response) {
 		t.Errorf("%q cannot stand in a JSON string", text)
 	}
 	if f.phase != "request" {
-		host := strings.Split(strings.TrimPrefix(strings.TrimPrefix(f.target, "http://"), "https://"), ":")[0]
+		_, host, _ := strings.Cut(f.target, "://")
+		host, _, _ = strings.Cut(host, ":")
 		if host = strings.Trim(host, "/"); !strings.HasPrefix(text, host) {
 			t.Errorf("%q does not begin with the target %s", text, host)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -229,12 +230,19 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	st := stateOf(r.Context())
 	last, returned := st.begin()
 	failure.DropProxyStatus(w.Header())
-	defer func() { h.report(w, st, err) }()
+	var c *callContext
+	begun := time.Now()
+	defer func() {
+		if c != nil {
+			h.policy.counters.observe(c.call.Host, st, err, begun)
+		}
+		h.report(w, st, err)
+	}()
 	if err := acceptable(r); err != nil {
 		return h.refuse(w, r, st, err)
 	}
-	c, u, err := h.newCall(r, repl, last, st)
-	if err != nil {
+	var u targeturl.URL
+	if c, u, err = h.newCall(r, repl, last, st); err != nil {
 		return h.refuse(w, r, st, err)
 	}
 	stop, err := h.limitTime(w, r, repl, c)

@@ -70,6 +70,7 @@ type world struct {
 	global   string // more global options
 	resolver string // more of the default resolver
 	log      string // the default log, instead of none
+	admin    string // where the admin API listens, instead of nowhere
 }
 
 func newWorld(t testing.TB) *world {
@@ -95,7 +96,7 @@ func newWorld(t testing.TB) *world {
 func (w *world) caddyfile(site string) string {
 	site, more, _ := strings.Cut(site, "\n---\n")
 	return fmt.Sprintf(`{
-	admin off
+	admin %s
 	auto_https off
 	persist_config off
 	storage file_system %q
@@ -119,7 +120,7 @@ http://:%s {
 	respond @run %d
 	%s
 }
-%s`, w.storage(), cmp.Or(w.log, "output discard\nlevel ERROR"), w.global, w.dns.Addr, w.resolver, w.port, w.runs, site, more)
+%s`, cmp.Or(w.admin, "off"), w.storage(), cmp.Or(w.log, "output discard\nlevel ERROR"), w.global, w.dns.Addr, w.resolver, w.port, w.runs, site, more)
 }
 
 // logTo makes the next configuration log from a level on. It returns a function

@@ -2,17 +2,20 @@ package caddytarget
 
 import (
 	"errors"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
+	"caddytarget/internal/topk"
 )
 
 // counters are the metrics of requests. They outlive a reload.
 type counters struct {
 	refused, leftOut *prometheus.CounterVec // by mode and rule
 	failures         *prometheus.CounterVec // by phase and token
+	top              *topk.Sketch           // of targets
 }
 
 func newCounters() *counters {
@@ -32,6 +35,7 @@ func newCounters() *counters {
 		failures: vec("failures_total",
 			"Requests of target handlers that failed, by phase and error.", "phase", "error"),
 	}
+	c.top = topk.New(topk.Config{})
 	// all are there from the start, so that the first refusal is an increase
 	for _, rule := range guard.RefusalRules() {
 		c.refused.WithLabelValues(enforce, rule)
@@ -53,4 +57,12 @@ func (c *counters) register(registry *prometheus.Registry) error {
 		}
 	}
 	return nil
+}
+
+// observe counts a request that began at a time for its target.
+func (c *counters) observe(target string, st *requestState, err error, begun time.Time) {
+	failed := err != nil || st.err != nil
+	c.top.Observe(target, topk.Observation{
+		Failed: failed, Latency: time.Since(begun), NewConn: !failed && st.attempts > 0 && !st.reused,
+	})
 }

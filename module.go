@@ -25,13 +25,14 @@
 //
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
-// of connections, which outlive a reload); listeners.go (this server's own); metrics.go;
-// mistakes.go (warnings); caddyfile.go (parses the subdirectives of all modules). Defaults
+// of connections, which outlive a reload); listeners.go (this server's own); metrics.go,
+// metrics_dns.go; admin.go, admin_top.go (the admin API), command.go; mistakes.go
+// (warnings); caddyfile.go (parses the subdirectives of all modules). Defaults
 // stand in Provision of their module, those of the resolver in internal/resolver/config.go.
 // The work is done below internal: resolver, dnscache, dnsclient, dnsname (names to
 // addresses); failover, health (which address next); pool (connections); guard, localnet
 // (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
-// header fields).
+// header fields); failure (the words for what failed); topk (counts by target).
 package caddytarget
 
 import (
@@ -82,6 +83,7 @@ type shared struct {
 	limits   *pool.Limits
 	sockets  *localnet.Sockets // nil: Caddy's account of its listeners is asked
 	sites    localnet.Sites
+	dns      *dnsCollector
 }
 
 // Destruct implements caddy.Destructor.
@@ -99,6 +101,7 @@ func newShared() *shared {
 		pools:    caddy.NewUsagePool(),
 		limits:   pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
 		sockets:  newSockets(),
+		dns:      newDNSCollector(),
 	}
 }
 
@@ -135,8 +138,10 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	var err error
-	a.resolver, err = a.acquire(a.Resolver)
-	return err
+	if a.resolver, err = a.acquire(a.Resolver); err != nil {
+		return err
+	}
+	return a.shared.dns.register(ctx.GetMetricsRegistry())
 }
 
 // watchSites takes down the sockets of the configuration's sites as soon as all

@@ -158,7 +158,14 @@ var resolvers = caddy.NewUsagePool()
 // sharedResolver is one of resolvers.
 type sharedResolver struct {
 	*resolver.Resolver
-	key string
+	key    string
+	shared *shared // for its metrics
+}
+
+func newSharedResolver(config *resolver.Compiled, key string) *sharedResolver {
+	r := &sharedResolver{resolver.New(config), key, acquireShared()}
+	r.shared.dns.add(r.Resolver)
+	return r
 }
 
 // acquireResolver returns the resolver of a configuration, a new one if there is none.
@@ -178,7 +185,7 @@ func acquireResolver(config resolver.Config) (*sharedResolver, error) {
 	}
 	key := compiled.Key()
 	value, _, err := resolvers.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return &sharedResolver{resolver.New(compiled), key}, nil
+		return newSharedResolver(compiled, key), nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("resolver: %w", err)
@@ -195,6 +202,8 @@ func (r *sharedResolver) release() error {
 // Destruct implements caddy.Destructor.
 func (r *sharedResolver) Destruct() error {
 	r.Close()
+	r.shared.dns.retire(r.Resolver)
+	releaseShared()
 	return nil
 }
 

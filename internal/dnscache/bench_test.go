@@ -178,7 +178,7 @@ func TestSizes(t *testing.T) {
 		{"an entry", unsafe.Sizeof(entry{}), 64},
 		{"a bucket", unsafe.Sizeof(bucket{}), 64},
 		{"a node", unsafe.Sizeof(node{}), 80},
-		{"a state", unsafe.Sizeof(state{}), 88},
+		{"a state", unsafe.Sizeof(state{}), 96},
 	} {
 		if tc.size != tc.want {
 			t.Errorf("%s has %d bytes, want %d", tc.what, tc.size, tc.want)

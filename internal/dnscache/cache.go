@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"hash/maphash"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -83,6 +84,7 @@ type Cache struct {
 	// The time of the last tick, or 0. Reading the clock stalls a processor until
 	// all that it has begun is done, which costs more than the rest of a hit.
 	coarseNow atomic.Int64
+	counters  *counters
 	ownClock  bool // the clock is the monotonic one, which does not jump
 	ex        Exchanger
 	cfg       Config
@@ -91,7 +93,9 @@ type Cache struct {
 	queues    queues
 	preloaded int // nodes, which are in no queue
 
-	excess atomic.Int64 // addresses beyond the small number, of all entries
+	excess               atomic.Int64 // addresses beyond the small number, of all entries
+	refreshes, evictions atomic.Uint64
+	id                   uint64 // of this cache, in cursors
 
 	// What limits the lookups for readers.
 	pending     admission     // those in flight and waiting
@@ -127,6 +131,8 @@ type node struct {
 type call struct {
 	started   atomic.Bool // who sets this does the lookup; until then it is planned
 	renewal   bool        // ask for families that hold too
+	allTypes  bool        // ask for families that hold or have failed just now, too
+	again     atomic.Bool // another lookup, of allTypes, is to follow
 	plannedAt time.Duration
 	domain    uint64        // of a lookup for readers: the domain that it is counted for
 	done      chan struct{} // closed when entry or err is set
@@ -177,6 +183,8 @@ func New(ex Exchanger, cfg Config) *Cache {
 		cfg:         cfg,
 		ownClock:    ownClock,
 		ex:          ex,
+		counters:    new(counters),
+		id:          rand.Uint64(),
 		seed:        maphash.MakeSeed(),
 		table:       newTable(cfg.Size + len(cfg.Preload)),
 		pending:     newAdmission(2 * cfg.MaxLookups), // as many as there are slots may wait
@@ -234,12 +242,15 @@ func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 		if now := c.now(e); now < e.expires {
 			e.touch(now)
 			if e.count == 0 {
+				c.counters.add(e.countAs())
 				return Answer{State: Hit}, e.state.err
 			}
+			c.counters.add(ResultHit)
 			return Answer{Addrs: e.addrs(), Preferred: int(e.preferred), State: Hit}, nil
 		}
 	}
 	r := c.read(ctx, hash, name, size, e)
+	c.counters.add(r.countAs())
 	if r.err != nil {
 		return Answer{State: r.state, Waited: r.waited}, r.err
 	}
@@ -251,6 +262,7 @@ func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 func (c *Cache) LookupSRV(ctx context.Context, name string) (ServiceAnswer, error) {
 	hash, size := c.hash(name), uint16(len(name))|serviceBit
 	r := c.read(ctx, hash, name, size, c.table.find(hash, name, size))
+	c.counters.add(r.countAs())
 	if r.err != nil {
 		return ServiceAnswer{State: r.state, Waited: r.waited}, r.err
 	}
@@ -293,10 +305,11 @@ func (c *Cache) now(e *entry) time.Duration {
 
 // result is what a reader gets.
 type result struct {
-	entry  *entry // with addresses or records, unless there is an error
-	err    error
-	state  State
-	waited time.Duration
+	entry    *entry // with addresses or records, unless there is an error
+	err      error
+	canceled bool // err is that of the reader's context
+	state    State
+	waited   time.Duration
 }
 
 func (e *entry) result(as State) result {
@@ -370,6 +383,7 @@ func (c *Cache) insert(hash uint64, name string, size uint16) (*entry, *call, er
 func (c *Cache) put(hash uint64, name string, size uint16, cl *call) *entry {
 	for c.queues.len() >= c.cfg.Size {
 		c.unlink(c.queues.evict(c.cfg.Size, c.cfg.Now(), c.hash))
+		c.evictions.Add(1)
 	}
 	n := c.add(hash, name, size, cl)
 	c.queues.add(n, hash, c.cfg.Size)
@@ -547,7 +561,7 @@ func (c *Cache) wait(ctx context.Context, cl *call) result {
 		r.waited = c.cfg.Now() - start
 		return r
 	case <-ctx.Done():
-		return result{err: context.Cause(ctx), waited: c.cfg.Now() - start}
+		return result{err: context.Cause(ctx), canceled: true, waited: c.cfg.Now() - start}
 	}
 }
 
@@ -577,6 +591,7 @@ func (c *Cache) abandon(n *node, cl *call, err error) {
 		now := c.cfg.Now()
 		c.sched.schedule(n, now, 0, now+c.cfg.MinTTL)
 	}
+	c.sched.callEnded(n, cl)
 }
 
 // scheduleNext schedules the next lookup of n, whose entry is e now.

@@ -35,6 +35,7 @@ type Exchanger interface {
 const (
 	TypeA    uint16 = 1
 	TypeAAAA uint16 = 28
+	TypeSRV  uint16 = 33
 )
 
 // Family is the policy which addresses of a name are asked for, and in which order

@@ -22,12 +22,17 @@
 //     which it has a lease. A refresh takes one of the scheduler's slots; account
 //     decides whether it is worth its queries.
 //
+// Operators list names with Names and Name, read counts with Stats, and have names
+// forgotten or asked for again with Purge. None of them holds a lock for longer than
+// it takes to handle a few names.
+//
 // Where to find what:
 //
 //   - cache.go: Cache, node and call; what a read does; the defaults of Config (New).
 //   - entry.go: entry and the table. state.go: state and merge; the order of addresses.
 //   - flight.go, scheduler.go, slots.go, …: what their names say; the list below has them.
-//   - config.go: Exchanger, Config, the exported errors.
+//   - config.go: Exchanger, Config, the exported errors. names.go, purge.go, counters.go:
+//     what operators see.
 //
 // These limit what attackers and failures can cost. Each is noticed by the test behind
 // it if it is taken out.

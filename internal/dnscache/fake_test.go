@@ -51,9 +51,6 @@ type script struct {
 	late  time.Duration // to notice that
 }
 
-// typeSRV is the qtype of the questions for services.
-const typeSRV = 33
-
 type question struct {
 	name  string
 	qtype uint16
@@ -119,13 +116,13 @@ func (f *fake) Ask(ctx context.Context, name string, qtype uint16, done func([]n
 
 func (f *fake) AskSRV(ctx context.Context, name string, done func([]net.SRV, time.Duration, error)) {
 	go func() {
-		s, err := f.reply(ctx, name, typeSRV)
+		s, err := f.reply(ctx, name, TypeSRV)
 		done(s.srv, s.ttl, err)
 	}()
 }
 
 func (f *fake) reply(ctx context.Context, name string, qtype uint16) (script, error) {
-	kind := map[uint16]string{TypeA: "A", TypeAAAA: "AAAA", typeSRV: "SRV"}[qtype]
+	kind := map[uint16]string{TypeA: "A", TypeAAAA: "AAAA", TypeSRV: "SRV"}[qtype]
 	key := name + " " + kind
 	f.mu.Lock()
 	if f.down != nil {

@@ -67,6 +67,9 @@ func (f *flight) begin() {
 		f.order = c.cfg.Family()
 	}
 	asked := f.old.state.wanted(f.order, f.start, f.call.renewal)
+	if f.call.allTypes {
+		asked = families(f.order)
+	}
 	f.unanswered = len(asked)
 	f.held = len(asked) == 1 && len(families(f.order)) > 1 && f.old.state.holdsNoData(1-asked[0], f.start)
 	if f.forReader && f.old.state.likelySlow() {
@@ -228,6 +231,7 @@ func (f *flight) finish() {
 	}
 	f.node.call.Store(nil)
 	c.scheduleNext(f.node, e)
+	c.sched.callEnded(f.node, f.call)
 	if readersWait {
 		close(f.call.done)
 	}

@@ -349,6 +349,7 @@ func (s *scheduler) start(n *node, class int) {
 		s.releaseSlot(class)
 		return
 	}
+	s.cache.refreshes.Add(1)
 	f := s.cache.newFlight(n, cl)
 	f.onFinish = func() {
 		s.releaseSlot(class)

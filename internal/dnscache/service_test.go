@@ -53,7 +53,7 @@ func (w world) getSRV(name string) string {
 // wantAskedSRV compares how often a service was asked for since the last time.
 func (w world) wantAskedSRV(name string, want int) {
 	w.Helper()
-	if got := len(w.fake.questions(name, typeSRV)); got != want {
+	if got := len(w.fake.questions(name, TypeSRV)); got != want {
 		w.Errorf("%s: asked %d times for SRV, want %d", name, got, want)
 	}
 	w.wantAsked(name, 0, 0)

@@ -63,8 +63,9 @@ func (r *reply) empty() bool { return len(r.addrs) == 0 && len(r.records) == 0 }
 // state is what is known of a name beyond what a hit needs. It is immutable once
 // its entry is published.
 type state struct {
-	node *node
-	err  error // what readers get if there are no addresses, or why a family is missing
+	node  *node
+	err   error         // what readers get if there are no addresses, or why a family is missing
+	errAt time.Duration // when err came back
 
 	// By family.
 	expires      [2]time.Duration // when the last good answer expires; without addresses: the NODATA, see holdsNoData
@@ -78,6 +79,7 @@ type state struct {
 	renewals     uint8  // see Renew: lookups in a row that brought nothing new
 	learnedStale bool   // the addresses had expired when the lookup ended
 	slow         bool   // the lookup took longer than slowAfter
+	negative     bool   // there are no addresses, and err is no failure
 }
 
 const (
@@ -120,8 +122,8 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 				s.expires[f] = old.expires[f]
 			}
 			s.failures[f], s.retryAfter[f] = old.failures[f], old.retryAfter[f]
-			if s.failures[f] > 0 {
-				failure = cmp.Or(failure, old.err)
+			if s.failures[f] > 0 && failure == nil {
+				failure, s.errAt = old.err, old.errAt
 			}
 			continue
 		}
@@ -145,7 +147,7 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 			continue
 		}
 		if failure == nil || f == v4 {
-			failure = r.err
+			failure, s.errAt = r.err, r.at
 		}
 		keep(f)
 		if isOutage(r.err) || r.err == ErrOverloaded {
@@ -167,7 +169,7 @@ func merge(cfg *Config, last *entry, got [2]reply, order Family, now time.Durati
 		s.learnedStale = e.expires <= now
 		e.limitNoData(cfg, got, now)
 	case failure == nil:
-		s.err, e.expires = negative, negativeUntil
+		s.err, s.errAt, s.negative, e.expires = negative, now, true, negativeUntil
 	default:
 		// a failure is remembered until it may be asked for again
 		e.expires = max(s.nextRetry(), now)

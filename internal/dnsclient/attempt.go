@@ -78,7 +78,9 @@ func (d *dialogue) query() (again bool) {
 	if shortened {
 		deadline = d.deadline
 	}
+	d.server.counters.begin()
 	msg, ignored, err := d.transport.exchange(d.client.ctx, deadline, d.question, d.edns)
+	d.server.counters.end()
 	took := time.Since(start)
 	if err != nil {
 		d.gotError(err, took, ignored, shortened)
@@ -105,6 +107,9 @@ func (d *dialogue) gotError(err error, took time.Duration, ignored int, shortene
 	case r.failure.kind == Network, !shortened, took >= d.client.intervals.minSilence:
 		r.outcome = silent
 	}
+	if r.failure.kind != Closed {
+		d.server.counters.failed(r.failure)
+	}
 	d.note(took, ignored, r.failure.String())
 }
 
@@ -114,6 +119,7 @@ func (d *dialogue) gotReply(msg []byte, took time.Duration, ignored int) (again 
 	s.replied(took)
 
 	r, err := d.client.parse(msg, d.question)
+	s.counters.replied(&r, err, took)
 	switch {
 	case err != nil:
 		d.note(took, ignored, err.Error())

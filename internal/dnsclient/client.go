@@ -89,11 +89,12 @@ type Client struct {
 	mismatches atomic.Uint64
 	parsing    chan struct{} // one for each large message that is parsed
 
-	mu      sync.Mutex // guards all below
-	closed  bool
-	servers []*server     // in the configured order; replaced, never changed
-	outage  chan struct{} // not nil while all servers are down
-	skipped *question     // the last question that was not asked because of the outage
+	mu       sync.Mutex // guards all below
+	closed   bool
+	servers  []*server                     // in the configured order; replaced, never changed
+	outage   chan struct{}                 // not nil while all servers are down
+	skipped  *question                     // the last question that was not asked because of the outage
+	counters map[Nameserver]*queryCounters // of all that there have been
 }
 
 // New returns a client that asks servers in this order of preference. It
@@ -103,6 +104,7 @@ func New(servers []Nameserver, cfg Config) *Client {
 		roots: cfg.Roots,
 		route: cfg.Route, trace: cfg.Trace, traced: cfg.Traced, healthChanged: cfg.Health,
 		parsing: make(chan struct{}, runtime.GOMAXPROCS(0)), intervals: defaultIntervals,
+		counters: make(map[Nameserver]*queryCounters),
 	}
 	if c.healthChanged == nil {
 		c.healthChanged = func(Nameserver, string) {}

@@ -72,6 +72,7 @@ type health struct {
 	rtt, deviation time.Duration
 
 	down        bool
+	changedAt   time.Time // when down last changed; zero: never
 	watched     bool      // server.watch runs
 	watchedAt   time.Time // when it last began to run
 	noEDNSUntil time.Time
@@ -153,6 +154,9 @@ func (h *health) replied(rtt time.Duration) (wasDown bool) {
 	h.silent = 0
 	h.replies++
 	wasDown, h.down = h.down, false
+	if wasDown {
+		h.changedAt = time.Now()
+	}
 	return wasDown
 }
 
@@ -267,7 +271,7 @@ func (h *health) confirmDown(replies uint64, removed bool) (reason string, down 
 		h.watched = false
 		return "", false
 	}
-	h.down = true
+	h.down, h.changedAt = true, time.Now()
 	return h.reason, true
 }
 

@@ -93,15 +93,22 @@ func probeQuestion(n int, lastAnswered, lastSkipped *question) *question {
 func (s *server) probe(ctx context.Context, over transport, q *question) bool {
 	c := s.client
 	start := time.Now()
+	s.counters.begin()
 	msg, _, err := over.exchange(ctx, start.Add(c.timeout()), q, s.health.wantsEDNS())
+	s.counters.end()
 	if err != nil {
-		s.health.probeFailed(exchangeFailure(&s.Nameserver, err).String())
+		f := exchangeFailure(&s.Nameserver, err)
+		if ctx.Err() == nil {
+			s.counters.failed(f)
+		}
+		s.health.probeFailed(f.String())
 		return false
 	}
 	rtt := time.Since(start)
+	r, err := parse(msg, q)
+	s.counters.replied(&r, err, rtt)
 	s.replied(rtt)
 
-	r, err := parse(msg, q)
 	isAnswer := err == nil && (r.truncated || r.rcode == dns.RcodeSuccess || r.rcode == dns.RcodeNameError)
 	s.health.probeAnswered(isAnswer && rtt < c.intervals.maxHedgeDelay)
 	return true

@@ -13,13 +13,15 @@ type server struct {
 	first    transport // for all queries
 	fallback transport // for what was truncated over first; nil if there is none
 	health   health
+	counters *queryCounters
 
 	ctx    context.Context // ends when the server is removed or the client closed
 	cancel context.CancelFunc
 }
 
+// newServer is called with c.mu held.
 func (c *Client) newServer(ns Nameserver) *server {
-	s := &server{Nameserver: ns, client: c}
+	s := &server{Nameserver: ns, client: c, counters: c.countersOf(ns)}
 	s.health.intervals = &c.intervals
 	s.first, s.fallback = newTransports(ns, c.roots, &c.mismatches)
 	s.ctx, s.cancel = context.WithCancel(c.ctx)

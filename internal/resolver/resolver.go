@@ -148,6 +148,9 @@ func (r *Resolver) Close() {
 // Deadline returns how long one lookup may take.
 func (r *Resolver) Deadline() time.Duration { return r.config.Deadline }
 
+// CacheSize returns how many names are kept in each zone.
+func (r *Resolver) CacheSize() int { return r.config.CacheSize }
+
 // The values of [Answer.From].
 const (
 	Miss    = "miss"    // it was asked for just now

@@ -1,0 +1,169 @@
+package caddytarget
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/miekg/dns"
+
+	"caddytarget/internal/testlab"
+)
+
+// docsWorld is the gateway of the examples of docs/operating.md.
+func docsWorld(t *testing.T) (w *world, unify *strings.Replacer) {
+	w = newAdminWorld(t)
+	corp := testlab.NewNameserver(t)
+	w.dns.Set("shop.example", testlab.Reply{Addrs: []string{"192.0.2.10"}, TTL: 3000})
+	w.dns.Set("broken.example", testlab.Reply{Rcode: dns.RcodeServerFailure})
+	corp.Set("db.corp.example", testlab.Reply{Addrs: []string{"192.0.2.20"}, TTL: 3000})
+	w.resolver = "tries 1\nrefresh off\nzone corp.example " + corp.Addr
+	w.run("metrics /metrics\n" + w.proxy())
+	r := usedResolvers()[0]
+	for _, name := range []string{"shop.example", "shop.example", "none.example", "broken.example", "db.corp.example"} {
+		w.lookup(r, []string{name})
+	}
+	return w, strings.NewReplacer(w.dns.Addr, "10.0.0.53:53", corp.Addr, "10.1.0.53:53", r.id, "6f1e2a9c")
+}
+
+// changing are the members of answers that are not the same each time.
+var changing = []string{
+	"version", "caddy", "go", "ttl", "stale_for", "used", "error_age", "retry", "next_refresh", "seconds", "rtt", "changed",
+}
+
+// sameJSON returns JSON with the values of changing members left out.
+func sameJSON(t *testing.T, text string) string {
+	t.Helper()
+	var value any
+	if err := json.Unmarshal([]byte(text), &value); err != nil {
+		t.Errorf("reading %s: %v", text, err)
+		return text
+	}
+	var unify func(any)
+	unify = func(value any) {
+		switch value := value.(type) {
+		case map[string]any:
+			for key, member := range value {
+				if slices.Contains(changing, key) {
+					value[key] = "*"
+				}
+				unify(member)
+			}
+		case []any:
+			for _, element := range value {
+				unify(element)
+			}
+		}
+	}
+	unify(value)
+	unified, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(unified)
+}
+
+// sameTable returns the lines of a table, sorted, without times and widths of columns.
+func sameTable(text string) string {
+	text = regexp.MustCompile(`-?\b([0-9.]+(ms|s|m|h))+\b`).ReplaceAllString(text, "*")
+	text = regexp.MustCompile(` +`).ReplaceAllString(text, " ")
+	text = strings.ReplaceAll(text, " \n", "\n")
+	return strings.Join(slices.Sorted(strings.Lines(strings.TrimRight(text, " \n")+"\n")), "")
+}
+
+// TestOperatingDocs checks that the examples of docs/operating.md show what the commands
+// and the endpoints answer.
+func TestOperatingDocs(t *testing.T) {
+	text, err := os.ReadFile("docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, unify := docsWorld(t)
+	type example struct{ command, want string }
+	var examples []example
+	for _, block := range regexp.MustCompile("(?s)```console\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
+		for text := range strings.SplitSeq(strings.TrimPrefix(block[1], "$ "), "\n$ ") {
+			command, want, _ := strings.Cut(text, "\n")
+			examples = append(examples, example{command, want})
+		}
+	}
+	if len(examples) < 9 {
+		t.Errorf("got %d examples in docs/operating.md, want one of each command and endpoint", len(examples))
+	}
+	// those that change something are the last ones
+	slices.SortStableFunc(examples, func(a, b example) int {
+		return strings.Count(a.command, "purge") - strings.Count(b.command, "purge")
+	})
+	curl := regexp.MustCompile(`^curl -s (?:-d '(.*)' )?'localhost:2019(/.*)' \| jq$`)
+	for _, e := range examples {
+		var got string
+		same := sameTable
+		if args, ok := strings.CutPrefix(e.command, "caddy target "); ok {
+			_, stdout, stderr := caddyTarget(t, append(strings.Fields(args), "--address", w.admin)...)
+			got = unify.Replace(stdout + stderr)
+		} else if parts := curl.FindStringSubmatch(e.command); parts != nil {
+			method := http.MethodGet
+			if parts[1] != "" {
+				method = http.MethodPost
+			}
+			_, body := w.askAdmin(method, parts[2], parts[1])
+			var indented bytes.Buffer
+			_ = json.Indent(&indented, []byte(unify.Replace(body)), "", "  ")
+			got = indented.String()
+			same = func(text string) string { return sameJSON(t, text) }
+		} else {
+			t.Errorf("unknown command %s", e.command)
+			continue
+		}
+		if same(got) != same(e.want) {
+			t.Errorf("%s: got\n%s\nwant, as in docs/operating.md,\n%s", e.command, got, e.want)
+		}
+	}
+}
+
+// TestOperatingDocsMetrics checks that docs/operating.md has all metrics of names and
+// nameservers, with their labels, and that the gateway has no others.
+func TestOperatingDocsMetrics(t *testing.T) {
+	text, err := os.ReadFile("docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]bool)
+	row := regexp.MustCompile("(?m)^\\| `(caddy_target_\\w+)` \\| ([^|]*) \\|")
+	for _, columns := range row.FindAllStringSubmatch(string(text), -1) {
+		got[columns[1]+" "+strings.ReplaceAll(columns[2], "`", "")] = true
+	}
+	want := make(map[string]bool)
+	described := regexp.MustCompile(`fqName: "(\w+)".*variableLabels: \{([^}]*)\}`)
+	for _, m := range dnsMetrics {
+		parts := described.FindStringSubmatch(m.desc.String())
+		if parts == nil {
+			t.Fatalf("got the description %s, want a name and labels", m.desc)
+		}
+		want[parts[1]+" "+strings.ReplaceAll(parts[2], ",", ", ")] = true
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got the metrics %v in docs/operating.md, want %v", got, want)
+	}
+	w, _ := docsWorld(t)
+	for _, m := range dnsMetrics {
+		name := described.FindStringSubmatch(m.desc.String())[1]
+		if len(w.dnsSeries(strings.TrimPrefix(name, "caddy_target_"))) == 0 {
+			t.Errorf("got no series of %s, want some", name)
+		}
+	}
+	for _, words := range [][]string{queryRcodes[:], {"timeout", "connection_refused", "network_error", "malformed"}} {
+		for _, word := range words {
+			if !strings.Contains(string(text), fmt.Sprintf("`%s`", word)) {
+				t.Errorf("docs/operating.md has no `%s`, want all values of rcode", word)
+			}
+		}
+	}
+}

@@ -15,7 +15,8 @@ func TestTop(t *testing.T) {
 	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
 	w.dns.Has("busy.example", "127.0.0.2")
 	w.dns.Has("calm.example", "127.0.0.2")
-	w.run(w.proxy())
+	w.targetOptions = "metrics_targets"
+	w.run(w.proxy() + "\nmetrics /metrics")
 	var before adminTop
 	w.mustAdmin(http.MethodGet, "/target/top", "", &before)
 	get := func(host string, n int) {
@@ -50,6 +51,20 @@ func TestTop(t *testing.T) {
 		if sum != 19 {
 			t.Errorf("%d requests in all, want 19", sum)
 		}
+	}
+	metrics := w.mustGet("/metrics", "").body
+	for _, want := range []string{
+		`caddy_target_top_requests_total{target="busy.example"} `, `caddy_target_top_requests_failed_total{target="dead.example"} `,
+		`caddy_target_top_request_seconds_total{target="(other)"} `, `caddy_target_top_connections_total{target="calm.example"} `,
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
+	w.targetOptions = ""
+	w.run(w.proxy() + "\nmetrics /metrics")
+	if strings.Contains(w.mustGet("/metrics", "").body, "caddy_target_top_") {
+		t.Error("targets are series, want none without metrics_targets")
 	}
 	for _, query := range []string{"by=size", "limit=0", "limit=1001", "limit=x", "n=3"} {
 		if status, text := w.askAdmin(http.MethodGet, "/target/top?"+query, ""); status != http.StatusBadRequest {

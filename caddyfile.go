@@ -49,6 +49,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //	    resolver [<nameserver...>] {
 //	        ...
 //	    }
+//	    metrics_targets
 //	}
 //
 // See [Resolver.UnmarshalCaddyfile] for the block of the resolver.
@@ -57,7 +58,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
-	_, err := parseBlock(d, options{"resolver": resolverOption(&a.Resolver)}, nil)
+	_, err := parseBlock(d, options{"resolver": resolverOption(&a.Resolver), "metrics_targets": flagOption(&a.MetricsTargets)}, nil)
 	return err
 }
 

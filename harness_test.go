@@ -66,11 +66,12 @@ type world struct {
 	client *http.Client
 
 	// what the gateway is configured with
-	runs     int
-	global   string // more global options
-	resolver string // more of the default resolver
-	log      string // the default log, instead of none
-	admin    string // where the admin API listens, instead of nowhere
+	runs          int
+	global        string // more global options
+	resolver      string // more of the default resolver
+	targetOptions string // more of the global option target
+	log           string // the default log, instead of none
+	admin         string // where the admin API listens, instead of nowhere
 }
 
 func newWorld(t testing.TB) *world {
@@ -110,6 +111,7 @@ func (w *world) caddyfile(site string) string {
 			family ipv4
 			%s
 		}
+		%s
 	}
 }
 
@@ -120,7 +122,7 @@ http://:%s {
 	respond @run %d
 	%s
 }
-%s`, cmp.Or(w.admin, "off"), w.storage(), cmp.Or(w.log, "output discard\nlevel ERROR"), w.global, w.dns.Addr, w.resolver, w.port, w.runs, site, more)
+%s`, cmp.Or(w.admin, "off"), w.storage(), cmp.Or(w.log, "output discard\nlevel ERROR"), w.global, w.dns.Addr, w.resolver, w.targetOptions, w.port, w.runs, site, more)
 }
 
 // logTo makes the next configuration log from a level on. It returns a function

@@ -67,6 +67,11 @@ type App struct {
 	// The resolver of all sites that do not configure their own.
 	Resolver *Resolver `json:"resolver,omitempty"`
 
+	// Whether the 20 busiest and the 20 most failing targets of late are series of the
+	// metrics `caddy_target_top_…`, and all others one series together. Which ones those
+	// are, clients decide. Default: false.
+	MetricsTargets bool `json:"metrics_targets,omitempty"`
+
 	resolver   *resolver.Resolver
 	acquired   []*sharedResolver // by this app and by the modules of its configuration
 	transports []*poolSettings   // those of its transports
@@ -136,6 +141,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	if err := a.shared.counters.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
+	}
+	if a.MetricsTargets {
+		if err := ctx.GetMetricsRegistry().Register(topCollector{a.shared.counters.top}); err != nil {
+			return err
+		}
 	}
 	var err error
 	if a.resolver, err = a.acquire(a.Resolver); err != nil {

@@ -41,6 +41,7 @@ func notZero(series map[string]float64) map[string]float64 {
 
 // TestDNSMetrics checks the metrics of names and nameservers: what they count, and that
 // a reload keeps counters, also one that changes the resolver.
+// It is long because its table is.
 func TestDNSMetrics(t *testing.T) {
 	w := newWorld(t)
 	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})

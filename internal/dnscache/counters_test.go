@@ -9,6 +9,7 @@ import (
 )
 
 // TestLookupCounts checks that each lookup is counted once, as what the reader got.
+// It is long because its table is.
 func TestLookupCounts(t *testing.T) {
 	const ttl = 10 * time.Second
 	for _, tc := range []struct {

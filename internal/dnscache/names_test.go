@@ -45,6 +45,7 @@ func allNames(t testing.TB, c *Cache, q Query) (list []string, pages int) {
 }
 
 // TestNameStates checks what is said of a name in each state.
+// It is long because its table is.
 func TestNameStates(t *testing.T) {
 	const ttl = 10 * time.Second
 	for _, tc := range []struct {

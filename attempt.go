@@ -170,7 +170,7 @@ func (a *attempt) worked(req *http.Request, res *http.Response) {
 	if c == nil {
 		return
 	}
-	c.state.err, c.state.reused = nil, a.order.Reused
+	c.state.err = nil
 	a.watchBody(res)
 	if t.isUnhealthy(res.StatusCode, a.begun) {
 		c.Unhealthy(&t.via, a.order.Key.Addr)

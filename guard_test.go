@@ -42,7 +42,7 @@ func (w *world) refusals() map[string]int {
 	counters := make(map[string]int)
 	for line := range strings.Lines(w.mustGet("/metrics", "").body) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if name, ok := strings.CutPrefix(name, "caddy_target_"); ok && value != "0" && !strings.HasPrefix(name, "failures") {
+		if name, ok := strings.CutPrefix(name, "caddy_target_"); ok && value != "0" && (strings.HasPrefix(name, "refused") || strings.HasPrefix(name, "left_out")) {
 			counters[name], _ = strconv.Atoi(value)
 		}
 	}

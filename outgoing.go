@@ -32,6 +32,7 @@ func (a *attempt) setOrder(req *http.Request, info reverseproxy.DialInfo) {
 	}
 	if c != nil {
 		c.state.attempts++
+		o.Reused = &c.state.reused
 		c.state.address = key.Addr
 	}
 	key.Host = o.Target

@@ -216,12 +216,13 @@ func TestSilentService(t *testing.T) {
 	for i := range n {
 		multi += fmt.Sprintf("target n%d.example 9 {\nfail_duration 0\n}\n", i)
 	}
-	for _, test := range []struct{ name, config string }{
+	for i, test := range []struct{ name, config string }{
 		{"service", "dynamic target _http._tcp.example {\nmax_upstreams 8\nfail_duration 0\n}"},
 		{"dynamic multi", multi + "}"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			w.run(fmt.Sprintf("reverse_proxy {\n%s\ntransport target\nlb_retries %d\n}", test.config, n-1))
+			// settings of its own, so that it has a pool without dials of the one before
+			w.run(fmt.Sprintf("reverse_proxy {\n%s\ntransport target {\nkeepalive_idle_conns %d\n}\nlb_retries %d\n}", test.config, 1000+i, n-1))
 			var last atomic.Int64
 			w.hookDials(func(dialler) dialler {
 				return func(ctx context.Context, _, _ string) (net.Conn, error) {

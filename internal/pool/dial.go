@@ -29,7 +29,7 @@ type dial struct {
 // startDial opens a connection in the background; shard.mu is held.
 func (p *Pool) startDial(d *destination, o *Order) *dial {
 	order := *o // the original belongs to the request
-	order.Pending = nil
+	order.Pending, order.Reused = nil, nil
 	n := &dial{order: &order, phaseBegan: time.Now()}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	d.dials = append(d.dials, n)

@@ -60,9 +60,9 @@ type Order struct {
 	// another address succeeds, the request stops waiting for this dial.
 	Pending []*Pending
 
-	// Reused is set by RoundTrip where it returns a response: the connection had been
-	// idle, or carried other requests. No dial reads it.
-	Reused bool
+	// Reused, if not nil, is set by RoundTrip where it returns a response: whether the
+	// connection had been idle, or carried other requests.
+	Reused *bool
 }
 
 // Owner answers for the target of an Order: which addresses may be dialled, and which

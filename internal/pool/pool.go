@@ -107,7 +107,9 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 			res, err = c.roundTripHTTP1(req, fresh)
 		}
 		if err == nil {
-			o.Reused = !fresh
+			if o.Reused != nil {
+				*o.Reused = !fresh
+			}
 			return res, nil
 		}
 		e := err.(*Error)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -74,7 +75,10 @@ func (h *Handler) report(w http.ResponseWriter, st *requestState, err error) {
 	if !ok {
 		return
 	}
-	list := append(fields(st.call, st.err), zap.Int("status", failure.StatusOf(err)), zap.Int("attempts", st.attempts))
+	list := append(fields(st.call, st.err), zap.Int("attempts", st.attempts))
+	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok { // else the response had begun
+		list = append(list, zap.Int("status", e.StatusCode))
+	}
 	if st.address.IsValid() {
 		list = append(list, zap.Stringer("dialled", st.address))
 	}

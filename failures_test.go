@@ -171,6 +171,9 @@ func (w *world) checkFault(t *testing.T, f fault, timeout string) {
 			t.Errorf("logged %s %v, want %v", field, got, want)
 		}
 	}
+	if got, ok := line["status"].(float64); ok != (f.status != http.StatusOK) || ok && int(got) != f.status {
+		t.Errorf("logged status %v, want %d, or none where the response had begun", line["status"], f.status)
+	}
 	if strings.Contains(fmt.Sprint(line), "secret") {
 		t.Errorf("the log has the path: %v", line)
 	}

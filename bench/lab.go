@@ -68,10 +68,16 @@ func (l *lab) close() {
 }
 
 // Helper, Cleanup, Fatal, Fatalf and TempDir implement testlab.T.
-func (*lab) Helper()                           {}
-func (l *lab) Cleanup(f func())                { l.closers = append(l.closers, f) }
-func (*lab) Fatal(args ...any)                 { log.Fatal(args...) }
+func (*lab) Helper()            {}
+func (l *lab) Cleanup(f func()) { l.closers = append(l.closers, f) }
+
+// Fatal implements testlab.T.
+func (*lab) Fatal(args ...any) { log.Fatal(args...) }
+
+// Fatalf implements testlab.T.
 func (*lab) Fatalf(format string, args ...any) { log.Fatalf(format, args...) }
+
+// TempDir implements testlab.T.
 func (l *lab) TempDir() string {
 	dir, err := os.MkdirTemp(l.dir, "")
 	must(err)

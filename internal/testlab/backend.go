@@ -251,6 +251,7 @@ type backendListener struct {
 	backend *Backend
 }
 
+// Accept implements net.Listener.
 func (l backendListener) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil {
@@ -292,6 +293,7 @@ func accepted(conn net.Conn) *backendConn {
 	return conn.(*backendConn)
 }
 
+// Close implements net.Conn.
 func (c *backendConn) Close() error {
 	c.once.Do(func() {
 		c.backend.Open.Add(-1)

@@ -49,6 +49,8 @@ type conn struct {
 	full    bool // it takes no request at the moment
 	wasFull bool // it was full once
 
+	unclaimed atomic.Int32 // streams that are reserved and not claimed, over HTTP/2
+
 	ended struct { // by this side
 		sync.Mutex
 		closed bool

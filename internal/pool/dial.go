@@ -62,7 +62,7 @@ func (p *Pool) deliverConn(d *destination, n *dial, c *conn) {
 	surplus := false
 	d.speaksHTTP2 = c.h2 != nil
 	if c.h2 != nil {
-		surplus = !p.serveWaiters(c, true) && (len(d.h2Conns) > 1 || p.idleOrSurplus(c))
+		surplus = !p.serveWaiters(c, true) && (d.hasStreamsWithout(c) || p.idleOrSurplus(c))
 	} else if p.deliver(d, c, true) {
 		c = nil
 	}

@@ -409,3 +409,40 @@ func TestHeaderList(t *testing.T) {
 		t.Errorf("%d records of failures, want none", n)
 	}
 }
+
+// TestKeepsNewWhereFull: a new connection that no request waits for is kept as long as
+// it is not known that the others take requests.
+func TestKeepsNewWhereFull(t *testing.T) {
+	for _, unclaimed := range []bool{false, true} {
+		b := newBackend2(t, true, 10, from)
+		p := newPool(t, Config{TLS: anyCertificate()})
+		if err := getWithin(p, b.order, 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		s := p.shard(&b.order.Key)
+		s.mu.Lock()
+		first := s.destination(p, b.order).h2Conns[0]
+		if unclaimed && !first.reserveStream() {
+			t.Error("no stream, want one")
+		}
+		s.mu.Unlock()
+		p.Probe(b.order)
+		want := 1
+		if unclaimed {
+			want = 2
+		}
+		for dials := 1; dials > 0; time.Sleep(time.Millisecond) {
+			s.mu.Lock()
+			dials = len(s.destination(p, b.order).dials)
+			s.mu.Unlock()
+		}
+		s.mu.Lock()
+		if got := len(s.destination(p, b.order).conns); got != want {
+			t.Errorf("unclaimed %t: %d connections were kept, want %d", unclaimed, got, want)
+		}
+		s.mu.Unlock()
+		if unclaimed && first.claimStream() {
+			p.releaseStream(first)
+		}
+	}
+}

@@ -18,6 +18,7 @@ func (c *conn) reserveStream() bool {
 		return false
 	}
 	c.active++
+	c.unclaimed.Add(1)
 	c.destination.shard.unlistIdle(c)
 	return true
 }
@@ -26,6 +27,7 @@ func (c *conn) reserveStream() bool {
 // has reserved one. If the client has none, the connection counts as full, and the pool
 // releases the stream.
 func (c *conn) claimStream() bool {
+	defer c.unclaimed.Add(-1)
 	if c.h2.ReserveNewRequest() {
 		return true
 	}
@@ -86,6 +88,14 @@ func (p *Pool) streamFreed(c *conn) {
 	c.full = false
 	p.serveWaiters(c, false)
 	p.assignDials(c.destination)
+}
+
+// hasStreamsWithout reports whether another connection takes requests, so that a new one
+// is not needed; shard.mu is held. A stream that is not claimed yet may be refused.
+func (d *destination) hasStreamsWithout(c *conn) bool {
+	return slices.ContainsFunc(d.h2Conns, func(other *conn) bool {
+		return other != c && !other.full && other.unclaimed.Load() == 0
+	})
 }
 
 // idleOrSurplus lists a connection as idle if no request uses it. It reports whether the

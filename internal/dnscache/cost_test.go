@@ -216,7 +216,7 @@ func TestUsedWithinTTL(t *testing.T) {
 							}
 						}
 						w.fake.mu.Lock()
-						cost := float64(len(w.fake.asked)) / uses
+						cost := float64(len(w.fake.all())) / uses
 						w.fake.mu.Unlock()
 						if cost > 2 || ttl <= 5*time.Second && over == 0 && cost > 1.1 {
 							t.Errorf("%.2f queries a use, want about one at most", cost)
@@ -260,7 +260,7 @@ func TestRefreshesOfUnusedNames(t *testing.T) {
 			w.sleep(5 * time.Second)
 		}
 		count := make(map[string]int)
-		for _, q := range w.fake.asked {
+		for _, q := range w.fake.all() {
 			count[q.name]++
 		}
 		sum := func(names []string) (n int) {

@@ -174,6 +174,13 @@ func (f *fake) questions(name string, qtype uint16) []time.Duration {
 	return at
 }
 
+// all returns all questions that were asked since the last forget.
+func (f *fake) all() []question {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.asked)
+}
+
 func (f *fake) forget() {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -13,8 +13,8 @@ func TestPreload(t *testing.T) {
 			w.fake.a("x", 10*time.Second, a)
 			w.fake.a("y", 1000*time.Second, b)
 			w.sleep(time.Minute)
-			if len(w.fake.asked) != 0 || w.Len() != 0 {
-				t.Errorf("before the start: asked %v, %d names; want none", w.fake.asked, w.Len())
+			if len(w.fake.all()) != 0 || w.Len() != 0 {
+				t.Errorf("before the start: asked %v, %d names; want none", w.fake.all(), w.Len())
 			}
 			w.Start()
 			w.sleep(0)
@@ -142,8 +142,8 @@ func TestPreloadIsPaced(t *testing.T) {
 			w.Start()
 			if tc.outage > 0 {
 				w.sleep(tc.outage)
-				if parked, _ := w.counts(); len(w.fake.asked) != 0 || parked != n {
-					t.Errorf("%s: %d questions in the outage, %d parked; want 0 and %d", tc.name, len(w.fake.asked), parked, n)
+				if parked, _ := w.counts(); len(w.fake.all()) != 0 || parked != n {
+					t.Errorf("%s: %d questions in the outage, %d parked; want 0 and %d", tc.name, len(w.fake.all()), parked, n)
 				}
 				w.fake.setOutage(false)
 			}
@@ -156,7 +156,7 @@ func TestPreloadIsPaced(t *testing.T) {
 			}
 			perSecond := make([]int, 200)
 			asked := make(map[string]bool)
-			for _, q := range w.fake.asked {
+			for _, q := range w.fake.all() {
 				if q.qtype == TypeA {
 					perSecond[(q.at-tc.outage)/time.Second]++
 					asked[q.name] = true

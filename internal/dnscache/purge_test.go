@@ -45,7 +45,7 @@ func TestPurgeChooses(t *testing.T) {
 				w.sleep(0)
 				var chosen []string
 				if again {
-					for _, q := range w.fake.asked {
+					for _, q := range w.fake.all() {
 						switch q.qtype {
 						case TypeA:
 							chosen = append(chosen, q.name)
@@ -243,16 +243,16 @@ func TestAskAgainIsEven(t *testing.T) {
 			t.Errorf("got %d names, want %d", got, n)
 		}
 		w.sleep(time.Minute)
-		if got := len(w.fake.asked); got != 0 {
+		if got := len(w.fake.all()); got != 0 {
 			t.Errorf("asked %d times in an outage, want never", got)
 		}
 		w.fake.setOutage(false)
 		w.sleep(time.Second)
-		if got := len(w.fake.asked) / 2; got < recoveryRate/2 || got > recoveryRate*3/2 {
+		if got := len(w.fake.all()) / 2; got < recoveryRate/2 || got > recoveryRate*3/2 {
 			t.Errorf("asked for %d names in a second, want about %d", got, recoveryRate)
 		}
 		w.sleep(5 * time.Second)
-		if got := len(w.fake.asked) / 2; got != n {
+		if got := len(w.fake.all()) / 2; got != n {
 			t.Errorf("asked for %d names, want each of %d once", got, n)
 		}
 	})

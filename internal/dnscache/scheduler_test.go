@@ -248,8 +248,8 @@ func TestEvictedAreNotRefreshed(t *testing.T) {
 		w.fake.forget()
 		w.fake.setOutage(false)
 		w.sleep(10 * time.Second)
-		if len(w.fake.asked) != 0 {
-			t.Errorf("asked %v, want nothing", w.fake.asked)
+		if len(w.fake.all()) != 0 {
+			t.Errorf("asked %v, want nothing", w.fake.all())
 		}
 	})
 }
@@ -281,8 +281,8 @@ func TestOutage(t *testing.T) {
 			w.want(name, "stale "+a) // at once, though long expired
 			order = append(order, slices.Index(names(n), name))
 		}
-		if len(w.fake.asked) != 0 || w.sched.parked.len != n {
-			t.Errorf("%d questions in an outage, %d parked; want 0 and %d", len(w.fake.asked), w.sched.parked.len, n)
+		if len(w.fake.all()) != 0 || w.sched.parked.len != n {
+			t.Errorf("%d questions in an outage, %d parked; want 0 and %d", len(w.fake.all()), w.sched.parked.len, n)
 		}
 
 		start := time.Since(w.fake.start)
@@ -294,7 +294,7 @@ func TestOutage(t *testing.T) {
 		}
 		at := make(map[string]time.Duration)
 		var perSecond [10]int
-		for _, q := range w.fake.asked {
+		for _, q := range w.fake.all() {
 			if _, again := at[q.name]; q.qtype == TypeA && !again {
 				at[q.name] = q.at - start
 				perSecond[(q.at-start)/time.Second]++

@@ -79,7 +79,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    stale_wait           <duration>
 //	    refresh              <duration>|always|off
 //	    refresh_queries      <n>
-//	    preload              <name...>
+//	    preload              <name|file...>
 //	    cache_size           <n>
 //	    max_lookups          <n>
 //	    new_names            <n>

@@ -95,7 +95,10 @@ type Resolver struct {
 	// however long ago they were used; instead of `refresh`.
 	RefreshAlways bool `json:"refresh_always,omitempty"`
 
-	// Names that are resolved at the start and kept fresh, used or not.
+	// Names that are resolved at the start and kept fresh, used or not. An entry that
+	// begins with `/`, `./` or `../` is a file with a name on each line, which is read
+	// again within seconds when it changes; `#` begins a comment. Lines that are no name
+	// of a host are ignored with a warning, and so are names beyond CacheSize.
 	Preload []string `json:"preload,omitempty"`
 
 	// How many names are kept. Default: 100000.

@@ -93,6 +93,9 @@ type Cache struct {
 	queues    queues
 	preloaded int // nodes, which are in no queue
 
+	preloadMu sync.Mutex      // guards pinned, against SetPreload and Purge
+	pinned    map[string]bool // the names of SetPreload; false: too long
+
 	excess               atomic.Int64 // addresses beyond the small number, of all entries
 	refreshes, evictions atomic.Uint64
 	id                   uint64 // of this cache, in cursors
@@ -165,6 +168,7 @@ func New(ex Exchanger, cfg Config) *Cache {
 	cfg.Deadline = cmp.Or(cfg.Deadline, 5*time.Second)
 	cfg.Size = cmp.Or(cfg.Size, 100_000)
 	cfg.MaxLookups = cmp.Or(cfg.MaxLookups, 1024)
+	cfg.MaxPreload = max(cfg.MaxPreload, len(cfg.Preload))
 	for _, d := range []*time.Duration{&cfg.MinTTL, &cfg.MaxTTL, &cfg.NegativeTTL, &cfg.Stale, &cfg.StaleWait} {
 		*d = min(*d, maxDuration)
 	}
@@ -186,7 +190,7 @@ func New(ex Exchanger, cfg Config) *Cache {
 		counters:    new(counters),
 		id:          rand.Uint64(),
 		seed:        maphash.MakeSeed(),
-		table:       newTable(cfg.Size + len(cfg.Preload)),
+		table:       newTable(cfg.Size + cfg.MaxPreload),
 		pending:     newAdmission(2 * cfg.MaxLookups), // as many as there are slots may wait
 		slots:       newSlotQueue(cfg.MaxLookups),
 		slowLookups: make(chan struct{}, cfg.MaxLookups),
@@ -202,7 +206,7 @@ func New(ex Exchanger, cfg Config) *Cache {
 // Start begins to refresh names before they expire, and looks up those of
 // Config.Preload. It may be called once.
 func (c *Cache) Start() {
-	c.preload()
+	c.SetPreload(c.cfg.Preload)
 	if c.addWork() {
 		go func() {
 			defer c.wg.Done()
@@ -381,13 +385,18 @@ func (c *Cache) insert(hash uint64, name string, size uint16) (*entry, *call, er
 
 // put inserts a name, for which it may evict another one; c.mu is held.
 func (c *Cache) put(hash uint64, name string, size uint16, cl *call) *entry {
+	c.makeRoom()
+	n := c.add(hash, name, size, cl)
+	c.queues.add(n, hash, c.cfg.Size)
+	return n.entry.Load()
+}
+
+// makeRoom evicts names until the queues have room for another one; c.mu is held.
+func (c *Cache) makeRoom() {
 	for c.queues.len() >= c.cfg.Size {
 		c.unlink(c.queues.evict(c.cfg.Size, c.cfg.Now(), c.hash))
 		c.evictions.Add(1)
 	}
-	n := c.add(hash, name, size, cl)
-	c.queues.add(n, hash, c.cfg.Size)
-	return n.entry.Load()
 }
 
 // add inserts a new node, with its lookup if cl is not nil, into the table; c.mu is
@@ -428,34 +437,6 @@ func (c *Cache) publish(n *node, e *entry, first bool) {
 		c.table.replace(hash, old, e)
 		c.excess.Add(e.excess() - old.excess())
 	}
-}
-
-// preload inserts the names of Config.Preload and makes them due.
-func (c *Cache) preload() {
-	nodes := make([]*node, 0, len(c.cfg.Preload))
-	for _, name := range c.cfg.Preload {
-		if len(name) <= maxName {
-			nodes = append(nodes, c.pin(name))
-		}
-	}
-	c.sched.preload(nodes, c.cfg.Now())
-}
-
-// pin returns the node of a name, which from now on is never evicted.
-func (c *Cache) pin(name string) *node {
-	hash, size := c.hash(name), uint16(len(name))
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var n *node
-	if e := c.table.find(hash, name, size); e == nil {
-		n = c.add(hash, name, size, nil)
-	} else if n = e.state.node; !n.pinned.Load() {
-		n.links[evictionList].in.remove(n)
-	}
-	if !n.pinned.Swap(true) {
-		c.preloaded++
-	}
-	return n
 }
 
 // readStale serves an answer that has expired and starts a lookup, unless that makes

@@ -84,6 +84,10 @@ type Config struct {
 	// answer expires.
 	Preload []string
 
+	// MaxPreload is how many names SetPreload takes; the cache has room for as many
+	// beside Size. At least, and by default, the number of Preload.
+	MaxPreload int
+
 	// Size is how many names the cache has room for, not counting those of Preload.
 	// Default 100000.
 	Size int

@@ -31,7 +31,7 @@
 //   - cache.go: Cache, node and call; what a read does; the defaults of Config (New).
 //   - entry.go: entry and the table. state.go: state and merge; the order of addresses.
 //   - flight.go, scheduler.go, slots.go, …: what their names say; the list below has them.
-//   - config.go: Exchanger, Config, the exported errors. names.go, purge.go, counters.go:
+//   - config.go: Exchanger, Config, the exported errors. names.go, purge.go, preload.go, counters.go:
 //     what operators see.
 //
 // These limit what attackers and failures can cost. Each is noticed by the test behind

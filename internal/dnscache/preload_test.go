@@ -3,6 +3,7 @@ package dnscache
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -190,5 +191,46 @@ func TestPreloadFew(t *testing.T) {
 			w.want(name, "hit "+a)
 		}
 		w.sleep(10 * time.Second)
+	})
+}
+
+// TestSetPreload checks that names which are no longer preloaded are as any other name,
+// and that new ones are looked up.
+func TestSetPreload(t *testing.T) {
+	run(t, Config{Preload: []string{"x", "y"}, MaxPreload: 3, Size: 2, Refresh: -1}, func(w world) {
+		w.fake.set("A", script{addrs: ips(a), ttl: 10 * time.Second})
+		w.Start()
+		w.sleep(0)
+		preload := func(preloaded, others int, names ...string) {
+			t.Helper()
+			w.SetPreload(names)
+			w.sleep(time.Second)
+			if w.preloaded != preloaded || w.queues.len() != others {
+				t.Errorf("%v: %d names are preloaded, %d others; want %d and %d", names, w.preloaded, w.queues.len(), preloaded, others)
+			}
+			if err := w.check(); err != nil {
+				t.Error(err)
+			}
+		}
+		w.wantAsked("x", 1, 1)
+		preload(2, 1, "y", "z") // x can be evicted now
+		w.wantAsked("x", 0, 0)
+		w.want("x", "hit "+a)
+		w.want("z", "hit "+a)
+		preload(3, 1, "y", "z", "z2", "beyond MaxPreload")
+		preload(1, 2, "v") // y, z and z2 have no room beside x
+		preload(1, 2, "v", strings.Repeat("n", maxName+1))
+		w.sleep(time.Minute)
+		w.fake.forget()
+		w.sleep(time.Minute)
+		if n := len(w.fake.questions("v", TypeA)); n < 5 {
+			t.Errorf("v was refreshed %d times in a minute, want each 10 s", n)
+		}
+		if n := len(w.fake.all()); n != 2*len(w.fake.questions("v", TypeA)) {
+			t.Errorf("%d questions, want those for v alone", n)
+		}
+		preload(0, 2)
+		w.Purge(Purge{Suffix: "."})
+		preload(2, 0, "x", "y")
 	})
 }

@@ -29,6 +29,8 @@ func (c *Cache) Purge(p Purge) int {
 	if p.AskAgain {
 		return c.sched.askAgain(nodes, c.cfg.Now())
 	}
+	c.preloadMu.Lock()
+	defer c.preloadMu.Unlock()
 	n := 0
 	var preload []*node
 	for _, old := range nodes {

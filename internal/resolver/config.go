@@ -11,7 +11,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -56,7 +55,7 @@ type Config struct {
 	Refresh        time.Duration // names that were used within this time are refreshed; default 5m, negative: none
 	RefreshQueries int           // how many queries each use of a name pays for; default 1
 	RefreshAlways  bool          // all names are refreshed, instead of Refresh
-	Preload        []string      // names that are resolved at the start and kept fresh
+	Preload        []string      // names that are resolved at the start and kept fresh, and files of them
 	CacheSize      int           // how many names are kept, in each zone; default 100000
 	MaxLookups     int           // how many lookups may be in flight, in each zone; default 1024
 	NewNames       int           // how many unknown names may be asked for in a second, in each zone; default any number
@@ -277,19 +276,6 @@ func (c *Config) checkNumbers() error {
 
 func (c *Config) checkPreload() error { return CheckPreload(c.Preload) }
 
-// CheckPreload returns an error unless names can be those of [Config.Preload].
-func CheckPreload(names []string) error {
-	for _, name := range names {
-		if strings.HasPrefix(name, "_") {
-			return fmt.Errorf("preload %q: a service cannot be preloaded, only names of hosts", name)
-		}
-		if _, err := normalName(name); err != nil {
-			return fmt.Errorf("preload %q: %w", name, err)
-		}
-	}
-	return nil
-}
-
 // CheckNameservers returns an error unless a list can be [Config.Nameservers].
 func CheckNameservers(list []string) error {
 	_, err := parseNameservers(list)
@@ -405,7 +391,9 @@ func (c *Compiled) normalize() {
 	c.config.Zones = zones
 	preload := slices.Clone(c.config.Preload)
 	for i, name := range preload {
-		preload[i], _ = normalName(name)
+		if !isPreloadFile(name) {
+			preload[i], _ = normalName(name)
+		}
 	}
 	slices.Sort(preload)
 	c.config.Preload = slices.Compact(preload)

@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"time"
@@ -14,6 +15,9 @@ type file struct {
 	path  string
 	stamp fileStamp // of what was read
 }
+
+// maxFile is how many octets a file may have.
+const maxFile = 64 << 20
 
 // fileStamp is what changes when a file is written or replaced; zero: there is no file.
 type fileStamp struct {
@@ -44,11 +48,14 @@ func (f *file) read() ([]byte, fileStamp, error) {
 	if err != nil {
 		return nil, fileStamp{}, err
 	}
-	data, err := io.ReadAll(opened)
+	data, err := io.ReadAll(io.LimitReader(opened, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		return nil, fileStamp{}, fmt.Errorf("%s is larger than %d octets", f.path, maxFile)
+	}
 	return data, stampOf(info), err
 }
 
-// watchFiles reads the hosts file and resolv.conf again when they change.
+// watchFiles reads files again when they change.
 func (r *Resolver) watchFiles() {
 	ticker := time.NewTicker(fileCheckInterval)
 	defer ticker.Stop()
@@ -67,4 +74,5 @@ func (r *Resolver) checkFiles() {
 		r.readHosts()
 	}
 	r.checkResolvConf()
+	r.checkPreloadFiles()
 }

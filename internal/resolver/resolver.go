@@ -39,13 +39,14 @@ type Resolver struct {
 	// for New, and then for watchFiles alone
 	hostsFile, confFile file
 	noReload            bool // resolv.conf is not read again
+	preloadFiles        []*preloadFile
 
 	startOnce sync.Once
 	stop      chan struct{}
 	watching  sync.WaitGroup
 }
 
-// New returns a resolver. It reads the hosts file and resolv.conf, and sends nothing.
+// New returns a resolver. It reads the files of the configuration, and sends nothing.
 // Lookups may begin at once; Start begins what is done in the background.
 func New(c *Compiled) *Resolver {
 	r := &Resolver{
@@ -63,6 +64,7 @@ func New(c *Compiled) *Resolver {
 			servers, settings = conf.servers(r.config.systemPort), conf.settings(&r.config)
 		}
 	}
+	r.openPreloadFiles()
 	preload := r.preloads()
 	open := func(z *zone, servers []dnsclient.Nameserver, s dnsclient.Settings) {
 		z.client = dnsclient.New(servers, dnsclient.Config{
@@ -80,18 +82,6 @@ func New(c *Compiled) *Resolver {
 		open(z, c.zones[suffix], ofZones)
 	}
 	return r
-}
-
-// preloads returns the names to preload, by zone.
-func (r *Resolver) preloads() map[*zone][]string {
-	names := make(map[*zone][]string)
-	for _, name := range r.config.Preload {
-		if _, ok := r.local(name); !ok {
-			z := r.zoneOf(name)
-			names[z] = append(names[z], name)
-		}
-	}
-	return names
 }
 
 // cacheConfig returns the configuration of a zone's cache.
@@ -114,6 +104,9 @@ func (r *Resolver) cacheConfig(z *zone, preload []string) dnscache.Config {
 	}
 	if r.config.RefreshAlways {
 		config.Refresh = dnscache.Always
+	}
+	if len(r.preloadFiles) > 0 {
+		config.MaxPreload = r.config.CacheSize // they may grow
 	}
 	if z == &r.zone && r.config.asksSystem() {
 		config.Family, config.Sequential = r.systemFamily, r.systemSequential

@@ -1,0 +1,58 @@
+package dnscache
+
+// SetPreload replaces the names of Config.Preload, of which it takes the first
+// MaxPreload. Those that are new are looked up, at the rate that holds after an outage.
+// Those that it no longer has stay in the cache as any other name. It is for after Start.
+func (c *Cache) SetPreload(names []string) {
+	c.preloadMu.Lock()
+	defer c.preloadMu.Unlock()
+	names = names[:min(len(names), c.cfg.MaxPreload)]
+	pinned := make(map[string]bool, len(names)) // as of now
+	for _, name := range names {
+		pinned[name] = len(name) <= maxName
+	}
+	for name := range c.pinned {
+		if !pinned[name] {
+			c.unpin(name)
+		}
+	}
+	var nodes []*node
+	for _, name := range names {
+		if pinned[name] && !c.pinned[name] {
+			nodes = append(nodes, c.pin(name))
+		}
+	}
+	c.pinned = pinned
+	c.sched.preload(nodes, c.cfg.Now())
+}
+
+// pin returns the node of a name, which from now on is never evicted.
+func (c *Cache) pin(name string) *node {
+	hash, size := c.hash(name), uint16(len(name))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var n *node
+	if e := c.table.find(hash, name, size); e == nil {
+		n = c.add(hash, name, size, nil)
+	} else if n = e.state.node; !n.pinned.Load() {
+		n.links[evictionList].in.remove(n)
+	}
+	if !n.pinned.Swap(true) {
+		c.preloaded++
+	}
+	return n
+}
+
+// unpin makes a name one that may be evicted.
+func (c *Cache) unpin(name string) {
+	hash, size := c.hash(name), uint16(len(name))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.table.find(hash, name, size)
+	if e == nil || !e.state.node.pinned.Swap(false) {
+		return
+	}
+	c.preloaded--
+	c.makeRoom()
+	c.queues.add(e.state.node, hash, c.cfg.Size)
+}

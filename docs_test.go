@@ -10,21 +10,30 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"caddytarget/internal/testlab"
 )
 
 // TestDocs checks that the Caddyfiles in the documentation can be used.
 func TestDocs(t *testing.T) {
-	for _, file := range []string{"README.md", "docs/security.md"} {
+	certFile, keyFile := testlab.NewAuthority(t).Files(t, "gateway.example")
+	for name, file := range map[string]string{"SERVER_CERT": certFile, "SERVER_KEY": keyFile, "CLIENT_CA": certFile} {
+		t.Setenv(name, file) // the defaults are where operators have them
+	}
+	guides, err := filepath.Glob("docs/guides/*.md")
+	if err != nil || len(guides) == 0 {
+		t.Fatalf("no guides: %v", err)
+	}
+	for _, file := range append(guides, "README.md", "docs/security.md") {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, block := range regexp.MustCompile("(?s)```caddyfile\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
-			config := block[1]
+		for _, config := range caddyfilesIn(string(text)) {
 			if formatted := string(caddyfile.Format([]byte(config))); formatted != config {
 				t.Errorf("%s: caddy fmt makes this of it:\n%s", file, formatted)
 			}
-			if !strings.HasPrefix(config, ":") && !strings.HasPrefix(config, "{") {
+			if !strings.HasPrefix(config, ":") && !strings.HasPrefix(config, "{") && !strings.HasPrefix(config, "http") {
 				config = ":8080 {\n" + config + "}\n"
 			}
 			adapted, warnings, err := adaptText(config)

@@ -33,9 +33,11 @@ type documented struct {
 // swap is a part of a Caddyfile and what a test has in its place.
 type swap struct{ part, instead string }
 
-// readCaddyfile returns the text of a Caddyfile, or the Caddyfile in a Markdown file.
+// readCaddyfile returns the text of a Caddyfile, or a Caddyfile in a Markdown file: the
+// first one, that is the complete one of a guide, or the second one of FILE#2.
 func readCaddyfile(t testing.TB, file string) string {
 	t.Helper()
+	file, second := strings.CutSuffix(file, "#2")
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -44,10 +46,13 @@ func readCaddyfile(t testing.TB, file string) string {
 		return string(text)
 	}
 	blocks := caddyfilesIn(string(text))
-	if len(blocks) == 0 {
-		t.Fatalf("%s has no Caddyfile", file)
+	if second && len(blocks) > 1 {
+		return blocks[1]
 	}
-	return blocks[0] // that is the complete one
+	if second || len(blocks) == 0 {
+		t.Fatalf("%s has %d Caddyfiles", file, len(blocks))
+	}
+	return blocks[0]
 }
 
 // caddyfilesIn returns the Caddyfiles in the text of a Markdown file.

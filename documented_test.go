@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -63,7 +64,8 @@ func caddyfilesIn(text string) (configs []string) {
 	return configs
 }
 
-// runDocumented runs a Caddyfile of the repository. Each swap has to find its part.
+// runDocumented runs a Caddyfile of the repository. Each swap has to find its part. LOGFILE
+// in one is where the test reads the log.
 func runDocumented(t *testing.T, file string, w *world, swaps ...swap) *documented {
 	t.Helper()
 	text := readCaddyfile(t, file)
@@ -74,6 +76,7 @@ func runDocumented(t *testing.T, file string, w *world, swaps ...swap) *document
 		text = strings.ReplaceAll(text, s.part, s.instead)
 	}
 	d := &documented{world: w, logFile: filepath.Join(t.TempDir(), "log")}
+	text = strings.ReplaceAll(text, "LOGFILE", strconv.Quote(d.logFile))
 	options, found := strings.CutPrefix(strings.TrimSpace(withoutComments(text)), "{\n")
 	if !found {
 		options = "}\n" + options

@@ -18,7 +18,9 @@ func TestExampleAds(t *testing.T) {
 	w := newWorld(t)
 	bidder := testlab.NewBackend(t, testlab.BackendConfig{CA: w.ca})
 	w.dns.Has("acme.bidders.example", "127.0.0.1")
-	testlab.SilentBackend(t, bidder.Port, "127.0.0.3")
+	testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, Port: bidder.Port, CA: w.ca, Handler: http.HandlerFunc(
+		func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+	)})
 	w.dns.Has("slow.bidders.example", "127.0.0.3")
 	w.dns.Has("evil.example", "127.0.0.1")
 	d := runDocumented(t, "examples/ads.Caddyfile", w,

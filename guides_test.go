@@ -126,6 +126,13 @@ func TestGuideDynamicA(t *testing.T) {
 			for range 5 {
 				is(t, "Host", d.send(200, "GET", "/api/x", "", client).seen.Host, "site.example")
 			}
+			if test.stays {
+				reused := false
+				for range 5 { // there are two addresses
+					reused = reused || d.access()["reused"] == true
+				}
+				is(t, "some connection was used before", reused, true)
+			}
 			if test.stays { // stock Caddy asks the system's resolver for the hosts of SRV records
 				is(t, "path of a service", d.send(200, "GET", "/billing/x", "", client).seen.URI, "/billing/x")
 			}

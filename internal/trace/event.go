@@ -73,7 +73,7 @@ func (r *Request) End(now time.Time, status int, f failure.Failure, text string)
 func (e *Entry) attempt() Attempt {
 	steps := &e.Timing.Steps
 	return Attempt{
-		Address: e.address(), Reused: e.Reused, Lookup: e.Lookup.From,
+		Address: e.Dialled(), Reused: e.Reused, Lookup: e.Lookup.From,
 		DNS: secondsOf(e.Lookup.Step), Connect: secondsOf(steps[pool.Connect]), TLS: secondsOf(steps[pool.Handshake]),
 		Send: secondsOf(steps[pool.Send]), Response: secondsOf(steps[pool.Response]),
 		Status: e.Status, Phase: string(e.Failure.Phase), Failure: string(e.Failure.Token), Rule: e.Failure.Rule,
@@ -81,7 +81,8 @@ func (e *Entry) attempt() Attempt {
 	}
 }
 
-func (e *Entry) address() string {
+// Dialled returns the address of the attempt; empty: none.
+func (e *Entry) Dialled() string {
 	if e.Address.IsValid() {
 		return e.Address.String()
 	}

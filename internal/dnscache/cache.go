@@ -93,6 +93,8 @@ type Cache struct {
 	queues    queues
 	preloaded int // nodes, which are in no queue
 
+	unresolved unresolved // names of Config.Preload
+
 	excess               atomic.Int64 // addresses beyond the small number, of all entries
 	refreshes, evictions atomic.Uint64
 	id                   uint64 // of this cache, in cursors

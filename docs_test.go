@@ -14,7 +14,7 @@ import (
 
 // TestDocs checks that the Caddyfiles in the documentation can be used.
 func TestDocs(t *testing.T) {
-	for _, file := range []string{"README.md", "docs/security.md"} {
+	for _, file := range []string{"README.md", "docs/security.md", "docs/operating.md"} {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

@@ -69,7 +69,8 @@ func (p *Pool) recheck(c *conn) {
 	}
 }
 
-// serveWaiters gives streams of a connection to requests that wait and reports whether
+// serveWaiters gives streams of a connection, which a dial has just opened unless that is
+// nil, to requests that wait and reports whether
 // the connection is in use; shard.mu is held.
 func (p *Pool) serveWaiters(c *conn, by *dial) bool {
 	d := c.destination

@@ -67,24 +67,29 @@ type adminEndpoint struct {
 
 	// serve returns what is sent as JSON. The parameters are those of the request.
 	serve func(r *http.Request, params map[string]string) (any, error)
+
+	// stream, if not nil, sends the response itself, in place of serve.
+	stream func(w http.ResponseWriter, r *http.Request, params map[string]string) error
 }
 
 // endpoint returns the endpoint of a path below adminPath; nil if there is none.
 func (adminAPI) endpoint(path string) *adminEndpoint {
 	if name, ok := strings.CutPrefix(path, "names/"); ok {
-		return &adminEndpoint{http.MethodGet, nil, func(*http.Request, map[string]string) (any, error) { return adminGetName(name) }}
+		return &adminEndpoint{method: http.MethodGet, serve: func(*http.Request, map[string]string) (any, error) { return adminGetName(name) }}
 	}
 	switch path {
 	case "":
-		return &adminEndpoint{http.MethodGet, nil, adminGetOverview}
+		return &adminEndpoint{method: http.MethodGet, serve: adminGetOverview}
 	case "names":
-		return &adminEndpoint{http.MethodGet, []string{"prefix", "state", "after", "limit"}, adminGetNames}
+		return &adminEndpoint{method: http.MethodGet, params: []string{"prefix", "state", "after", "limit"}, serve: adminGetNames}
 	case "nameservers":
-		return &adminEndpoint{http.MethodGet, nil, adminGetNameservers}
+		return &adminEndpoint{method: http.MethodGet, serve: adminGetNameservers}
 	case "top":
-		return &adminEndpoint{http.MethodGet, []string{"by", "limit"}, adminGetTop}
+		return &adminEndpoint{method: http.MethodGet, params: []string{"by", "limit"}, serve: adminGetTop}
+	case "trace":
+		return &adminEndpoint{method: http.MethodGet, params: []string{"target", "limit", "seconds"}, stream: adminGetTrace}
 	case "purge":
-		return &adminEndpoint{http.MethodPost, nil, adminPurge}
+		return &adminEndpoint{method: http.MethodPost, serve: adminPurge}
 	default:
 		return nil
 	}
@@ -103,6 +108,9 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	params, err := adminParams(r, e.params)
 	if err != nil {
 		return err
+	}
+	if e.stream != nil {
+		return e.stream(w, r, params)
 	}
 	response, err := e.serve(r, params)
 	if err != nil {

@@ -31,8 +31,9 @@ type attempt struct {
 	url       url.URL
 	body      *replay.Body // nil: none
 	trailers  trailers
-	begun     time.Time       // set if the time until the response matters
-	trial     *failover.Claim // on the address; nil: none
+	begun     time.Time        // set if the time until the response matters
+	trial     *failover.Claim  // on the address; nil: none
+	recorded  *recordedAttempt // nil: it is not recorded
 
 	responseBody responseBody
 }

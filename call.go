@@ -265,7 +265,9 @@ func (u *Upstreams) newNamed(c *call, r *http.Request, repl *caddy.Replacer, x *
 			return err
 		}
 	}
-	return c.resolve(r.Context(), literal)
+	err = c.resolve(r.Context(), literal)
+	st.recordOfSource(r).resolved(c, err)
+	return err
 }
 
 // newRecord makes c the call of a record of a service. On an error it has no name.

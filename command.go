@@ -72,7 +72,12 @@ func setUpCommand(cmd *cobra.Command) {
 	top := subcommand(showTop, "top", "Shows the targets with the most requests, failures, latency or new connections", 0)
 	top.Flags().String("by", "requests", "The order: requests, failures, latency or connections")
 	top.Flags().IntP("limit", "n", defaultTop, "How many targets, at most "+strconv.Itoa(maxTop))
-	cmd.AddCommand(names, purge, nameservers, top)
+
+	trace := subcommand(showTrace, "trace", "Shows requests as they end, a line each, until it is interrupted", 0)
+	trace.Flags().String("target", "", "Only requests to this host, or to those below it: .example.com")
+	trace.Flags().IntP("limit", "n", 0, "How many requests, at most "+strconv.Itoa(maxTraceEvents)+" (default all)")
+	trace.Flags().Int("seconds", maxTraceSeconds, "How long, at most "+strconv.Itoa(maxTraceSeconds))
+	cmd.AddCommand(names, purge, nameservers, top, trace)
 }
 
 // subcommand returns a command that speaks to the admin API.

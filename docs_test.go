@@ -24,7 +24,7 @@ func TestDocs(t *testing.T) {
 	if err != nil || len(guides) == 0 {
 		t.Fatalf("no guides: %v", err)
 	}
-	for _, file := range append(guides, "README.md", "docs/security.md") {
+	for _, file := range append(guides, "README.md", "docs/security.md", "docs/operating.md") {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

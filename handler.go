@@ -20,6 +20,7 @@ import (
 	"caddytarget/internal/replay"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
+	"caddytarget/internal/trace"
 )
 
 // Handler takes the target of a request from a template, checks it, resolves
@@ -117,6 +118,7 @@ type Handler struct {
 
 	logLevel zapcore.Level
 	limiter  failure.Limiter // of the lines about failures
+	trace    *trace.Hub
 
 	strip    string       // the header field that is not sent on
 	limit    health.Limit // the timeout, if it is fixed
@@ -153,7 +155,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.policy, err = app.policy(&h.Guard, ctx.Logger()); err != nil {
 		return err
 	}
-	h.policy.quiet = true
+	h.policy.quiet, h.trace = true, app.shared.trace
 	if h.logLevel, err = h.failureLevel(); err != nil || h.ProxyRaw == nil {
 		return err
 	}
@@ -232,11 +234,18 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	failure.DropProxyStatus(w.Header())
 	var c *callContext
 	begun := time.Now()
+	rec := h.newRecord(r, begun)
+	if st.record = rec; rec != nil {
+		w = rec.watch(w)
+	}
 	defer func() {
 		if c != nil {
 			h.policy.counters.observe(c.call.Host, st, err, begun)
 		}
 		h.report(w, st, err)
+		if rec != nil {
+			h.endRecord(rec, st, err)
+		}
 	}()
 	if err := acceptable(r); err != nil {
 		return h.refuse(w, r, st, err)
@@ -245,6 +254,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if c, u, err = h.newCall(r, repl, last, st); err != nil {
 		return h.refuse(w, r, st, err)
 	}
+	rec.targetRead(&c.call)
 	stop, err := h.limitTime(w, r, repl, c)
 	if err != nil {
 		return h.refuse(w, r, st, err)
@@ -287,14 +297,16 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 		}
 		defer done()
 	}
-	if err := c.call.resolve(c.Context, u.Addr); err != nil {
+	err := c.call.resolve(c.Context, u.Addr)
+	st.record.resolved(&c.call, err)
+	if err != nil {
 		return h.refuse(w, r, st, err)
 	}
 	if u.HasPath {
 		u.Apply(r.URL)
 		r.RequestURI = c.call.uri
 	}
-	err := h.callNext(w, r.WithContext(c), next)
+	err = h.callNext(w, r.WithContext(c), next)
 	st.returned = true
 	if errors.Is(err, pool.ErrLimit) {
 		retryLater(w)

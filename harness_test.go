@@ -126,7 +126,7 @@ http://:%s {
 }
 
 // logTo makes the next configuration log from a level on. It returns a function
-// that returns what a logger has said until now with one of some messages.
+// that returns what a logger has said until now: all, or with one of some messages.
 func (w *world) logTo(level, logger string, messages ...string) func() []map[string]any {
 	file := filepath.Join(w.TempDir(), "log")
 	w.log = fmt.Sprintf("output file %q\nformat json\nlevel %s", file, level)
@@ -140,7 +140,7 @@ func (w *world) logTo(level, logger string, messages ...string) func() []map[str
 			if err := json.Unmarshal([]byte(line), &fields); err != nil {
 				w.Fatalf("%s: %v", line, err)
 			}
-			if fields["logger"] == logger && slices.Contains(messages, fields["msg"].(string)) {
+			if fields["logger"] == logger && (len(messages) == 0 || slices.Contains(messages, fields["msg"].(string))) {
 				lines = append(lines, fields)
 			}
 		}

@@ -22,17 +22,19 @@
 //	redirect.go   redirects that the handler follows
 //	state.go      what is known of a request: placeholders, all attempts, bodies
 //	failure.go    errors: rule, status, what reverse_proxy has to know
+//	record.go     what is recorded of a request: for live traces, spans and the debug log
 //
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
 // of connections, which outlive a reload); listeners.go (this server's own); metrics.go,
-// metrics_dns.go; admin.go, admin_top.go (the admin API), command.go; mistakes.go
+// metrics_dns.go; admin.go, admin_top.go, admin_trace.go (the admin API), command.go; mistakes.go
 // (warnings); caddyfile.go (parses the subdirectives of all modules). Defaults
 // stand in Provision of their module, those of the resolver in internal/resolver/config.go.
 // The work is done below internal: resolver, dnscache, dnsclient, dnsname (names to
 // addresses); failover, health (which address next); pool (connections); guard, localnet
 // (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
-// header fields); failure (the words for what failed); topk (counts by target).
+// header fields); failure (the words for what failed); topk (counts by target); trace,
+// clientspan (single requests: live, and as spans).
 package caddytarget
 
 import (
@@ -52,6 +54,7 @@ import (
 	"caddytarget/internal/localnet"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/resolver"
+	"caddytarget/internal/trace"
 )
 
 func init() {
@@ -89,10 +92,14 @@ type shared struct {
 	sockets  *localnet.Sockets // nil: Caddy's account of its listeners is asked
 	sites    localnet.Sites
 	dns      *dnsCollector
+	trace    *trace.Hub
 }
 
 // Destruct implements caddy.Destructor.
-func (*shared) Destruct() error { return nil }
+func (s *shared) Destruct() error {
+	s.trace.Close()
+	return nil
+}
 
 // shareds holds the one shared of the process while a configuration uses it.
 var shareds = caddy.NewUsagePool()
@@ -107,6 +114,7 @@ func newShared() *shared {
 		limits:   pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
 		sockets:  newSockets(),
 		dns:      newDNSCollector(),
+		trace:    new(trace.Hub),
 	}
 }
 
@@ -206,9 +214,12 @@ func (a *App) Start() error {
 	return nil
 }
 
-// Stop does nothing: resolvers may be in use by another configuration, and are
-// released when this one is cleaned up.
-func (a *App) Stop() error { return nil }
+// Stop ends live traces, for which the admin API would wait. Resolvers may be in use by
+// another configuration, and are released when this one is cleaned up.
+func (a *App) Stop() error {
+	a.shared.trace.Disconnect()
+	return nil
+}
 
 // Cleanup releases the resolvers.
 func (a *App) Cleanup() error {

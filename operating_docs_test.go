@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/miekg/dns"
 
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/trace"
 )
 
 // docsWorld is the gateway of the examples of docs/operating.md.
@@ -163,6 +165,47 @@ func TestOperatingDocsMetrics(t *testing.T) {
 		for _, word := range words {
 			if !strings.Contains(string(text), fmt.Sprintf("`%s`", word)) {
 				t.Errorf("docs/operating.md has no `%s`, want all values of rcode", word)
+			}
+		}
+	}
+}
+
+// TestOperatingDocsTrace checks that the examples of a live trace in docs/operating.md are
+// such as the endpoint and the command print, and that all members are described.
+func TestOperatingDocsTrace(t *testing.T) {
+	text, err := os.ReadFile("docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, data := range regexp.MustCompile(`(?m)^data: (\{"time".*)$`).FindAllStringSubmatch(string(text), -1) {
+		var e trace.Event
+		d := json.NewDecoder(strings.NewReader(data[1]))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&e); err != nil {
+			t.Fatalf("%s: %v", data[1], err)
+		}
+		if again, err := json.Marshal(e); err != nil || sameJSON(t, string(again)) != sameJSON(t, data[1]) {
+			t.Errorf("got %s, want %s as in docs/operating.md", again, data[1])
+		}
+		_, line, _ := strings.Cut(e.Line(), " ")
+		lines = append(lines, line)
+	}
+	if len(lines) != 2 {
+		t.Fatalf("got %d requests in docs/operating.md, want 2", len(lines))
+	}
+	for _, line := range lines {
+		if !strings.Contains(string(text), " "+line+"\n") {
+			t.Errorf("docs/operating.md lacks the line %s", line)
+		}
+	}
+	_, section, _ := strings.Cut(string(text), "### GET /target/trace")
+	section, _, _ = strings.Cut(section, "\n### ")
+	for _, of := range []reflect.Type{reflect.TypeFor[trace.Event](), reflect.TypeFor[trace.Attempt]()} {
+		for i := range of.NumField() {
+			name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+			if name != "" && name != "time" && name != "method" && name != "address" && !strings.Contains(section, "`"+name+"`") {
+				t.Errorf("docs/operating.md does not describe the member %s", name)
 			}
 		}
 	}

@@ -86,6 +86,9 @@ func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
 	if !slices.Contains(req.Header[loopHeader], loopID) {
 		req.Header[loopHeader] = append(req.Header[loopHeader], loopID)
 	}
+	if r := a.recorded; r != nil && r.span != nil {
+		a.out.Header = r.span.Header(req.Header)
+	}
 }
 
 // schemeOf returns the scheme for a call.

@@ -239,7 +239,7 @@ func (h *Handler) followed(r *http.Request, c *call, from string) {
 	c.state.redirects++
 	if ce := h.policy.log.Check(zapcore.DebugLevel, "redirect followed"); ce != nil {
 		ce.Write(zap.Int("redirects", c.state.redirects), zap.String("from", from), zap.String("scheme", c.scheme),
-			zap.String("name", c.Host), zap.Uint16("port", c.Port), zap.String("method", r.Method))
+			zap.String("name", c.Host), zap.Uint16("port", c.Port), zap.String("method", r.Method), zap.String("remote", c.client.remote))
 	}
 }
 

@@ -35,6 +35,7 @@ type progress struct {
 	returned bool  // the handlers that call it have returned
 	err      error // why there is no going on
 	reported bool  // err is in the log
+	record   *record
 
 	timeout     time.Duration  // of the handler, as it is configured; zero: none
 	attempts    int            // how many were made

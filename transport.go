@@ -296,7 +296,7 @@ func proxyOf(ctx caddy.Context) *reverseproxy.Handler {
 }
 
 // RoundTrip implements http.RoundTripper: one attempt at a request.
-func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+func (t *Transport) RoundTrip(req *http.Request) (res *http.Response, err error) {
 	info, ok := reverseproxy.GetDialInfo(req.Context())
 	if !ok {
 		return nil, errors.New("transport target: called by something other than reverse_proxy")
@@ -307,6 +307,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	a.setOrder(req, info)
+	if a.beginRecord(req) {
+		defer func() { a.recorded.end(a, res, err) }()
+	}
 	if err := a.checkAddress(); err != nil {
 		return nil, err
 	}
@@ -315,7 +318,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	a.prepare(req, info)
 	a.begin()
-	res, err := t.pool.RoundTrip(&a.out, &a.order)
+	res, err = t.pool.RoundTrip(&a.out, &a.order)
 	if err != nil {
 		return nil, a.failed(err.(*pool.Error))
 	}

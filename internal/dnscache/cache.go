@@ -96,6 +96,8 @@ type Cache struct {
 	preloadMu sync.Mutex      // guards pinned, against SetPreload and Purge
 	pinned    map[string]bool // the names of SetPreload; false: too long
 
+	unresolved unresolved // names of Config.Preload
+
 	excess               atomic.Int64 // addresses beyond the small number, of all entries
 	refreshes, evictions atomic.Uint64
 	id                   uint64 // of this cache, in cursors

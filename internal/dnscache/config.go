@@ -88,6 +88,13 @@ type Config struct {
 	// beside Size. At least, and by default, the number of Preload.
 	MaxPreload int
 
+	// PreloadChanged is called when a lookup shows that a name of Preload cannot be
+	// resolved any more, with the reason, and with nil when it can be again. A name cannot
+	// be resolved while it has no address, or only such as have expired and could not be
+	// refreshed. It is called once for each change, not for each lookup, from any
+	// goroutine. Default: nothing is called.
+	PreloadChanged func(name string, reason error)
+
 	// Size is how many names the cache has room for, not counting those of Preload.
 	// Default 100000.
 	Size int

@@ -128,12 +128,19 @@ func (f *flight) received(r reply) {
 		}
 	}
 	r.done, r.at = true, c.cfg.Now()
-	f.record(r)
+	if f.record(r) {
+		if f.node.pinned.Load() {
+			c.checkPreloaded(f.node)
+		}
+		c.wg.Done()
+		return
+	}
 	f.askUnasked()
 }
 
-// record stores a reply. The last one ends the flight.
-func (f *flight) record(r reply) {
+// record stores a reply. The last one ends the flight: then record returns true, and
+// Close waits for the caller.
+func (f *flight) record(r reply) (ended bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.replies[r.family] = r
@@ -150,9 +157,11 @@ func (f *flight) record(r reply) {
 	switch f.unanswered--; {
 	case f.unanswered == 0:
 		f.finish()
+		return true
 	case len(r.addrs) > 0:
 		f.graceTimer = time.AfterFunc(familyGrace, f.answerReaders)
 	}
+	return false
 }
 
 // releaseIfUnanswered releases the slot of a slow lookup.
@@ -245,5 +254,4 @@ func (f *flight) finish() {
 	if f.onFinish != nil {
 		f.onFinish()
 	}
-	c.wg.Done()
 }

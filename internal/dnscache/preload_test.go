@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -232,5 +233,61 @@ func TestSetPreload(t *testing.T) {
 		preload(0, 2)
 		w.Purge(Purge{Suffix: "."})
 		preload(2, 0, "x", "y")
+	})
+}
+
+// TestPreloadChanged: each change is reported once, and not each lookup.
+func TestPreloadChanged(t *testing.T) {
+	var mu sync.Mutex
+	var got []string
+	changed := func(name string, reason error) {
+		mu.Lock()
+		defer mu.Unlock()
+		text := "again"
+		if reason != nil {
+			text = reason.Error()
+		}
+		got = append(got, name+": "+text)
+	}
+	want := func(what string, want ...string) {
+		t.Helper()
+		mu.Lock()
+		defer mu.Unlock()
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", what, got, want)
+		}
+		got = nil
+	}
+	run(t, Config{Preload: []string{"good", "dead", "none"}, PreloadChanged: changed}, func(w world) {
+		w.fake.a("good", time.Minute, a)
+		w.fake.fail("dead", errServfail)
+		w.fake.fail("none", nxdomain(20*time.Second))
+		w.Start()
+		w.sleep(0)
+		want("at the start", "dead: "+errServfail.Error(), "none: "+nxdomain(20*time.Second).Error())
+		w.sleep(time.Hour)
+		w.Purge(Purge{Suffix: "."})
+		w.sleep(time.Hour)
+		_ = w.get("other")
+		want("while nothing changes, after a purge too")
+
+		w.fake.a("dead", time.Minute, a)
+		w.fake.a("none", time.Minute, b)
+		w.sleep(time.Minute)
+		want("when they can be resolved", "dead: again", "none: again")
+
+		w.Purge(Purge{Name: "good", AskAgain: true})
+		w.sleep(0)
+		w.fake.fail("good", errServfail)
+		w.sleep(50 * time.Second)
+		want("while the addresses hold")
+		w.sleep(2 * time.Minute)
+		want("when the addresses have expired", "good: "+errServfail.Error())
+		w.sleep(time.Hour)
+		want("while nothing changes")
+		w.fake.a("good", time.Minute, b)
+		w.sleep(time.Minute)
+		want("in the end", "good: again")
 	})
 }

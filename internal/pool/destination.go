@@ -87,7 +87,7 @@ func (p *Pool) putConn(c *conn, stillIdle bool) {
 		c.idleSince = now
 	}
 	keep := true
-	if !p.deliver(d, c, false) {
+	if !p.deliver(d, c, nil) {
 		if keep = !p.closed.Load() && len(d.idle) < p.config.MaxIdlePerKey; keep {
 			d.idle = append(d.idle, c)
 			s.listIdle(c)
@@ -160,14 +160,15 @@ func (p *Pool) removeConn(c *conn) {
 	d.shard.dropUnused(d)
 }
 
-// deliver gives a connection to the request that has waited longest. It reports
-// whether a request waited; shard.mu is held.
-func (p *Pool) deliver(d *destination, c *conn, fresh bool) bool {
+// deliver gives a connection to the request that has waited longest. If it was just
+// opened, by is its dial, else nil. It reports whether a request waited; shard.mu is
+// held.
+func (p *Pool) deliver(d *destination, c *conn, by *dial) bool {
 	if len(d.waiters) == 0 {
 		return false
 	}
 	w := d.waiters[0]
 	p.removeWaiter(d, w)
-	w.ready <- answer{conn: c, fresh: fresh}
+	w.ready <- answer{conn: c, fresh: by != nil, dial: by}
 	return true
 }

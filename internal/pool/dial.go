@@ -20,6 +20,8 @@ type dial struct {
 	assigned   int    // to how many waiters; 0: it is a probe, or they no longer wait
 	phase      Phase
 	phaseBegan time.Time
+	connect    Step       // once Handshake has begun
+	ended      time.Time  // zero: not yet
 	pending    []*Pending // of requests that gave it up
 
 	ctx    context.Context // ends with the dial
@@ -29,7 +31,7 @@ type dial struct {
 // startDial opens a connection in the background; shard.mu is held.
 func (p *Pool) startDial(d *destination, o *Order) *dial {
 	order := *o // the original belongs to the request
-	order.Pending, order.Reused = nil, nil
+	order.Pending, order.Reused, order.Timing = nil, nil, nil
 	n := &dial{order: &order, phaseBegan: time.Now()}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	d.dials = append(d.dials, n)
@@ -62,8 +64,8 @@ func (p *Pool) deliverConn(d *destination, n *dial, c *conn) {
 	surplus := false
 	d.speaksHTTP2 = c.h2 != nil
 	if c.h2 != nil {
-		surplus = !p.serveWaiters(c, true) && (d.hasStreamsWithout(c) || p.idleOrSurplus(c))
-	} else if p.deliver(d, c, true) {
+		surplus = !p.serveWaiters(c, n) && (d.hasStreamsWithout(c) || p.idleOrSurplus(c))
+	} else if p.deliver(d, c, n) {
 		c = nil
 	}
 	for _, w := range slices.Clone(d.waiters) {
@@ -100,7 +102,7 @@ func (p *Pool) deliverError(d *destination, n *dial, err *Error) {
 	for _, w := range slices.Clone(d.waiters) {
 		if w.dial == n {
 			p.removeWaiter(d, w)
-			w.ready <- answer{err: err}
+			w.ready <- answer{err: err, dial: n}
 		}
 	}
 	p.assignDials(d)
@@ -110,6 +112,7 @@ func (p *Pool) deliverError(d *destination, n *dial, err *Error) {
 // endDial removes a dial from its destination and sets the Pendings of the requests that
 // gave it up; shard.mu is held.
 func (d *destination) endDial(n *dial, progress Progress) {
+	n.ended = time.Now()
 	d.dials = slices.DeleteFunc(d.dials, func(other *dial) bool { return other == n })
 	for _, pending := range n.pending {
 		pending.progress.Store(int32(progress))
@@ -167,7 +170,9 @@ func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 		return c, nil
 	}
 	d.shard.mu.Lock()
-	n.phase, n.phaseBegan = Handshake, time.Now()
+	now := time.Now()
+	n.connect = Step{n.phaseBegan, now}
+	n.phase, n.phaseBegan = Handshake, now
 	d.shard.mu.Unlock()
 	if err := p.handshake(n, c); err != nil {
 		p.reportFailure(n, o.Target, err)

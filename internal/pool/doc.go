@@ -62,6 +62,7 @@
 //   - The header's bounds and Keep-Alive: header.go. A body that is sent: upload.go. One
 //     that is received: http1.go, http2body.go (and streams that block others), body.go
 //     (gzip, switched protocols).
+//   - What a request did when, for those who record it: timing.go.
 //   - Streams of HTTP/2: http2stream.go. Octets: rawconn.go (reads and writes of the
 //     socket), writer.go (buffers), combined_*.go (combinedIO).
 //   - Backends that have gone silent: silence_*.go.

@@ -28,6 +28,7 @@ type exchange struct {
 	unchecked     bool    // the connection was idle and is still to be checked: see defersCheck
 	heldRequest   *writer // holds the request until the first read: see connWriter; nil: the request was sent
 	responseBegun bool    // the first octet of the response has come
+	stamps        *stamps // nil: they are not wanted
 
 	headerWait struct { // for the header of the response
 		sync.Mutex
@@ -41,9 +42,9 @@ type exchange struct {
 }
 
 // roundTripHTTP1 sends a request and reads the header of the response. fresh is true if
-// the connection has carried no request and was never idle.
-func (c *conn) roundTripHTTP1(req *http.Request, fresh bool) (*http.Response, error) {
-	x := &exchange{c: c, req: req, writtenBefore: c.raw.written.Load()}
+// the connection has carried no request and was never idle. The stamps may be nil.
+func (c *conn) roundTripHTTP1(req *http.Request, fresh bool, s *stamps) (*http.Response, error) {
+	x := &exchange{c: c, req: req, writtenBefore: c.raw.written.Load(), stamps: s}
 	x.knocked = !fresh && c.needsKnock(req)
 	x.unchecked = !fresh && c.defersCheck(req)
 	c.pool.startWatch(x)
@@ -142,6 +143,7 @@ func (e *unsendable) Unwrap() error { return e.error }
 
 // requestWritten begins the ResponseHeaderTimeout.
 func (x *exchange) requestWritten() {
+	x.stamps.setSent()
 	if d := x.c.pool.config.ResponseHeaderTimeout; d > 0 {
 		x.abortAfter(d, errResponseHeaderTimeout)
 	}
@@ -186,6 +188,7 @@ func (x *exchange) readResponse() (*http.Response, error) {
 		return nil, err
 	}
 	x.responseBegun = true
+	x.stamps.setAnswered()
 	limit := &x.c.header
 	defer limit.end()
 	for interim := 0; ; interim++ {

@@ -96,9 +96,9 @@ func (f *settingsConn) Close() error {
 }
 
 // roundTripHTTP2 sends a request over a stream that was claimed, and returns the
-// response.
-func (c *conn) roundTripHTTP2(req *http.Request) (*http.Response, error) {
-	ctx := newTracedContext(req.Context())
+// response. The stamps may be nil.
+func (c *conn) roundTripHTTP2(req *http.Request, s *stamps) (*http.Response, error) {
+	ctx := newTracedContext(req.Context(), s)
 	res, err := c.h2.RoundTrip(req.WithContext(ctx))
 	if err == nil {
 		if ctx.err = checkResponse(res); ctx.err != nil {
@@ -110,10 +110,10 @@ func (c *conn) roundTripHTTP2(req *http.Request) (*http.Response, error) {
 		return nil, c.failHTTP2(ctx, err)
 	}
 	c.responded.Store(true)
-	s := &streamBody{body: res.Body, c: c}
-	s.changedAt.Store(time.Now().UnixNano())
-	c.bodies.add(s)
-	res.Body = s
+	body := &streamBody{body: res.Body, c: c}
+	body.changedAt.Store(time.Now().UnixNano())
+	c.bodies.add(body)
+	res.Body = body
 	return res, nil
 }
 
@@ -159,8 +159,9 @@ type tracedContext struct {
 	err   error           // the error with which the trace ended the request
 }
 
-// newTracedContext returns the context for a request with the context ctx.
-func newTracedContext(ctx context.Context) *tracedContext {
+// newTracedContext returns the context for a request with the context ctx. If there are
+// stamps, its trace sets them.
+func newTracedContext(ctx context.Context, s *stamps) *tracedContext {
 	t := &tracedContext{Context: ctx}
 	var trace httptrace.ClientTrace
 	if outer := httptrace.ContextClientTrace(ctx); outer != nil {
@@ -177,6 +178,9 @@ func newTracedContext(ctx context.Context) *tracedContext {
 			return t.err
 		}
 		return interim(code, header)
+	}
+	if s != nil {
+		s.trace(&trace)
 	}
 	t.trace = httptrace.WithClientTrace(context.Background(), &trace)
 	return t

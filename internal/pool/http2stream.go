@@ -69,13 +69,14 @@ func (p *Pool) recheck(c *conn) {
 	}
 }
 
-// serveWaiters gives streams of a connection to requests that wait and reports whether
+// serveWaiters gives streams of a connection, which a dial has just opened unless that is
+// nil, to requests that wait and reports whether
 // the connection is in use; shard.mu is held.
-func (p *Pool) serveWaiters(c *conn, fresh bool) bool {
+func (p *Pool) serveWaiters(c *conn, by *dial) bool {
 	d := c.destination
 	for len(d.waiters) > 0 && c.index >= 0 && c.reserveStream() {
-		p.deliver(d, c, fresh)
-		fresh = false
+		p.deliver(d, c, by)
+		by = nil
 	}
 	return c.active > 0
 }
@@ -86,7 +87,7 @@ func (p *Pool) streamFreed(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.full = false
-	p.serveWaiters(c, false)
+	p.serveWaiters(c, nil)
 	p.assignDials(c.destination)
 }
 
@@ -121,7 +122,7 @@ func (p *Pool) releaseStream(c *conn) {
 	recheck := c.full
 	if !recheck && len(c.destination.waiters) > 0 {
 		if recheck = c.wasFull; !recheck {
-			p.serveWaiters(c, false)
+			p.serveWaiters(c, nil)
 		}
 	}
 	surplus := p.idleOrSurplus(c)

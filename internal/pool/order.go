@@ -63,6 +63,9 @@ type Order struct {
 	// Reused, if not nil, is set by RoundTrip where it returns a response: whether the
 	// connection had been idle, or carried other requests.
 	Reused *bool
+
+	// Timing, if not nil, is set by RoundTrip: what it did when.
+	Timing *Timing
 }
 
 // Owner answers for the target of an Order: which addresses may be dialled, and which

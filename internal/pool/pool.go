@@ -95,17 +95,20 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 		return nil, &Error{Phase: Prepare, Err: err}
 	}
 	for retries := 0; ; {
+		o.Timing.reset()
 		c, fresh, err := p.getConn(req, o)
 		if err != nil {
 			closeBody(req)
 			return nil, err
 		}
+		stamps := o.Timing.exchange(c.h2 != nil)
 		var res *http.Response
 		if c.h2 != nil {
-			res, err = c.roundTripHTTP2(req)
+			res, err = c.roundTripHTTP2(req, stamps)
 		} else {
-			res, err = c.roundTripHTTP1(req, fresh)
+			res, err = c.roundTripHTTP1(req, fresh, stamps)
 		}
+		o.Timing.exchanged(stamps)
 		if err == nil {
 			if o.Reused != nil {
 				*o.Reused = !fresh

@@ -14,6 +14,7 @@ type waiter struct {
 	order *Order
 	ready chan answer // holds one
 	dial  *dial       // that it was assigned; nil: it waits for a connection to become free
+	since time.Time   // when it began to wait; set if the order has a Timing
 }
 
 // answer is a connection or the reason why there is none.
@@ -21,10 +22,12 @@ type answer struct {
 	conn  *conn
 	fresh bool // the connection was just opened and has carried no request
 	err   *Error
+	dial  *dial // which opened the connection or failed; nil: none
 }
 
 // result returns the answer as getConn does.
-func (a answer) result() (*conn, bool, error) {
+func (w *waiter) result(a answer) (*conn, bool, error) {
+	w.order.Timing.dialled(a.dial, w.since, time.Time{})
 	if a.err != nil {
 		return nil, false, a.err
 	}
@@ -42,6 +45,9 @@ func (p *Pool) getConn(req *http.Request, o *Order) (c *conn, fresh bool, err er
 		c := d.takeAvailable()
 		if c == nil {
 			w := &waiter{order: o, ready: make(chan answer, 1)}
+			if o.Timing != nil {
+				w.since = time.Now()
+			}
 			d.waiters = append(d.waiters, w)
 			if d.delayNextDial() {
 				delay := d.dialDelay
@@ -87,7 +93,7 @@ func (p *Pool) awaitIdleConn(ctx context.Context, d *destination, w *waiter, del
 		s.mu.Lock()
 		d.dialDelay = min(2*delay, maxDialDelay)
 		s.mu.Unlock()
-		return a.result()
+		return w.result(a)
 	case <-timer.C:
 	case <-ctx.Done():
 	}
@@ -107,7 +113,7 @@ func (p *Pool) awaitConn(ctx context.Context, d *destination, w *waiter) (*conn,
 	for {
 		select {
 		case a := <-w.ready:
-			return a.result()
+			return w.result(a)
 		case <-t.timer.C:
 			if err := t.expired(); err != nil {
 				return p.giveUp(d, w, err)
@@ -127,12 +133,15 @@ func (p *Pool) awaitConn(ctx context.Context, d *destination, w *waiter) (*conn,
 // waiter's dial goes on.
 func (p *Pool) giveUp(d *destination, w *waiter, err *Error) (*conn, bool, error) {
 	d.shard.mu.Lock()
+	if t := w.order.Timing; t != nil {
+		t.dialled(w.dial, w.since, time.Now())
+	}
 	p.removeWaiter(d, w)
 	d.shard.dropUnused(d)
 	d.shard.mu.Unlock()
 	select {
 	case a := <-w.ready:
-		return a.result()
+		return w.result(a)
 	default:
 		return nil, false, err
 	}

@@ -25,6 +25,16 @@ func (r *Resolver) logHealth(server dnsclient.Nameserver, why string) {
 	r.logger().Warn("nameserver is down", zap.Stringer("nameserver", server), zap.String("reason", why))
 }
 
+// logPreload logs that a name of Config.Preload cannot be resolved, and why; or, without
+// a reason, that it can be again.
+func (r *Resolver) logPreload(name string, reason error) {
+	if reason == nil {
+		r.logger().Info("preloaded name can be resolved again", zap.String("name", name))
+		return
+	}
+	r.logger().Warn("preloaded name cannot be resolved", zap.String("name", name), zap.String("reason", reason.Error()))
+}
+
 // traces reports whether lookups are logged now.
 func (r *Resolver) traces() bool { return r.logger().Core().Enabled(zap.DebugLevel) }
 

@@ -96,6 +96,7 @@ func (r *Resolver) cacheConfig(z *zone, preload []string) dnscache.Config {
 		Refresh:        r.config.Refresh,
 		RefreshQueries: r.config.RefreshQueries,
 		Preload:        preload,
+		PreloadChanged: r.logPreload,
 		Deadline:       r.config.Deadline,
 		Size:           r.config.CacheSize,
 		MaxLookups:     r.config.MaxLookups,

@@ -23,12 +23,14 @@ type chart struct {
 // error bars, and a value below 0 is one that there is not.
 type series struct {
 	Name         string
+	Color        int
 	X            []float64 `json:",omitempty"`
 	Y, Low, High []float64
 }
 
-// plot draws all charts.
-func (m *measurements) plot(dir string) {
+// drawCharts draws charts as files in a directory, and removes those that are there. It
+// is a variable for tests.
+var drawCharts = func(list []chart, dir string) {
 	dir, err := filepath.Abs(dir)
 	must(err)
 	old, err := filepath.Glob(filepath.Join(dir, "*.svg"))
@@ -36,7 +38,7 @@ func (m *measurements) plot(dir string) {
 	for _, path := range old {
 		must(os.Remove(path))
 	}
-	charts, err := json.Marshal(m.charts())
+	charts, err := json.Marshal(list)
 	must(err)
 	cmd := exec.Command("go", "-C", filepath.Join("bench", "plot"), "run", ".", dir)
 	cmd.Stdin, cmd.Stderr = bytes.NewReader(charts), os.Stderr
@@ -89,20 +91,23 @@ func (m *measurements) bars(list []chart, c chart, scheme, kind string) []chart 
 			}
 		}
 	}
-	if len(of) == 0 {
-		return list
-	}
 	for _, name := range names {
-		s := series{Name: name}
+		color := slices.IndexFunc(contestants, func(c *contestant) bool { return c.name == name })
+		s, drawn := series{Name: name, Color: color}, false
 		for _, each := range of {
 			y, low, high := -1., -1., -1.
 			if r := each.rowOf(name); r != nil && len(r.Figures[c.Y]) > 0 {
 				values := r.Figures[c.Y]
-				y, low, high = median(values), slices.Min(values), slices.Max(values)
+				y, low, high, drawn = median(values), slices.Min(values), slices.Max(values), true
 			}
 			s.Y, s.Low, s.High = append(s.Y, y), append(s.Low, low), append(s.High, high)
 		}
-		c.Series = append(c.Series, s)
+		if drawn {
+			c.Series = append(c.Series, s)
+		}
+	}
+	if c.Series == nil {
+		return list
 	}
 	c.File += ".svg"
 	return append(list, c)

@@ -35,7 +35,7 @@ var cases = []struct{ name, flag, about string }{
 }
 
 func (s setting) String() string {
-	return fmt.Sprintf("%s, %d domains, %s", s.Scheme, s.Domains, s.Case)
+	return fmt.Sprintf("%s, %s domains, %s", s.Scheme, thousands(s.Domains), s.Case)
 }
 
 // settings returns what the flags ask for.
@@ -101,6 +101,7 @@ const (
 
 // compare runs the comparison, and reports it setting by setting.
 func compare(l *lab) {
+	must(missingWrk())
 	list := settings()
 	if *quick {
 		list = quickSettings

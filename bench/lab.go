@@ -216,7 +216,7 @@ func (p *process) pids() []int {
 	for i := 0; i < len(pids); i++ {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pids[i]))
 		must(err)
-		for _, child := range strings.Fields(string(data)) {
+		for child := range strings.FieldsSeq(string(data)) {
 			pid, err := strconv.Atoi(child)
 			must(err)
 			pids = append(pids, pid)

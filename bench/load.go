@@ -267,6 +267,9 @@ func (c *conns) take(fresh bool) (*conn, error) {
 	}
 }
 
+// cut is in the texts of errors that end a response, and not in those without one.
+const cut = " cut: "
+
 // read reads the response to a request of a method and reports whether the
 // connection can be used again.
 func (c *conn) read(method string) (status int, body string, keep bool, err error) {
@@ -280,7 +283,7 @@ func (c *conn) read(method string) (status int, body string, keep bool, err erro
 	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
 	if err != nil { // not to be sent again
-		return 0, "response cut: " + err.Error(), false, nil
+		return 0, "response" + cut + err.Error(), false, nil
 	}
 	return res.StatusCode, string(data), !res.Close, nil
 }

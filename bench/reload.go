@@ -217,10 +217,10 @@ func talk(address, target string, duration time.Duration) (heard int, err error)
 	word := make([]byte, 8)
 	for end := time.Now().Add(duration); time.Now().Before(end); heard++ {
 		if _, err := fmt.Fprintf(conn, "%08d", heard); err != nil {
-			return heard, err
+			return heard, fmt.Errorf("WebSocket%s%w", cut, err)
 		}
 		if _, err := io.ReadFull(r, word); err != nil {
-			return heard, err
+			return heard, fmt.Errorf("WebSocket%s%w", cut, err)
 		}
 		if string(word) != fmt.Sprintf("%08d", heard) {
 			return heard, fmt.Errorf("%08d became %q", heard, word)

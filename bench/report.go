@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -73,7 +74,7 @@ func record(change func(*measurements)) {
 	must(err)
 	must(os.WriteFile(path, data, 0o644))
 	must(os.WriteFile(filepath.Join(dir, "measurements.md"), []byte(m.report()), 0o644))
-	m.plot(filepath.Join(dir, plotDir))
+	drawCharts(m.charts(), filepath.Join(dir, plotDir))
 }
 
 // plotDir is where the plots are, below -out.
@@ -138,32 +139,43 @@ func (c *comparison) rowOf(contestant string) *row {
 	return nil
 }
 
-// losses returns in what other contestants are better than caddytarget by more than it
-// differs from itself. Those that fail more often by more than 1 % are left out.
-func (c *comparison) losses() (list []string) {
+// against compares a contestant with caddytarget: -1 if it is better in a figure by more
+// than caddytarget differs from itself, 1 if it is worse by more than that, and else 0.
+// The ratio is its median over that of both instances of caddytarget. It is not ok if
+// there is nothing to compare, or if the contestant fails more often by more than 1 %:
+// it is easy to be cheap with less work.
+func (c *comparison) against(r *row, figure string, more bool) (result int, ratio float64, ok bool) {
 	a, b := c.rowOf(ours), c.rowOf(oursAgain)
-	if a == nil || b == nil {
-		return nil
+	if a == nil || b == nil || r.Contestant == ours || r.Contestant == oursAgain || figure == late || r.Contestant == static && figure == queries {
+		return 0, 0, false
 	}
+	if len(r.Figures[figure]) == 0 || len(a.Figures[figure]) == 0 || len(b.Figures[figure]) == 0 {
+		return 0, 0, false
+	}
+	if figure != failed && median(r.Figures[failed]) > max(median(a.Figures[failed]), median(b.Figures[failed]))+1 {
+		return 0, 0, false
+	}
+	x, y, other := median(a.Figures[figure]), median(b.Figures[figure]), median(r.Figures[figure])
+	low, high, noise := min(x, y), max(x, y), max(x, y)-min(x, y)
+	switch {
+	case other < low-noise:
+		result = -1
+	case other > high+noise:
+		result = 1
+	}
+	if more {
+		result = -result
+	}
+	return result, other / ((x + y) / 2), true
+}
+
+// losses returns in what other contestants are better than caddytarget.
+func (c *comparison) losses() (list []string) {
 	for _, f := range figures {
 		for _, r := range c.Rows {
-			if r.Contestant == ours || r.Contestant == oursAgain || f.name == late || r.Contestant == static && f.name == queries {
-				continue
-			}
-			if len(r.Figures[f.name]) == 0 || len(a.Figures[f.name]) == 0 || len(b.Figures[f.name]) == 0 {
-				continue
-			}
-			if median(r.Figures[failed]) > max(median(a.Figures[failed]), median(b.Figures[failed]))+1 {
-				continue // it is easy to be cheap with less work
-			}
-			x, y, other := median(a.Figures[f.name]), median(b.Figures[f.name]), median(r.Figures[f.name])
-			best, worst := min(x, y), max(x, y)
-			if f.more {
-				best, worst, other = -worst, -best, -other
-			}
-			if other < best-(worst-best) {
-				list = append(list, fmt.Sprintf("%s: %s has %s, caddytarget %s and %s", f.name, r.Contestant,
-					spread(r.Figures[f.name], f.digits), spread(a.Figures[f.name], f.digits), spread(b.Figures[f.name], f.digits)))
+			if result, _, ok := c.against(&r, f.name, f.more); ok && result < 0 {
+				list = append(list, fmt.Sprintf("%s: %s has %s, caddytarget %s and %s", f.name, r.Contestant, spread(r.Figures[f.name], f.digits),
+					spread(c.rowOf(ours).Figures[f.name], f.digits), spread(c.rowOf(oursAgain).Figures[f.name], f.digits)))
 			}
 		}
 	}
@@ -216,7 +228,7 @@ func (m *measurements) report() string {
 	if slices.ContainsFunc(m.Comparisons, func(c *comparison) bool { return c.Quick }) {
 		b.WriteString("\n**Some of these are from a quick run, and say only that the programs work.** They are marked.\n")
 	}
-	m.writeLosses(&b)
+	m.writeSummary(&b)
 	b.WriteString("\n## Plots\n")
 	for _, c := range m.charts() {
 		fmt.Fprintf(&b, "\n![%s](%s/%s)\n", c.Title, plotDir, c.File)
@@ -240,19 +252,49 @@ func (m *measurements) report() string {
 	return b.String()
 }
 
-func (m *measurements) writeLosses(b *strings.Builder) {
-	b.WriteString("\n## What caddytarget loses\n\nWhere another contestant is better by more than caddytarget differs from itself, and\ndoes not fail more often by more than 1 %.\n\n")
-	n := 0
-	for _, c := range m.Comparisons {
-		for _, loss := range c.losses() {
-			fmt.Fprintf(b, "- %s: %s\n", c.setting, loss)
-			n++
+// writeSummary writes how often each contestant is better or worse than caddytarget.
+func (m *measurements) writeSummary(b *strings.Builder) {
+	b.WriteString(summaryHead)
+	for _, f := range figures {
+		for _, contestant := range contestants {
+			var ratios []float64
+			better, worse := 0, 0
+			for _, c := range m.Comparisons {
+				r := c.rowOf(contestant.name)
+				if r == nil {
+					continue
+				}
+				result, ratio, ok := c.against(r, f.name, f.more)
+				if !ok {
+					continue
+				}
+				if !math.IsNaN(ratio) && !math.IsInf(ratio, 0) { // 0 in 0 connections
+					ratios = append(ratios, ratio)
+				}
+				switch result {
+				case -1:
+					better++
+				case 1:
+					worse++
+				}
+			}
+			if better+worse > 0 {
+				fmt.Fprintf(b, "| %s | %s | %s | %d | %d |\n", f.name, contestant.name, spread(ratios, 2), better, worse)
+			}
 		}
 	}
-	if n == 0 {
-		b.WriteString("Nothing so far.\n")
-	}
 }
+
+const summaryHead = `
+## What caddytarget loses, and what it wins
+
+In how many settings another contestant is better or worse than caddytarget by more than caddytarget differs from itself,
+and its figure over that of caddytarget: the median of the settings, the smallest and the greatest. Where a contestant
+fails more often by more than 1 %, only that is counted.
+
+| | contestant | over caddytarget | settings where caddytarget loses | where it wins |
+|---|---|---|---|---|
+`
 
 // write writes the table of a comparison.
 func (c *comparison) write(b *strings.Builder) {
@@ -260,7 +302,7 @@ func (c *comparison) write(b *strings.Builder) {
 	if c.Quick {
 		mark = "quick run, "
 	}
-	fmt.Fprintf(b, "\n### %s, %d domains\n\n%s%d requests/s; %d rounds of %d s", c.Scheme, c.Domains, mark, c.Rate, c.Rounds, c.Seconds)
+	fmt.Fprintf(b, "\n### %s, %s domains\n\n%s%d requests/s; rounds: %d of %d s", c.Scheme, thousands(c.Domains), mark, c.Rate, c.Rounds, c.Seconds)
 	if c.Case == healthy {
 		fmt.Fprintf(b, " each for full load, with %d connections of wrk, and for the rate", c.Conn)
 	}

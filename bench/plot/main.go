@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 
 	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 )
@@ -28,6 +29,7 @@ type chart struct {
 // series is one color of bars or one line. Bars below 0 are not drawn.
 type series struct {
 	Name         string
+	Color        int
 	X            []float64
 	Y, Low, High []float64
 }
@@ -56,6 +58,7 @@ var colors = []color.Color{
 }
 
 func (c chart) draw(path string) error {
+	plot.DefaultFont = font.Font{Typeface: "Liberation", Variant: "Sans"} // which looks like Arial and Helvetica
 	p := plot.New()
 	p.BackgroundColor = color.White
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = c.Title, c.X, c.Y
@@ -76,7 +79,7 @@ func (c chart) draw(path string) error {
 }
 
 func (c chart) lines(p *plot.Plot) error {
-	for i, s := range c.Series {
+	for _, s := range c.Series {
 		if len(s.X) != len(s.Y) {
 			return fmt.Errorf("%q has %d X and %d Y", s.Name, len(s.X), len(s.Y))
 		}
@@ -88,7 +91,7 @@ func (c chart) lines(p *plot.Plot) error {
 		if err != nil {
 			return err
 		}
-		line.Color, line.Width = colors[i%len(colors)], vg.Points(1.5)
+		line.Color, line.Width = colors[s.Color%len(colors)], vg.Points(1.5)
 		p.Add(line)
 		p.Legend.Add(s.Name, line)
 	}
@@ -139,7 +142,7 @@ func (c chart) bars(p *plot.Plot) error {
 			if err != nil {
 				return err
 			}
-			polygon.Color, polygon.LineStyle.Width = colors[i%len(colors)], 0
+			polygon.Color, polygon.LineStyle.Width = colors[s.Color%len(colors)], 0
 			p.Add(polygon)
 			if k == 0 {
 				p.Legend.Add(s.Name, polygon)
@@ -152,9 +155,10 @@ func (c chart) bars(p *plot.Plot) error {
 		errorBars.CapWidth = vg.Points(3)
 		p.Add(errorBars)
 	}
-	p.Legend.Left = false
 	p.NominalX(c.Labels...)
-	p.X.Min, p.X.Max = -.5, float64(len(c.Labels))+.2 // beside the legend
+	// the legend is to the right of the bars
+	p.Legend.XOffs = 13.7 * vg.Centimeter
+	p.X.Min, p.X.Max = -.5, float64(len(c.Labels))/.73-.5
 	p.Y.Min, p.Y.Max = bottom, math.Max(top*1.05, bottom+1)
 	if logarithmic {
 		p.Y.Max = math.Pow(10, math.Ceil(math.Log10(math.Max(top, bottom*10))))

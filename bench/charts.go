@@ -47,7 +47,7 @@ var drawCharts = func(list []chart, dir string) {
 
 // charts returns those that there are data for.
 func (m *measurements) charts() (list []chart) {
-	for _, scheme := range []string{"http", "https"} {
+	for _, scheme := range []string{"http", "https", "h2"} {
 		for _, c := range []chart{
 			{File: "cpu-" + scheme, Title: "CPU time, " + scheme, Y: fullCPU},
 			{File: "rate-" + scheme, Title: "Throughput, " + scheme, Y: fullRate},
@@ -80,7 +80,7 @@ func (m *measurements) bars(list []chart, c chart, scheme, kind string) []chart 
 	var names []string
 	var of []*comparison
 	for _, each := range m.Comparisons {
-		if each.Scheme != scheme || each.Case != kind {
+		if each.Scheme != scheme || each.Case != kind || each.Addresses > 0 {
 			continue
 		}
 		of = append(of, each)

@@ -13,9 +13,38 @@ import (
 
 // setting is what the contestants are compared in.
 type setting struct {
-	Scheme  string
-	Domains int
-	Case    string
+	Scheme    string // or h2: https over HTTP/2
+	Domains   int
+	Addresses int `json:",omitempty"` // of all domains; 0: each has its own
+	Case      string
+}
+
+// protocolOf returns how backends are called.
+func (s setting) protocolOf() protocolOf {
+	switch s.Scheme {
+	case "http":
+		return protocols[0]
+	case "https":
+		return protocols[1]
+	}
+	return protocols[2]
+}
+
+// address returns the address of a domain.
+func (s setting) address(domain int) netip.Addr {
+	if s.Addresses > 0 {
+		domain %= s.Addresses
+	}
+	return loopback(domain + 1)
+}
+
+// domains writes which domains there are.
+func (s setting) domains() string {
+	text := fmt.Sprintf("%s, %s domains", s.Scheme, thousands(s.Domains))
+	if s.Addresses > 0 {
+		text += fmt.Sprintf(" on %d addresses", s.Addresses)
+	}
+	return text
 }
 
 // The cases.
@@ -34,9 +63,7 @@ var cases = []struct{ name, flag, about string }{
 	{deadAddress, "deadaddress", "Each name has two addresses. Connections to one of them are neither opened nor refused. There are at most 64 such addresses, which names share."},
 }
 
-func (s setting) String() string {
-	return fmt.Sprintf("%s, %s domains, %s", s.Scheme, thousands(s.Domains), s.Case)
-}
+func (s setting) String() string { return s.domains() + ", " + s.Case }
 
 // settings returns what the flags ask for.
 func settings() (list []setting) {
@@ -46,7 +73,7 @@ func settings() (list []setting) {
 			usageError("-cases: unknown case %q", kind)
 		}
 		for scheme := range strings.SplitSeq(*schemeList, ",") {
-			if scheme != "http" && scheme != "https" {
+			if !slices.Contains([]string{"http", "https", "h2"}, scheme) {
 				usageError("-schemes: unknown scheme %q", scheme)
 			}
 			for size := range strings.SplitSeq(*domainCounts, ",") {
@@ -54,7 +81,7 @@ func settings() (list []setting) {
 				if err != nil || n < 1 {
 					usageError("-domains: %q is no number of domains", size)
 				}
-				list = append(list, setting{scheme, n, cases[i].name})
+				list = append(list, setting{scheme, n, *addresses, cases[i].name})
 			}
 		}
 	}
@@ -63,11 +90,11 @@ func settings() (list []setting) {
 
 // quickSettings are those of -quick.
 var quickSettings = []setting{
-	{"http", 500, healthy},
-	{"https", 20, healthy},
-	{"http", 20, deadNames},
-	{"http", 20, noNameserver},
-	{"http", 20, deadAddress},
+	{"http", 500, 0, healthy},
+	{"https", 20, 0, healthy},
+	{"http", 20, 0, deadNames},
+	{"http", 20, 0, noNameserver},
+	{"http", 20, 0, deadAddress},
 }
 
 // row is what was found out about a contestant in a setting.
@@ -139,10 +166,6 @@ func (l *lab) compareIn(s setting) *comparison {
 	if *quick {
 		c.Rounds, c.Seconds, c.TTL = given("rounds", 1), given("seconds", 1), 2*time.Second
 	}
-	p := protocols[0]
-	if s.Scheme == "https" {
-		p = protocols[1]
-	}
 	wanted := strings.Split(*contestantList, ",")
 	var running []*runningContestant
 	for _, each := range contestants {
@@ -156,11 +179,13 @@ func (l *lab) compareIn(s setting) *comparison {
 		} else if each.cannot != nil {
 			r.Missing = each.cannot(s)
 		}
-		c.Rows = append(c.Rows, r)
+		if each.name != sharing || r.Missing == "" { // else it is the same as the others
+			c.Rows = append(c.Rows, r)
+		}
 	}
 	for i := range c.Rows {
 		if c.Rows[i].Missing == "" {
-			running = append(running, l.start(c, p, &c.Rows[i]))
+			running = append(running, l.start(c, &c.Rows[i]))
 		}
 	}
 	for range c.Rounds {
@@ -186,19 +211,19 @@ func (l *lab) profileOurs(running []*runningContestant) {
 }
 
 // start starts a contestant and has it called for each domain once.
-func (l *lab) start(c *comparison, p protocolOf, to *row) *runningContestant {
+func (l *lab) start(c *comparison, to *row) *runningContestant {
 	i := slices.IndexFunc(contestants, func(c *contestant) bool { return c.name == to.Contestant })
 	w := &world{setting: c.setting, Address: address(freePort()), Admin: freePort(), CPUs: runtime.NumCPU(), TTL: c.TTL}
 	if c.Case == deadAddress {
 		w.DeadAddrs = min(c.Domains, 64)
 	}
 	r := &runningContestant{contestant: contestants[i], w: w, row: to, names: l.newNameserver()}
-	r.backends = l.spawnBackends(p, w.DeadAddrs)
+	r.backends = l.spawnBackends(c.protocolOf(), w.DeadAddrs)
 	w.Backend, w.CA = r.backends.Port, r.backends.CA
 	w.Nameserver = netip.MustParseAddrPort(r.names.addr)
 	r.names.ttl = uint32(c.TTL.Seconds())
 	for domain := range c.Domains {
-		r.names.addrs = append(r.names.addrs, loopback(domain+1))
+		r.names.addrs = append(r.names.addrs, c.address(domain))
 		r.values = append(r.values, r.value(w, domain))
 	}
 	for i := range w.DeadAddrs {

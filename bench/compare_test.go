@@ -22,10 +22,10 @@ func testLab(t *testing.T) *lab {
 
 func testWorld(scheme, kind string) *world {
 	w := &world{
-		setting: setting{scheme, 20, kind}, Address: "127.0.0.1:8080", Admin: 2019, Nameserver: netip.MustParseAddrPort("127.0.0.1:53"),
+		setting: setting{scheme, 20, 0, kind}, Address: "127.0.0.1:8080", Admin: 2019, Nameserver: netip.MustParseAddrPort("127.0.0.1:53"),
 		Backend: 9000, CPUs: 2, TTL: 5 * time.Second,
 	}
-	if scheme == "https" {
+	if scheme != "http" {
 		w.CA = "/ca.pem"
 	}
 	if kind == deadAddress {
@@ -38,7 +38,7 @@ func testWorld(scheme, kind string) *world {
 func TestConfigurations(t *testing.T) {
 	l := testLab(t)
 	for _, c := range contestants {
-		for _, scheme := range []string{"http", "https"} {
+		for _, scheme := range []string{"http", "https", "h2"} {
 			w := testWorld(scheme, deadAddress)
 			dir := c.write(l, w)
 			var all strings.Builder
@@ -58,7 +58,7 @@ func TestConfigurations(t *testing.T) {
 			if strings.Contains(text, "no value") || strings.Contains(text, "%!") {
 				t.Errorf("%s, %s: something is not filled in:\n%s", c.name, scheme, text)
 			}
-			if got := strings.Contains(text, w.CA) && w.CA != ""; got != (scheme == "https") {
+			if got := strings.Contains(text, w.CA) && w.CA != ""; got != (scheme != "http") {
 				t.Errorf("%s, %s: the authority is there: %t", c.name, scheme, got)
 			}
 			if !strings.Contains(c.value(w, 3), "d3.test") && c.name != static {

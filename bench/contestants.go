@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"text/template"
 	"time"
@@ -37,6 +38,7 @@ const (
 	static     = "static"
 	ours       = "caddytarget"
 	oursAgain  = "caddytarget again" // what it differs is noise
+	sharing    = "caddytarget with share_connections"
 	asksNoName = "asks no nameserver"
 )
 
@@ -61,16 +63,17 @@ var contestants = []*contestant{
 		args: caddyArgs("run"), check: caddyArgs("validate"),
 		files: map[string]string{"Caddyfile": oursConfig},
 		value: func(w *world, domain int) string {
-			return fmt.Sprintf("%s://%s:%d", w.Scheme, nameOf(domain), w.Backend)
+			return fmt.Sprintf("%s://%s:%d", w.protocolOf().scheme, nameOf(domain), w.Backend)
 		},
 	},
 	nil, // oursAgain
+	nil, // sharing
 	{
 		name: static, about: "stock Caddy where the client names the address: no name is looked up, there is one pool for each address. It is the least that Caddy's own transport takes. What fails is left out for 10 s (`fail_duration`), as with `dynamic a`",
 		args: caddyArgs("run"), check: caddyArgs("validate"),
 		files: map[string]string{"Caddyfile": staticConfig},
 		value: func(w *world, domain int) string {
-			value := netip.AddrPortFrom(loopback(domain+1), uint16(w.Backend)).String()
+			value := netip.AddrPortFrom(w.address(domain), uint16(w.Backend)).String()
 			if w.DeadAddrs > 0 {
 				value += "\r\nX-Second: " + netip.AddrPortFrom(deadAddr(domain%w.DeadAddrs), uint16(w.Backend)).String()
 			}
@@ -102,7 +105,13 @@ var contestants = []*contestant{
 			"nginx", "/usr/lib/nginx/modules/ngx_http_lua_module.so", "/usr/share/lua/5.1/resty/core.lua",
 			"/usr/share/lua/5.1/nginx/dns/resolver.lua", "/usr/share/lua/5.1/nginx/string.lua",
 		},
-		apt:  "nginx libnginx-mod-http-lua lua-resty-core lua-nginx-dns lua-nginx-string",
+		apt: "nginx libnginx-mod-http-lua lua-resty-core lua-nginx-dns lua-nginx-string",
+		cannot: func(s setting) string {
+			if s.Scheme == "h2" {
+				return "speaks no HTTP/2 to backends"
+			}
+			return ""
+		},
 		args: []string{"nginx", "-e", "error.log", "-p", ".", "-c", "nginx.conf"}, check: []string{"nginx", "-t", "-q", "-e", "error.log", "-p", ".", "-c", "nginx.conf"},
 		files: map[string]string{"nginx.conf": nginxConfig, "target.lua": nginxLua},
 		value: func(_ *world, domain int) string { return nameOf(domain) },
@@ -113,6 +122,16 @@ func init() {
 	again := *contestants[0]
 	again.name, again.about = oursAgain, "the same: by what it differs, runs differ"
 	contestants[1] = &again
+	shared := *contestants[0]
+	shared.name, shared.about = sharing, "plain connections to one address are those of all domains there"
+	shared.files = map[string]string{"Caddyfile": strings.Replace(oursConfig, "allow_ips", "share_connections\n\t\tallow_ips", 1)}
+	shared.cannot = func(s setting) string {
+		if s.Addresses == 0 || s.Scheme != "http" {
+			return "nothing to share"
+		}
+		return ""
+	}
+	contestants[2] = &shared
 }
 
 func caddyArgs(command string) []string {
@@ -212,12 +231,16 @@ func checkAll(l *lab) error {
 			failures = append(failures, err)
 			continue
 		}
-		for _, scheme := range []string{"http", "https"} {
+		for _, scheme := range []string{"http", "https", "h2"} {
+			s := setting{Scheme: scheme, Domains: 500, Addresses: 8, Case: healthy}
+			if c.cannot != nil && c.cannot(s) != "" {
+				continue
+			}
 			w := &world{
-				setting: setting{Scheme: scheme, Domains: 500}, Address: address(freePort()), Admin: freePort(),
+				setting: s, Address: address(freePort()), Admin: freePort(),
 				Nameserver: netip.MustParseAddrPort(l.names.addr), Backend: freePort(), CPUs: 2, TTL: 5 * time.Second,
 			}
-			if scheme == "https" {
+			if scheme != "http" {
 				w.CA = testlab.NewAuthority(l).File
 			}
 			out, err := c.command(c.write(l, w), c.check).CombinedOutput()
@@ -341,7 +364,7 @@ listen gateway
 	http-request set-dst var(txn.addr)
 	http-request set-dst-port int({{.Backend}})
 	http-request set-header Host %[var(txn.name)]:{{.Backend}}
-	server any 0.0.0.0:0 pool-max-conn -1 pool-low-conn {{.IdleConns}} pool-purge-delay 1h{{if .CA}} ssl verify required ca-file {{.CA}} sni var(txn.name){{end}}
+	server any 0.0.0.0:0 pool-max-conn -1 pool-low-conn {{.IdleConns}} pool-purge-delay 1h{{if .CA}} ssl verify required ca-file {{.CA}} sni var(txn.name){{if eq .Scheme "h2"}} alpn h2{{end}}{{end}}
 `
 
 // nginxConfig: each of the workers may hold a share of the idle connections.

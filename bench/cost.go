@@ -41,8 +41,8 @@ func idleCost(l *lab) {
 			rest = 25 * time.Second // Go's client keeps closed ones for up to 20 s
 		}
 		for _, name := range []string{static, ours} {
-			c := &comparison{setting: setting{p.scheme, count, healthy}, TTL: time.Hour}
-			r := l.start(c, p, &row{Contestant: name})
+			c := &comparison{setting: setting{p.flag(), count, 0, healthy}, TTL: time.Hour}
+			r := l.start(c, &row{Contestant: name})
 			r.backends.tell("close")
 			time.Sleep(rest)
 			before := r.holds(r.w.Admin)

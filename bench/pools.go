@@ -28,6 +28,14 @@ type protocolOf struct{ scheme, protocol string }
 
 var protocols = []protocolOf{{"http", ""}, {"https", "http/1.1"}, {"https", "h2"}}
 
+// flag is what -schemes calls it.
+func (p protocolOf) flag() string {
+	if p.protocol == "h2" {
+		return p.protocol
+	}
+	return p.scheme
+}
+
 func (p protocolOf) String() string { return strings.TrimSpace(p.scheme + " " + p.protocol) }
 
 // backends returns the configuration of backends.

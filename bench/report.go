@@ -51,7 +51,7 @@ func (m *measurements) add(c *comparison) {
 		return slices.IndexFunc(cases, func(k struct{ name, flag, about string }) bool { return k.name == c.Case })
 	}
 	slices.SortFunc(m.Comparisons, func(a, b *comparison) int {
-		return cmp.Or(cmp.Compare(order(a), order(b)), cmp.Compare(a.Scheme, b.Scheme), cmp.Compare(a.Domains, b.Domains))
+		return cmp.Or(cmp.Compare(order(a), order(b)), cmp.Compare(a.Scheme, b.Scheme), cmp.Compare(a.Addresses, b.Addresses), cmp.Compare(a.Domains, b.Domains))
 	})
 }
 
@@ -146,7 +146,7 @@ func (c *comparison) rowOf(contestant string) *row {
 // it is easy to be cheap with less work.
 func (c *comparison) against(r *row, figure string, more bool) (result int, ratio float64, ok bool) {
 	a, b := c.rowOf(ours), c.rowOf(oursAgain)
-	if a == nil || b == nil || r.Contestant == ours || r.Contestant == oursAgain || figure == late || r.Contestant == static && figure == queries {
+	if a == nil || b == nil || slices.Contains([]string{ours, oursAgain, sharing}, r.Contestant) || figure == late || r.Contestant == static && figure == queries {
 		return 0, 0, false
 	}
 	if len(r.Figures[figure]) == 0 || len(a.Figures[figure]) == 0 || len(b.Figures[figure]) == 0 {
@@ -204,7 +204,7 @@ configurations are in [bench/contestants.go](../bench/contestants.go).
 const reportHow = `
 - **Same means**: as many threads or workers as CPUs, no access log, %d idle connections to backends at most in all, a second to
   connect, one more try, A records only. A process may have %d descriptors.
-- **Domains** have an address each, and a TTL of %s. Each domain was called once before, of more than %d domains that
+- **Domains** have an address each, unless it is said otherwise, and a TTL of %s. Each domain was called once before, of more than %d domains that
   many. Requests choose their domain at random.
 - **Rounds**: each contestant is measured in each round, in random order, while the others have nothing to do. What
   stands here is the median of the rounds, and in parentheses the smallest and the greatest value.
@@ -302,7 +302,7 @@ func (c *comparison) write(b *strings.Builder) {
 	if c.Quick {
 		mark = "quick run, "
 	}
-	fmt.Fprintf(b, "\n### %s, %s domains\n\n%s%d requests/s; rounds: %d of %d s", c.Scheme, thousands(c.Domains), mark, c.Rate, c.Rounds, c.Seconds)
+	fmt.Fprintf(b, "\n### %s\n\n%s%d requests/s; rounds: %d of %d s", c.domains(), mark, c.Rate, c.Rounds, c.Seconds)
 	if c.Case == healthy {
 		fmt.Fprintf(b, " each for full load, with %d connections of wrk, and for the rate", c.Conn)
 	}

@@ -30,7 +30,7 @@ func TestSpread(t *testing.T) {
 
 // testComparison has, of each contestant, the CPU time and the share that failed.
 func testComparison(domains int, figures map[string][2]float64) *comparison {
-	c := &comparison{setting: setting{"http", domains, healthy}, Rate: 2000, Rounds: 1, Seconds: 1, Quick: true}
+	c := &comparison{setting: setting{"http", domains, 0, healthy}, Rate: 2000, Rounds: 1, Seconds: 1, Quick: true}
 	for _, each := range contestants {
 		r := row{Contestant: each.name, Missing: "not there"}
 		if f, ok := figures[each.name]; ok {

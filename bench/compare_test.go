@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -135,6 +136,10 @@ func TestBackendsWithDeadAddresses(t *testing.T) {
 		t.Errorf("got %d %s", status, body)
 	}
 	c.close()
+	if conn, err := net.DialTimeout("tcp", netip.AddrPortFrom(deadAddr(0), uint16(b.port)).String(), 300*time.Millisecond); err == nil {
+		conn.Close()
+		t.Error("a connection to the dead address was opened")
+	}
 	if n := b.Opened.Load(); n != 1 {
 		t.Errorf("%d connections were opened: the dead address is alive", n)
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -12,6 +13,8 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"caddytarget/internal/testlab"
 )
@@ -91,10 +94,12 @@ func wrongName(ca *testlab.Authority) func(*tls.Config) {
 const wrongSubject = "somebody.else.test"
 
 // listenEverywhere makes the backends answer on all addresses of loopback, and on
-// nothing else.
+// nothing else. Of some of these addresses blackholes may take the same port.
 func (b *backends) listenEverywhere() {
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		failed := c.Control(func(fd uintptr) { err = syscall.BindToDevice(int(fd), "lo") })
+		failed := c.Control(func(fd uintptr) {
+			err = errors.Join(unix.BindToDevice(int(fd), "lo"), unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+		})
 		if failed != nil {
 			return failed
 		}

@@ -27,6 +27,9 @@ func (h holding) String() string {
 		float64(h.heap)/1e6, float64(h.rss)/1e6, h.goroutines, h.descriptors)
 }
 
+// fewAddrs is how many addresses there are where it does not matter.
+const fewAddrs = 8
+
 // idleCost compares what a caddy has when each of many backends holds a
 // connection with what it has when they have closed them.
 func idleCost(l *lab) {
@@ -37,15 +40,17 @@ func idleCost(l *lab) {
 		if p.protocol == "h2" {
 			rest = 25 * time.Second // Go's client keeps closed ones for up to 20 s
 		}
-		for _, s := range l.sides(sidesOf{p, count, time.Hour, count, []string{byDomain, target, sharing}}) {
-			s.backends.tell("close")
+		for _, name := range []string{static, ours} {
+			c := &comparison{setting: setting{p.flag(), count, 0, healthy}, TTL: time.Hour}
+			r := l.start(c, &row{Contestant: name})
+			r.backends.tell("close")
 			time.Sleep(rest)
-			before := s.holds(s.admin)
-			open := s.backends.count().Open
-			s.callEach()
+			before := r.holds(r.w.Admin)
+			open := r.backends.count().Open
+			r.call(count)
 			time.Sleep(2 * time.Second)
-			n, after := float64(s.backends.count().Open-open), s.holds(s.admin)
-			fmt.Printf("  %-29s %.0f connections: %.1f kB on the heap and %.2f goroutines each; %.1f kB resident; without them %s\n", s.name, n,
+			n, after := float64(r.backends.count().Open-open), r.holds(r.w.Admin)
+			fmt.Printf("  %-12s %.0f connections: %.1f kB on the heap and %.2f goroutines each; %.1f kB resident; without them %s\n", name, n,
 				float64(after.heap-before.heap)/1e3/n, float64(after.goroutines-before.goroutines)/n, float64(after.rss-before.rss)/1e3/n, before)
 		}
 		l.restart()

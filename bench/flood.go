@@ -2,12 +2,9 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -65,44 +62,10 @@ func (f *flooding) start() {
 
 func (f *flooding) newConns() *conns { return &conns{address: address(f.port), limit: floodConns} }
 
-// knownLoad is the normal load. It runs in a process of its own, so that what is
-// measured is not how busy this one is with the flood, the nameserver and the
-// backends.
-type knownLoad struct {
-	Address  string
-	Rate     int
-	Duration time.Duration
-	Names    int
-	Port     int // of the backends
-}
-
-// loadVar tells a process that it is one for a knownLoad.
-const loadVar = "CADDYTARGET_BENCH_LOAD"
-
-// run runs the load in a process of its own.
-func (k knownLoad) run() *result {
-	spec, err := json.Marshal(k)
-	must(err)
-	self, err := os.Executable()
-	must(err)
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), loadVar+"="+string(spec))
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	must(err)
-	r := new(result)
-	must(json.Unmarshal(out, r))
-	return r
-}
-
-// here runs the load in this process and prints the result.
-func (k knownLoad) here() {
-	c := &conns{address: k.Address, limit: floodConns}
-	must(json.NewEncoder(os.Stdout).Encode(openLoopBy(c.get, k.Rate, k.Duration, oneOf("http", k.Names, k.Port), never)))
-}
-
+// normal is the load of known names.
 func (f *flooding) normal(duration time.Duration) *result {
-	return knownLoad{address(f.port), floodLoad, duration, floodKnown, f.backends.port}.run()
+	file := f.valuesFile(targets("http", floodKnown, f.backends.port), nil)
+	return loadSpec{Address: address(f.port), Rate: floodLoad, Duration: duration, Values: file}.run()
 }
 
 // send starts an open loop over connections of its own.

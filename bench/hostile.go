@@ -11,6 +11,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -167,4 +170,11 @@ func hostile(l *lab) {
 			stop()
 		}
 	}
+}
+
+// adapts reports whether caddy knows all that a Caddyfile says.
+func (l *lab) adapts(config string) bool {
+	path := filepath.Join(l.dir, "Caddyfile.try")
+	must(os.WriteFile(path, []byte(config), 0o600))
+	return exec.Command(*caddyPath, "adapt", "--adapter", "caddyfile", "--config", path).Run() == nil
 }

@@ -38,10 +38,10 @@ type lab struct {
 	*process
 }
 
-// process is a caddy that runs.
+// process is a caddy, or another proxy, that runs.
 type process struct {
-	caddy *exec.Cmd
-	log   *os.File
+	cmd *exec.Cmd
+	log *os.File
 }
 
 func newLab() *lab {
@@ -105,16 +105,22 @@ func (l *lab) spawn(config, address string) *process {
 	must(err)
 	path := filepath.Join(dir, "Caddyfile")
 	must(os.WriteFile(path, []byte(config), 0o600))
-	logFile, err := os.Create(filepath.Join(dir, "caddy.log"))
-	must(err)
 	args := []string{*caddyPath, "run", "--config", path}
 	if l.limit > 0 { // both limits: Go raises the soft one to the hard one
 		args = append([]string{"sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, l.limit), "sh"}, args...)
 	}
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // if this process dies
+	return l.run(cmd, dir, address)
+}
+
+// run starts a command, whose output goes to a file in dir, and waits until it listens
+// on address.
+func (l *lab) run(cmd *exec.Cmd, dir, address string) *process {
+	logFile, err := os.Create(filepath.Join(dir, "output.log"))
+	must(err)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
 	must(cmd.Start())
 	for range 100 {
 		if conn, err := net.Dial("tcp", address); err == nil {
@@ -124,14 +130,14 @@ func (l *lab) spawn(config, address string) *process {
 		time.Sleep(100 * time.Millisecond)
 	}
 	text, _ := os.ReadFile(logFile.Name())
-	log.Fatalf("caddy does not listen on %s:\n%s", address, text)
+	log.Fatalf("%s does not listen on %s:\n%s", cmd.Path, address, text)
 	return nil
 }
 
 // end stops the process.
 func (p *process) end() {
-	_ = p.caddy.Process.Signal(syscall.SIGTERM)
-	_ = p.caddy.Wait()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	_ = p.cmd.Wait()
 	p.log.Close()
 }
 
@@ -204,18 +210,50 @@ func (l *lab) stopCaddy() {
 	l.process = nil
 }
 
-// cpu returns the CPU time that caddy has used.
-func (p *process) cpu() time.Duration {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.caddy.Process.Pid))
-	must(err)
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+2:]))
-	var ticks int64
-	for _, f := range fields[11:13] { // utime, stime
-		n, err := strconv.ParseInt(f, 10, 64)
+// pids returns the process and its workers.
+func (p *process) pids() []int {
+	pids := []int{p.cmd.Process.Pid}
+	for i := 0; i < len(pids); i++ {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pids[i]))
 		must(err)
-		ticks += n
+		for child := range strings.FieldsSeq(string(data)) {
+			pid, err := strconv.Atoi(child)
+			must(err)
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// cpu returns the CPU time that the process and its workers have used.
+func (p *process) cpu() time.Duration {
+	var ticks int64
+	for _, pid := range p.pids() {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		must(err)
+		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+2:]))
+		for _, f := range fields[11:13] { // utime, stime
+			n, err := strconv.ParseInt(f, 10, 64)
+			must(err)
+			ticks += n
+		}
 	}
 	return time.Duration(ticks) * time.Second / 100
+}
+
+// pss returns the resident memory of the process and its workers. What they share is
+// counted once.
+func (p *process) pss() (bytes int64) {
+	for _, pid := range p.pids() {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		must(err)
+		_, rest, _ := strings.Cut(string(data), "\nPss:")
+		var kB int64
+		_, err = fmt.Sscan(rest, &kB)
+		must(err)
+		bytes += kB << 10
+	}
+	return bytes
 }
 
 // pprof returns what caddy says of itself.
@@ -254,7 +292,7 @@ func (p *process) memory(admin int) (rss, heap int64) {
 
 // status returns an amount of memory as the kernel counts it for caddy.
 func (p *process) status(field string) (bytes int64) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.caddy.Process.Pid))
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	must(err)
 	_, rest, _ := strings.Cut(string(data), field)
 	_, err = fmt.Sscan(rest, &bytes)
@@ -266,7 +304,7 @@ func (p *process) status(field string) (bytes int64) {
 func (p *process) held(admin int) (goroutines, descriptors int) {
 	_, err := fmt.Sscanf(string(pprof(admin, "goroutine?debug=1")), "goroutine profile: total %d", &goroutines)
 	must(err)
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.caddy.Process.Pid))
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
 	must(err)
 	return goroutines, len(entries)
 }
@@ -294,6 +332,8 @@ type nameserver struct {
 	perSec  sync.Map // Unix second → *atomic.Int64
 	moved   sync.Map // name → []netip.Addr
 	last    sync.Map // name → time.Time of the last answer
+
+	deadAddrs []netip.Addr // each name has one of them too, if there are any
 }
 
 func (l *lab) newNameserver() *nameserver {
@@ -331,7 +371,12 @@ func (n *nameserver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		if to, ok := n.moved.Load(name); ok {
 			m.Answer = answer(q, n.ttl, to.([]netip.Addr)...)
 		} else {
-			m.Answer = answer(q, n.ttl, n.addrs[index%len(n.addrs)])
+			addrs := []netip.Addr{n.addrs[index%len(n.addrs)]}
+			if len(n.deadAddrs) > 0 {
+				addrs = append(addrs, n.deadAddrs[index%len(n.deadAddrs)])
+				mathrand.Shuffle(2, func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+			}
+			m.Answer = answer(q, n.ttl, addrs...)
 		}
 		n.last.Store(name, time.Now())
 	}

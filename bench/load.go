@@ -23,10 +23,10 @@ import (
 	"time"
 )
 
-// median returns the middle one of some values.
+// median returns the middle one of some values, or the mean of the two in the middle.
 func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
-	return sorted[len(sorted)/2]
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
 // ratios divides each of a by its counterpart.
@@ -38,9 +38,9 @@ func ratios(a, b []float64) []float64 {
 	return list
 }
 
-// wrk loads url, each request with one of the values in a header field, and
-// returns how many requests were answered and failed.
-func (l *lab) wrk(url, header string, values []string) (requests, failed int64) {
+// wrk loads url for so many seconds, each request with one of the values in a header
+// field, and returns how many requests were answered and failed.
+func (l *lab) wrk(url, header string, values []string, seconds int) (requests, failed int64) {
 	script := filepath.Join(l.dir, "targets.lua")
 	var lua bytes.Buffer
 	lua.WriteString("local t = {\n")
@@ -56,7 +56,7 @@ end
 request = function() return reqs[math.random(#reqs)] end
 `, header)
 	must(os.WriteFile(script, lua.Bytes(), 0o600))
-	cmd := exec.Command("wrk", "-c"+strconv.Itoa(*wrkConns), "-t2", "-d"+strconv.Itoa(*seconds)+"s", "-s", script, url)
+	cmd := exec.Command("wrk", "-c"+strconv.Itoa(*wrkConns), "-t2", "-d"+strconv.Itoa(seconds)+"s", "-s", script, url)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		log.Fatalf("wrk: %v\n%s", err, out)
@@ -116,6 +116,7 @@ var (
 
 // reason makes errors that have the same reason the same.
 func reason(text string) string {
+	text, _, _ = strings.Cut(text, "<") // which begins a page
 	return anyAddr.ReplaceAllLiteralString(anyName.ReplaceAllLiteralString(text, "NAME"), "ADDR")
 }
 
@@ -152,9 +153,9 @@ func get(url, target string) (status int, body string) {
 // client, for loads of which most of the work should be the server's.
 type conns struct {
 	address  string
-	limit    int    // of connections
-	wait     bool   // for one, instead of failing
-	header   string // that says what is called; X-Target unless set
+	limit    int           // of connections
+	wait     bool          // for one, instead of failing
+	timeout  time.Duration // of a request; default: clientTimeout
 	repeated atomic.Int64
 
 	mu   sync.Mutex
@@ -189,7 +190,7 @@ func (c *conns) do(method, target, fields, content string) (status int, body str
 	if content != "" {
 		fields += "Content-Length: " + strconv.Itoa(len(content)) + "\r\n"
 	}
-	request := method + " / HTTP/1.1\r\nHost: " + c.address + "\r\n" + cmp.Or(c.header, "X-Target") + ": " + target + "\r\n" + fields + "\r\n" + content
+	request := method + " / HTTP/1.1\r\nHost: " + c.address + "\r\n" + "X-Target: " + target + "\r\n" + fields + "\r\n" + content
 	conn, err := c.take(false)
 	if err != nil {
 		return 0, err.Error()
@@ -210,7 +211,7 @@ func (c *conns) do(method, target, fields, content string) (status int, body str
 // exchange sends a request and puts the connection back. There is an error only
 // if there was no complete response.
 func (c *conns) exchange(conn *conn, method, request string) (status int, body string, err error) {
-	_ = conn.SetDeadline(time.Now().Add(clientTimeout))
+	_ = conn.SetDeadline(time.Now().Add(cmp.Or(c.timeout, clientTimeout)))
 	defer c.free.Signal()
 	_, failed := io.WriteString(conn, request)
 	status, body, keep, err := conn.read(method) // even then: an answer may have come before the request was sent
@@ -266,6 +267,9 @@ func (c *conns) take(fresh bool) (*conn, error) {
 	}
 }
 
+// cut is in the texts of errors that end a response, and not in those without one.
+const cut = " cut: "
+
 // read reads the response to a request of a method and reports whether the
 // connection can be used again.
 func (c *conn) read(method string) (status int, body string, keep bool, err error) {
@@ -279,7 +283,7 @@ func (c *conn) read(method string) (status int, body string, keep bool, err erro
 	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
 	if err != nil { // not to be sent again
-		return 0, "response cut: " + err.Error(), false, nil
+		return 0, "response" + cut + err.Error(), false, nil
 	}
 	return res.StatusCode, string(data), !res.Close, nil
 }

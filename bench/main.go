@@ -1,19 +1,20 @@
-// Command bench runs the caddy binary of this repository against a DNS server
-// and backends of its own, all on loopback, and prints what it measures:
+// Command bench runs the caddy binary of this repository against nameservers and
+// backends of its own, all on loopback, and prints what it measures. It is run from the
+// root of the repository:
 //
-//	go run ./build && go run ./bench            # all scenarios, over an hour
-//	go run ./bench throughput dead              # some of them
-//	go run ./bench cpu                          # 20 minutes
-//	go run ./bench -domains 20,500 -protocols https,h2 cpu
-//	go run ./bench openloop                     # 20 rounds of 3 s, unless -rounds and -seconds say otherwise
+//	go run ./build && go run ./bench compare    # with other proxies: see docs/measurements.md
+//	go run ./bench -quick compare               # two minutes
+//	go run ./bench -check                       # whether compare can run here
+//	go run ./bench -minutes 120 soak
+//	go run ./bench                              # all other scenarios, over an hour
+//	go run ./bench flood outage                 # some of them
 //	go run ./bench -requests 1000000 closing    # 30 minutes
-//	go run ./bench -minutes 60 soak
 //	go run ./bench -names 100000 -ttl 5m names  # 11 minutes
 //	go run ./bench -seconds 40 idle             # 5 minutes
 //	go run ./bench -targets 20000 many          # 1 minute
 //	go run ./bench -reloads failover            # while the configuration changes each second
 //
-// The scenarios throughput, cpu and https need wrk. What is compared runs interleaved, several
+// The scenarios compare and https need wrk. What is compared runs interleaved, several
 // times, and medians are printed: single runs on a busy machine mean little.
 package main
 
@@ -31,19 +32,30 @@ import (
 
 var (
 	caddyPath    = flag.String("caddy", "./caddy", "the `binary` to measure")
-	rounds       = flag.Int("rounds", 7, "how many `times` each side of a comparison runs")
-	profile      = flag.String("profile", "", "write a CPU profile of caddy serving targets to this `file`")
+	rounds       = flag.Int("rounds", 7, "how many `times` each side of a comparison runs; in the scenario compare 5, and 3 with failures")
+	profile      = flag.String("profile", "", "write a CPU profile of caddytarget in the scenario compare to this `file`")
 	seconds      = flag.Int("seconds", 4, "`seconds` per run")
 	nameCount    = flag.Int("names", 20_000, "how many `names` the scenario names keeps fresh")
 	floodOptions = flag.String("flood-options", "", "`options` of the resolver in the scenario flood, such as \"new_names 200\"")
 	nameTTL      = flag.Duration("ttl", 30*time.Second, "their `TTL`")
 	targetCount  = flag.Int("targets", 5000, "how many `targets` there are in the scenario many")
-	domainCounts = flag.String("domains", "20,500,10000,100000", "`numbers` of domains in the scenario cpu; over https those up to 500")
-	protocolList = flag.String("protocols", "http,https,h2", "`protocols` in the scenario cpu")
 	wrkConns     = flag.Int("connections", 32, "how many `connections` wrk has")
 	requestCount = flag.Int("requests", 200_000, "how many `requests` the scenario closing sends each way")
-	minutes      = flag.Int("minutes", 10, "`minutes` of the scenario soak")
+	minutes      = flag.Int("minutes", 30, "`minutes` of the scenario soak")
 	reloads      = flag.Bool("reloads", false, "change the configuration each second in the scenarios from failover on")
+)
+
+// Flags of the scenario compare; outDir is that of soak too.
+var (
+	quick          = flag.Bool("quick", false, "two minutes of the scenario compare; with -out, their figures are written down and marked")
+	check          = flag.Bool("check", false, "check that the programs for the scenario compare are there and take their configurations")
+	outDir         = flag.String("out", "docs", "`directory` for measurements.md and its plots, written by the scenarios compare and soak; none with -quick unless it is set")
+	domainCounts   = flag.String("domains", "20,500,10000,100000", "`numbers` of domains")
+	schemeList     = flag.String("schemes", "http,https", "`schemes`; h2 is https over HTTP/2")
+	addresses      = flag.Int("addresses", 0, "how many `addresses` all domains have; 0: each has its own")
+	caseList       = flag.String("cases", "healthy,deadnames,outage,deadaddress", "`cases`")
+	contestantList = flag.String("contestants", "", "`names` of contestants, separated by commas; default: all")
+	rate           = flag.Int("rate", 2000, "`requests` a second where the rate is constant")
 )
 
 // scenarios, in the order in which they run.
@@ -52,10 +64,7 @@ var scenarios = []struct {
 	about string
 	run   func(*lab)
 }{
-	{"throughput", "500 domains against static upstreams, closed loop", throughput},
-	{"cpu", "20 to 100 000 domains against static upstreams, closed loop, http and https", cpu},
-	{"openloop", "500 domains against static upstreams, 1 000 requests a second", openLoops},
-	{"dead", "1 % of an open-loop load to names whose nameserver is dead", dead},
+	{"compare", "other proxies, at 20 to 100 000 domains, http and https, with failures", compare},
 	{"flood", "2 000 requests a second to names never seen before, half of them dead", flood},
 	{"nameserver", "the first of two nameservers goes silent, and comes back: new names", oneNameserver},
 	{"outage", "both nameservers go silent after warm-up, and come back", outage},
@@ -89,10 +98,22 @@ func given(name string, otherwise int) int {
 	return otherwise
 }
 
+// isSet reports whether a flag was given.
+func isSet(name string) (set bool) {
+	flag.Visit(func(f *flag.Flag) { set = set || f.Name == name })
+	return set
+}
+
+// usageError ends the program because of its arguments.
+func usageError(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+	os.Exit(2)
+}
+
 func main() {
 	log.SetFlags(0)
 	if spec := os.Getenv(loadVar); spec != "" {
-		var k knownLoad
+		var k loadSpec
 		must(json.Unmarshal([]byte(spec), &k))
 		k.here()
 		return
@@ -104,7 +125,7 @@ func main() {
 		return
 	}
 	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "usage: go run ./bench [flags] [scenario...]")
+		fmt.Fprintln(os.Stderr, "usage: go run ./bench [flags] [scenario...]\nWithout scenarios, all but compare and soak.")
 		flag.PrintDefaults()
 		for _, s := range scenarios {
 			fmt.Fprintf(os.Stderr, "  %-12s %s\n", s.name, s.about)
@@ -123,9 +144,22 @@ func main() {
 			os.Exit(2)
 		}
 	}
+	if *quick && !isSet("out") {
+		*outDir = ""
+	}
+	if *check {
+		l := newLab()
+		err := checkAll(l)
+		l.close()
+		must(err)
+		return
+	}
 	fmt.Printf("%s, %d CPUs, %s\n", runtime.Version(), runtime.NumCPU(), time.Now().UTC().Format(time.DateOnly))
 	for _, s := range scenarios {
 		if flag.NArg() > 0 && !slices.Contains(flag.Args(), s.name) {
+			continue
+		}
+		if flag.NArg() == 0 && (s.name == "compare" || s.name == "soak") { // they take hours, and write into docs
 			continue
 		}
 		fmt.Printf("\n%s: %s\n%s\n", s.name, s.about, strings.Repeat("-", 72))

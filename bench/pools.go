@@ -28,7 +28,7 @@ type protocolOf struct{ scheme, protocol string }
 
 var protocols = []protocolOf{{"http", ""}, {"https", "http/1.1"}, {"https", "h2"}}
 
-// flag is what stands for it in -protocols.
+// flag is what -schemes calls it.
 func (p protocolOf) flag() string {
 	if p.protocol == "h2" {
 		return p.protocol

@@ -157,6 +157,30 @@ func (run reloading) static(more string, changed bool) func(port, admin, i int) 
 	}
 }
 
+// stock is a Caddyfile with a site that has a reverse_proxy without targets, over
+// TLS if there is a file with an authority.
+func stock(port, admin int, ca, more string, upstreams ...string) string {
+	tls := ""
+	if ca != "" {
+		tls = "\n\t\t\ttls\n\t\t\ttls_server_name static.test\n\t\t\ttls_trust_pool file " + ca
+		more = "header_up Host static.test:1\n\t\t" + more
+	}
+	return fmt.Sprintf(`{
+	admin 127.0.0.1:%d
+	auto_https off
+}
+http://127.0.0.1:%d {
+	reverse_proxy %s {
+		transport http {
+			keepalive 10m
+			keepalive_idle_conns_per_host 512%s
+		}
+		%s
+	}
+}
+`, admin, port, strings.Join(upstreams, " "), tls, more)
+}
+
 // dialGateway sends a request and leaves the rest to the caller.
 func dialGateway(address, method, target, fields string) (net.Conn, *bufio.Reader, error) {
 	conn, err := net.Dial("tcp", address)
@@ -193,10 +217,10 @@ func talk(address, target string, duration time.Duration) (heard int, err error)
 	word := make([]byte, 8)
 	for end := time.Now().Add(duration); time.Now().Before(end); heard++ {
 		if _, err := fmt.Fprintf(conn, "%08d", heard); err != nil {
-			return heard, err
+			return heard, fmt.Errorf("WebSocket%s%w", cut, err)
 		}
 		if _, err := io.ReadFull(r, word); err != nil {
-			return heard, err
+			return heard, fmt.Errorf("WebSocket%s%w", cut, err)
 		}
 		if string(word) != fmt.Sprintf("%08d", heard) {
 			return heard, fmt.Errorf("%08d became %q", heard, word)

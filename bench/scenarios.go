@@ -51,33 +51,6 @@ func targets(scheme string, n, port int) []string {
 	return list
 }
 
-// dead compares an open-loop load with and without dead names in it.
-func dead(l *lab) {
-	b := l.startBackends(8, testlab.BackendConfig{})
-	port := freePort()
-	l.startCaddy(l.gateway(port, freePort(), ""), address(port))
-	url := "http://" + address(port) + "/"
-	const rate = 1500
-	deadNames := func() (string, bool) {
-		return fmt.Sprintf("http://x%d.dead.test:%d", rand.N(50), b.port), rand.N(100) == 0
-	}
-	openLoop(url, rate, 3*time.Second, oneOf("http", 500, b.port), never)
-	var ratios, without, with []float64
-	failed, sent := 0, 0
-	for range *rounds {
-		a := openLoop(url, rate, time.Duration(*seconds)*time.Second, oneOf("http", 500, b.port), never)
-		c := openLoop(url, rate, time.Duration(*seconds)*time.Second, oneOf("http", 500, b.port), deadNames)
-		without = append(without, a.quantile(.99).Seconds()*1e3)
-		with = append(with, c.quantile(.99).Seconds()*1e3)
-		ratios = append(ratios, with[len(with)-1]/without[len(without)-1])
-		failed += c.Failed
-		sent += c.Sent
-	}
-	fmt.Printf("%d requests/s to 500 names: p99 without dead names %.2f ms, with 1 %% of them %.2f ms, ratio %.2f (medians of %d)\n",
-		rate, median(without), median(with), median(ratios), *rounds)
-	fmt.Printf("%d of %d requests to the others failed; %d queries for dead names\n", failed, sent, l.names.dead.Load())
-}
-
 // oneNameserver silences the first of two nameservers and lets it speak again,
 // while all requests are for new names.
 func oneNameserver(l *lab) {
@@ -360,7 +333,7 @@ func https(l *lab) {
 		b := l.startBackends(1, testlab.BackendConfig{CA: ca, HTTP2: protocol == "h2"})
 		port := freePort()
 		l.startCaddy(l.gateway(port, freePort(), "tls_trust_pool file "+ca.File), address(port))
-		n, failed := l.wrk("http://"+address(port)+"/", "X-Target", targets("https", 50, b.port))
+		n, failed := l.wrk("http://"+address(port)+"/", "X-Target", targets("https", 50, b.port), *seconds)
 		fmt.Printf("%-8s %d requests to 50 domains on one address: %d failed, %d misdirected, %d connections (%.3f %% reused)\n",
 			protocol, n, failed, len(b.Misdirected()), b.Opened.Load(), 100*(1-float64(b.Opened.Load())/float64(n)))
 		l.stopCaddy()

@@ -2,11 +2,10 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"fmt"
 	"io"
-	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -21,50 +20,57 @@ import (
 // soaking is a mixed load for long.
 type soaking struct {
 	*gatewayRun
-	mu      sync.Mutex
-	done    map[string]*tally // by kind of request
-	planted map[string]bool   // kinds that are to fail
+	mu       sync.Mutex
+	done     map[string]*tally // by kind of request
+	reloaded time.Time         // when the last one ended
 }
 
 // tally counts requests of one kind.
 type tally struct {
-	sent, failed int
-	errors       map[string]int
+	Sent, Failed int
+	Planted      map[string]int // failures that the soak caused, by status and token
+	Errors       map[string]int // all others
 }
 
 // kindOfRequest is one of the things that clients do.
 type kindOfRequest struct {
-	name string
-	rate float64 // a second
-	do   func() (status int, text string)
+	name    string
+	rate    float64 // a second
+	planted []string
+	do      func() (status int, text string)
 }
 
 // The status that stands for success in do.
 const fine = http.StatusOK
 
-// add counts one request.
-func (s *soaking) add(kind string, status int, text string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	t := s.done[kind]
-	if t == nil {
-		t = &tally{errors: make(map[string]int)}
-		s.done[kind] = t
-	}
-	t.sent++
-	if status != fine {
-		t.failed++
-		t.errors[strings.TrimSpace(fmt.Sprintf("%d %s", status, reason(text)))]++
-	}
-}
+// lostToReload is a cause that the soak plants: Caddy closes its listener and then the
+// connections over which no request came yet.
+const lostToReload = "lost to a reload"
 
-// take returns what was counted since the last call.
-func (s *soaking) take() map[string]*tally {
+// add counts one request, which was begun at a time. Its text begins with the token of a
+// failure.
+func (s *soaking) add(k kindOfRequest, begun time.Time, status int, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	done := s.done
-	s.done = make(map[string]*tally)
-	return done
+	t := s.done[k.name]
+	if t == nil {
+		t = &tally{Planted: make(map[string]int), Errors: make(map[string]int)}
+		s.done[k.name] = t
+	}
+	t.Sent++
+	if status == fine {
+		return
+	}
+	t.Failed++
+	token, _, _ := strings.Cut(text, ":")
+	switch {
+	case status == 0 && !strings.Contains(text, cut) && s.reloaded.After(begun.Add(-time.Second)):
+		t.Planted[lostToReload]++
+	case slices.Contains(k.planted, token):
+		t.Planted[fmt.Sprintf("%d %s", status, token)]++
+	default:
+		t.Errors[strings.TrimSpace(fmt.Sprintf("%d %s", status, reason(text)))]++
+	}
 }
 
 // send does a kind of request at its rate, on average, until stop.
@@ -77,14 +83,38 @@ func (s *soaking) send(k kindOfRequest, stop <-chan struct{}) {
 			return
 		case <-time.After(time.Duration(rand.ExpFloat64() / k.rate * float64(time.Second))):
 			wg.Go(func() {
+				begun := time.Now()
 				status, text := k.do()
-				s.add(k.name, status, text)
+				s.add(k, begun, status, text)
 			})
 		}
 	}
 }
 
-// soak runs everything at once, and prints each minute what caddy holds.
+// counts returns how many requests there were, how many of them failed, and how many of
+// these for another reason than those that the soak plants.
+func (s *soaking) counts() (sent, failed, unplanted int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.done {
+		sent, failed = sent+t.Sent, failed+t.Failed
+		for _, n := range t.Errors {
+			unplanted += n
+		}
+	}
+	return sent, failed, unplanted
+}
+
+// Soak's configuration is loaded anew once in this time, and samples are taken halfway
+// between. A name moves, and a server fails and comes back, more often.
+const (
+	soakReload = 30 * time.Second
+	soakMove   = 5 * time.Second
+	soakFail   = 15 * time.Second
+	soakDown   = 3 * time.Second
+)
+
+// soak runs everything at once, and writes down what caddy holds.
 func soak(l *lab) {
 	const names, moving = 100, 10
 	l.names.ttl = 2
@@ -104,59 +134,109 @@ func soak(l *lab) {
 	short := newBackends(protocols[0], time.Second)
 	resetting := freePort()
 	testlab.ResettingBackend(l, strconv.Itoa(resetting), loopback(1).String())
-	for _, name := range []string{"d1000.test", "d1001.test"} {
-		l.names.moved.Store(name, []netip.Addr{loopback(1)})
+	failing, oneOfTwo := l.newFailing(loopback(1)), l.newFailing(loopback(1))
+	oneOfTwo.listen(loopback(2))
+	for name, has := range map[string][]netip.Addr{"d1000.test": {loopback(1)}, "d1001.test": {loopback(1), loopback(2)}} {
+		l.names.moved.Store(name, has)
 	}
 
-	l.site = "handle_errors {\n\t\trespond \"{http.target.error}\" {err.status_code}\n\t}"
+	l.site = "handle_errors {\n\t\trespond \"{http.target.failure}: {http.target.error}\" {err.status_code}\n\t}"
 	port, admin, refusing := freePort(), freePort(), freePort()
 	config := func(i int) string {
 		return l.gateway(port, admin, fmt.Sprintf("header_up X-Reload %d\n\t\tstream_close_delay 1m\n\t\ttls_trust_pool file %s", i, ca.File))
 	}
 	l.startCaddy(config(0), address(port))
 	g := &gatewayRun{&conns{address: address(port), limit: floodConns}, admin}
-	s := &soaking{gatewayRun: g, done: make(map[string]*tally), planted: map[string]bool{"a backend that resets": true, "a port that refuses": true}}
+	s := &soaking{gatewayRun: g, done: make(map[string]*tally)}
 
-	kinds := soakKinds(g, list, names)
-	kinds = append(kinds,
-		kindOfRequest{"a backend that closes after 1 s", 20, func() (int, string) { return g.get(named("http", 0, names, short.port)()) }},
-		kindOfRequest{"a backend that resets", 5, func() (int, string) { return g.get(fmt.Sprintf("http://d1000.test:%d", resetting)) }},
-		kindOfRequest{"a port that refuses", 5, func() (int, string) { return g.get(fmt.Sprintf("http://d1001.test:%d", refusing)) }},
+	call := func(name string, port int) func() (int, string) {
+		return func() (int, string) { return g.get(fmt.Sprintf("http://%s:%d", name, port)) }
+	}
+	newName := func(kind byte) func() (int, string) {
+		return func() (int, string) {
+			return call(fmt.Sprintf("%c%x.soak.example", kind, rand.Uint64()), list[0].port)()
+		}
+	}
+	const unavailable = "destination_unavailable" // known to fail
+	kinds := append(soakKinds(g, list, names),
+		kindOfRequest{"a name never seen before", 10, nil, newName(existing)},
+		kindOfRequest{"a name that does not exist", 5, []string{"destination_not_found"}, newName(missing)},
+		kindOfRequest{"a name whose nameserver is silent", 1, []string{"dns_timeout"}, newName(silent)},
+		kindOfRequest{"a backend that closes after 1 s", 20, nil, func() (int, string) { return g.get(named("http", 0, names, short.port)()) }},
+		kindOfRequest{"a backend that resets", 5, []string{"connection_terminated", unavailable}, call("d1000.test", resetting)},
+		kindOfRequest{"a port that refuses", 5, []string{"connection_refused", unavailable}, call("d1000.test", refusing)},
+		kindOfRequest{"a backend that fails for 3 s in 15", 20, []string{"connection_refused", "connection_terminated", unavailable}, call("d1000.test", failing.port)},
+		kindOfRequest{"two backends of which one does", 20, nil, call("d1001.test", oneOfTwo.port)},
 	)
 
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
+	start := time.Now()
 	for _, k := range kinds {
 		wg.Go(func() { s.send(k, stop) })
 	}
-	every(&wg, stop, 30*time.Second, func(i int) { l.reload(config(i), address(admin)) })
-	every(&wg, stop, 5*time.Second, func(i int) {
+	every(&wg, stop, soakReload, func(i int) {
+		l.reload(config(i), address(admin))
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.reloaded = time.Now()
+	})
+	every(&wg, stop, soakMove, func(i int) {
 		for n := range moving {
 			l.names.moved.Store(fmt.Sprintf("d%d.test", n), []netip.Addr{loopback(names + 1 + (i+n)%50)})
 		}
 	})
+	every(&wg, stop, soakFail, func(int) {
+		failing.stop()
+		oneOfTwo.stop()
+		time.Sleep(soakDown)
+		failing.start()
+		oneOfTwo.start()
+	})
 
-	// The lines come between the reloads.
-	time.Sleep(15 * time.Second)
-	s.line("start", l.holds(admin))
-	var held []holding
-	for minute := range *minutes {
-		time.Sleep(time.Minute)
+	report := &soakReport{Machine: machine(), Date: time.Now().UTC().Format(time.DateOnly), Minutes: *minutes}
+	for end := start.Add(time.Duration(*minutes) * time.Minute); ; {
+		at := start.Add(time.Duration(len(report.Samples))*soakReload + soakReload/2)
+		if at.After(end) {
+			break
+		}
+		time.Sleep(time.Until(at))
 		h := l.holds(admin)
-		held = append(held, h)
-		s.line(fmt.Sprintf("%d min", minute+1), h)
+		report.Samples = append(report.Samples, sample{
+			Minute: time.Since(start).Minutes(), Resident: float64(h.rss) / 1e6, Heap: float64(h.heap) / 1e6,
+			Goroutines: float64(h.goroutines), Descriptors: float64(h.descriptors),
+		})
+		sent, failed, unplanted := s.counts()
+		fmt.Printf("%5.1f min  %d requests, %d failed, %d of them for a reason that was not planted; %s\n",
+			time.Since(start).Minutes(), sent, failed, unplanted, h)
 	}
 	close(stop)
 	wg.Wait()
+	report.Kinds, report.Repeated = s.done, g.repeated.Load()
+	report.print()
+	record(func(m *measurements) { m.Soak = report })
 	g.close()
-	time.Sleep(5 * time.Second)
-	s.line("end", l.holds(admin))
-	if n := g.repeated.Load(); n > 0 {
-		fmt.Printf("%d requests met a connection that the gateway had closed, and were sent again\n", n)
-	}
-	fmt.Printf("slope an hour: heap %+.2f MB, resident %+.2f MB, goroutines %+.0f, descriptors %+.0f\n",
-		slope(held, func(h holding) int64 { return h.heap })/1e6, slope(held, func(h holding) int64 { return h.rss })/1e6,
-		slope(held, func(h holding) int64 { return int64(h.goroutines) }), slope(held, func(h holding) int64 { return int64(h.descriptors) }))
+}
+
+// failing is a backend of which one address comes and goes.
+type failing struct {
+	*backends
+	addr     netip.Addr
+	listener net.Listener
+}
+
+func (l *lab) newFailing(addr netip.Addr) *failing {
+	f := &failing{backends: l.newBackends(testlab.BackendConfig{}), addr: addr}
+	f.start()
+	return f
+}
+
+func (f *failing) start() { f.listener = f.listen(f.addr) }
+
+// stop resets the connections to all addresses, and refuses new ones to one.
+func (f *failing) stop() {
+	f.listener.Close()
+	f.ResetConns()
 }
 
 // every calls do with 1, 2 and so on, once in an interval, until stop.
@@ -179,15 +259,15 @@ func soakKinds(g *gatewayRun, working []*backends, names int) (kinds []kindOfReq
 	for i, p := range protocols {
 		target := named(p.scheme, 0, names, working[i].port)
 		kinds = append(kinds,
-			kindOfRequest{"GET " + p.String(), 50, func() (int, string) { return g.get(target()) }},
-			kindOfRequest{"POST " + p.String(), 10, func() (int, string) {
+			kindOfRequest{"GET " + p.String(), 50, nil, func() (int, string) { return g.get(target()) }},
+			kindOfRequest{"POST " + p.String(), 10, nil, func() (int, string) {
 				return g.do(http.MethodPost, target(), "", strings.Repeat("x", 1+rand.N(64<<10)))
 			}},
-			kindOfRequest{"a slow client", .5, func() (int, string) { return slowly(g.address, target()) }},
-			kindOfRequest{"a client that leaves", 2, func() (int, string) { return leave(g.address, target()) }},
+			kindOfRequest{"a slow client, " + p.String(), .5, nil, func() (int, string) { return slowly(g.address, target()) }},
+			kindOfRequest{"a client that leaves, " + p.String(), 2, nil, func() (int, string) { return leave(g.address, target()) }},
 		)
 		if p.protocol != "h2" { // whose backends have no HTTP/1.1 here
-			kinds = append(kinds, kindOfRequest{"a WebSocket", .5, func() (int, string) {
+			kinds = append(kinds, kindOfRequest{"a WebSocket, " + p.String(), .5, nil, func() (int, string) {
 				if _, err := talk(g.address, target(), 5*time.Second); err != nil {
 					return 0, err.Error()
 				}
@@ -196,42 +276,6 @@ func soakKinds(g *gatewayRun, working []*backends, names int) (kinds []kindOfReq
 		}
 	}
 	return kinds
-}
-
-// line prints how many requests failed since the last line. Those that are to fail
-// are counted separately.
-func (s *soaking) line(when string, h holding) {
-	sent, failed, asPlanted, planted := 0, 0, 0, 0
-	causes := make(map[string]int)
-	for kind, t := range s.take() {
-		if s.planted[kind] {
-			planted, asPlanted = planted+t.sent, asPlanted+t.failed
-			continue
-		}
-		sent, failed = sent+t.sent, failed+t.failed
-		for what, n := range t.errors {
-			causes[kind+": "+what] += n
-		}
-	}
-	fmt.Printf("%-7s %d of %d failed; of the planted %d of %d; %s\n", when, failed, sent, asPlanted, planted, h)
-	for _, what := range slices.SortedFunc(maps.Keys(causes), func(a, b string) int { return cmp.Compare(causes[b], causes[a]) }) {
-		fmt.Printf("        %d × %s\n", causes[what], what)
-	}
-}
-
-// slope is by how much something rises an hour, by least squares over what was
-// held each minute, the first one apart.
-func slope(held []holding, of func(holding) int64) float64 {
-	held = held[min(1, len(held)):]
-	var n, x, y, xx, xy float64
-	for i, h := range held {
-		minute, value := float64(i), float64(of(h))
-		n, x, y, xx, xy = n+1, x+minute, y+value, xx+minute*minute, xy+minute*value
-	}
-	if n < 2 {
-		return 0
-	}
-	return (n*xy - x*y) / (n*xx - x*x) * 60
 }
 
 // slowly sends a body bit by bit, and takes its time to read the response.
@@ -272,7 +316,7 @@ func statusOf(r *bufio.Reader) (int, string) {
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
 	if err != nil {
-		return 0, err.Error()
+		return 0, "response" + cut + err.Error()
 	}
 	return res.StatusCode, string(text)
 }

@@ -64,6 +64,7 @@ func (a adminAPI) Routes() []caddy.AdminRoute {
 type adminEndpoint struct {
 	method string
 	params []string // the parameters that its query may have
+	list   string   // the one of them that it may have several times; empty: none
 
 	// serve returns what is sent as JSON. The parameters are those of the request.
 	serve func(r *http.Request, params map[string]string) (any, error)
@@ -72,19 +73,21 @@ type adminEndpoint struct {
 // endpoint returns the endpoint of a path below adminPath; nil if there is none.
 func (adminAPI) endpoint(path string) *adminEndpoint {
 	if name, ok := strings.CutPrefix(path, "names/"); ok {
-		return &adminEndpoint{http.MethodGet, nil, func(*http.Request, map[string]string) (any, error) { return adminGetName(name) }}
+		return &adminEndpoint{method: http.MethodGet, serve: func(*http.Request, map[string]string) (any, error) { return adminGetName(name) }}
 	}
 	switch path {
 	case "":
-		return &adminEndpoint{http.MethodGet, nil, adminGetOverview}
+		return &adminEndpoint{method: http.MethodGet, serve: adminGetOverview}
 	case "names":
-		return &adminEndpoint{http.MethodGet, []string{"prefix", "state", "after", "limit"}, adminGetNames}
+		return &adminEndpoint{method: http.MethodGet, params: []string{"prefix", "state", "after", "limit"}, serve: adminGetNames}
 	case "nameservers":
-		return &adminEndpoint{http.MethodGet, nil, adminGetNameservers}
+		return &adminEndpoint{method: http.MethodGet, serve: adminGetNameservers}
+	case "explain":
+		return &adminEndpoint{http.MethodGet, explainParams, "header", adminGetExplain}
 	case "top":
-		return &adminEndpoint{http.MethodGet, []string{"by", "limit"}, adminGetTop}
+		return &adminEndpoint{method: http.MethodGet, params: []string{"by", "limit"}, serve: adminGetTop}
 	case "purge":
-		return &adminEndpoint{http.MethodPost, nil, adminPurge}
+		return &adminEndpoint{method: http.MethodPost, serve: adminPurge}
 	default:
 		return nil
 	}
@@ -100,7 +103,7 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Allow", e.method)
 		return adminErrorf(http.StatusMethodNotAllowed, "method %s is not allowed: expecting %s", r.Method, e.method)
 	}
-	params, err := adminParams(r, e.params)
+	params, err := adminParams(r, e.params, e.list)
 	if err != nil {
 		return err
 	}
@@ -117,8 +120,9 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// adminParams returns the parameters of a request's query.
-func adminParams(r *http.Request, allowed []string) (map[string]string, error) {
+// adminParams returns the parameters of a request's query. list is the one of which the
+// first value is returned, if there are several.
+func adminParams(r *http.Request, allowed []string, list string) (map[string]string, error) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, adminErrorf(http.StatusBadRequest, "reading the query: %v", err)
@@ -130,7 +134,7 @@ func adminParams(r *http.Request, allowed []string) (map[string]string, error) {
 			return nil, adminErrorf(http.StatusBadRequest, "unknown parameter %q: this endpoint has none", name)
 		case !slices.Contains(allowed, name):
 			return nil, adminErrorf(http.StatusBadRequest, "unknown parameter %q: expecting %s", name, strings.Join(allowed, ", "))
-		case len(values[name]) > 1:
+		case len(values[name]) > 1 && name != list:
 			return nil, adminErrorf(http.StatusBadRequest, "parameter %s already specified", name)
 		}
 		params[name] = values[name][0]
@@ -213,6 +217,7 @@ type adminOverview struct {
 	Version   string          `json:"version"` // of caddytarget
 	Caddy     string          `json:"caddy"`
 	Go        string          `json:"go"`
+	Sites     []adminSite     `json:"sites"`
 	Resolvers []adminResolver `json:"resolvers"`
 }
 
@@ -237,7 +242,7 @@ type adminZone struct {
 
 func adminGetOverview(*http.Request, map[string]string) (any, error) {
 	caddyVersion, _ := caddy.Version()
-	o := adminOverview{Version: version(), Caddy: caddyVersion, Go: runtime.Version(), Resolvers: []adminResolver{}}
+	o := adminOverview{Version: version(), Caddy: caddyVersion, Go: runtime.Version(), Sites: newAdminSites(), Resolvers: []adminResolver{}}
 	for _, r := range usedResolvers() {
 		all := adminResolver{ID: r.id, CacheSize: r.CacheSize()}
 		stats := r.Stats()

@@ -25,7 +25,7 @@ func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "target",
 		Usage: "<command>",
-		Short: "Shows and purges the names that a running Caddy has resolved for its targets",
+		Short: "Shows what a running Caddy knows of its targets, and explains how one would be called",
 		Long: `
 Asks the admin API of a running Caddy what its resolvers know. The address of the
 admin API is that of --address; otherwise that of the configuration of --config;
@@ -72,7 +72,7 @@ func setUpCommand(cmd *cobra.Command) {
 	top := subcommand(showTop, "top", "Shows the targets with the most requests, failures, latency or new connections", 0)
 	top.Flags().String("by", "requests", "The order: requests, failures, latency or connections")
 	top.Flags().IntP("limit", "n", defaultTop, "How many targets, at most "+strconv.Itoa(maxTop))
-	cmd.AddCommand(names, purge, nameservers, top)
+	cmd.AddCommand(names, purge, nameservers, top, newExplainCommand())
 }
 
 // subcommand returns a command that speaks to the admin API.

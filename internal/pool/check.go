@@ -25,7 +25,7 @@ type Check struct {
 }
 
 // Check opens a connection as a request with this order would, and closes it. No request
-// waits for it, nothing but a TLS handshake is sent, no TLS session is resumed or kept,
+// waits for it, nothing is sent but a header of the PROXY protocol and a TLS handshake, no TLS session is resumed or kept,
 // and what happens is not reported to health. It asks the Owner and the Limits as any
 // dial does, waits for the whole timeouts, and ends with ctx.
 func (p *Pool) Check(ctx context.Context, o *Order) (Check, *Error) {

@@ -126,7 +126,9 @@ func (e *explanation) resolve(ctx context.Context, literal netip.Addr) error {
 	stop := c.resolver.Observe(observed.add)
 	e.endLookup = func(err error) {
 		stop()
-		l.AddQueries(observed.end()...)
+		for _, lookup := range observed.end() {
+			l.AddQueries(lookup.Type, lookup.Tries)
+		}
 		known, _ := c.resolver.Name(c.Host)
 		l.AddNames(places, known.Names)
 		if len(c.answer.Addrs) == 0 {
@@ -144,12 +146,12 @@ func (e *explanation) resolve(ctx context.Context, literal netip.Addr) error {
 	return err
 }
 
-// observation is the queries of the lookups that a resolver makes of some names.
+// observation is the lookups that a resolver makes of some names.
 type observation struct {
-	mu    sync.Mutex
-	names map[string]bool
-	tries []dnsclient.Try
-	ended bool
+	mu      sync.Mutex
+	names   map[string]bool
+	lookups []*dnsclient.Trace
+	ended   bool
 }
 
 func newObservation(places []resolver.Place) *observation {
@@ -164,16 +166,16 @@ func (o *observation) add(t *dnsclient.Trace) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.names[t.Name] && !o.ended {
-		o.tries = append(o.tries, t.Tries...)
+		o.lookups = append(o.lookups, t)
 	}
 }
 
-// end returns all queries until now.
-func (o *observation) end() []dnsclient.Try {
+// end returns all lookups until now.
+func (o *observation) end() []*dnsclient.Trace {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.ended = true
-	return o.tries
+	return o.lookups
 }
 
 // resolverID returns the id of a resolver in use.

@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/dnsclient"
 	"caddytarget/internal/failure"
@@ -89,6 +91,7 @@ type Name struct {
 // Query is one query to a nameserver.
 type Query struct {
 	Name       string  `json:"name"`
+	Type       string  `json:"type"`
 	Nameserver string  `json:"nameserver"`
 	Transport  string  `json:"transport"`
 	Seconds    float64 `json:"seconds"`
@@ -96,10 +99,12 @@ type Query struct {
 	Ignored    int     `json:"ignored,omitempty"` // messages that were no reply to it
 }
 
-// AddQueries adds tries of lookups.
-func (l *Lookup) AddQueries(tries ...dnsclient.Try) {
+// AddQueries adds what was sent for one lookup.
+func (l *Lookup) AddQueries(qtype uint16, tries []dnsclient.Try) {
 	for _, t := range tries {
-		l.Queries = append(l.Queries, Query{t.Name, t.Server.String(), t.Transport, seconds(t.Duration), t.Outcome, t.Ignored})
+		l.Queries = append(l.Queries, Query{
+			t.Name, dns.Type(qtype).String(), t.Server.String(), t.Transport, seconds(t.Duration), t.Outcome, t.Ignored,
+		})
 	}
 }
 
@@ -107,7 +112,7 @@ func (l *Lookup) AddQueries(tries ...dnsclient.Try) {
 // no others.
 func (l *Lookup) AddEarlier(err error) {
 	if e, ok := errors.AsType[*dnsclient.Error](err); ok && len(l.Queries) == 0 {
-		l.AddQueries(e.Tries...)
+		l.AddQueries(e.Type, e.Tries)
 		l.Earlier = len(l.Queries) > 0
 	}
 }

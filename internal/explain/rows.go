@@ -81,7 +81,7 @@ func (l *Lookup) lines(t *table) {
 		t.add("  name", "%s: %s (zone %s)", n.Name, state, n.Zone)
 	}
 	for _, q := range l.Queries {
-		line := fmt.Sprintf("%s %s: %s after %s", q.Nameserver, q.Transport, q.Outcome, took(q.Seconds))
+		line := fmt.Sprintf("%s %s, %s to %s: %s after %s", strings.TrimSuffix(q.Name, "."), q.Type, q.Transport, q.Nameserver, q.Outcome, took(q.Seconds))
 		if q.Ignored > 0 {
 			line += fmt.Sprintf(", %d messages ignored", q.Ignored)
 		}

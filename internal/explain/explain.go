@@ -235,7 +235,11 @@ type Connect struct {
 	TLS          string        `json:"tls,omitempty"`  // the version
 	ALPN         string        `json:"alpn,omitempty"` // the protocol that was negotiated
 	Certificates []Certificate `json:"certificates,omitempty"`
-	Error        string        `json:"error,omitempty"`
+
+	// ClientCertificate is whether the backend asks for a client certificate.
+	ClientCertificate bool `json:"client_certificate_wanted,omitempty"`
+
+	Error string `json:"error,omitempty"`
 }
 
 // Certificate is one certificate that the backend has shown.
@@ -262,6 +266,7 @@ func NewConnect(address string, c *pool.Check, err error) *Connect {
 		}
 		n.ALPN = c.TLS.NegotiatedProtocol
 	}
+	n.ClientCertificate = c.CertificateWanted
 	for _, certificate := range c.Certificates {
 		n.Certificates = append(n.Certificates, newCertificate(certificate))
 	}

@@ -158,6 +158,9 @@ func (c *Connect) lines(t *table) {
 			line += ", " + what
 		}
 	}
+	if c.ClientCertificate {
+		line += ", the backend asks for a client certificate"
+	}
 	t.add("connect", "%s", line)
 	for _, n := range c.Certificates {
 		t.add("  certificate", "%s for %s, until %s, by %s", n.Subject, strings.Join(n.Names, " "), n.Until.Format(time.RFC3339), n.Issuer)

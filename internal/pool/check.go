@@ -20,6 +20,9 @@ type Check struct {
 	// failed, it has what was known by then.
 	TLS *tls.ConnectionState
 
+	// CertificateWanted is whether the backend has asked for a client certificate.
+	CertificateWanted bool
+
 	// Certificates are those that the backend has shown, its own first, verified or not.
 	Certificates []*x509.Certificate
 }
@@ -50,17 +53,52 @@ func (p *Pool) Check(ctx context.Context, o *Order) (Check, *Error) {
 		return c, nil
 	}
 	began = time.Now()
-	secured, err := p.startTLS(ctx, &o.Key, raw, nil)
+	secured, err := p.startTLS(ctx, &o.Key, raw, c.noteWanted)
 	c.Handshake = time.Since(began)
 	state := secured.ConnectionState()
 	c.TLS, c.Certificates = &state, state.PeerCertificates
-	if err == nil {
+	switch {
+	case err == nil && c.CertificateWanted:
+		return c, awaitAlert(secured)
+	case err == nil:
 		return c, nil
 	}
 	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		c.Certificates = e.UnverifiedCertificates
 	}
 	return c, &Error{Phase: Handshake, Err: err}
+}
+
+// noteWanted makes a handshake note whether the backend asks for a client certificate. It
+// gets the same one as without that.
+func (c *Check) noteWanted(config *tls.Config) {
+	get := config.GetClientCertificate
+	config.GetClientCertificate = func(request *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		c.CertificateWanted = true
+		if get != nil {
+			return get(request)
+		}
+		for i := range config.Certificates {
+			if request.SupportsCertificate(&config.Certificates[i]) == nil {
+				return &config.Certificates[i], nil
+			}
+		}
+		return new(tls.Certificate), nil
+	}
+}
+
+// alertTime is how long it is waited for what a backend makes of a client certificate, or
+// of none. In TLS 1.3 it says so only after the handshake, and says nothing if it takes
+// it.
+const alertTime = 500 * time.Millisecond
+
+// awaitAlert returns why a backend has ended a connection just after the handshake, or nil.
+func awaitAlert(secured *tls.Conn) *Error {
+	_ = secured.SetReadDeadline(time.Now().Add(alertTime))
+	if _, err := secured.Read(make([]byte, 1)); err != nil && !IsTimeout(err) {
+		return &Error{Phase: Response, Err: err}
+	}
+	return nil
 }
 
 // Connections counts the connections of a Key.

@@ -237,10 +237,16 @@ func (p *Pool) dialOnce(ctx context.Context, network, address string) (net.Conn,
 		defer cancel()
 	}
 	conn, err := p.Dial(ctx, network, address)
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if err != nil && hasPassed(ctx) {
 		return nil, errDialTimeout
 	}
 	return conn, err
+}
+
+// hasPassed reports whether the deadline of ctx has passed, even if its timer is late.
+func hasPassed(ctx context.Context) bool {
+	end, ok := ctx.Deadline()
+	return errors.Is(ctx.Err(), context.DeadlineExceeded) || ok && ctx.Err() == nil && !time.Now().Before(end)
 }
 
 // forbiddenError is the Owner's reason why a connection may not be used. It is no
@@ -301,7 +307,11 @@ func (p *Pool) announce(conn net.Conn, key *Key) error {
 
 // handshake does the TLS handshake, and resumes a session if there is one.
 func (p *Pool) handshake(n *dial, c *conn) error {
-	secured, err := p.startTLS(n.ctx, &n.order.Key, c.raw, p.sessions)
+	var prepare func(*tls.Config)
+	if p.sessions != nil {
+		prepare = p.sessions.configure
+	}
+	secured, err := p.startTLS(n.ctx, &n.order.Key, c.raw, prepare)
 	if err != nil {
 		return err
 	}
@@ -313,16 +323,17 @@ func (p *Pool) handshake(n *dial, c *conn) error {
 }
 
 // startTLS does the TLS handshake over a connection, which it closes on an error. The
-// certificate is verified for the name that is part of the key. The connection is
-// returned with an error, too, for what is known of it.
-func (p *Pool) startTLS(ctx context.Context, key *Key, raw net.Conn, sessions *sessions) (*tls.Conn, error) {
+// certificate is verified for the name that is part of the key. prepare, if not nil,
+// changes the configuration for this connection. The connection is returned with an error,
+// too, for what is known of it.
+func (p *Pool) startTLS(ctx context.Context, key *Key, raw net.Conn, prepare func(*tls.Config)) (*tls.Conn, error) {
 	config := p.config.TLS.Clone()
 	config.ServerName = key.ServerName
 	if key.Protocol == TLSHTTP1 {
 		config.NextProtos = []string{"http/1.1"}
 	}
-	if sessions != nil {
-		sessions.configure(config)
+	if prepare != nil {
+		prepare(config)
 	}
 	limited := ctx
 	if t := p.config.HandshakeTimeout; t > 0 {

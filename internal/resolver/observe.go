@@ -12,16 +12,16 @@ import (
 type observers struct {
 	count atomic.Int32
 	mu    sync.Mutex
-	list  []*observer
+	list  []*lookupObserver
 }
 
-type observer struct{ lookup func(*dnsclient.Trace) }
+type lookupObserver struct{ lookup func(*dnsclient.Trace) }
 
 // Observe calls f after each lookup of nameservers until stop is called, also for the
 // lookups of other callers. f must return soon, and may be called from several goroutines
 // at a time, and once more shortly after stop.
 func (r *Resolver) Observe(f func(*dnsclient.Trace)) (stop func()) {
-	o, all := &observer{f}, &r.observers
+	o, all := &lookupObserver{f}, &r.observers
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	all.list = append(slices.Clip(all.list), o)
@@ -29,7 +29,7 @@ func (r *Resolver) Observe(f func(*dnsclient.Trace)) (stop func()) {
 	return func() {
 		all.mu.Lock()
 		defer all.mu.Unlock()
-		all.list = slices.DeleteFunc(slices.Clone(all.list), func(other *observer) bool { return other == o })
+		all.list = slices.DeleteFunc(slices.Clone(all.list), func(other *lookupObserver) bool { return other == o })
 		all.count.Store(int32(len(all.list)))
 	}
 }

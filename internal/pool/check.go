@@ -45,7 +45,7 @@ func (p *Pool) Check(ctx context.Context, o *Order) (Check, *Error) {
 		if forbidden, ok := errors.AsType[*forbiddenError](err); ok {
 			err = forbidden.error
 		}
-		return c, &Error{Phase: Connect, Err: err}
+		return c, &Error{Phase: Connect, Err: endOf(ctx, err)}
 	}
 	defer func() { _ = raw.Close() }()
 	c.Local, c.Remote = addrPortOf(raw.LocalAddr()), addrPortOf(raw.RemoteAddr())
@@ -66,7 +66,16 @@ func (p *Pool) Check(ctx context.Context, o *Order) (Check, *Error) {
 	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		c.Certificates = e.UnverifiedCertificates
 	}
-	return c, &Error{Phase: Handshake, Err: err}
+	return c, &Error{Phase: Handshake, Err: endOf(ctx, err)}
+}
+
+// endOf returns the end of ctx, if that has passed, and else err.
+func endOf(ctx context.Context, err error) error {
+	if !hasPassed(ctx) && ctx.Err() == nil {
+		return err
+	}
+	<-ctx.Done() // its timer may be late
+	return context.Cause(ctx)
 }
 
 // noteWanted makes a handshake note whether the backend asks for a client certificate. It

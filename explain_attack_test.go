@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -66,8 +65,8 @@ func (x *explainedArena) answered(t *testing.T, at attack, res *http.Response, b
 	r := captured.Swap(nil)
 	if r == nil { // no handler has seen the request, or only its Host
 		x.unseen++
-		if _, what, _ := strings.Cut(at.want, " "); what != "!" && !strings.HasPrefix(at.want, "0|") && !strings.Contains(at.want, "|0") && res.Header.Get("Failure") != "" {
-			t.Errorf("%s: no request was captured, but the target handler has answered", at.name)
+		if res.Header.Get("Failure") != "" {
+			t.Errorf("%s: the target handler has answered, and got no request", at.name)
 		}
 		return
 	}
@@ -207,27 +206,20 @@ func (x *explainedArena) check(t *testing.T, at attack, query url.Values, live a
 	}
 }
 
-// mustExplain asks /target/explain in this process.
+// adminGet returns the answer of the admin API to a request in this process.
+func adminGet(uri string) (string, error) {
+	w := httptest.NewRecorder()
+	err := adminAPI{}.serve(w, httptest.NewRequest(http.MethodGet, uri, nil))
+	return w.Body.String(), err
+}
+
+// mustExplain is explainAt for a query that has to be answered; nil if it is not.
 func mustExplain(t *testing.T, query url.Values) *explain.Report {
 	t.Helper()
-	r := httptest.NewRequest(http.MethodGet, "/target/explain?"+query.Encode(), nil)
-	w := httptest.NewRecorder()
-	if err := (adminAPI{}).serve(w, r); err != nil {
+	report, err := explainAt(t, query)
+	if err != nil {
 		t.Errorf("explain %s: %v", query, err)
 		return nil
-	}
-	if text := strings.TrimSuffix(w.Body.String(), "\n"); !isPrintable(text) {
-		t.Errorf("explain %s: got %q, want printable ASCII", query, text)
-	}
-	report := new(explain.Report)
-	if err := json.Unmarshal(w.Body.Bytes(), report); err != nil {
-		t.Errorf("explain %s: %v", query, err)
-		return nil
-	}
-	for _, a := range report.Found {
-		if a.Address == (netip.AddrPort{}) {
-			t.Errorf("explain %s: got no address", query)
-		}
 	}
 	return report
 }

@@ -153,10 +153,11 @@ func (c *Connect) lines(t *table) {
 	if c.Handshake > 0 {
 		line += ", TLS handshake " + took(c.Handshake)
 	}
-	for _, what := range []string{c.TLS, c.ALPN} {
-		if what != "" {
-			line += ", " + what
-		}
+	if c.TLS != "" {
+		line += ", " + c.TLS
+	}
+	if c.ALPN != "" {
+		line += ", " + c.ALPN
 	}
 	if c.ClientCertificate {
 		line += ", the backend asks for a client certificate"

@@ -191,7 +191,7 @@ func portOf(t *testing.T, b *testlab.Backend) uint16 {
 }
 
 // TestExplainClaimsNothing: an address that has to be probed or tried is offered to the
-// next real request as if nobody had asked.
+// next real request as if there had been no explanation.
 func TestExplainClaimsNothing(t *testing.T) {
 	for _, sent := range []bool{false, true} {
 		t.Run(fmt.Sprintf("sent %t", sent), func(t *testing.T) {

@@ -35,7 +35,7 @@
 // addresses); failover, health (which address next); pool (connections); guard, localnet
 // (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
 // header fields); failure (the words for what failed); explain (the words for what would
-// become of a request); topk (counts by target).
+// be done with a request); topk (counts by target).
 package caddytarget
 
 import (

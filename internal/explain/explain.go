@@ -282,7 +282,7 @@ func newCertificate(c *x509.Certificate) Certificate {
 	return n
 }
 
-// Outcome is what becomes of the request.
+// Outcome is how the request would end.
 type Outcome struct {
 	WouldSend bool   `json:"would_send"`
 	Status    int    `json:"status,omitempty"` // that the client gets; 0: the target's

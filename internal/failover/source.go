@@ -132,7 +132,7 @@ func (s *Source) State(t *Target, a netip.Addr) health.State {
 	return state
 }
 
-// Causes returns what failed of an address of t, as far as it counts for a request to t.
+// Causes returns those failures of an address of t that count for a request to t.
 func (s *Source) Causes(t *Target, a netip.Addr) []health.Cause {
 	if s.EjectFor == 0 {
 		return nil

@@ -33,8 +33,8 @@ type Cause struct {
 	Dialling time.Duration
 }
 
-// Causes returns what is recorded of an address, as far as it counts for a request to
-// target. It claims nothing.
+// Causes returns those records of an address that count for a request to target. It
+// claims nothing.
 func (t *Tracker) Causes(p *Policy, target string, addr netip.AddrPort) (causes []Cause) {
 	s, family := t.shard(addr), t.family(addr.Addr())
 	now := t.now()

@@ -64,6 +64,7 @@ func (a adminAPI) Routes() []caddy.AdminRoute {
 type adminEndpoint struct {
 	method string
 	params []string // the parameters that its query may have
+	list   string   // the one of them that it may have several times; empty: none
 
 	// serve returns what is sent as JSON. The parameters are those of the request.
 	serve func(r *http.Request, params map[string]string) (any, error)
@@ -84,6 +85,8 @@ func (adminAPI) endpoint(path string) *adminEndpoint {
 		return &adminEndpoint{method: http.MethodGet, params: []string{"prefix", "state", "after", "limit"}, serve: adminGetNames}
 	case "nameservers":
 		return &adminEndpoint{method: http.MethodGet, serve: adminGetNameservers}
+	case "explain":
+		return &adminEndpoint{method: http.MethodGet, params: explainParams, list: "header", serve: adminGetExplain}
 	case "top":
 		return &adminEndpoint{method: http.MethodGet, params: []string{"by", "limit"}, serve: adminGetTop}
 	case "trace":
@@ -105,7 +108,7 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Allow", e.method)
 		return adminErrorf(http.StatusMethodNotAllowed, "method %s is not allowed: expecting %s", r.Method, e.method)
 	}
-	params, err := adminParams(r, e.params)
+	params, err := adminParams(r, e.params, e.list)
 	if err != nil {
 		return err
 	}
@@ -125,8 +128,9 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// adminParams returns the parameters of a request's query.
-func adminParams(r *http.Request, allowed []string) (map[string]string, error) {
+// adminParams returns the parameters of a request's query. list is the one of which the
+// first value is returned, if there are several.
+func adminParams(r *http.Request, allowed []string, list string) (map[string]string, error) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, adminErrorf(http.StatusBadRequest, "reading the query: %v", err)
@@ -138,7 +142,7 @@ func adminParams(r *http.Request, allowed []string) (map[string]string, error) {
 			return nil, adminErrorf(http.StatusBadRequest, "unknown parameter %q: this endpoint has none", name)
 		case !slices.Contains(allowed, name):
 			return nil, adminErrorf(http.StatusBadRequest, "unknown parameter %q: expecting %s", name, strings.Join(allowed, ", "))
-		case len(values[name]) > 1:
+		case len(values[name]) > 1 && name != list:
 			return nil, adminErrorf(http.StatusBadRequest, "parameter %s already specified", name)
 		}
 		params[name] = values[name][0]
@@ -221,6 +225,7 @@ type adminOverview struct {
 	Version   string          `json:"version"` // of caddytarget
 	Caddy     string          `json:"caddy"`
 	Go        string          `json:"go"`
+	Sites     []adminSite     `json:"sites"`
 	Resolvers []adminResolver `json:"resolvers"`
 }
 
@@ -245,7 +250,7 @@ type adminZone struct {
 
 func adminGetOverview(*http.Request, map[string]string) (any, error) {
 	caddyVersion, _ := caddy.Version()
-	o := adminOverview{Version: version(), Caddy: caddyVersion, Go: runtime.Version(), Resolvers: []adminResolver{}}
+	o := adminOverview{Version: version(), Caddy: caddyVersion, Go: runtime.Version(), Sites: newAdminSites(), Resolvers: []adminResolver{}}
 	for _, r := range usedResolvers() {
 		all := adminResolver{ID: r.id, CacheSize: r.CacheSize()}
 		stats := r.Stats()

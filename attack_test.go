@@ -44,6 +44,8 @@ type attack struct {
 	set    string        // what the nameserver says from now on
 	wait   time.Duration // before the request
 
+	inOrder bool // set by play, from that of the group
+
 	via string // an address that may be reached on the way
 
 	// "200 ADDRESS HOST [URI]": the address that was reached, or one of several
@@ -1159,6 +1161,9 @@ type arena struct {
 	backends []*testlab.Backend
 	global   string // more of the global options
 	values   *strings.Replacer
+
+	// answered, if not nil, is called with the response to each attack.
+	answered func(t *testing.T, at attack, res *http.Response, body []byte)
 }
 
 // newArena starts a nameserver that knows the names of the attacks.
@@ -1240,10 +1245,10 @@ func (a *arena) caddyfile() string {
 		case a.proxied:
 			whole = fmt.Sprintf("target_proxy %s {\ntls_trust_pool file <CA>\n%s\n}", s.template(), s.rules)
 		default:
-			whole = fmt.Sprintf("route {\ntarget %s {\n%s\n}\nattack_record\n}", s.template(), s.rules)
+			whole = fmt.Sprintf("route {\nattack_capture\ntarget %s {\n%s\n}\nattack_record\n}", s.template(), s.rules)
 		}
 		if !strings.Contains(whole, "handle_errors") {
-			whole += "\nhandle_errors {\nrespond \"{err.status_code} {http.target.error}\"\n}"
+			whole += "\nhandle_errors {\nheader Failure \"{http.target.phase} {http.target.failure} {http.target.rule}\"\nrespond \"{err.status_code} {http.target.error}\"\n}"
 		}
 		bind, port, own := strings.Cut(s.bind, " ")
 		if own {
@@ -1293,7 +1298,7 @@ func (a *arena) play(t *testing.T) {
 					at.site = g.site
 				}
 				rows++
-				if g.inOrder {
+				if at.inOrder = g.inOrder; at.inOrder {
 					a.attack(t, at)
 					continue
 				}
@@ -1339,6 +1344,9 @@ func (a *arena) attack(t *testing.T, at attack) {
 	if err != nil {
 		failed("%v", err)
 		return
+	}
+	if a.answered != nil {
+		a.answered(t, at, res, body)
 	}
 	statuses, what, _ := strings.Cut(a.fill(at.want), " ")
 	status := strconv.Itoa(res.StatusCode)
@@ -1532,6 +1540,10 @@ func (attackRecorder) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyh
 
 var registerRecorder = sync.OnceFunc(func() {
 	caddy.RegisterModule(attackRecorder{})
+	caddy.RegisterModule(attackCapture{})
+	httpcaddyfile.RegisterHandlerDirective("attack_capture", func(httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		return attackCapture{}, nil
+	})
 	httpcaddyfile.RegisterHandlerDirective("attack_record", func(httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 		return attackRecorder{}, nil
 	})
@@ -1543,8 +1555,10 @@ func TestAttackVerdicts(t *testing.T) {
 	registerRecorder()
 	a := newArena(t, attackSites, attackGroups)
 	a.global = "admin off"
+	x := newExplainedArena(a)
 	a.start()
 	a.play(t)
+	x.playAgain(t)
 }
 
 var reportSites = []attackSite{

@@ -15,6 +15,7 @@ import (
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
+	"caddytarget/internal/guard"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
 )
@@ -69,7 +70,7 @@ func (c *callContext) Value(key any) any {
 func (h *Handler) newCall(r *http.Request, repl *caddy.Replacer, last *call, st *requestState) (*callContext, targeturl.URL, error) {
 	ctx := &callContext{Context: r.Context()}
 	c := &ctx.call
-	u, err := h.parse(r, repl, last, c)
+	u, err := h.parse(r, repl, last, c, st.explained)
 	if err != nil {
 		return nil, u, failure.NewMalformed(err)
 	}
@@ -80,12 +81,12 @@ func (h *Handler) newCall(r *http.Request, repl *caddy.Replacer, last *call, st 
 	return ctx, u, h.policy.checkTarget(c)
 }
 
-// parse reads the templates of a request.
-func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (targeturl.URL, error) {
+// parse reads the templates of a request. e is nil unless the request is only explained.
+func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call, e *explained) (targeturl.URL, error) {
 	if err := h.values.Check(r); err != nil {
 		return targeturl.URL{}, err
 	}
-	text, err := expand(repl, h.URL, h.confineURL)
+	text, err := h.target(repl, e)
 	if err != nil {
 		return targeturl.URL{}, fmt.Errorf("target: %w", err)
 	}
@@ -122,6 +123,14 @@ func (h *Handler) parse(r *http.Request, repl *caddy.Replacer, last, c *call) (t
 		}
 	}
 	return u, nil
+}
+
+// target returns the target as the request has it.
+func (h *Handler) target(repl *caddy.Replacer, e *explained) (string, error) {
+	if e != nil && e.url != nil {
+		return *e.url, nil
+	}
+	return expand(repl, h.URL, h.confineURL)
 }
 
 // expand puts values in the place of a template's placeholders. It is an error if one of
@@ -162,6 +171,14 @@ func (c *call) setURL(u targeturl.URL) {
 		c.uri += "?" + u.Query
 	}
 }
+
+// origin returns what requests in flight are counted by.
+func (c *call) origin() guard.Origin {
+	return guard.Origin{Scheme: c.scheme, Host: c.Host, Port: c.Port}
+}
+
+// isExplained reports whether the request is only explained. c may be nil.
+func (c *call) isExplained() bool { return c != nil && c.state != nil && c.state.explained != nil }
 
 // url returns the URL of a request for c that was sent with a request URI.
 func (c *call) url(uri string) *targeturl.URL {

@@ -25,7 +25,7 @@ func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "target",
 		Usage: "<command>",
-		Short: "Shows and purges the names that a running Caddy has resolved for its targets",
+		Short: "Shows what a running Caddy knows of its targets, and explains how one would be called",
 		Long: `
 Asks the admin API of a running Caddy what its resolvers know. The address of the
 admin API is that of --address; otherwise that of the configuration of --config;
@@ -77,7 +77,7 @@ func setUpCommand(cmd *cobra.Command) {
 	trace.Flags().String("target", "", "Only requests to this host, or to those below it: .example.com")
 	trace.Flags().IntP("limit", "n", 0, "How many requests, at most "+strconv.Itoa(maxTraceEvents)+" (default all)")
 	trace.Flags().Int("seconds", maxTraceSeconds, "How long, at most "+strconv.Itoa(maxTraceSeconds))
-	cmd.AddCommand(names, purge, nameservers, top, trace)
+	cmd.AddCommand(names, purge, nameservers, top, trace, newExplainCommand())
 }
 
 // subcommand returns a command that speaks to the admin API.

@@ -79,11 +79,21 @@ func TestCommand(t *testing.T) {
 		{"names --limit 1 --all " + here, 0, []string{"NAME", "\n", "\n", "NAME"}, ""},
 		{"names none.example " + here, 0, []string{"name", "none.example", "negative", "error", "NXDOMAIN", "try", w.dns.Addr}, ""},
 		{"nameservers " + here, 0, []string{"NAMESERVER", w.dns.Addr, "up", "NOERROR:2,NXDOMAIN:1"}, ""},
+		{"explain http://a.example:81/x " + here, 0, []string{"site ", "target ", "a.example", "rule ", "lookup ", "hit", "address ", "127.0.0.2:81: allowed, healthy, offered as number 1", "dial ", "127.0.0.2:81, a new connection, HTTP/1.1", "result ", "would be sent"}, ""},
+		{"explain --header X-Target:http://a.example --uri /y --method POST " + here, 0, []string{"POST http://a.example port 80 /y", "would be sent"}, ""},
 		{"purge a.example --ask-again " + here, 0, []string{"ASKED FOR AGAIN", " 1\n"}, ""},
 		{"purge --suffix example " + here, 0, []string{"FORGOTTEN", " 3\n"}, ""},
 		{"purge --ip 127.0.0.2 " + here, 0, []string{"FORGOTTEN", " 0\n"}, ""},
 		{"", 0, []string{"Available Commands:", "names", "nameservers", "purge"}, ""},
 
+		{"explain " + here, 1, nil, "missing url"},
+		{"explain a b " + here, 1, nil, "accepts at most 1 arg"},
+		{"explain a --site x " + here, 1, nil, "unknown site \"x\""},
+		{"explain a --method a/b " + here, 1, nil, "method \"a/b\""},
+		{"explain a --nameserver " + w.dns.Addr + " " + here, 1, nil, "--address does not go with --nameserver"},
+		{"explain a --nameserver " + w.dns.Addr + " --site x", 1, nil, "--site does not go with --nameserver"},
+		{"explain a --nameserver dns.example", 1, nil, "nameserver \"dns.example\""},
+		{"explain --nameserver " + w.dns.Addr, 1, nil, "--nameserver needs a url"},
 		{"names never.example " + here, 1, nil, "unknown name never.example: no resolver has been asked for it, or it was evicted (HTTP 404)"},
 		{"names --state rotten " + here, 1, nil, `unknown state "rotten": expecting pending, fresh, stale, negative, failing (HTTP 400)`},
 		{"names --limit 0 " + here, 1, nil, "limit"},
@@ -102,6 +112,7 @@ func TestCommand(t *testing.T) {
 		{"names --address " + strings.TrimPrefix(other.URL, "http://"), 1, nil, "404 page not found"},
 
 		{"names --address " + nothing, 2, nil, "no server answered: "},
+		{"explain a.example --address " + nothing, 2, nil, "no server answered: "},
 		{"purge a.example --address " + nothing, 2, nil, "no server answered: "},
 		{"nameservers -o json --address " + nothing, 2, nil, "no server answered: "},
 		{"names --address unix/" + config + ".socket", 2, nil, "no server answered: "},
@@ -189,7 +200,10 @@ func TestCommandHostileServer(t *testing.T) {
 		status int
 		body   string
 	}{
-		{200, strings.ReplaceAll(`{"names": [{"name": EVIL, "state": EVIL, "error": EVIL, "zone": EVIL, "resolver": EVIL, "records": [{"target": EVIL}]}],
+		{200, strings.ReplaceAll(`{"site": EVIL, "method": EVIL, "would_send": true, "error": EVIL, "target": {"scheme": EVIL, "host": EVIL, "uri": EVIL, "host_header": EVIL},
+			"rules": [{"check": EVIL, "value": EVIL, "rule": EVIL}], "lookup": {"resolver": EVIL, "from": EVIL, "found": EVIL, "error": EVIL, "names": [{"name": EVIL, "zone": EVIL, "state": EVIL}], "queries": [{"name": EVIL, "outcome": EVIL, "transport": EVIL}]},
+			"addresses": [{"address": "192.0.2.1:80", "rule": EVIL, "state": EVIL, "causes": [{"of": EVIL, "limit": EVIL}]}], "dial": {"address": EVIL, "protocol": EVIL, "server_name": EVIL},
+			"connect": {"address": EVIL, "tls": EVIL, "alpn": EVIL, "certificates": [{"subject": EVIL, "issuer": EVIL, "names": [EVIL]}], "error": EVIL}, "names": [{"name": EVIL, "state": EVIL, "error": EVIL, "zone": EVIL, "resolver": EVIL, "records": [{"target": EVIL}]}],
 			"nameservers": [{"nameserver": EVIL, "reason": EVIL, "replies": {EVIL: 1}}],
 			"resolvers": [{"resolver": EVIL, "found": EVIL, "names": [{"name": EVIL, "error": EVIL, "error_age": 1, "tries": [{"outcome": EVIL}], "types": [{"type": EVIL}]}]}]}`, "EVIL", string(text))},
 		{200, evil}, {400, evil}, {400, `{"error": ` + string(text) + `}`}, {500, ""},
@@ -202,7 +216,7 @@ func TestCommandHostileServer(t *testing.T) {
 			}
 			_, _ = rw.Write([]byte(body))
 		}))
-		for _, command := range []string{"names", "names a.example", "nameservers", "purge a.example", "names -o json"} {
+		for _, command := range []string{"names", "names a.example", "nameservers", "purge a.example", "names -o json", "explain x", "explain x -o json"} {
 			want := 0
 			if response.status != 200 || response.body == evil {
 				want = 1

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"caddytarget/internal/explain"
 	"caddytarget/internal/failure"
 	"caddytarget/internal/testlab"
 )
@@ -164,6 +166,7 @@ func (w *world) checkFault(t *testing.T, f fault, timeout string) {
 		}
 		w.checkTold(t, f, res)
 	}
+	checkExplained(t, f, res)
 	testlab.Eventually(t, "one line", func() bool { return len(lines()) == 1 })
 	line := lines()[0]
 	for field, want := range map[string]any{"phase": f.phase, "failure": f.token, "level": "info", "rule": any(f.rule)} {
@@ -176,6 +179,32 @@ func (w *world) checkFault(t *testing.T, f fault, timeout string) {
 	}
 	if strings.Contains(fmt.Sprint(line), "secret") {
 		t.Errorf("the log has the path: %v", line)
+	}
+}
+
+// checkExplained checks that a fault is explained as it was told, up to the connection.
+func checkExplained(t *testing.T, f fault, res response) {
+	query := url.Values{"url": {f.target}, "connect": {"1"}}
+	got := mustExplain(t, query)
+	switch {
+	case got == nil:
+		return
+	case f.phase == "response": // which begins when the connection is open
+		if !got.WouldSend || got.Connect == nil {
+			t.Errorf("explained as %+v with the connection %+v, want that it is sent over one", got.Outcome, got.Connect)
+		}
+		return
+	}
+	want := explain.Outcome{Status: f.status, Phase: f.phase, Failure: f.token, Rule: f.rule}
+	_, want.Error, _ = strings.Cut(res.body, "|")
+	// the ports of this side differ
+	ports := regexp.MustCompile(`127\.0\.0\.1:\d+`)
+	got.Outcome.Error, want.Error = ports.ReplaceAllString(got.Outcome.Error, "HERE"), ports.ReplaceAllString(want.Error, "HERE")
+	if got.Outcome != want {
+		t.Errorf("explained as %+v, want %+v", got.Outcome, want)
+	}
+	if dialled := f.phase == "connect" || f.phase == "tls"; dialled != (got.Connect != nil) {
+		t.Errorf("explained with the connection %+v, want one: %t", got.Connect, dialled)
 	}
 }
 

@@ -126,11 +126,19 @@ func (p *policy) checkFound(c *call, name string) error {
 	if name == "" || name == c.Host {
 		return nil
 	}
+	if err := p.checkComplete(name); err != nil {
+		return p.refused(c, fmt.Errorf("%s: %w", c.Host, err))
+	}
+	return nil
+}
+
+// checkComplete checks a name that another one is short for.
+func (p *policy) checkComplete(name string) error {
 	r, ok := errors.AsType[*guard.Refusal](p.gate.CheckName(name))
 	if !ok || r.Rule == guard.RuleAllow {
 		return nil
 	}
-	return p.refused(c, fmt.Errorf("%s: %w", c.Host, r))
+	return r
 }
 
 func (p *policy) checkPort(c *call) error {
@@ -248,6 +256,9 @@ func (p *policy) refused(c *call, err error) error {
 	if !p.onlyReports(err) {
 		return err
 	}
+	if c.isExplained() {
+		return nil
+	}
 	p.counters.refused.WithLabelValues(report, failure.RuleOf(err)).Inc()
 	if ce := p.log.Check(zapcore.WarnLevel, "target would be refused"); ce != nil {
 		ce.Write(fields(c, err)...)
@@ -257,6 +268,9 @@ func (p *policy) refused(c *call, err error) error {
 
 // leftOut counts and logs an address that is left out, or would be.
 func (p *policy) leftOut(c *call, r *guard.Refusal) {
+	if c.isExplained() {
+		return
+	}
 	mode, level, message := enforce, zapcore.DebugLevel, "address left out"
 	if p.onlyReports(r) {
 		mode, level, message = report, zapcore.WarnLevel, "address would be left out"
@@ -270,6 +284,9 @@ func (p *policy) leftOut(c *call, r *guard.Refusal) {
 // failed counts a request that was not sent on, and logs it unless the handler does; c
 // may be nil.
 func (p *policy) failed(c *call, status int, err error) {
+	if c.isExplained() {
+		return
+	}
 	f := failure.Of(err)
 	if f.Rule != "" {
 		p.counters.refused.WithLabelValues(enforce, f.Rule).Inc()

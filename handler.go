@@ -247,16 +247,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			h.endRecord(rec, st, err)
 		}
 	}()
-	if err := acceptable(r); err != nil {
-		return h.refuse(w, r, st, err)
-	}
 	var u targeturl.URL
-	if c, u, err = h.newCall(r, repl, last, st); err != nil {
-		return h.refuse(w, r, st, err)
-	}
-	rec.targetRead(&c.call)
-	stop, err := h.limitTime(w, r, repl, c)
-	if err != nil {
+	var stop func()
+	if c, u, stop, err = h.admit(w, r, repl, last, st); err != nil {
 		return h.refuse(w, r, st, err)
 	}
 	defer stop()
@@ -268,6 +261,21 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.follow(w, r, c, u, next)
 	}
 	return h.forward(w, r, c, u, next)
+}
+
+// admit makes the call of a request, if it may be called, and gives it the time that the
+// timeout says. stop has to be called at the end, unless there is an error. c is nil if
+// there is no target.
+func (h *Handler) admit(w http.ResponseWriter, r *http.Request, repl *caddy.Replacer, last *call, st *requestState) (c *callContext, u targeturl.URL, stop func(), err error) {
+	if err = acceptable(r); err != nil {
+		return c, u, nil, err
+	}
+	if c, u, err = h.newCall(r, repl, last, st); err != nil {
+		return c, u, nil, err
+	}
+	st.record.targetRead(&c.call)
+	stop, err = h.limitTime(w, r, repl, c)
+	return c, u, stop, err
 }
 
 // acceptable returns why no target can have a request, or nil.
@@ -291,9 +299,9 @@ func acceptable(r *http.Request) error {
 func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext, u targeturl.URL, next caddyhttp.Handler) error {
 	st := c.call.state
 	if h.MaxRequests > 0 {
-		done, ok := h.inFlight.Enter(guard.Origin{Scheme: c.call.scheme, Host: c.call.Host, Port: c.call.Port}, h.MaxRequests)
+		done, ok := h.inFlight.Enter(c.call.origin(), h.MaxRequests)
 		if !ok {
-			return h.refuse(w, r, st, fmt.Errorf("%s: %w: %d", c.call.Host, failure.ErrMaxRequests, h.MaxRequests))
+			return h.refuse(w, r, st, h.tooMany(&c.call))
 		}
 		defer done()
 	}
@@ -315,6 +323,11 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 		h.answerAtOnce(w, r, &c.call)
 	}
 	return err
+}
+
+// tooMany returns the error of a request beyond MaxRequests.
+func (h *Handler) tooMany(c *call) error {
+	return fmt.Errorf("%s: %w: %d", c.Host, failure.ErrMaxRequests, h.MaxRequests)
 }
 
 // callNext hands a request with a target to what calls it.

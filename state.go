@@ -25,8 +25,15 @@ import (
 // those after them do not see the handler's context.
 type requestState struct {
 	progress
-	exchange *exchange // the last one
-	first    exchange
+	exchange  *exchange // the last one
+	first     exchange
+	explained *explained // nil: the request is a real one
+}
+
+// explained is what makes a request one that is only explained: nothing of it is counted
+// or logged, and it is not sent.
+type explained struct {
+	url *string // the value of the template Handler.URL; nil: it is read as always
 }
 
 // progress is what is known since the last handler began.

@@ -297,16 +297,23 @@ func slab(n int) ([]reverseproxy.Upstream, []*reverseproxy.Upstream) {
 
 // offer returns upstreams for the addresses of c that should be tried now.
 func (u *Upstreams) offer(ctx context.Context, c *call) []*reverseproxy.Upstream {
+	o := choose(ctx, &u.source, c)
+	var buf [defaultMaxUpstreams]netip.AddrPort
+	return upstreamsFor(o.Append(buf[:0], c.Port, u.MaxUpstreams))
+}
+
+// choose returns the addresses of c that should be tried now. If none is healthy, its
+// name is asked for again.
+func choose(ctx context.Context, s *failover.Source, c *call) failover.Offer {
 	x := c.exchange
-	o := u.source.Next(ctx, &x.plan, &c.Target, x.resendable())
+	o := s.Next(ctx, &x.plan, &c.Target, x.resendable())
 	if !o.Healthy && c.renew(ctx) {
-		o = u.source.Next(ctx, &x.plan, &c.Target, x.resendable())
+		o = s.Next(ctx, &x.plan, &c.Target, x.resendable())
 	}
 	if !o.Healthy && x.plan.Tries() == 0 && c.state != nil {
 		c.state.unavailable = true
 	}
-	var buf [defaultMaxUpstreams]netip.AddrPort
-	return upstreamsFor(o.Append(buf[:0], c.Port, u.MaxUpstreams))
+	return o
 }
 
 // upstreamsFor returns upstreams for some addresses.

@@ -20,8 +20,17 @@ type Claim struct {
 }
 
 // claim reserves an address of t in a state in which it needs a trial or a probe. It
-// returns nil if another request was first.
+// returns nil if another request was first. With Peek it reserves nothing, and the claim
+// that it returns is not open.
 func (s *Source) claim(ctx context.Context, t *Target, p *health.Policy, a netip.Addr, want health.State) *Claim {
+	if s.Peek {
+		if s.Health.State(p, t.Host, t.addr(a)) != want {
+			return nil
+		}
+		c := &Claim{addr: a}
+		c.take()
+		return c
+	}
 	state, claim := s.Health.Claim(p, t.Host, t.addr(a))
 	if state != want {
 		if state != health.Ejected && state != health.Healthy {

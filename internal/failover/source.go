@@ -22,6 +22,10 @@ type Source struct {
 	// RetriesByTime says that a request is tried again for some time, however often
 	// that is: when all addresses were tried, all are offered once more.
 	RetriesByTime bool
+
+	// Peek says that no request follows: what Next offers is only looked at, and nothing
+	// is claimed.
+	Peek bool
 }
 
 // Offer is the addresses of a target that a request may be sent to now.
@@ -119,6 +123,22 @@ func (s *Source) next(ctx context.Context, plan *Plan, t *Target, resendable boo
 	}
 	t.more = false
 	return Offer{}
+}
+
+// State returns the state of an address of t for a request that has tried nothing.
+func (s *Source) State(t *Target, a netip.Addr) health.State {
+	p := s.policy(t)
+	state, _ := s.state(new(Plan), t, &p, a)
+	return state
+}
+
+// Causes returns those failures of an address of t that count for a request to t.
+func (s *Source) Causes(t *Target, a netip.Addr) []health.Cause {
+	if s.EjectFor == 0 {
+		return nil
+	}
+	p := s.policy(t)
+	return s.Health.Causes(&p, t.Host, t.addr(a))
 }
 
 // preferredHealthy reports whether the preferred addresses, or as many of them as are

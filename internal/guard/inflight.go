@@ -14,6 +14,13 @@ type Origin struct {
 	Port         uint16
 }
 
+// Count returns how many requests to a target are in flight.
+func (f *InFlight) Count(o Origin) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.counts[o]
+}
+
 // Enter counts a request to a target until done is called. If as many as limit are in
 // flight, it is not counted, and ok is false.
 func (f *InFlight) Enter(o Origin, limit int) (done func(), ok bool) {

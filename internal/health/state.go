@@ -104,9 +104,7 @@ func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claimAt t
 			return Ejected
 		case r.fails < maxFails:
 			continue
-		case now.Sub(r.lastFailed) < p.EjectFor || now.Sub(r.claimedAt) < claimTimeout:
-			return Ejected
-		case r.sent && !p.Retryable && now.Sub(r.lastFailed) < 2*p.EjectFor:
+		case now.Sub(r.lastFailed) < p.ejectFor(r) || now.Sub(r.claimedAt) < claimTimeout:
 			return Ejected
 		case r.sent:
 			state = NeedsTrial
@@ -124,6 +122,15 @@ func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claimAt t
 		}
 	}
 	return state
+}
+
+// ejectFor returns for how long a request of this policy is kept from the address of a
+// record.
+func (p *Policy) ejectFor(r *record) time.Duration {
+	if r.sent && !p.Retryable {
+		return 2 * p.EjectFor
+	}
+	return p.EjectFor
 }
 
 // relevant yields the records that count for a request to target, each with the number

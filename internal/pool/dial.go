@@ -119,17 +119,10 @@ func (d *destination) endDial(n *dial, progress Progress) {
 	}
 }
 
-// connect opens the connection, if the Owner permits the address and the Limits allow
-// another connection.
+// connect opens the connection, if that is allowed.
 func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
-	o := n.order
-	if o.Owner != nil {
-		if err := o.Owner.Permit(o.Key.Addr); err != nil {
-			return nil, &Error{Phase: Connect, Err: err}
-		}
-	}
-	if !p.limits.acquire(d.group) {
-		return nil, &Error{Phase: Connect, Err: ErrLimit}
+	if err := p.admit(n.order, d.group); err != nil {
+		return nil, err
 	}
 	c, err := p.runPhases(d, n)
 	if err == nil && c.gone.Load() { // the backend closed it at once, over HTTP/2
@@ -139,6 +132,20 @@ func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 		p.limits.release(d.group)
 	}
 	return c, err
+}
+
+// admit counts a connection that is about to be opened in the Limits, if the Owner
+// permits the address and the Limits allow another connection.
+func (p *Pool) admit(o *Order, group string) *Error {
+	if o.Owner != nil {
+		if err := o.Owner.Permit(o.Key.Addr); err != nil {
+			return &Error{Phase: Connect, Err: err}
+		}
+	}
+	if !p.limits.acquire(group) {
+		return &Error{Phase: Connect, Err: ErrLimit}
+	}
+	return nil
 }
 
 // runPhases goes through the phases of a dial and reports to health what each shows of
@@ -235,10 +242,16 @@ func (p *Pool) dialOnce(ctx context.Context, network, address string) (net.Conn,
 		defer cancel()
 	}
 	conn, err := p.Dial(ctx, network, address)
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if err != nil && hasPassed(ctx) {
 		return nil, errDialTimeout
 	}
 	return conn, err
+}
+
+// hasPassed reports whether the deadline of ctx has passed, even if its timer is late.
+func hasPassed(ctx context.Context) bool {
+	end, ok := ctx.Deadline()
+	return errors.Is(ctx.Err(), context.DeadlineExceeded) || ok && ctx.Err() == nil && !time.Now().Before(end)
 }
 
 // forbiddenError is the Owner's reason why a connection may not be used. It is no
@@ -297,29 +310,14 @@ func (p *Pool) announce(conn net.Conn, key *Key) error {
 	return nil
 }
 
-// handshake does the TLS handshake. The certificate is verified for the name that
-// is part of the key.
+// handshake does the TLS handshake, and resumes a session if there is one.
 func (p *Pool) handshake(n *dial, c *conn) error {
-	config := p.config.TLS.Clone()
-	config.ServerName = n.order.Key.ServerName
-	if n.order.Key.Protocol == TLSHTTP1 {
-		config.NextProtos = []string{"http/1.1"}
-	}
+	var prepare func(*tls.Config)
 	if p.sessions != nil {
-		p.sessions.configure(config)
+		prepare = p.sessions.configure
 	}
-	ctx := n.ctx
-	if t := p.config.HandshakeTimeout; t > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, t, errDialTimeout)
-		defer cancel()
-	}
-	secured := tls.Client(c.raw, config)
-	if err := secured.HandshakeContext(ctx); err != nil {
-		_ = c.raw.Close()
-		if ctx.Err() != nil && n.ctx.Err() == nil {
-			return errDialTimeout
-		}
+	secured, err := p.startTLS(n.ctx, &n.order.Key, c.raw, prepare)
+	if err != nil {
 		return err
 	}
 	c.Conn, c.tls = secured, secured
@@ -327,4 +325,34 @@ func (p *Pool) handshake(n *dial, c *conn) error {
 		return c.startHTTP2()
 	}
 	return nil
+}
+
+// startTLS does the TLS handshake over a connection, which it closes on an error. The
+// certificate is verified for the name that is part of the key. prepare, if not nil,
+// changes the configuration for this connection. The connection is returned with an error,
+// too, for what is known of it.
+func (p *Pool) startTLS(ctx context.Context, key *Key, raw net.Conn, prepare func(*tls.Config)) (*tls.Conn, error) {
+	config := p.config.TLS.Clone()
+	config.ServerName = key.ServerName
+	if key.Protocol == TLSHTTP1 {
+		config.NextProtos = []string{"http/1.1"}
+	}
+	if prepare != nil {
+		prepare(config)
+	}
+	limited := ctx
+	if t := p.config.HandshakeTimeout; t > 0 {
+		var cancel context.CancelFunc
+		limited, cancel = context.WithTimeoutCause(ctx, t, errDialTimeout)
+		defer cancel()
+	}
+	secured := tls.Client(raw, config)
+	err := secured.HandshakeContext(limited)
+	if err != nil {
+		_ = raw.Close()
+		if limited.Err() != nil && ctx.Err() == nil {
+			err = errDialTimeout
+		}
+	}
+	return secured, err
 }

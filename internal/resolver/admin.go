@@ -138,6 +138,25 @@ func (r *Resolver) Name(name string) (NameReport, bool) {
 	return report, len(report.Names) > 0 || report.Found != ""
 }
 
+// Place is where a name is looked up.
+type Place struct {
+	Name string // that the name may be short for, or it
+	Zone string // as Name.Zone
+}
+
+// Places returns where Lookup looks a name in normal form up in the DNS, in that order.
+// There is none for a name that is in the hosts file, is localhost or cannot exist in the
+// DNS. Lookup goes on to the next place if a name has no address.
+func (r *Resolver) Places(name string) (places []Place) {
+	if _, ok := r.local(name); ok || isOutsideDNS(name) {
+		return nil
+	}
+	for candidate := range r.shortFor(name) {
+		places = append(places, Place{candidate, r.suffixOf(candidate)})
+	}
+	return places
+}
+
 // shortFor yields the names that a name may be short for.
 func (r *Resolver) shortFor(name string) iter.Seq[string] {
 	if s := r.search.Load(); s != nil {

@@ -35,11 +35,14 @@ func (r *Resolver) logPreload(name string, reason error) {
 	r.logger().Warn("preloaded name cannot be resolved", zap.String("name", name), zap.String("reason", reason.Error()))
 }
 
-// traces reports whether lookups are logged now.
-func (r *Resolver) traces() bool { return r.logger().Core().Enabled(zap.DebugLevel) }
+// traces reports whether lookups are logged now, or observed.
+func (r *Resolver) traces() bool {
+	return r.observers.any() || r.logger().Core().Enabled(zap.DebugLevel)
+}
 
-// trace logs a lookup.
+// trace logs a lookup, and has it observed.
 func (r *Resolver) trace(t *dnsclient.Trace) {
+	r.observers.lookup(t)
 	c := r.logger().Check(zap.DebugLevel, "lookup")
 	if c == nil {
 		return

@@ -35,6 +35,7 @@ type Resolver struct {
 	search    atomic.Pointer[searchList] // nil if there is none
 	system    atomic.Pointer[resolvConf] // nil if its nameservers are not asked
 	ipv6Route routeProbe
+	observers observers
 
 	// for New, and then for watchFiles alone
 	hostsFile, confFile file

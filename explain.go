@@ -1,0 +1,298 @@
+package caddytarget
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"caddytarget/internal/dnsclient"
+	"caddytarget/internal/explain"
+	"caddytarget/internal/failure"
+	"caddytarget/internal/pool"
+	"caddytarget/internal/resolver"
+)
+
+// explanation takes one request through the steps of the handler, the source and the
+// transport of a site, up to the connection, and writes down what each of them finds. The
+// request is marked as explained: it is not counted, logged or sent.
+type explanation struct {
+	site    *targetSite
+	state   *requestState
+	call    *call // nil: there is no target
+	request *http.Request
+	repl    *caddy.Replacer
+	connect bool // a connection is opened
+	report  explain.Report
+
+	endLookup func(err error) // completes what the report has of the lookup; nil: there is none
+}
+
+// newExplanation prepares the explanation of a request. url, if it is not nil, is what the
+// template of the site's target gives.
+func newExplanation(site *targetSite, r *http.Request, url *string, connect bool) *explanation {
+	e := &explanation{site: site, repl: caddy.NewReplacer(), connect: connect}
+	e.request = caddyhttp.PrepareRequest(r, e.repl, noResponse{}, site.server)
+	e.state = stateOf(e.request.Context())
+	e.state.explained = &explained{url}
+	e.report.Site, e.report.Method = site.name, r.Method
+	client, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil { // it came over a Unix socket
+		client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
+	}
+	caddyhttp.SetVar(e.request.Context(), proxyProtocolVar, reverseproxy.ProxyProtocolInfo{AddrPort: client})
+	return e
+}
+
+// run goes through the steps, and returns the report.
+func (e *explanation) run() *explain.Report {
+	c, u, stop, err := e.site.handler.admit(noResponse{}, e.request, e.repl, nil, e.state)
+	if stop != nil {
+		defer stop()
+	}
+	if c != nil {
+		e.call = &c.call
+		e.request = e.request.WithContext(c)
+		e.describeTarget()
+	}
+	if err == nil {
+		err = e.mayEnter()
+	}
+	if err == nil {
+		err = e.resolve(c, u.Addr)
+	}
+	if err == nil {
+		err = e.offer(c)
+	}
+	if e.endLookup != nil {
+		e.endLookup(err)
+	}
+	e.state.err = err
+	e.report.Outcome = explain.NewOutcome(err, e.state.failure(), e.state.errorText())
+	return &e.report
+}
+
+// describeTarget describes the target and what the guard says of it.
+func (e *explanation) describeTarget() {
+	c, h := e.call, e.site.handler
+	e.report.Target = &explain.Target{
+		Scheme: c.scheme, Host: c.Host, Port: c.Port, HostHeader: c.hostport, URI: c.uri, Timeout: e.state.timeout.Seconds(),
+	}
+	gate := h.policy.gate
+	for _, check := range []struct {
+		what, value string
+		err         error
+	}{
+		{"scheme", c.scheme, gate.CheckScheme(c.scheme)},
+		{"name", c.Host, gate.CheckName(c.Host)},
+		{"port", strconv.Itoa(int(c.Port)), gate.CheckPort(c.Port)},
+	} {
+		e.report.Rules = append(e.report.Rules, explain.NewRule(check.what, check.value, check.err, h.policy.onlyReports))
+	}
+}
+
+// mayEnter returns why there are too many requests to the target, or nil.
+func (e *explanation) mayEnter() error {
+	h := e.site.handler
+	if h.MaxRequests == 0 {
+		return nil
+	}
+	n := h.inFlight.Count(e.call.origin())
+	e.report.InFlight = &explain.InFlight{Requests: n, Max: h.MaxRequests}
+	if n >= h.MaxRequests {
+		return h.tooMany(e.call)
+	}
+	return nil
+}
+
+// resolve resolves the target's name, and describes that and the addresses.
+func (e *explanation) resolve(ctx context.Context, literal netip.Addr) error {
+	c := e.call
+	if literal.IsValid() {
+		err := c.resolve(ctx, literal)
+		e.describeAddresses()
+		return err
+	}
+	l := &explain.Lookup{Resolver: resolverID(c.resolver)}
+	e.report.Lookup = l
+	places := c.resolver.Places(c.Host)
+	observed := newObservation(places)
+	stop := c.resolver.Observe(observed.add)
+	e.endLookup = func(err error) {
+		stop()
+		for _, lookup := range observed.end() {
+			l.AddQueries(lookup.Type, lookup.Tries)
+		}
+		known, _ := c.resolver.Name(c.Host)
+		l.AddNames(places, known.Names)
+		if len(c.answer.Addrs) == 0 {
+			l.AddEarlier(err)
+			l.Error = failure.Text(err)
+		}
+	}
+	err := c.resolve(ctx, literal)
+	l.From, l.Seconds = c.answer.From, c.answer.Waited.Round(time.Microsecond).Seconds()
+	if found := c.answer.Found; found != "" && found != c.Host {
+		l.Found = found
+		e.report.Rules = append(e.report.Rules, explain.NewRule("name", found, c.policy.checkComplete(found), c.policy.onlyReports))
+	}
+	e.describeAddresses()
+	return err
+}
+
+// observation is the lookups that a resolver makes of some names.
+type observation struct {
+	mu      sync.Mutex
+	names   map[string]bool
+	lookups []*dnsclient.Trace
+	ended   bool
+}
+
+func newObservation(places []resolver.Place) *observation {
+	o := &observation{names: make(map[string]bool)}
+	for _, p := range places {
+		o.names[p.Name] = true
+	}
+	return o
+}
+
+func (o *observation) add(t *dnsclient.Trace) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.names[t.Name] && !o.ended {
+		o.lookups = append(o.lookups, t)
+	}
+}
+
+// end returns all lookups until now.
+func (o *observation) end() []*dnsclient.Trace {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ended = true
+	return o.lookups
+}
+
+// resolverID returns the id of a resolver in use.
+func resolverID(r *resolver.Resolver) string {
+	for _, used := range usedResolvers() {
+		if used.Resolver == r {
+			return used.id
+		}
+	}
+	return ""
+}
+
+// describeAddresses describes all addresses of the target, and whether they may be called.
+func (e *explanation) describeAddresses() {
+	c := e.call
+	e.report.Found = nil
+	for i, addr := range c.answer.Addrs {
+		a := &explain.Address{Address: netip.AddrPortFrom(addr, c.Port), Preferred: i < c.answer.Preferred}
+		a.Refuse(c.policy.gate.Check(a.Address), c.policy.onlyReports)
+		e.report.Found = append(e.report.Found, a)
+	}
+}
+
+// offer describes which addresses reverse_proxy would be offered, and the connection over
+// which the request would be sent.
+func (e *explanation) offer(ctx *callContext) error {
+	c, proxy := e.call, e.site.proxy
+	if proxy == nil {
+		return nil
+	}
+	transport, ok := proxy.Transport.(*Transport)
+	source, isTarget := proxy.DynamicUpstreams.(*Upstreams)
+	if !ok || !isTarget || source.Name != "" {
+		return nil // it does not call the addresses of the target
+	}
+	c.enter(e.state.enter(e.request))
+	peek := source.source
+	peek.Peek = true
+	offer := choose(ctx, &peek, c)
+	e.describeAddresses() // they may be others now
+	addrs := offer.Append(nil, c.Port, source.MaxUpstreams)
+	for _, a := range e.report.Found {
+		if !a.Allowed() {
+			continue
+		}
+		a.SetState(peek.State(&c.Target, a.Address.Addr()), peek.Causes(&c.Target, a.Address.Addr()))
+		n := transport.pool.Connections(e.attempt(transport, a.Address).order.Key)
+		a.Connections = &explain.Connections{Open: n.Open, Idle: n.Idle, HTTP2: n.HTTP2, Dials: n.Dials, Waiting: n.Waiting}
+		for i, offered := range addrs {
+			if offered == a.Address {
+				a.Offered = i + 1
+			}
+		}
+	}
+	if len(addrs) == 0 {
+		return nil
+	}
+	return e.dial(e.attempt(transport, addrs[0]), len(addrs))
+}
+
+// attempt returns the attempt at an address that the request would make.
+func (e *explanation) attempt(t *Transport, addr netip.AddrPort) *attempt {
+	a := &attempt{transport: t, call: e.call, exchange: e.call.exchange}
+	a.setOrder(e.request, reverseproxy.DialInfo{
+		Network: "tcp", Address: addr.String(), Host: addr.Addr().String(), Port: strconv.Itoa(int(addr.Port())),
+	})
+	a.out = *e.request
+	return a
+}
+
+// dial describes the connection for an attempt at one of some addresses, and opens it if
+// that is wanted.
+func (e *explanation) dial(a *attempt, of int) error {
+	key := &a.order.Key
+	e.report.Dial = explain.NewDial(a.address(), of, key, a.transport.pool.Connections(*key))
+	if err := a.checkAddress(); err != nil {
+		return e.state.err // which it has set
+	}
+	if !e.connect {
+		return nil
+	}
+	check, failed := a.transport.pool.Check(e.request.Context(), &a.order)
+	if failed == nil {
+		e.report.Connect = explain.NewConnect(a.address(), &check, nil)
+		return nil
+	}
+	err := a.notConnected(failed)
+	e.report.Connect = explain.NewConnect(a.address(), &check, err)
+	return err
+}
+
+// notConnected returns the error of the attempt if its connection could not be opened.
+func (a *attempt) notConnected(e *pool.Error) error {
+	if failure.RuleOf(e) != "" {
+		return e.Err
+	}
+	failed := a.failure(e)
+	if ended := a.out.Context().Err(); ended != nil {
+		failed.Err = ended
+		a.call.ranOut(ended, failed)
+	}
+	return failed
+}
+
+// noResponse is the response to a request that is only explained.
+type noResponse struct{}
+
+// Header implements http.ResponseWriter.
+func (noResponse) Header() http.Header { return make(http.Header) }
+
+// Write implements http.ResponseWriter.
+func (noResponse) Write(p []byte) (int, error) { return len(p), nil }
+
+// WriteHeader implements http.ResponseWriter.
+func (noResponse) WriteHeader(int) {}
+
+// Interface guards
+var (
+	_ http.ResponseWriter = noResponse{}
+)

@@ -64,11 +64,12 @@ func TestPreloadFile(t *testing.T) {
 	warned := func(want string) {
 		t.Helper()
 		var got []string
-		for _, e := range logs.TakeAll() {
+		for _, e := range logs.FilterMessageSnippet("to preload").AllUntimed() {
 			fields := e.ContextMap()
 			delete(fields, "file")
 			got = append(got, fmt.Sprint(e.Message, " ", fields))
 		}
+		logs.TakeAll()
 		if got := strings.ReplaceAll(strings.Join(got, "\n"), path, "PATH"); got != want {
 			t.Errorf("warned of %s, want %s", got, want)
 		}

@@ -206,7 +206,9 @@ func (l *lab) compareIn(s setting) *comparison {
 func (l *lab) profileOurs(running []*runningContestant) {
 	for _, r := range running {
 		if r.name == ours {
-			go l.wrk("http://"+r.w.Address+"/path?q=1", "X-Target", r.values, *seconds)
+			const start = 5 // seconds that wrk takes to read many targets
+			go l.wrk("http://"+r.w.Address+"/path?q=1", "X-Target", r.values, *seconds+2*start)
+			time.Sleep(start * time.Second)
 			l.writeProfile(r.w.Admin)
 		}
 	}

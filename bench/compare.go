@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -123,7 +124,8 @@ const compareTTL = 5 * time.Second
 const (
 	compareTimeout = 3 * time.Second
 	deadNameCount  = 50
-	warmUp         = 20_000 // domains that are called before, at most
+	warmUp         = 20_000 // domains that are called before, at most,
+	warmTime       = 20 * time.Second
 )
 
 // compare runs the comparison, and reports it setting by setting.
@@ -204,7 +206,9 @@ func (l *lab) compareIn(s setting) *comparison {
 func (l *lab) profileOurs(running []*runningContestant) {
 	for _, r := range running {
 		if r.name == ours {
-			go l.wrk("http://"+r.w.Address+"/path?q=1", "X-Target", r.values, *seconds)
+			const start = 5 // seconds that wrk takes to read many targets
+			go l.wrk("http://"+r.w.Address+"/path?q=1", "X-Target", r.values, *seconds+2*start)
+			time.Sleep(start * time.Second)
 			l.writeProfile(r.w.Admin)
 		}
 	}
@@ -242,12 +246,19 @@ func (l *lab) start(c *comparison, to *row) *runningContestant {
 	return r
 }
 
-// call calls some of the domains once.
+// call calls some of the domains once, as many as it can in warmTime.
 func (r *runningContestant) call(n int) {
 	conns := &conns{address: r.w.Address, limit: 64, timeout: 10 * time.Second}
 	defer conns.close()
 	from := rand.N(len(r.values))
-	result := closedLoop(conns.get, 32, n, func(i int) string { return r.values[(from+i)%len(r.values)] })
+	end := time.Now().Add(warmTime)
+	get := func(target string) (int, string) {
+		if time.Now().After(end) {
+			return http.StatusOK, ""
+		}
+		return conns.get(target)
+	}
+	result := closedLoop(get, 32, n, func(i int) string { return r.values[(from+i)%len(r.values)] })
 	if result.Failed > 0 {
 		fmt.Printf("%s, each domain once: %s\n", r.name, result.failures())
 	}

@@ -204,8 +204,8 @@ configurations are in [bench/contestants.go](../bench/contestants.go).
 const reportHow = `
 - **Same means**: as many threads or workers as CPUs, no access log, %d idle connections to backends at most in all, a second to
   connect, one more try, A records only. A process may have %d descriptors.
-- **Domains** have an address each, unless it is said otherwise, and a TTL of %s. Each domain was called once before, of more than %d domains that
-  many. Requests choose their domain at random.
+- **Domains** have an address each, unless it is said otherwise, and a TTL of %s. Each domain was called once before, %d of
+  them at most and for %s at most. Requests choose their domain at random.
 - **Rounds**: each contestant is measured in each round, in random order, while the others have nothing to do. What
   stands here is the median of the rounds, and in parentheses the smallest and the greatest value.
 - **caddytarget again** is a second instance with the same configuration: what the two differ by is noise.
@@ -224,7 +224,7 @@ func (m *measurements) report() string {
 	for _, c := range contestants {
 		fmt.Fprintf(&b, "- **%s**: %s.\n", c.name, c.about)
 	}
-	fmt.Fprintf(&b, reportHow, idleConns, maxOpen, compareTTL, warmUp, compareTimeout)
+	fmt.Fprintf(&b, reportHow, idleConns, maxOpen, compareTTL, warmUp, warmTime, compareTimeout)
 	if slices.ContainsFunc(m.Comparisons, func(c *comparison) bool { return c.Quick }) {
 		b.WriteString("\n**Some of these are from a quick run, and say only that the programs work.** They are marked.\n")
 	}

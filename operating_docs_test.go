@@ -204,8 +204,8 @@ func TestOperatingDocsTrace(t *testing.T) {
 	_, section, _ := strings.Cut(string(text), "### GET /target/trace")
 	section, _, _ = strings.Cut(section, "\n### ")
 	for _, of := range []reflect.Type{reflect.TypeFor[trace.Event](), reflect.TypeFor[trace.Attempt]()} {
-		for i := range of.NumField() {
-			name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+		for field := range of.Fields() {
+			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 			if name != "" && name != "time" && name != "method" && name != "address" && !strings.Contains(section, "`"+name+"`") {
 				t.Errorf("docs/operating.md does not describe the member %s", name)
 			}

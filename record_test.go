@@ -203,7 +203,7 @@ func TestSpans(t *testing.T) {
 			text := s.Name() + ":"
 			var attributes []string
 			for _, a := range s.Attributes() {
-				attributes = append(attributes, string(a.Key)+"="+a.Value.Emit())
+				attributes = append(attributes, string(a.Key)+"="+a.Value.String())
 			}
 			slices.Sort(attributes)
 			text += " " + strings.Join(attributes, " ")

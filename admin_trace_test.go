@@ -23,7 +23,7 @@ import (
 // the empty string twice after the last one.
 func (w *world) listenTo(query string) (next func() (name, data string), leave func()) {
 	w.Helper()
-	ctx, cancel := context.WithTimeout(w.Context(), testlab.Timeout)
+	ctx, cancel := context.WithTimeout(w.Context(), 2*testlab.Timeout) // later than what the test waits for
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.admin+"/target/trace?"+query, nil)
 	if err != nil {
 		w.Fatal(err)

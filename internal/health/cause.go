@@ -40,19 +40,17 @@ func (t *Tracker) Causes(p *Policy, target string, addr netip.AddrPort) (causes 
 	now := t.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for r, maxFails := range s.relevant(p, target, addr) {
-		c := Cause{Fails: r.fails, MaxFails: maxFails, Sent: r.sent, Dialling: max(0, r.dialEnds.Sub(now))}
-		c.ForTarget = r != s.records[recordID{addr: addr}]
+	for id, r := range s.relevant(p, target, addr) {
+		maxFails := p.maxFails(id.limit)
+		c := Cause{
+			ForTarget: id.target != "", Limit: id.limit, Fails: r.fails, MaxFails: maxFails, Sent: r.sent,
+			Dialling: max(0, r.dialEnds.Sub(now)),
+		}
 		if r.fails > 0 {
 			c.Age = now.Sub(r.lastFailed)
 		}
 		if r.fails >= maxFails {
 			c.Left = max(0, p.ejectFor(r)-c.Age)
-		}
-		for id, other := range s.records {
-			if other == r {
-				c.Limit = id.limit
-			}
 		}
 		causes = append(causes, c)
 	}

@@ -50,6 +50,8 @@ type shard struct {
 	destinations map[Key]*destination
 	oldest       *conn // the list of idle connections begins with the one longest idle
 	newest       *conn // and ends with this one
+	slots        slots
+	count        connCount
 
 	unwatched unwatched
 }

@@ -172,6 +172,7 @@ func (a *attempt) worked(req *http.Request, res *http.Response) {
 		return
 	}
 	c.state.err = nil
+	t.shared.counters.answered(c.state.reused)
 	a.watchBody(res)
 	if reason := t.unhealthy(res.StatusCode, a.begun); reason != nil {
 		c.Unhealthy(&t.via, a.order.Key.Addr, reason)

@@ -61,7 +61,7 @@ func TestPeek(t *testing.T) {
 	}
 	s := newSource(health.New(), 4)
 	s.EjectFor = 0
-	s.Health.Failed("", addrA, false, nil, nil)
+	s.Health.Failed("", addrA, false, nil)
 	target := &Target{Host: "a.example", Port: 443}
 	if got := s.Causes(target, addrA.Addr()); got != nil || s.State(target, addrA.Addr()) != health.Healthy {
 		t.Errorf("got %+v where nothing is ejected, want none", got)

@@ -101,6 +101,12 @@ func (t *Tracker) Family(p *Policy, addr netip.Addr) Family {
 	return of
 }
 
+// Families returns what is known of IPv4 and IPv6, by the policies in use.
+func (t *Tracker) Families() [2]Family {
+	p := Policy{EjectFor: t.longest()}
+	return [2]Family{t.Family(&p, netip.IPv4Unspecified()), t.Family(&p, netip.IPv6Unspecified())}
+}
+
 // Records returns records that match, for which the state is by the policies in use. It
 // begins after a position, which is that of a page before, or 0. It returns up to limit of
 // them and, if there are more, the position to go on from; else 0. A record that is there

@@ -155,6 +155,7 @@ func (p *Pool) admit(o *Order, group string) *Error {
 func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 	o := n.order
 	addr := o.Key.Addr
+	begun := time.Now()
 	raw, err := p.openTCP(n.ctx, o)
 	if forbidden, ok := errors.AsType[*forbiddenError](err); ok {
 		return nil, &Error{Phase: Connect, Err: forbidden.error}
@@ -169,6 +170,10 @@ func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 		return nil, p.reportFailure(n, "", &Error{Phase: Connect, Err: err})
 	}
 	c := newConn(p, d, raw)
+	observer := p.config.Observer
+	if observer != nil {
+		observer.Connected(c.openedAt.Sub(begun))
+	}
 	if !o.Key.secure() {
 		if o.Key.Protocol == HTTP2 {
 			if err := c.startHTTP2(); err != nil {
@@ -186,6 +191,9 @@ func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 	d.shard.mu.Unlock()
 	if err := p.handshake(n, c); err != nil {
 		return nil, p.reportFailure(n, o.Target, &Error{Phase: Handshake, Err: err})
+	}
+	if observer != nil {
+		observer.Secured(time.Since(n.phaseBegan), c.tls.ConnectionState().DidResume)
 	}
 	return c, nil
 }

@@ -179,3 +179,6 @@ func (p *Pool) Close() {
 
 // Open returns how many connections are open, in use or idle.
 func (p *Pool) Open() int { return int(p.open.Load()) }
+
+// Closed reports whether Close was called.
+func (p *Pool) Closed() bool { return p.closed.Load() }

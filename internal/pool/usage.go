@@ -26,6 +26,20 @@ type Usage struct {
 	Phase    Phase         // which phase that is
 }
 
+// Protocol returns what is spoken over the connections: http/1.1, or h2 over TLS, or h2c. It
+// is empty if that has not been negotiated yet.
+func (u *Usage) Protocol() string {
+	switch {
+	case u.Key.Protocol == HTTP2:
+		return "h2c"
+	case u.HTTP2:
+		return "h2"
+	case u.Key.Protocol == TLS && u.Idle+u.InUse == 0:
+		return ""
+	}
+	return "http/1.1"
+}
+
 // usage returns what there is for a destination; shard.mu is held.
 func (d *destination) usage(now time.Time) Usage {
 	u := Usage{Key: d.key, HTTP2: d.speaksHTTP2, InUse: len(d.conns), Waiting: len(d.waiters), Dialling: len(d.dials)}

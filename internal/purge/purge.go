@@ -18,18 +18,22 @@ type Scope struct {
 // New returns the scope of the names that p chooses.
 func New(p dnscache.Purge) *Scope {
 	s := &Scope{names: p, addrs: make(map[netip.Addr]struct{})}
-	if p.Addr.IsValid() {
+	if p.Addr.IsValid() { // other addresses of the same names are not in the scope
 		s.addrs[p.Addr] = struct{}{}
+		return s
 	}
 	if addr, err := netip.ParseAddr(p.Name); err == nil {
 		s.addrs[addr] = struct{}{}
 	}
-	s.names.Chosen = func(addrs []netip.Addr) {
-		for _, a := range addrs {
-			s.addrs[a] = struct{}{}
-		}
-	}
+	s.names.Chosen = s.add
 	return s
+}
+
+// add adds addresses of a name in the scope.
+func (s *Scope) add(addrs []netip.Addr) {
+	for _, a := range addrs {
+		s.addrs[a] = struct{}{}
+	}
 }
 
 // Names purges the names of a resolver and returns how many these were. Their addresses
@@ -37,7 +41,7 @@ func New(p dnscache.Purge) *Scope {
 func (s *Scope) Names(r *resolver.Resolver) int {
 	if s.names.Name != "" {
 		if report, ok := r.Name(s.names.Name); ok {
-			s.names.Chosen(report.Addrs)
+			s.add(report.Addrs)
 		}
 	}
 	return r.Purge(s.names)

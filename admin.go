@@ -226,6 +226,8 @@ type adminOverview struct {
 	Go        string          `json:"go"`
 	Sites     []adminSite     `json:"sites"`
 	Resolvers []adminResolver `json:"resolvers"`
+	Pools     []adminPool     `json:"pools"`
+	Addresses map[string]int  `json:"addresses"` // that are not healthy, by state
 }
 
 // adminResolver is what is known of one resolver.
@@ -258,6 +260,7 @@ func adminGetOverview(*http.Request, map[string]string) (any, error) {
 		}
 		o.Resolvers = append(o.Resolvers, all)
 	}
+	o.Pools, o.Addresses = allPools(), unhealthyAddresses()
 	return o, nil
 }
 

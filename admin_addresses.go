@@ -51,6 +51,19 @@ func newAdminAddress(r *health.Record) adminAddress {
 	}
 }
 
+// unhealthyAddresses returns how many addresses are not healthy, by state.
+func unhealthyAddresses() map[string]int {
+	count := make(map[string]int)
+	for s := range usedShared() {
+		for state, n := range s.health.States() {
+			if state := health.State(state); state != health.Healthy {
+				count[state.String()] = n
+			}
+		}
+	}
+	return count
+}
+
 func adminGetAddresses(_ *http.Request, params map[string]string) (any, error) {
 	limit, err := pageLimit(params)
 	if err != nil {

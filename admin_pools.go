@@ -94,6 +94,34 @@ func usedPools() (used []usedPool) {
 	return used
 }
 
+// adminPool is how many connections a pool has.
+type adminPool struct {
+	ID       string `json:"pool"`
+	Draining bool   `json:"draining,omitempty"`
+	Idle     int    `json:"idle"`
+	InUse    int    `json:"in_use"`
+	Upgraded int    `json:"upgraded"` // their protocol was switched, as for a WebSocket
+	Dialling int    `json:"dialling"`
+}
+
+// allPools returns how many connections the pools in use have.
+func allPools() []adminPool {
+	list := []adminPool{}
+	for _, p := range usedPools() {
+		of, n := p.Counts(), adminPool{ID: p.name, Draining: p.Closed()}
+		for protocol := range of.Idle {
+			n.Idle += of.Idle[protocol]
+			n.InUse += of.InUse[protocol]
+		}
+		for _, dials := range of.Dialling {
+			n.Dialling += dials
+		}
+		n.Upgraded = of.Upgraded
+		list = append(list, n)
+	}
+	return list
+}
+
 func adminGetPools(r *http.Request, params map[string]string) (any, error) {
 	limit, err := pageLimit(params)
 	if err != nil {

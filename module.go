@@ -27,18 +27,18 @@
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
 // of connections, which outlive a reload); listeners.go (this server's own); metrics.go,
-// metrics_dns.go; admin.go, admin_top.go, admin_trace.go (the admin API), command.go;
-// routes.go, sites.go (the target handlers of a configuration), mistakes.go (warnings);
-// caddyfile.go (parses the subdirectives of all modules). explain.go takes a request
-// through the steps above without sending it; admin_explain.go and command_explain.go ask
-// for that. Defaults
+// metrics_dns.go, metrics_pool.go; ejections.go (counted and logged); admin.go and admin_…
+// (the admin API, a file for each list), command.go; routes.go, sites.go (the target
+// handlers of a configuration), mistakes.go (warnings); caddyfile.go (parses the
+// subdirectives of all modules). explain.go takes a request through the steps above
+// without sending it; admin_explain.go and command_explain.go ask for that. Defaults
 // stand in Provision of their module, those of the resolver in internal/resolver/config.go.
 // The work is done below internal: resolver, dnscache, dnsclient, dnsname (names to
 // addresses); failover, health (which address next); pool (connections); guard, localnet
 // (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
 // header fields); failure (the words for what failed); explain (the words for what would
 // be done with a request); topk (counts by target); trace, clientspan (single requests:
-// live, and as spans).
+// live, and as spans); purge (what an operator forgets).
 package caddytarget
 
 import (

@@ -3,6 +3,7 @@ package caddytarget
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -210,29 +211,43 @@ func TestEjectionLogFlood(t *testing.T) {
 	}
 }
 
-// TestEjectionLogger: the lines go to the log of the configuration that runs, also if one
-// was tried meanwhile that did not start, and the policies of that one do not count.
+// TestEjectionLogger: the lines go to the log of the configuration that runs, also if
+// others were tried meanwhile that could not start, and the policies of those do not count.
 func TestEjectionLogger(t *testing.T) {
 	w := newAdminWorld(t)
+	used := testlab.Listen(t, "", "127.0.0.1")[0]
+	defer func() { _ = used.Close() }()
+	_, port, _ := net.SplitHostPort(used.Addr().String())
 	lines := w.logTo("INFO", "http.reverse_proxy.transport.target", "address ejected")
-	w.run(w.proxy("fail_duration 1h"))
-	if err := w.tryRun(w.proxy("fail_duration 1h", "tls_client_auth /nonexistent /nonexistent")); err == nil {
-		t.Fatal("got no error of a configuration that cannot run")
-	}
-	w.get("/", "http://127.0.0.2:"+testlab.FreePort(t))
-	if got := lines(); len(got) != 1 {
-		t.Errorf("got %v, want one line", got)
-	}
-	for s := range usedShared() {
-		if n := len(s.ejections.logs); n != 1 {
-			t.Errorf("got %d loggers, want one", n)
+	refused := func() { w.get("/", "http://127.0.0.2:"+testlab.FreePort(t)) }
+	check := func(when string, want int) {
+		t.Helper()
+		if got := lines(); len(got) != want {
+			t.Errorf("%s: got %v, want %d lines", when, got, want)
+		}
+		for s := range usedShared() {
+			if n := len(s.ejections.logs); n != 1 {
+				t.Errorf("%s: got %d loggers, want one", when, n)
+			}
 		}
 	}
-	w.run(w.proxy("fail_duration 0"))
-	w.get("/", "http://127.0.0.2:"+testlab.FreePort(t))
-	if got := lines(); len(got) != 1 {
-		t.Errorf("got %v without ejections, want no other line", got)
+	w.run(w.proxy("fail_duration 1h", "max_fails 3"))
+	for range 5 { // apps start in any order
+		if err := w.tryRun(w.proxy("max_fails 1") + "\n---\nhttp://127.0.0.1:" + port + " {\nbind 127.0.0.1\n}"); err == nil {
+			t.Fatal("got no error of a site on a port that is in use")
+		}
 	}
+	if err := w.tryRun(w.proxy("max_fails 1", "tls_client_auth /nonexistent /nonexistent")); err == nil {
+		t.Fatal("got no error of a certificate that is not there")
+	}
+	refused()
+	check("one failure of three", 0)
+	w.run(w.proxy("fail_duration 1h"))
+	refused()
+	check("after a reload", 1)
+	w.run(w.proxy("fail_duration 0"))
+	refused()
+	check("without ejections", 1)
 }
 
 // TestEjectionReasons: each error of an attempt has phase and token, of those whose series

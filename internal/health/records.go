@@ -136,14 +136,15 @@ type sequenced struct {
 }
 
 // recordsOf returns the records of a shard that match and that were made after another
-// one, in order.
+// one, in order. It deletes old ones first.
 func (t *Tracker) recordsOf(s *shard, after uint64, match func(*Record) bool) (list []sequenced) {
 	if s.size.Load() == 0 {
 		return nil
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	now := t.now()
+	ended := s.clean(now)
+	s.size.Store(int32(len(s.records)))
 	for id, r := range s.records {
 		if r.seq <= after {
 			continue
@@ -154,6 +155,8 @@ func (t *Tracker) recordsOf(s *shard, after uint64, match func(*Record) bool) (l
 			list = append(list, sequenced{of, r.seq})
 		}
 	}
+	s.mu.Unlock()
+	t.tell(ended)
 	slices.SortFunc(list, func(a, b sequenced) int { return cmp.Compare(a.seq, b.seq) })
 	return list
 }

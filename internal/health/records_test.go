@@ -51,8 +51,8 @@ func (o *observed) take() (words []string) {
 
 var errRefused = errors.New("refused")
 
-// ejectionTests are what a tracker tells of ejections. The policies in use are one of 2
-// failures for 10 s, and one of 3 failures for 20 s.
+// ejectionTests are what a tracker tells of ejections. The policies in use eject
+// after 2 failures for 10 s, after 3 for 20 s, and after 9 for an hour.
 var ejectionTests = []struct {
 	name string
 	do   func(h *Tracker, advance func(time.Duration))
@@ -97,6 +97,14 @@ var ejectionTests = []struct {
 		advance(2 * forgetAfter)
 		h.Failed("other.example", addrA, false, errRefused)
 	}, []string{"192.0.2.1:443 : 2 failures, refused, for 10s", "192.0.2.1:443 : forgotten after 2h0m0s"}},
+	{"forgotten when the records are read", func(h *Tracker, advance func(time.Duration)) {
+		h.Failed("", addrA, false, errRefused)
+		h.Failed("", addrA, false, errRefused)
+		advance(2 * forgetAfter)
+		if n := h.States(); n != [4]int{} || h.Len() != 0 {
+			panic("a record is left")
+		}
+	}, []string{"192.0.2.1:443 : 2 failures, refused, for 10s", "192.0.2.1:443 : forgotten after 2h0m0s"}},
 	{"lifted", func(h *Tracker, advance func(time.Duration)) {
 		h.Failed("", addrA, false, errRefused)
 		h.Failed("", addrA, false, errRefused)
@@ -118,7 +126,7 @@ var ejectionTests = []struct {
 		h.Reached(addrA.Addr(), true)
 		h.Reached(addr6.Addr(), true)
 		h.Reached(addr6.Addr(), true)
-	}, []string{"IPv6 : 3 failures, , for 20s", "IPv6 : worked after 1s"}},
+	}, []string{"IPv6 : 3 failures, , for 1h0m0s", "IPv6 : worked after 1s"}},
 	{"a family that is lifted", func(h *Tracker, _ func(time.Duration)) {
 		for i := range 3 {
 			h.Reached(netip.MustParseAddr(fmt.Sprintf("192.%d.2.1", i)), false)
@@ -126,7 +134,7 @@ var ejectionTests = []struct {
 		if !h.LiftFamily(addrA.Addr()) || h.LiftFamily(addrA.Addr()) || h.LiftFamily(addr6.Addr()) {
 			panic("IPv4 was not lifted, or twice, or IPv6 was")
 		}
-	}, []string{"IPv4 : 3 failures, , for 20s", "IPv4 : lifted after 0s"}},
+	}, []string{"IPv4 : 3 failures, , for 1h0m0s", "IPv4 : lifted after 0s"}},
 	{"a dial that was given up", func(h *Tracker, _ func(time.Duration)) {
 		h.StillDialing("", addrA, time.Second)
 		h.Worked("a.example", addrA)
@@ -139,6 +147,7 @@ func TestEjections(t *testing.T) {
 			h, advance := testHealth()
 			var o observed
 			h.Observe(&o)
+			h.Use(9, time.Hour)
 			h.Use(2, 10*time.Second)
 			h.Use(3, 20*time.Second)
 			h.Use(1, 0)

@@ -285,6 +285,15 @@ func TestUsagePages(t *testing.T) {
 		}
 	}
 	p.checkCounts(t)
+	held := 0
+	for _, d := range p.scan(0) {
+		if held++; d == nil {
+			held = 0
+		}
+		if held > scanned {
+			t.Fatalf("got %d keys under one lock, want at most %d", held, scanned)
+		}
+	}
 	p.drop(want)
 	for i := range p.shards {
 		if s := &p.shards[i]; s.slots.list != nil || len(s.destinations) != 0 {

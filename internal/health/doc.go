@@ -37,5 +37,5 @@
 //   - usual.go: usualTimes.
 //   - ejection.go: the Observer, who is told of ejections, and the policies by which they
 //     count where no request asks.
-//   - records.go: what is known of addresses, for operators; Look, Records, Lift.
+//   - records.go: what is known of addresses, for operators; Lift.
 package health

@@ -17,8 +17,7 @@ type Record struct {
 	Target string // for which the failures count; empty: for all
 	Limit  Limit  // under which they count; empty: always
 
-	// State is that of the address by this record alone: for the requests of a policy
-	// (Look), or by the policies in use (Records).
+	// State is that of the address by this record alone, for the policies in use.
 	State State
 
 	Failures int           // since the address last worked
@@ -38,7 +37,7 @@ type Record struct {
 	Dialling time.Duration // for how long a dial may go on that a request has given up; 0: there is none
 }
 
-// describe returns what is known of a record, whose state is that for a policy.
+// describe returns what is known of a record, by a policy in use.
 func (r *record) describe(id recordID, p *Policy, now time.Time) Record {
 	of := Record{
 		Addr: id.addr, Target: id.target, Limit: id.limit, Failures: r.fails, Sent: r.sent, Reason: r.reason,
@@ -57,27 +56,6 @@ func (r *record) describe(id recordID, p *Policy, now time.Time) Record {
 	return of
 }
 
-// Report is what is known of an address for a request.
-type Report struct {
-	State   State    // as Tracker.State returns it
-	Records []Record // those that count for the request
-	Family  Family   // that of the address
-}
-
-// Look returns what is known of an address for a request to target. Like State, it claims
-// nothing.
-func (t *Tracker) Look(p *Policy, target string, addr netip.AddrPort) Report {
-	of := Report{State: t.State(p, target, addr), Family: t.Family(p, addr.Addr())}
-	s := t.shard(addr)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := t.now()
-	for id, r := range s.relevant(p, target, addr) {
-		of.Records = append(of.Records, r.describe(id, p, now))
-	}
-	return of
-}
-
 // Family is what is known of a family, IPv4 or IPv6.
 type Family struct {
 	State    State         // of all its addresses
@@ -86,25 +64,20 @@ type Family struct {
 	Left     time.Duration // for how long the family remains ejected
 }
 
-// Family returns what is known of the family of an address, for the requests of a policy.
-func (t *Tracker) Family(p *Policy, addr netip.Addr) Family {
-	f, now := t.family(addr), t.now()
-	of := Family{State: f.state(now, p.EjectFor, false)}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if of.Networks = int(f.count.Load()); of.Networks > 0 {
-		of.Last = now.Sub(f.lastFailed)
-	}
-	if f.dead() {
-		of.Left = max(0, p.EjectFor-of.Last)
-	}
-	return of
-}
-
 // Families returns what is known of IPv4 and IPv6, by the policies in use.
-func (t *Tracker) Families() [2]Family {
-	p := Policy{EjectFor: t.longest()}
-	return [2]Family{t.Family(&p, netip.IPv4Unspecified()), t.Family(&p, netip.IPv6Unspecified())}
+func (t *Tracker) Families() (list [2]Family) {
+	now, ejectFor := t.now(), t.longest()
+	for i := range t.families {
+		f, of := &t.families[i], &list[i]
+		of.State = f.state(now, ejectFor, false)
+		if c := f.cause(now, ejectFor); c.Fails > 0 {
+			of.Networks, of.Last = c.Fails, c.Age
+			if c.Fails >= c.MaxFails {
+				of.Left = c.Left
+			}
+		}
+	}
+	return list
 }
 
 // Records returns records that match, for which the state is by the policies in use. It

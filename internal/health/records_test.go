@@ -241,49 +241,53 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// TestLook checks that Look reports what State returns, and why, and claims nothing.
-func TestLook(t *testing.T) {
-	get := Policy{MaxFails: 1, EjectFor: duration, Retryable: true, Limits: [2]Limit{"a"}}
+// TestRecord checks what is shown of one address, and of a family.
+func TestRecord(t *testing.T) {
 	h, advance := testHealth()
 	h.Observe(new(observed))
-	if r := h.Look(&get, "a.example", addrA); r.State != Healthy || len(r.Records) != 0 || r.Family.State != Healthy {
-		t.Errorf("got %+v, want a healthy address", r)
+	h.Use(1, duration)
+	records := func() []Record {
+		list, _ := h.Records(0, 10, func(*Record) bool { return true })
+		return list
 	}
 	h.Failed("", addrA, false, errRefused)
 	advance(time.Second)
 	h.Exceeded("a", "a.example", addrA, errRefused)
-	h.Exceeded("b", "a.example", addrA, errRefused)
 	h.StillDialing("a.example", addrA, time.Second)
-	h.Failed("b.example", addrA, false, nil)
 	advance(500 * time.Millisecond)
-	r := h.Look(&get, "a.example", addrA)
 	want := []Record{
-		{Addr: addrA, State: Ejected, Failures: 1, Last: 1500 * time.Millisecond, Reason: Reason{Phase: "connect", Text: "refused"}, Left: 8500 * time.Millisecond},
-		{Addr: addrA, Target: "a.example", State: Ejected, Dialling: 500 * time.Millisecond},
+		{
+			Addr: addrA, State: Ejected, Failures: 1, Last: 1500 * time.Millisecond, Reason: Reason{Phase: "connect", Text: "refused"},
+			Left: 8500 * time.Millisecond, Since: 1500 * time.Millisecond,
+		},
 		{
 			Addr: addrA, Target: "a.example", Limit: "a", State: Ejected, Failures: 1, Last: 500 * time.Millisecond, Sent: true,
-			Reason: Reason{Phase: "connect", Text: "refused"}, Left: 9500 * time.Millisecond,
+			Reason: Reason{Phase: "connect", Text: "refused"}, Left: 9500 * time.Millisecond, Since: 500 * time.Millisecond,
 		},
+		{Addr: addrA, Target: "a.example", State: Ejected, Dialling: 500 * time.Millisecond},
 	}
-	if r.State != Ejected || !slices.Equal(r.Records, want) {
-		t.Errorf("got %+v, want ejected, by %+v", r, want)
+	if got := records(); !slices.Equal(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 	advance(duration)
-	for range 2 {
-		if r := h.Look(&get, "a.example", addrA); r.State != NeedsTrial || r.Records[0].State != NeedsProbe || r.Records[0].Claimed {
-			t.Errorf("got %+v, want one that needs a trial", r)
+	for i, want := range []State{NeedsProbe, NeedsTrial, Healthy} {
+		if got := records()[i]; got.State != want || got.Claimed {
+			t.Errorf("got %+v, want %s, and that it is not claimed", got, want)
 		}
 	}
-	h.Claim(&get, "a.example", addrA)
-	if r := h.Look(&get, "a.example", addrA); r.State != Ejected || !r.Records[0].Claimed {
-		t.Errorf("got %+v, want a claimed address", r)
+	h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
+	if got := records()[0]; got.State != Ejected || !got.Claimed || got.Left != 0 {
+		t.Errorf("got %+v, want a claimed address", got)
 	}
 	for i := range 3 {
 		h.Reached(netip.MustParseAddr(fmt.Sprintf("192.%d.2.1", i)), false)
+		h.Reached(addr6.Addr(), false)
 	}
 	advance(time.Second)
-	if r := h.Look(&get, "c.example", addrB); r.State != Ejected || r.Family != (Family{State: Ejected, Networks: 3, Last: time.Second, Left: duration - time.Second}) {
-		t.Errorf("got %+v, want a family that is ejected", r)
+	if got, want := h.Families(), [2]Family{
+		{State: Ejected, Networks: 3, Last: time.Second, Left: duration - time.Second}, {Networks: 1, Last: time.Second},
+	}; got != want {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
@@ -327,7 +331,8 @@ func TestRecordsRace(t *testing.T) {
 				defer h.Use(1+i, duration)()
 				addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(n)}), 80)
 				h.Failed("a.example", addr, false, errRefused)
-				h.Look(&Policy{MaxFails: 1, EjectFor: duration}, "a.example", addr)
+				h.Causes(&Policy{MaxFails: 1, EjectFor: duration}, "a.example", addr)
+				h.Families()
 				h.Records(uint64(n), 10, func(*Record) bool { return true })
 				h.Reached(addr.Addr(), n%3 == 0)
 				switch n % 50 {

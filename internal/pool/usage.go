@@ -69,18 +69,6 @@ func (d *destination) usage(now time.Time) Usage {
 	return u
 }
 
-// Look returns what there is for a key, and reports whether there is anything.
-func (p *Pool) Look(key *Key) (Usage, bool) {
-	s := p.shard(key)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d := s.destinations[*key]
-	if d == nil {
-		return Usage{}, false
-	}
-	return d.usage(time.Now()), true
-}
-
 // Usages returns what there is for keys, page by page: for those that match, of which the
 // rest has to match, too. It begins at a position, which is that of a page before, or 0,
 // and returns up to limit and, if there may be more, the position to go on from; else 0.

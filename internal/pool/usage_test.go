@@ -20,6 +20,18 @@ import (
 func anyKey(*Key) bool     { return true }
 func anyUsage(*Usage) bool { return true }
 
+// look returns what there is for a key, and reports whether there is anything.
+func (p *Pool) look(key *Key) (Usage, bool) {
+	s := p.shard(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.destinations[*key]
+	if d == nil {
+		return Usage{}, false
+	}
+	return d.usage(time.Now()), true
+}
+
 // checkCounts checks that Counts and the slots agree with the destinations.
 func (p *Pool) checkCounts(t testing.TB) {
 	t.Helper()
@@ -81,12 +93,12 @@ func TestUsage(t *testing.T) {
 		var u Usage
 		testlab.Eventually(t, what, func() bool {
 			var ok bool
-			u, ok = p.Look(&o.Key)
+			u, ok = p.look(&o.Key)
 			return ok && is(&u)
 		})
 		p.checkCounts(t)
 	}
-	if u, ok := p.Look(&o.Key); ok {
+	if u, ok := p.look(&o.Key); ok {
 		t.Errorf("got %+v before the first request, want nothing", u)
 	}
 	var all sync.WaitGroup
@@ -137,7 +149,7 @@ func TestUsageDialling(t *testing.T) {
 	}
 	for _, phase := range []Phase{Connect, Handshake} {
 		testlab.Eventually(t, "the phase", func() bool {
-			u, ok := p.Look(&o.Key)
+			u, ok := p.look(&o.Key)
 			var want Counts
 			want.Dialling[phase] = 1
 			return ok && u.Dialling == 1 && u.Phase == phase && u.DialPast > 0 && u.InUse == 0 && p.Counts() == want
@@ -200,7 +212,7 @@ func TestUsageHTTP2(t *testing.T) {
 		})
 	}
 	testlab.Eventually(t, "three requests over one connection", func() bool {
-		u, ok := p.Look(&b.order.Key)
+		u, ok := p.look(&b.order.Key)
 		return ok && u.HTTP2 && u.InUse == 1 && u.Requests == 3 && u.Idle == 0
 	})
 	if got, want := p.Counts(), (Counts{InUse: [2]int{0, 1}}); got != want {
@@ -212,7 +224,7 @@ func TestUsageHTTP2(t *testing.T) {
 	close(hold)
 	all.Wait()
 	testlab.Eventually(t, "it is idle", func() bool {
-		u, ok := p.Look(&b.order.Key)
+		u, ok := p.look(&b.order.Key)
 		return ok && u.Idle == 1 && u.InUse == 0 && u.Requests == 0
 	})
 	p.checkCounts(t)

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/netip"
@@ -48,11 +47,7 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 const (
 	adminPath = "/target/"
 
-	// The limits of a page of names.
-	defaultPage, maxPage = 100, 1000
-
-	maxPurgeBody   = 4096 // octets
-	maxErrorLength = 500  // octets, of a text that quotes the request
+	maxErrorLength = 500 // octets, of a text that quotes the request
 )
 
 // Routes returns the route of all endpoints.
@@ -87,6 +82,10 @@ func (adminAPI) endpoint(path string) *adminEndpoint {
 		return &adminEndpoint{method: http.MethodGet, serve: adminGetNameservers}
 	case "explain":
 		return &adminEndpoint{method: http.MethodGet, params: explainParams, list: "header", serve: adminGetExplain}
+	case "pools":
+		return &adminEndpoint{method: http.MethodGet, params: []string{"target", "address", "state", "after", "limit"}, serve: adminGetPools}
+	case "addresses":
+		return &adminEndpoint{method: http.MethodGet, params: []string{"target", "address", "state", "after", "limit"}, serve: adminGetAddresses}
 	case "top":
 		return &adminEndpoint{method: http.MethodGet, params: []string{"by", "limit"}, serve: adminGetTop}
 	case "trace":
@@ -227,6 +226,8 @@ type adminOverview struct {
 	Go        string          `json:"go"`
 	Sites     []adminSite     `json:"sites"`
 	Resolvers []adminResolver `json:"resolvers"`
+	Pools     []adminPool     `json:"pools"`
+	Addresses map[string]int  `json:"addresses"` // that are not healthy, by state
 }
 
 // adminResolver is what is known of one resolver.
@@ -259,6 +260,7 @@ func adminGetOverview(*http.Request, map[string]string) (any, error) {
 		}
 		o.Resolvers = append(o.Resolvers, all)
 	}
+	o.Pools, o.Addresses = allPools(), unhealthyAddresses()
 	return o, nil
 }
 
@@ -387,14 +389,11 @@ func newAdminName(id string, n *resolver.Name) adminName {
 }
 
 func adminGetNames(r *http.Request, params map[string]string) (any, error) {
-	q := dnscache.Query{Prefix: strings.ToLower(params["prefix"]), After: params["after"], Limit: defaultPage}
-	if text, ok := params["limit"]; ok {
-		limit, err := strconv.Atoi(text)
-		if err != nil || limit < 1 || limit > maxPage {
-			return nil, adminErrorf(http.StatusBadRequest, "limit %q is not in 1 to %d", text, maxPage)
-		}
-		q.Limit = limit
+	limit, err := pageLimit(params)
+	if err != nil {
+		return nil, err
 	}
+	q := dnscache.Query{Prefix: strings.ToLower(params["prefix"]), After: params["after"], Limit: limit}
 	if text, ok := params["state"]; ok {
 		for word := range strings.SplitSeq(text, ",") {
 			state, err := dnscache.ParseNameState(word)
@@ -526,81 +525,6 @@ func newAdminNameserver(id, zone string, s *dnsclient.NameserverStats) adminName
 		a.Changed = new(inSeconds(time.Since(s.Since)))
 	}
 	return a
-}
-
-// adminPurgeRequest is the body of a request to /target/purge: one of the names, and
-// whether to ask again.
-type adminPurgeRequest struct {
-	Name     string `json:"name,omitempty"`
-	Suffix   string `json:"suffix,omitempty"`
-	Address  string `json:"address,omitempty"`
-	AskAgain bool   `json:"ask_again,omitempty"`
-}
-
-// adminPurged is the answer of /target/purge.
-type adminPurged struct {
-	Names     int                   `json:"names"`
-	Resolvers []adminResolverPurged `json:"resolvers"`
-}
-
-// adminResolverPurged is how many names of one resolver were purged.
-type adminResolverPurged struct {
-	Resolver string `json:"resolver"`
-	Names    int    `json:"names"`
-}
-
-func adminPurge(r *http.Request, _ map[string]string) (any, error) {
-	var request adminPurgeRequest
-	d := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxPurgeBody))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&request); err != nil {
-		return nil, adminErrorf(http.StatusBadRequest, "reading the request: %v", err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, adminErrorf(http.StatusBadRequest, "reading the request: expecting one JSON object and nothing after it")
-	}
-	p, err := request.purge()
-	if err != nil {
-		return nil, adminErrorf(http.StatusBadRequest, "%v", err)
-	}
-	purged := adminPurged{Resolvers: []adminResolverPurged{}}
-	for _, r := range usedResolvers() {
-		n := r.Purge(p)
-		purged.Names += n
-		purged.Resolvers = append(purged.Resolvers, adminResolverPurged{r.id, n})
-	}
-	return purged, nil
-}
-
-// purge returns which names the request means.
-func (r *adminPurgeRequest) purge() (p dnscache.Purge, err error) {
-	p.AskAgain = r.AskAgain
-	given := 0
-	for _, text := range []string{r.Name, r.Suffix, r.Address} {
-		if text != "" {
-			given++
-		}
-	}
-	switch {
-	case given != 1:
-		err = fmt.Errorf("expecting one of name, suffix and address, got %d", given)
-	case r.Name != "":
-		if p.Name, err = guard.NormalizeHost(r.Name); err != nil {
-			err = fmt.Errorf("name %q: %w", r.Name, err)
-		}
-	case r.Suffix == ".":
-		p.Suffix = r.Suffix
-	case r.Suffix != "":
-		if p.Suffix, err = guard.NormalizeHost(r.Suffix); err != nil {
-			err = fmt.Errorf("suffix %q: %w", r.Suffix, err)
-		}
-	default:
-		if p.Addr, err = netip.ParseAddr(r.Address); err != nil || p.Addr.Zone() != "" {
-			err = fmt.Errorf("address %q is not an IP address", r.Address)
-		}
-		p.Addr = p.Addr.Unmap()
-	}
-	return p, err
 }
 
 // Interface guards

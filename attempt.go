@@ -172,9 +172,10 @@ func (a *attempt) worked(req *http.Request, res *http.Response) {
 		return
 	}
 	c.state.err = nil
+	t.shared.counters.answered(c.state.reused)
 	a.watchBody(res)
-	if t.isUnhealthy(res.StatusCode, a.begun) {
-		c.Unhealthy(&t.via, a.order.Key.Addr)
+	if reason := t.unhealthy(res.StatusCode, a.begun); reason != nil {
+		c.Unhealthy(&t.via, a.order.Key.Addr, reason)
 	} else {
 		c.Worked(&t.via, a.order.Key.Addr, a.begun)
 	}
@@ -183,10 +184,17 @@ func (a *attempt) worked(req *http.Request, res *http.Response) {
 	}
 }
 
-// isUnhealthy reports whether a response counts as a failure of the address.
-func (t *Transport) isUnhealthy(status int, begun time.Time) bool {
-	return t.UnhealthyLatency > 0 && time.Since(begun) >= time.Duration(t.UnhealthyLatency) ||
-		slices.ContainsFunc(t.UnhealthyStatus, func(s int) bool { return caddyhttp.StatusCodeMatches(status, s) })
+// unhealthy returns why a response counts as a failure of the address; nil: it does not.
+func (t *Transport) unhealthy(status int, begun time.Time) error {
+	if t.UnhealthyLatency > 0 {
+		if took := time.Since(begun); took >= time.Duration(t.UnhealthyLatency) {
+			return &failure.Unhealthy{Latency: took}
+		}
+	}
+	if slices.ContainsFunc(t.UnhealthyStatus, func(s int) bool { return caddyhttp.StatusCodeMatches(status, s) }) {
+		return &failure.Unhealthy{Status: status}
+	}
+	return nil
 }
 
 // responseBody is the body of a response. It notes if the body does not come to its end.

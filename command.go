@@ -27,7 +27,7 @@ func init() {
 		Usage: "<command>",
 		Short: "Shows what a running Caddy knows of its targets, and explains how one would be called",
 		Long: `
-Asks the admin API of a running Caddy what its resolvers know. The address of the
+Asks the admin API of a running Caddy what it knows of its targets. The address of the
 admin API is that of --address; otherwise that of the configuration of --config;
 otherwise the default.
 
@@ -58,16 +58,25 @@ func setUpCommand(cmd *cobra.Command) {
 	names := subcommand(showNames, "names [<name>]", "Shows the names that are known, or all that is known of one name", 1)
 	names.Flags().String("prefix", "", "Only names that begin with this")
 	names.Flags().String("state", "", "Only names in these states, with commas: pending, fresh, stale, negative, failing")
-	names.Flags().String("after", "", "Where the page before ended")
-	names.Flags().Int("limit", defaultPage, "How many names there are on a page, at most "+strconv.Itoa(maxPage))
-	names.Flags().Bool("all", false, "All pages, one after the other")
+	addPageFlags(names)
 
-	purge := subcommand(purgeNames, "purge <name> | --suffix <suffix> | --ip <address>", "Forgets names, or asks for them again", 1)
+	purge := subcommand(purgeNames, "purge <name> | --suffix <suffix> | --ip <address>",
+		"Forgets names, or asks for them again; ends ejections, closes idle connections", 1)
 	purge.Flags().String("suffix", "", "This name and all names below it; a dot: all names")
 	purge.Flags().String("ip", "", "The names that have this IP address")
 	purge.Flags().Bool("ask-again", false, "Ask for the names again in the background, while what is known goes on to serve")
 
 	nameservers := subcommand(showNameservers, "nameservers", "Shows the nameservers: whether they are down, and how they replied", 0)
+
+	pools := subcommand(showPools, "pools", "Shows the connections to each target and address", 0)
+	pools.Flags().String("state", "", "Only those with some of this, with commas: "+strings.Join(usageStates, ", "))
+	addresses := subcommand(showAddresses, "addresses", "Shows the addresses that failed, and which of them are ejected", 0)
+	addresses.Flags().String("state", "", "Only addresses in these states, with commas: healthy, needs_probe, needs_trial, ejected")
+	for _, cmd := range []*cobra.Command{pools, addresses} {
+		cmd.Flags().String("target", "", "Only those of this target")
+		cmd.Flags().String("ip", "", "Only this IP address, or address and port")
+		addPageFlags(cmd)
+	}
 
 	top := subcommand(showTop, "top", "Shows the targets with the most requests, failures, latency or new connections", 0)
 	top.Flags().String("by", "requests", "The order: requests, failures, latency or connections")
@@ -77,7 +86,7 @@ func setUpCommand(cmd *cobra.Command) {
 	trace.Flags().String("target", "", "Only requests to this host, or to those below it: .example.com")
 	trace.Flags().IntP("limit", "n", 0, "How many requests, at most "+strconv.Itoa(maxTraceEvents)+" (default all)")
 	trace.Flags().Int("seconds", maxTraceSeconds, "How long, at most "+strconv.Itoa(maxTraceSeconds))
-	cmd.AddCommand(names, purge, nameservers, top, trace, newExplainCommand())
+	cmd.AddCommand(names, purge, nameservers, pools, addresses, top, trace, newExplainCommand())
 }
 
 // subcommand returns a command that speaks to the admin API.
@@ -201,33 +210,9 @@ func showNames(c *adminClient) error {
 		}
 		return showName(c, name)
 	}
-	query := url.Values{"limit": {strconv.Itoa(c.flags.Int("limit"))}}
-	for _, param := range []string{"prefix", "state", "after"} {
-		if c.flags.Changed(param) {
-			query.Set(param, c.flags.String(param))
-		}
-	}
-	for {
-		var page adminNames
-		if err := c.request(http.MethodGet, "names?"+query.Encode(), nil, &page); err != nil {
-			return err
-		}
-		if !c.json {
-			if err := c.table(nameRows(page.Names)); err != nil {
-				return err
-			}
-		}
-		if page.Next == "" {
-			return nil
-		}
-		if !c.flags.Bool("all") {
-			if !c.json {
-				_, _ = fmt.Fprintf(c.err, "There are more: --after %s, or --all\n", printable(page.Next))
-			}
-			return nil
-		}
-		query.Set("after", page.Next)
-	}
+	return showPages(c, "names", []string{"prefix", "state"}, func(page *adminNames) ([][]string, string) {
+		return nameRows(page.Names), page.Next
+	})
 }
 
 // nameRows returns the table of names.
@@ -350,28 +335,6 @@ func joinAddrs(addrs []netip.Addr) string {
 		texts[i] = a.String()
 	}
 	return strings.Join(texts, " ")
-}
-
-func purgeNames(c *adminClient) error {
-	request := adminPurgeRequest{
-		Name: c.flags.Arg(0), Suffix: c.flags.String("suffix"), Address: c.flags.String("ip"), AskAgain: c.flags.Bool("ask-again"),
-	}
-	if _, err := request.purge(); err != nil {
-		return errors.New(printable(err.Error()))
-	}
-	var purged adminPurged
-	if err := c.request(http.MethodPost, "purge", request, &purged); err != nil || c.json {
-		return err
-	}
-	what := "forgotten"
-	if request.AskAgain {
-		what = "asked for again"
-	}
-	rows := [][]string{{"RESOLVER", "NAMES " + strings.ToUpper(what)}}
-	for _, r := range purged.Resolvers {
-		rows = append(rows, []string{r.Resolver, strconv.Itoa(r.Names)})
-	}
-	return c.table(rows)
 }
 
 func showNameservers(c *adminClient) error {

@@ -173,7 +173,7 @@ func TestExplainSteps(t *testing.T) {
 	if other == used {
 		other = addrs[1]
 	}
-	shared.health.Failed("", netip.MustParseAddrPort(other+":"+b.Port), false)
+	shared.health.Failed("", netip.MustParseAddrPort(other+":"+b.Port), false, nil)
 	testlab.Eventually(t, "the connection is idle", func() bool { return byAddr(ask())[used].Connections.Idle == 1 })
 	got = ask()
 	all = byAddr(got)
@@ -203,7 +203,7 @@ func TestExplainClaimsNothing(t *testing.T) {
 			defer releaseShared()
 			at := netip.MustParseAddrPort("127.0.0.2:" + b.Port)
 			policy := &health.Policy{MaxFails: 1, EjectFor: 100 * time.Millisecond, Retryable: true}
-			shared.health.Failed("name.example", at, sent)
+			shared.health.Failed("name.example", at, sent, nil)
 			want, word := health.NeedsProbe, "needs_probe"
 			if sent {
 				want, word = health.NeedsTrial, "needs_trial"

@@ -15,26 +15,35 @@ import (
 type counters struct {
 	refused, leftOut *prometheus.CounterVec // by mode and rule
 	failures         *prometheus.CounterVec // by phase and token
-	top              *topk.Sketch           // of targets
+	requests         *prometheus.CounterVec // by connection
+	overNew, overOld prometheus.Counter     // of requests
+	dials            *dialCounters
+	top              *topk.Sketch // of targets
+}
+
+// newCounterVec returns a counter for each value of labels.
+func newCounterVec(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy",
+		Subsystem: "target",
+		Name:      name,
+		Help:      help,
+	}, labels)
 }
 
 func newCounters() *counters {
-	vec := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{
-			Namespace: "caddy",
-			Subsystem: "target",
-			Name:      name,
-			Help:      help,
-		}, labels)
-	}
 	c := &counters{
-		refused: vec("refused_total",
+		refused: newCounterVec("refused_total",
 			"Requests that were refused or, in the mode report, would have been, by rule.", "mode", "rule"),
-		leftOut: vec("left_out_total",
+		leftOut: newCounterVec("left_out_total",
 			"Addresses that were left out of answers of which others remained or, in the mode report, would have been, by rule.", "mode", "rule"),
-		failures: vec("failures_total",
+		failures: newCounterVec("failures_total",
 			"Requests of target handlers that failed, by phase and error.", "phase", "error"),
+		requests: newCounterVec("requests_total",
+			"Requests that backends have answered, by connection: a new one, or one that had been used before.", "connection"),
+		dials: newDialCounters(),
 	}
+	c.overNew, c.overOld = c.requests.WithLabelValues("new"), c.requests.WithLabelValues("reused")
 	c.top = topk.New(topk.Config{})
 	// all are there from the start, so that the first refusal is an increase
 	for _, rule := range guard.RefusalRules() {
@@ -47,10 +56,19 @@ func newCounters() *counters {
 	return c
 }
 
-// register adds the counters to a registry of metrics, once.
-func (c *counters) register(registry *prometheus.Registry) error {
-	for _, vec := range []prometheus.Collector{c.refused, c.leftOut, c.failures} {
-		if err := registry.Register(vec); err != nil {
+// answered counts a request that a backend has answered.
+func (c *counters) answered(reused bool) {
+	if reused {
+		c.overOld.Inc()
+	} else {
+		c.overNew.Inc()
+	}
+}
+
+// register adds metrics to a registry, once.
+func register(registry *prometheus.Registry, collectors ...prometheus.Collector) error {
+	for _, c := range collectors {
+		if err := registry.Register(c); err != nil {
 			if _, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); !ok {
 				return err
 			}

@@ -1,7 +1,6 @@
 package caddytarget
 
 import (
-	"errors"
 	"maps"
 	"sync"
 
@@ -222,15 +221,6 @@ func (c *dnsCollector) Collect(metrics chan<- prometheus.Metric) {
 	for s, h := range current.seconds {
 		metrics <- prometheus.MustNewConstHistogram(s.desc, h.Count, h.Sum, h.Buckets, s.values[:s.labels]...)
 	}
-}
-
-// register adds the metrics to a registry, once.
-func (c *dnsCollector) register(registry *prometheus.Registry) error {
-	err := registry.Register(c)
-	if _, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
-		return nil
-	}
-	return err
 }
 
 // Interface guards

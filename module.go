@@ -27,18 +27,18 @@
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
 // of connections, which outlive a reload); listeners.go (this server's own); metrics.go,
-// metrics_dns.go; admin.go, admin_top.go, admin_trace.go (the admin API), command.go;
-// routes.go, sites.go (the target handlers of a configuration), mistakes.go (warnings);
-// caddyfile.go (parses the subdirectives of all modules). explain.go takes a request
-// through the steps above without sending it; admin_explain.go and command_explain.go ask
-// for that. Defaults
+// metrics_dns.go, metrics_pool.go; ejections.go (counted and logged); admin.go and admin_…
+// (the admin API, a file for each list), command.go; routes.go, sites.go (the target
+// handlers of a configuration), mistakes.go (warnings); caddyfile.go (parses the
+// subdirectives of all modules). explain.go takes a request through the steps above
+// without sending it; admin_explain.go and command_explain.go ask for that. Defaults
 // stand in Provision of their module, those of the resolver in internal/resolver/config.go.
 // The work is done below internal: resolver, dnscache, dnsclient, dnsname (names to
 // addresses); failover, health (which address next); pool (connections); guard, localnet
 // (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
 // header fields); failure (the words for what failed); explain (the words for what would
 // be done with a request); topk (counts by target); trace, clientspan (single requests:
-// live, and as spans).
+// live, and as spans); purge (what an operator forgets).
 package caddytarget
 
 import (
@@ -48,12 +48,17 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"iter"
+	mathrand "math/rand/v2"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
 	"caddytarget/internal/localnet"
 	"caddytarget/internal/pool"
@@ -85,18 +90,23 @@ type App struct {
 	listeners  *localnet.Listeners
 	sockets    []uint64 // on which its sites listen
 	shared     *shared
+	log        *zap.Logger // of its transports; nil: it has none
+	releases   []func()    // of what it uses of shared
 }
 
 // shared is what all configurations of the process have in common.
 type shared struct {
-	health   *health.Tracker
-	counters *counters
-	pools    *caddy.UsagePool
-	limits   *pool.Limits
-	sockets  *localnet.Sockets // nil: Caddy's account of its listeners is asked
-	sites    localnet.Sites
-	dns      *dnsCollector
-	trace    *trace.Hub
+	id        uint64 // random
+	health    *health.Tracker
+	ejections *ejections
+	counters  *counters
+	pools     *caddy.UsagePool
+	draining  drainingPools
+	limits    *pool.Limits
+	sockets   *localnet.Sockets // nil: Caddy's account of its listeners is asked
+	sites     localnet.Sites
+	dns       *dnsCollector
+	trace     *trace.Hub
 }
 
 // Destruct implements caddy.Destructor.
@@ -111,14 +121,26 @@ var shareds = caddy.NewUsagePool()
 const sharedKey = "shared"
 
 func newShared() *shared {
-	return &shared{
-		health:   health.New(),
-		counters: newCounters(),
-		pools:    caddy.NewUsagePool(),
-		limits:   pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
-		sockets:  newSockets(),
-		dns:      newDNSCollector(),
-		trace:    new(trace.Hub),
+	s := &shared{
+		id:        mathrand.Uint64(),
+		health:    health.New(),
+		ejections: newEjections(),
+		counters:  newCounters(),
+		pools:     caddy.NewUsagePool(),
+		limits:    pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
+		sockets:   newSockets(),
+		dns:       newDNSCollector(),
+		trace:     new(trace.Hub),
+	}
+	s.health.Observe(s.ejections)
+	return s
+}
+
+// collectors returns its metrics.
+func (s *shared) collectors() []prometheus.Collector {
+	c := s.counters
+	return []prometheus.Collector{
+		c.refused, c.leftOut, c.failures, c.requests, c.dials.dial, c.dials.handshake, c.dials.resumed, s.ejections.total, poolCollector{s}, s.dns,
 	}
 }
 
@@ -129,6 +151,13 @@ var newSockets = func() *localnet.Sockets { return new(localnet.Sockets) }
 func acquireShared() *shared {
 	value, _, _ := shareds.LoadOrNew(sharedKey, func() (caddy.Destructor, error) { return newShared(), nil })
 	return value.(*shared)
+}
+
+// usedShared yields the one shared of the process, if a configuration uses it.
+func usedShared() iter.Seq[*shared] {
+	return func(yield func(*shared) bool) {
+		shareds.Range(func(_, value any) bool { return yield(value.(*shared)) })
+	}
 }
 
 func releaseShared() { _, _ = shareds.Delete(sharedKey) }
@@ -151,7 +180,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.watchSites(ctx); err != nil {
 		return err
 	}
-	if err := a.shared.counters.register(ctx.GetMetricsRegistry()); err != nil {
+	if err := register(ctx.GetMetricsRegistry(), a.shared.collectors()...); err != nil {
 		return err
 	}
 	if a.MetricsTargets {
@@ -160,10 +189,8 @@ func (a *App) Provision(ctx caddy.Context) error {
 		}
 	}
 	var err error
-	if a.resolver, err = a.acquire(a.Resolver); err != nil {
-		return err
-	}
-	return a.shared.dns.register(ctx.GetMetricsRegistry())
+	a.resolver, err = a.acquire(a.Resolver)
+	return err
 }
 
 // watchSites takes down the sockets of the configuration's sites as soon as all
@@ -210,8 +237,16 @@ func (a *App) acquire(config *Resolver) (*resolver.Resolver, error) {
 	return r.Resolver, nil
 }
 
+// useEjections makes ejections by a source's settings count.
+func (a *App) useEjections(s *failover.Source) {
+	a.releases = append(a.releases, a.shared.health.Use(s.MaxFails, s.EjectFor))
+}
+
 // Start starts the resolvers that were acquired.
 func (a *App) Start() error {
+	if a.log != nil {
+		a.releases = append(a.releases, a.shared.ejections.logTo(a.log))
+	}
 	for _, r := range a.acquired {
 		r.Start()
 	}
@@ -227,6 +262,10 @@ func (a *App) Stop() error {
 
 // Cleanup releases the resolvers.
 func (a *App) Cleanup() error {
+	for _, release := range a.releases {
+		release()
+	}
+	a.releases = nil
 	if a.shared != nil {
 		a.shared.sites.Release(a.sockets)
 		releaseShared()

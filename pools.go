@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"math/rand/v2"
 	"slices"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -18,12 +20,52 @@ type sharedPool struct {
 	*pool.Pool
 	config   pool.Config
 	settings *poolSettings
+	shared   *shared
+	id       uint64 // random
 }
 
 // Destruct implements caddy.Destructor.
 func (p *sharedPool) Destruct() error {
 	p.Close()
+	p.shared.draining.add(p)
 	return nil
+}
+
+// drainingPools are pools that no configuration uses any more, but requests.
+type drainingPools struct {
+	mu   sync.Mutex
+	list []*sharedPool
+}
+
+func (d *drainingPools) add(p *sharedPool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.list = append(d.list, p)
+	d.list = d.removeEmpty()
+}
+
+// pools returns those that have connections.
+func (d *drainingPools) pools() []*sharedPool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.list = d.removeEmpty()
+	return slices.Clone(d.list)
+}
+
+// removeEmpty removes those without connections; d.mu is held.
+func (d *drainingPools) removeEmpty() []*sharedPool {
+	return slices.DeleteFunc(d.list, func(p *sharedPool) bool { return p.Open() == 0 })
+}
+
+// usedPools returns the pools of all configurations, and those that requests of earlier
+// ones still use.
+func (s *shared) usedPools() []*sharedPool {
+	list := s.draining.pools()
+	s.pools.Range(func(_, value any) bool {
+		list = append(list, value.(*sharedPool))
+		return true
+	})
+	return list
 }
 
 // poolSettings are the settings by which pools are told apart: all that a
@@ -69,8 +111,9 @@ func (a *App) acquirePool(t *Transport, config pool.Config) (*sharedPool, error)
 		}
 		return true
 	})
+	config.Observer = s.counters.dials
 	value, _, err := s.pools.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return &sharedPool{pool.New(config, s.health, s.limits), config, key}, nil
+		return &sharedPool{pool.New(config, s.health, s.limits), config, key, s, rand.Uint64()}, nil
 	})
 	if err != nil {
 		return nil, err

@@ -286,7 +286,7 @@ func TestClaimIsGivenUp(t *testing.T) {
 		{"probe, another source", "/multi", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			shared.health.Failed("name.example", at, test.sent)
+			shared.health.Failed("name.example", at, test.sent, nil)
 			want := health.NeedsProbe
 			if test.sent {
 				want = health.NeedsTrial

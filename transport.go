@@ -3,13 +3,13 @@ package caddytarget
 import (
 	"cmp"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -91,10 +91,9 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		return err
 	}
 	t.shared, t.via.Health = app.shared, app.shared.health
+	app.log = ctx.Logger()
 	t.readProxyConfig(proxyOf(ctx))
-	if t.via.Limit, err = t.limit(); err != nil {
-		return err
-	}
+	t.via.Limit = t.limit()
 	config, err := t.poolConfig(ctx)
 	if err != nil {
 		return err
@@ -188,16 +187,25 @@ var proxyProtocols = map[string]byte{"": 0, "v1": 1, "v2": 2}
 
 // limit names the limits of this configuration that make failures of what others may
 // take for a success, or wait for; "" if there are none.
-func (t *Transport) limit() (health.Limit, error) {
-	limits := struct {
-		Header, Read, Write, Latency caddy.Duration
-		Status                       []int
-	}{t.ResponseHeaderTimeout, t.ReadTimeout, t.WriteTimeout, t.UnhealthyLatency, t.UnhealthyStatus}
-	if limits.Header+limits.Read+limits.Write+limits.Latency == 0 && len(limits.Status) == 0 {
-		return "", nil
+func (t *Transport) limit() health.Limit {
+	var all []string
+	for _, limit := range []struct {
+		option string
+		after  caddy.Duration
+	}{
+		{"response_header_timeout", t.ResponseHeaderTimeout},
+		{"read_timeout", t.ReadTimeout},
+		{"write_timeout", t.WriteTimeout},
+		{"unhealthy_latency", t.UnhealthyLatency},
+	} {
+		if limit.after != 0 {
+			all = append(all, fmt.Sprint(limit.option, " ", time.Duration(limit.after)))
+		}
 	}
-	text, err := json.Marshal(limits)
-	return health.Limit(text), err
+	if len(t.UnhealthyStatus) > 0 {
+		all = append(all, fmt.Sprint("unhealthy_status ", t.UnhealthyStatus))
+	}
+	return health.Limit(strings.Join(all, ", "))
 }
 
 // defaultMaxConns returns how many connections may be open before idle ones are

@@ -109,6 +109,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 		Health: app.shared.health, MaxFails: u.MaxFails, EjectFor: time.Duration(*u.FailDuration), Max: u.MaxUpstreams,
 	}
 	u.readProxyConfig(proxyOf(ctx))
+	app.useEjections(&u.source)
 	if u.dynamic = strings.Contains(u.Name, "{"); u.Name != "" && !u.isService() {
 		u.Port = cmp.Or(u.Port, "80")
 	}

@@ -18,6 +18,10 @@ type Purge struct {
 	// known of them goes on to serve. Otherwise they are forgotten: the next reader waits
 	// for a lookup.
 	AskAgain bool
+
+	// Chosen is called with the addresses of each name that was chosen, before it is
+	// forgotten; nil: it is not called.
+	Chosen func(addrs []netip.Addr)
 }
 
 // Purge returns how many names it chose. The next reader of a name that was forgotten
@@ -59,6 +63,9 @@ func (c *Cache) chosen(p Purge) (nodes []*node) {
 	}
 	for e := range entries {
 		if e != nil && p.matches(e) {
+			if p.Chosen != nil {
+				p.Chosen(e.addrs())
+			}
 			nodes = append(nodes, e.state.node)
 		}
 	}

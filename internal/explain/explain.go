@@ -167,17 +167,15 @@ type Cause struct {
 	Failures int     `json:"failures"` // in a row
 	Max      int     `json:"max_fails"`
 	Age      float64 `json:"age,omitempty"`      // of the last one
+	Failure  string  `json:"failure,omitempty"`  // what the last one was
+	Error    string  `json:"error,omitempty"`    // the same for people
 	Left     float64 `json:"left,omitempty"`     // how long it is still ejected
 	Dialling float64 `json:"dialling,omitempty"` // how much longer a dial may take that a request has given up
 }
 
-var stateNames = map[health.State]string{
-	health.Healthy: "healthy", health.NeedsProbe: "needs_probe", health.NeedsTrial: "needs_trial", health.Ejected: "ejected",
-}
-
 // SetState sets the state of the address and what it comes from.
 func (a *Address) SetState(state health.State, causes []health.Cause) {
-	a.State = stateNames[state]
+	a.State = state.String()
 	for _, c := range causes {
 		of := "address"
 		switch {
@@ -189,7 +187,7 @@ func (a *Address) SetState(state health.State, causes []health.Cause) {
 			of = "target"
 		}
 		a.Causes = append(a.Causes, Cause{
-			of, string(c.Limit), c.Fails, c.MaxFails, c.Age.Round(time.Millisecond).Seconds(),
+			of, string(c.Limit), c.Fails, c.MaxFails, c.Age.Round(time.Millisecond).Seconds(), c.Reason.Token, c.Reason.Text,
 			c.Left.Round(time.Millisecond).Seconds(), c.Dialling.Round(time.Millisecond).Seconds(),
 		})
 	}

@@ -30,7 +30,10 @@ func TestRows(t *testing.T) {
 	lookup.Names[0].State, lookup.Names[0].TTL = "fresh", 90
 	good, bad := &Address{Address: addr, Offered: 1, Connections: &Connections{Open: 3, Idle: 1, HTTP2: 1, Dials: 1, Waiting: 2}}, &Address{Address: addr}
 	good.SetState(health.NeedsTrial, []health.Cause{
-		{Fails: 1, MaxFails: 2, Age: time.Second, Dialling: 3 * time.Second},
+		{
+			Fails: 1, MaxFails: 2, Age: time.Second, Dialling: 3 * time.Second,
+			Reason: health.Reason{Phase: "connect", Token: "connection_refused", Text: "connect: refused"},
+		},
 		{ForTarget: true, Limit: "timeout 1s", Fails: 2, MaxFails: 2, Age: 1500 * time.Millisecond, Left: 8500 * time.Millisecond},
 		{Family: true, Fails: 3, MaxFails: 3, Age: 2 * time.Minute},
 	})
@@ -63,7 +66,7 @@ lookup|miss, took 12.30ms, short for a.corp.example (resolver 6f1e2a9c)
   name|a.example: not asked for (zone .)
   query|a.corp.example AAAA, udp to 10.0.0.53:53: answer after 1.50ms, 2 messages ignored
 address|192.0.2.1:443: allowed, needs trial, offered as number 1, connections: 3 open, 1 idle, 1 of HTTP/2, 1 dials, 2 requests waiting
-  cause|failures of the address, for all targets: 1 of 2, the last 1s ago, a dial goes on for at most 3s
+  cause|failures of the address, for all targets: 1 of 2, the last 1s ago (connection_refused: connect: refused), a dial goes on for at most 3s
   cause|failures of the address, for this target and limit: 2 of 2 under the limit timeout 1s, the last 1.5s ago, ejected for 8.5s
   cause|failures of networks of this address family: 3 of 3, the last 2m0s ago
 address|192.0.2.1:443: refused: documentation

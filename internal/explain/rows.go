@@ -127,6 +127,9 @@ func (c *Cause) line() string {
 	if c.Age > 0 {
 		line += ", the last " + took(c.Age) + " ago"
 	}
+	if c.Failure != "" {
+		line += " (" + c.Failure + ": " + c.Error + ")"
+	}
 	if c.Left > 0 {
 		line += ", ejected for " + took(c.Left)
 	}

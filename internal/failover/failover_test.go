@@ -64,7 +64,7 @@ func TestNext(t *testing.T) {
 		{"all tried, one connection broke", 3, append(dialled(addrA, addrB), try{addr: addr6}), func(*health.Tracker, func(time.Duration)) {}, []netip.AddrPort{addr6}},
 		{"and again", 3, append(dialled(addrA, addrB), try{addr: addr6}, try{addr: addr6}), func(*health.Tracker, func(time.Duration)) {}, nil},
 		{"a connection broke, and there is another address", 3, append(dialled(addrA), try{addr: addr6}), func(h *health.Tracker, _ func(time.Duration)) {
-			h.Failed("", addrB, false)
+			h.Failed("", addrB, false, nil)
 		}, []netip.AddrPort{addrB}},
 		{"a dead family", 3, nil, func(h *health.Tracker, _ func(time.Duration)) {
 			for i := range 3 {
@@ -77,31 +77,31 @@ func TestNext(t *testing.T) {
 				h.Reached(netip.AddrFrom16([16]byte{byte(i + 1)}), false)
 			}
 		}, []netip.AddrPort{addrA, addrB, addr6}},
-		{"ejected", 3, nil, func(h *health.Tracker, _ func(time.Duration)) { h.Failed("", addrB, false) }, []netip.AddrPort{addrA, addr6}},
-		{"ejected, but the others were tried", 3, dialled(addrA, addr6), func(h *health.Tracker, _ func(time.Duration)) { h.Failed("", addrB, false) }, []netip.AddrPort{addrB}},
+		{"ejected", 3, nil, func(h *health.Tracker, _ func(time.Duration)) { h.Failed("", addrB, false, nil) }, []netip.AddrPort{addrA, addr6}},
+		{"ejected, but the others were tried", 3, dialled(addrA, addr6), func(h *health.Tracker, _ func(time.Duration)) { h.Failed("", addrB, false, nil) }, []netip.AddrPort{addrB}},
 		{"on trial: alone", 3, nil, func(h *health.Tracker, advance func(time.Duration)) {
-			h.Failed("a.example", addrB, true)
+			h.Failed("a.example", addrB, true, nil)
 			advance(ejectFor)
 		}, []netip.AddrPort{addrB}},
 		{"to be probed", 3, nil, func(h *health.Tracker, advance func(time.Duration)) {
-			h.Failed("", addrB, false)
+			h.Failed("", addrB, false, nil)
 			advance(ejectFor)
 		}, []netip.AddrPort{addrA, addr6}},
 		{"to be probed, and there is no other", 3, nil, func(h *health.Tracker, advance func(time.Duration)) {
-			h.Failed("", addrB, false)
+			h.Failed("", addrB, false, nil)
 			advance(ejectFor)
-			h.Failed("", addrA, false)
-			h.Failed("", addr6, false)
+			h.Failed("", addrA, false, nil)
+			h.Failed("", addr6, false, nil)
 		}, []netip.AddrPort{addrB}},
 		{"what is not preferred is not tried while something preferred is healthy", 2, nil, func(h *health.Tracker, advance func(time.Duration)) {
-			h.Failed("", addr6, false)
-			h.Failed("", addrA, false)
+			h.Failed("", addr6, false, nil)
+			h.Failed("", addrA, false, nil)
 			advance(ejectFor)
-			h.Failed("", addrA, false)
+			h.Failed("", addrA, false, nil)
 		}, []netip.AddrPort{addrB}},
 		{"all ejected", 3, nil, func(h *health.Tracker, _ func(time.Duration)) {
 			for _, a := range []netip.AddrPort{addrA, addrB, addr6} {
-				h.Failed("", a, false)
+				h.Failed("", a, false, nil)
 			}
 		}, []netip.AddrPort{addrA, addrB, addr6}},
 	}
@@ -151,7 +151,7 @@ func TestNotResendable(t *testing.T) {
 		if got := o.Append(nil, 443, 4); len(got) != want {
 			t.Errorf("got %v, want %d addresses", got, want)
 		}
-		h.Failed("", addrA, false)
+		h.Failed("", addrA, false, nil)
 	}
 }
 
@@ -224,7 +224,7 @@ func TestClaims(t *testing.T) {
 			}, true},
 			{"the attempt failed", func(h *health.Tracker, p *Plan, t *Target, _ func()) {
 				p.Begin(t, orderFor(addrA), started)
-				h.Failed(host, addrA, sent)
+				h.Failed(host, addrA, sent, nil)
 				p.Release()
 			}, false},
 		} {
@@ -232,7 +232,7 @@ func TestClaims(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					h := health.New()
 					s := newSource(h, 4)
-					h.Failed(host, addrA, sent)
+					h.Failed(host, addrA, sent, nil)
 					time.Sleep(ejectFor)
 					policy := &health.Policy{MaxFails: 1, EjectFor: ejectFor, Retryable: true}
 					want := h.State(policy, host, addrA)
@@ -263,7 +263,7 @@ func TestProbeOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := health.New()
 		s := newSource(h, 4)
-		h.Failed("", addrA, false)
+		h.Failed("", addrA, false, nil)
 		time.Sleep(ejectFor)
 		a := &Target{Host: "a.example", Port: 443, Addrs: []netip.Addr{addrA.Addr(), addr6.Addr()}, Preferred: 2}
 		b := &Target{Host: "b.example", Port: 443, Addrs: []netip.Addr{addrB.Addr()}, Preferred: 1}
@@ -309,7 +309,7 @@ func TestClaimedByAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := health.New()
 		s := newSource(h, 4)
-		h.Failed("a.example", addrA, true)
+		h.Failed("a.example", addrA, true, nil)
 		time.Sleep(ejectFor)
 		target := &Target{Host: "a.example", Port: 443, Retryable: true, Addrs: []netip.Addr{addrA.Addr()}, Preferred: 1}
 		plan, p := planFor(target), s.policy(target)

@@ -31,23 +31,26 @@ func (p *Plan) Failed(t *Target, via *Transport, f Failure) {
 	switch e := f.Err; {
 	case e.Dialling():
 		if errors.Is(f.Ended, context.DeadlineExceeded) && t.Timeout > 0 {
-			via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline)
+			via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline, f.reason())
 		}
 	case e.Phase == pool.Prepare || f.byClient():
 		// that shows nothing about the address
 	case f.Ended != nil && t.Limit != "":
-		via.Health.Exceeded(t.Limit, t.Host, f.Addr)
+		via.Health.Exceeded(t.Limit, t.Host, f.Addr, f.reason())
 	case f.Ended != nil && t.Timeout > 0:
-		via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline)
+		via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline, f.reason())
 	case f.Ended != nil: // the deadline was another one, such as what a redirect has left of a timeout
 	case e.Timeout() && !errors.Is(e, pool.ErrSilent) && !errors.Is(e, syscall.ETIMEDOUT):
-		via.Health.Exceeded(via.Limit, t.Host, f.Addr)
+		via.Health.Exceeded(via.Limit, t.Host, f.Addr, e)
 	case e.Reused && !e.Refused && !e.Timeout():
 		// the connection was old; a new one may work
 	default:
-		via.Health.Failed(t.Host, f.Addr, true)
+		via.Health.Failed(t.Host, f.Addr, true, e)
 	}
 }
+
+// reason returns why the address failed, where the request's time was over.
+func (f *Failure) reason() error { return &pool.Error{Phase: f.Err.Phase, Err: f.Ended} }
 
 // byClient reports whether the client is the cause: it has left, or it has not sent
 // its body in time.
@@ -73,8 +76,8 @@ func (t *Target) Worked(via *Transport, addr netip.AddrPort, begun time.Time) {
 }
 
 // Unhealthy records in health that an address of t has sent a response that counts as a
-// failure by the settings of the transport.
-func (t *Target) Unhealthy(via *Transport, addr netip.AddrPort) {
+// failure by the settings of the transport, and why.
+func (t *Target) Unhealthy(via *Transport, addr netip.AddrPort, reason error) {
 	via.Health.Worked("", addr)
-	via.Health.Exceeded(via.Limit, t.Host, addr)
+	via.Health.Exceeded(via.Limit, t.Host, addr, reason)
 }

@@ -20,8 +20,8 @@ func TestPeek(t *testing.T) {
 		want  []netip.AddrPort
 	}{
 		{"healthy", func(*health.Tracker) {}, health.Healthy, []netip.AddrPort{addrA, addrB}},
-		{"needs a probe", func(h *health.Tracker) { h.Failed("", addrA, false) }, health.NeedsProbe, []netip.AddrPort{addrB}},
-		{"needs a trial", func(h *health.Tracker) { h.Failed("a.example", addrA, true) }, health.NeedsTrial, []netip.AddrPort{addrA}},
+		{"needs a probe", func(h *health.Tracker) { h.Failed("", addrA, false, nil) }, health.NeedsProbe, []netip.AddrPort{addrB}},
+		{"needs a trial", func(h *health.Tracker) { h.Failed("a.example", addrA, true, nil) }, health.NeedsTrial, []netip.AddrPort{addrA}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -61,7 +61,7 @@ func TestPeek(t *testing.T) {
 	}
 	s := newSource(health.New(), 4)
 	s.EjectFor = 0
-	s.Health.Failed("", addrA, false)
+	s.Health.Failed("", addrA, false, nil)
 	target := &Target{Host: "a.example", Port: 443}
 	if got := s.Causes(target, addrA.Addr()); got != nil || s.State(target, addrA.Addr()) != health.Healthy {
 		t.Errorf("got %+v where nothing is ejected, want none", got)

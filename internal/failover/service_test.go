@@ -102,7 +102,7 @@ func TestServiceNext(t *testing.T) {
 				s.records = append(s.records, Record{target, r.priority, r.weight})
 				addr := target.addr(target.Addrs[0])
 				if slices.Contains(test.failed, r.addr) {
-					h.Failed("", addr, false)
+					h.Failed("", addr, false, nil)
 				}
 				if slices.Contains(test.tried, r.addr) {
 					target.Skip(addr)

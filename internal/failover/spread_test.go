@@ -37,7 +37,7 @@ func TestSpread(t *testing.T) {
 						h := health.New()
 						s := newSource(h, most)
 						for _, a := range addrs[:dead] {
-							h.Failed("", netip.AddrPortFrom(a, 80), false)
+							h.Failed("", netip.AddrPortFrom(a, 80), false, nil)
 						}
 						const each = 64
 						count := make(map[string]int)

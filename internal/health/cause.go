@@ -24,6 +24,7 @@ type Cause struct {
 	MaxFails int           // for so many of them an address is ejected
 	Age      time.Duration // how long ago the last of them was; 0 without failures
 	Sent     bool          // a request may have been sent before: only a request shows whether it works again
+	Reason   Reason        // of the last of them
 
 	// Left is how long the address is still ejected for this; 0: it is not, or no longer.
 	// Another request may have claimed it even so.
@@ -40,19 +41,17 @@ func (t *Tracker) Causes(p *Policy, target string, addr netip.AddrPort) (causes 
 	now := t.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for r, maxFails := range s.relevant(p, target, addr) {
-		c := Cause{Fails: r.fails, MaxFails: maxFails, Sent: r.sent, Dialling: max(0, r.dialEnds.Sub(now))}
-		c.ForTarget = r != s.records[recordID{addr: addr}]
+	for id, r := range s.relevant(p, target, addr) {
+		maxFails := p.maxFails(id.limit)
+		c := Cause{
+			ForTarget: id.target != "", Limit: id.limit, Fails: r.fails, MaxFails: maxFails, Sent: r.sent, Reason: r.reason,
+			Dialling: max(0, r.dialEnds.Sub(now)),
+		}
 		if r.fails > 0 {
 			c.Age = now.Sub(r.lastFailed)
 		}
 		if r.fails >= maxFails {
 			c.Left = max(0, p.ejectFor(r)-c.Age)
-		}
-		for id, other := range s.records {
-			if other == r {
-				c.Limit = id.limit
-			}
 		}
 		causes = append(causes, c)
 	}

@@ -14,12 +14,12 @@ func TestCauses(t *testing.T) {
 	if got := h.Causes(p, "a.example", addrA); got != nil {
 		t.Errorf("got %+v, want none", got)
 	}
-	h.Failed("", addrA, false)
+	h.Failed("", addrA, false, nil)
 	advance(time.Second)
-	h.Failed("a.example", addrA, true)
-	h.Exceeded("header 2s", "a.example", addrA)
-	h.Exceeded("header 3s", "a.example", addrA)
-	h.Failed("b.example", addrA, true)
+	h.Failed("a.example", addrA, true, nil)
+	h.Exceeded("header 2s", "a.example", addrA, nil)
+	h.Exceeded("header 3s", "a.example", addrA, nil)
+	h.Failed("b.example", addrA, true, nil)
 	h.StillDialing("a.example", addrA, 2*time.Second)
 	advance(time.Second)
 	want := []Cause{

@@ -35,4 +35,7 @@
 //   - family.go: when a family counts as unreachable.
 //   - ranout.go: timeouts of clients, their classes, how many in a row count.
 //   - usual.go: usualTimes.
+//   - ejection.go: the Observer, who is told of ejections, and the policies by which they
+//     count where no request asks.
+//   - records.go: what is known of addresses, for operators; Lift.
 package health

@@ -18,12 +18,14 @@ const (
 
 // family is IPv4 or IPv6: the networks that could not be reached since one could.
 type family struct {
-	count atomic.Int32 // of networks
+	version int          // 4 or 6
+	count   atomic.Int32 // of networks
 
 	mu         sync.Mutex
 	networks   [deadNetworks]netip.Prefix
 	lastFailed time.Time
 	claimedAt  time.Time // as in record
+	ejectedAt  time.Time // as in record
 }
 
 // family returns the family of an address.
@@ -41,16 +43,28 @@ func (t *Tracker) Reached(addr netip.Addr, ok bool) {
 	switch {
 	case !addr.IsValid():
 	case !ok:
-		f.unreached(addr, t.now())
+		t.tell(f.unreached(addr, t.now(), t.longest()))
 	case f.count.Load() > 0:
 		f.mu.Lock()
-		f.count.Store(0)
+		ended := f.reset(Worked, t.now())
 		f.mu.Unlock()
+		t.tell(ended)
 	}
 }
 
-// unreached adds the network of an address.
-func (f *family) unreached(addr netip.Addr, now time.Time) {
+// reset forgets all networks, and returns the ejection that ends by it; f.mu is held.
+func (f *family) reset(by End, now time.Time) (ended []Ejection) {
+	if !f.ejectedAt.IsZero() {
+		ended = []Ejection{{Family: f.version, Failures: int(f.count.Load()), Lasted: now.Sub(f.ejectedAt), End: by}}
+		f.ejectedAt = time.Time{}
+	}
+	f.count.Store(0)
+	return ended
+}
+
+// unreached adds the network of an address. It returns the ejections that begin or end by
+// it; one lasts for ejectFor at first.
+func (f *family) unreached(addr netip.Addr, now time.Time, ejectFor time.Duration) (ejections []Ejection) {
 	bits := 16
 	if addr.Is6() {
 		bits = 48
@@ -58,16 +72,21 @@ func (f *family) unreached(addr netip.Addr, now time.Time) {
 	network, _ := addr.Prefix(bits)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	n := f.count.Load()
 	if now.Sub(f.lastFailed) > familyTime {
-		n = 0
+		ejections = f.reset(Forgotten, now)
 	}
+	n := f.count.Load()
 	f.lastFailed, f.claimedAt = now, time.Time{}
 	if int(n) < deadNetworks && !slices.Contains(f.networks[:n], network) {
 		f.networks[n] = network
 		n++
 	}
 	f.count.Store(n)
+	if f.dead() && f.ejectedAt.IsZero() && ejectFor > 0 {
+		f.ejectedAt = now
+		ejections = append(ejections, Ejection{Family: f.version, Failures: int(n), For: ejectFor})
+	}
+	return ejections
 }
 
 // dead reports whether the family counts as unreachable.

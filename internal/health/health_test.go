@@ -31,51 +31,51 @@ var healthTests = []struct {
 	want State
 }{
 	{"nothing failed", func(*Tracker, func(time.Duration)) {}, "a.example", Healthy},
-	{"TCP counts for all targets", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrA, false) }, "b.example", Ejected},
-	{"TLS counts for the target", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "a.example", Ejected},
-	{"and for no other", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false) }, "b.example", Healthy},
-	{"nor for another address", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrB, false) }, "a.example", Healthy},
+	{"TCP counts for all targets", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrA, false, nil) }, "b.example", Ejected},
+	{"TLS counts for the target", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false, nil) }, "a.example", Ejected},
+	{"and for no other", func(h *Tracker, _ func(time.Duration)) { h.Failed("a.example", addrA, false, nil) }, "b.example", Healthy},
+	{"nor for another address", func(h *Tracker, _ func(time.Duration)) { h.Failed("", addrB, false, nil) }, "a.example", Healthy},
 	{"it works again", func(h *Tracker, _ func(time.Duration)) {
-		h.Failed("", addrA, false)
-		h.Failed("a.example", addrA, false)
+		h.Failed("", addrA, false, nil)
+		h.Failed("a.example", addrA, false, nil)
 		h.Worked("a.example", addrA)
 	}, "a.example", Healthy},
 	{"the time is over", func(h *Tracker, advance func(time.Duration)) {
-		h.Failed("", addrA, false)
+		h.Failed("", addrA, false, nil)
 		advance(duration)
 	}, "a.example", NeedsProbe},
 	{"another request probes it", func(h *Tracker, advance func(time.Duration)) {
-		h.Failed("", addrA, false)
+		h.Failed("", addrA, false, nil)
 		advance(duration)
 		h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
 	}, "a.example", Ejected},
 	{"the outcome of the probe never came", func(h *Tracker, advance func(time.Duration)) {
-		h.Failed("", addrA, false)
+		h.Failed("", addrA, false, nil)
 		advance(duration)
 		h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
 		advance(claimTimeout)
 	}, "a.example", NeedsProbe},
 	{"State claims nothing", func(h *Tracker, advance func(time.Duration)) {
-		h.Failed("", addrA, false)
+		h.Failed("", addrA, false, nil)
 		advance(duration)
 		h.State(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA)
 	}, "a.example", NeedsProbe},
 	{"due for one level, Ejected for the other: nothing is claimed", func(h *Tracker, advance func(time.Duration)) {
-		h.Failed("", addrA, false)
+		h.Failed("", addrA, false, nil)
 		advance(duration / 2)
-		h.Failed("b.example", addrA, false)
+		h.Failed("b.example", addrA, false, nil)
 		advance(duration / 2)
 		if s, _ := h.Claim(&Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, "b.example", addrA); s != Ejected {
 			panic("not ejected")
 		}
 	}, "a.example", NeedsProbe},
 	{"a request failed, and the time is over", func(h *Tracker, advance func(time.Duration)) {
-		h.Failed("a.example", addrA, true)
+		h.Failed("a.example", addrA, true, nil)
 		advance(duration)
 	}, "a.example", NeedsTrial},
 	{"a request failed, and then a connection", func(h *Tracker, advance func(time.Duration)) {
-		h.Failed("a.example", addrA, true)
-		h.Failed("", addrA, false)
+		h.Failed("a.example", addrA, true, nil)
+		h.Failed("", addrA, false, nil)
 		advance(duration)
 	}, "a.example", NeedsTrial},
 	{"a dial that was given up is under way", func(h *Tracker, _ func(time.Duration)) { h.StillDialing("", addrA, time.Second) }, "a.example", Ejected},
@@ -99,7 +99,7 @@ func TestHealth(t *testing.T) {
 	t.Run("requests that are not retryable try an address later", func(t *testing.T) {
 		get, post := Policy{MaxFails: 1, EjectFor: duration, Retryable: true}, Policy{MaxFails: 1, EjectFor: duration}
 		h, advance := testHealth()
-		h.Failed("a.example", addrA, true)
+		h.Failed("a.example", addrA, true, nil)
 		advance(duration)
 		if g, p := h.State(&get, "a.example", addrA), h.State(&post, "a.example", addrA); g != NeedsTrial || p != Ejected {
 			t.Errorf("state %d for a retryable request, %d for another one, want %d and %d", g, p, NeedsTrial, Ejected)
@@ -108,7 +108,7 @@ func TestHealth(t *testing.T) {
 		if p := h.State(&post, "a.example", addrA); p != NeedsTrial {
 			t.Errorf("state %d for a request that is not retryable, when no other one came, want %d", p, NeedsTrial)
 		}
-		h.Failed("a.example", addrA, false)
+		h.Failed("a.example", addrA, false, nil)
 		advance(duration)
 		if p := h.State(&post, "a.example", addrA); p != NeedsProbe {
 			t.Errorf("state %d for a request that is not retryable, after a failed connection, want %d", p, NeedsProbe)
@@ -117,7 +117,7 @@ func TestHealth(t *testing.T) {
 	t.Run("max_fails", func(t *testing.T) {
 		h, _ := testHealth()
 		for i, want := range []State{Healthy, Healthy, Ejected} {
-			h.Failed("", addrA, false)
+			h.Failed("", addrA, false, nil)
 			if got := h.State(&Policy{MaxFails: 3, EjectFor: duration, Retryable: true}, "a.example", addrA); got != want {
 				t.Errorf("after %d failures: %d, want %d", i+1, got, want)
 			}
@@ -125,9 +125,9 @@ func TestHealth(t *testing.T) {
 	})
 	t.Run("old failures are forgotten", func(t *testing.T) {
 		h, advance := testHealth()
-		h.Failed("a.example", addrA, false)
+		h.Failed("a.example", addrA, false, nil)
 		advance(forgetAfter + time.Minute)
-		h.Failed("b.example", addrA, false)
+		h.Failed("b.example", addrA, false, nil)
 		if n := h.Len(); n != 1 {
 			t.Errorf("%d records, want 1", n)
 		}
@@ -135,7 +135,7 @@ func TestHealth(t *testing.T) {
 	t.Run("bound", func(t *testing.T) {
 		h, _ := testHealth()
 		for i := range 2 * maxRecords {
-			h.Failed(fmt.Sprint(i), addrA, false)
+			h.Failed(fmt.Sprint(i), addrA, false, nil)
 		}
 		if n := h.Len(); n != maxRecords {
 			t.Errorf("%d records, want %d", n, maxRecords)

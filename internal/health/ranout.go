@@ -3,6 +3,7 @@ package health
 import (
 	"math/bits"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -20,17 +21,18 @@ const maxRanOut = 3
 //
 // So a client cannot eject a healthy address for others. Its requests have to run out in
 // a row, with no success in between, each has to have the usual time, and only requests
-// with as little time are kept from the address.
-func (t *Tracker) RanOut(target string, addr netip.AddrPort, timeout time.Duration, begun, deadline time.Time) {
+// with as little time are kept from the address. err is as in Failed.
+func (t *Tracker) RanOut(target string, addr netip.AddrPort, timeout time.Duration, begun, deadline time.Time, err error) {
 	if usual, ok := t.usual.elsewhere(target, addr, t.now()); !ok || deadline.Sub(begun) < usual {
 		return
 	}
+	reason := t.reason(err)
 	t.update(recordID{target, addr, timeoutLimits[timeoutClass(timeout)]}, func(r *record, now time.Time) {
 		if begun.Before(r.lastFailed) {
 			return
 		}
 		r.fails++
-		r.lastFailed, r.sent, r.claimedAt = now, true, time.Time{}
+		r.lastFailed, r.sent, r.claimedAt, r.reason = now, true, time.Time{}, reason
 	})
 }
 
@@ -40,6 +42,9 @@ var timeoutLimits = [16]Limit{
 	"client 1ms", "client 2ms", "client 4ms", "client 8ms", "client 16ms", "client 32ms", "client 64ms", "client 128ms",
 	"client 256ms", "client 512ms", "client 1s", "client 2s", "client 4s", "client 8s", "client 16s", "client more",
 }
+
+// ofClient reports whether a limit is a class of timeouts that clients choose.
+func (l Limit) ofClient() bool { return strings.HasPrefix(string(l), "client ") }
 
 // timeoutClass returns the class of a timeout.
 func timeoutClass(d time.Duration) int {
@@ -56,7 +61,8 @@ func (t *Tracker) WorkedIn(took, timeout time.Duration, target string, addr neti
 		return
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	now := t.now()
+	var ended []Ejection
 	// Requests with more time than the response took, or with as much as this request,
 	// would have got it, too.
 	from := timeoutClass(took) + 1
@@ -64,7 +70,9 @@ func (t *Tracker) WorkedIn(took, timeout time.Duration, target string, addr neti
 		from = min(from, timeoutClass(timeout))
 	}
 	for _, limit := range timeoutLimits[min(from, len(timeoutLimits)):] {
-		delete(s.records, recordID{target, addr, limit})
+		ended = s.delete(ended, recordID{target, addr, limit}, now)
 	}
 	s.size.Store(int32(len(s.records)))
+	s.mu.Unlock()
+	t.tell(ended)
 }

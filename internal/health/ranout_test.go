@@ -29,7 +29,7 @@ func newWorld() world {
 func (w world) ranOut(timeout time.Duration) {
 	begun := w.h.now()
 	w.advance(timeout)
-	w.h.RanOut(target, addrA, timeout, begun, w.h.now())
+	w.h.RanOut(target, addrA, timeout, begun, w.h.now(), nil)
 }
 
 // worked is a request to an address that begins now and gets a response.
@@ -69,14 +69,14 @@ var ranOutTests = []struct {
 		for range 10 {
 			begun := w.h.now()
 			w.advance(time.Second)
-			w.h.RanOut(target, addrA, time.Millisecond, begun, begun.Add(time.Millisecond))
+			w.h.RanOut(target, addrA, time.Millisecond, begun, begun.Add(time.Millisecond), nil)
 		}
 	}, time.Millisecond, Healthy},
 	{"at the same time", func(w world) {
 		begun := w.h.now()
 		w.advance(200 * time.Millisecond)
 		for range 1000 {
-			w.h.RanOut(target, addrA, 200*time.Millisecond, begun, w.h.now())
+			w.h.RanOut(target, addrA, 200*time.Millisecond, begun, w.h.now(), nil)
 		}
 	}, 200 * time.Millisecond, Healthy},
 	{"the request was at other addresses for most of the time", func(w world) {
@@ -84,7 +84,7 @@ var ranOutTests = []struct {
 			w.advance(160 * time.Millisecond)
 			begun := w.h.now()
 			w.advance(40 * time.Millisecond)
-			w.h.RanOut(target, addrA, 200*time.Millisecond, begun, w.h.now())
+			w.h.RanOut(target, addrA, 200*time.Millisecond, begun, w.h.now(), nil)
 		}
 	}, 200 * time.Millisecond, Healthy},
 	{"with a success between", func(w world) {
@@ -225,8 +225,8 @@ func TestUsual(t *testing.T) {
 func TestRelease(t *testing.T) {
 	h, advance := testHealth()
 	p := &Policy{MaxFails: 1, EjectFor: time.Second, Retryable: true, Limits: [2]Limit{"a", "b"}}
-	h.Failed("", addrA, false)
-	h.Exceeded("b", "a.example", addrA)
+	h.Failed("", addrA, false, nil)
+	h.Exceeded("b", "a.example", addrA, nil)
 	advance(time.Second)
 	state, first := h.Claim(p, "a.example", addrA)
 	if state != NeedsTrial || h.State(p, "a.example", addrA) != Ejected {
@@ -243,7 +243,7 @@ func TestRelease(t *testing.T) {
 	if got := h.State(p, "a.example", addrA); got != Ejected {
 		t.Errorf("state %d while the second request has the claim, want %d", got, Ejected)
 	}
-	h.Exceeded("b", "a.example", addrA)
+	h.Exceeded("b", "a.example", addrA, nil)
 	second.Release()
 	if got := h.State(p, "a.example", addrA); got != Ejected {
 		t.Errorf("state %d after the trial failed, want %d", got, Ejected)

@@ -1,8 +1,11 @@
 package health
 
 import (
+	"fmt"
 	"iter"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -42,6 +45,20 @@ const (
 	Ejected          // EjectFor is not over, a dial that was given up goes on, or another request has claimed it
 )
 
+var stateNames = [...]string{"healthy", "needs_probe", "needs_trial", "ejected"}
+
+// String returns a lower-case word, such as "needs_probe", that may be the label of a
+// metric.
+func (s State) String() string { return stateNames[s] }
+
+// ParseState returns the state with the name s, as String returns it.
+func ParseState(s string) (State, error) {
+	if i := slices.Index(stateNames[:], s); i >= 0 {
+		return State(i), nil
+	}
+	return 0, fmt.Errorf("unknown state %q: expecting %s", s, strings.Join(stateNames[:], ", "))
+}
+
 // claimTimeout is how long a probe or a trial may take, from the claim, before another
 // request may claim the address.
 const claimTimeout = 5 * time.Second
@@ -75,7 +92,7 @@ func (c *Claim) Release() {
 	s, family := c.tracker.shard(c.addr), c.tracker.family(c.addr.Addr())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for r := range s.relevant(&c.policy, c.target, c.addr) {
+	for _, r := range s.relevant(&c.policy, c.target, c.addr) {
 		if r.claimedAt.Equal(c.at) {
 			r.claimedAt = time.Time{}
 		}
@@ -98,18 +115,14 @@ func (t *Tracker) state(p *Policy, target string, addr netip.AddrPort, claimAt t
 	state := Healthy
 	var buf [4]*record
 	due := buf[:0]
-	for r, maxFails := range s.relevant(p, target, addr) {
-		switch {
-		case now.Before(r.dialEnds):
-			return Ejected
-		case r.fails < maxFails:
+	for id, r := range s.relevant(p, target, addr) {
+		switch of := r.state(now, p.maxFails(id.limit), p); of {
+		case Healthy:
 			continue
-		case now.Sub(r.lastFailed) < p.ejectFor(r) || now.Sub(r.claimedAt) < claimTimeout:
+		case Ejected:
 			return Ejected
-		case r.sent:
-			state = NeedsTrial
 		default:
-			state = max(state, NeedsProbe)
+			state = max(state, of)
 		}
 		due = append(due, r)
 	}
@@ -133,21 +146,41 @@ func (p *Policy) ejectFor(r *record) time.Duration {
 	return p.EjectFor
 }
 
-// relevant yields the records that count for a request to target, each with the number
-// of failures for which it ejects the address; s.mu is held.
-func (s *shard) relevant(p *Policy, target string, addr netip.AddrPort) iter.Seq2[*record, int] {
-	return func(yield func(*record, int) bool) {
-		if r := s.records[recordID{addr: addr}]; r != nil && !yield(r, p.MaxFails) {
-			return
+// state classifies an address by one of its records.
+func (r *record) state(now time.Time, maxFails int, p *Policy) State {
+	switch {
+	case now.Before(r.dialEnds):
+		return Ejected
+	case r.fails < maxFails:
+		return Healthy
+	case now.Sub(r.lastFailed) < p.ejectFor(r) || now.Sub(r.claimedAt) < claimTimeout:
+		return Ejected
+	case r.sent:
+		return NeedsTrial
+	}
+	return NeedsProbe
+}
+
+// maxFails returns the number of failures under a limit for which an address is ejected.
+func (p *Policy) maxFails(l Limit) int {
+	if l.ofClient() {
+		return max(p.MaxFails, maxRanOut)
+	}
+	return p.MaxFails
+}
+
+// relevant yields the records that count for a request to target; s.mu is held.
+func (s *shard) relevant(p *Policy, target string, addr netip.AddrPort) iter.Seq2[recordID, *record] {
+	return func(yield func(recordID, *record) bool) {
+		next := func(id recordID) bool {
+			r := s.records[id]
+			return r == nil || yield(id, r)
 		}
-		if r := s.records[recordID{target: target, addr: addr}]; r != nil && !yield(r, p.MaxFails) {
+		if !next(recordID{addr: addr}) || !next(recordID{target: target, addr: addr}) {
 			return
 		}
 		for _, limit := range p.Limits {
-			if limit == "" {
-				continue
-			}
-			if r := s.records[recordID{target, addr, limit}]; r != nil && !yield(r, p.MaxFails) {
+			if limit != "" && !next(recordID{target, addr, limit}) {
 				return
 			}
 		}
@@ -155,7 +188,7 @@ func (s *shard) relevant(p *Policy, target string, addr netip.AddrPort) iter.Seq
 			return
 		}
 		for _, limit := range timeoutLimits[timeoutClass(p.Timeout):] {
-			if r := s.records[recordID{target, addr, limit}]; r != nil && !yield(r, max(p.MaxFails, maxRanOut)) {
+			if !next(recordID{target, addr, limit}) {
 				return
 			}
 		}

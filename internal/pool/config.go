@@ -36,6 +36,18 @@ type Config struct {
 	MaxPerKey        int           // connections, idle or not, and dials; 0 or less: no limit
 	MaxIdle          int           // open connections above which idle ones are closed; 0: no limit
 	IdleTimeout      time.Duration // after which an idle connection is closed
+
+	Observer Observer // is told of connections that are opened; nil: none
+}
+
+// Observer is told of connections that are opened. It must not block.
+type Observer interface {
+	// Connected is called when a TCP connection was opened, after so long.
+	Connected(took time.Duration)
+
+	// Secured is called when a TLS handshake has succeeded, after so long. resumed is true
+	// if it resumed an earlier session.
+	Secured(took time.Duration, resumed bool)
 }
 
 const (

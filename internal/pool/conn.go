@@ -21,6 +21,7 @@ type conn struct {
 
 	pool        *Pool
 	destination *destination
+	openedAt    time.Time // when the dial of the TCP connection ended
 
 	// HTTP/1.1
 	keepAlive time.Duration // how long the backend keeps it open while it is idle; 0: not known
@@ -37,6 +38,7 @@ type conn struct {
 	// under shard.mu
 	index      int       // in destination.conns; negative: not there
 	counted    bool      // in Pool.open and Limits
+	detached   bool      // see detach
 	idle       bool      // and in the list of the shard's idle connections
 	prev, next *conn     // in that list
 	idleSeq    uint64    // the order in which connections of the pool became idle
@@ -63,7 +65,7 @@ type conn struct {
 func newConn(p *Pool, d *destination, c net.Conn) *conn {
 	raw := newRawConn(p, c)
 	raw.records.on = d.key.secure()
-	return &conn{Conn: raw, raw: raw, pool: p, destination: d, index: -1}
+	return &conn{Conn: raw, raw: raw, pool: p, destination: d, openedAt: time.Now(), index: -1}
 }
 
 // abort closes the connection while it is in use. Its requests fail with the first

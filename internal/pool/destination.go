@@ -12,6 +12,7 @@ import (
 type destination struct {
 	key   Key
 	shard *shard
+	slot  int    // in shard.slots
 	group string // what its connections count for in Limits
 
 	conns       []*conn // all that are open
@@ -41,6 +42,7 @@ func (s *shard) destination(p *Pool, o *Order) *destination {
 		}
 		d.group = p.limits.groupOf(d.key.Host, o.Key.Addr)
 		s.destinations[d.key] = d
+		s.slots.add(d)
 	}
 	if o.Owner != nil && o.Owner.Source() != d.source {
 		d.source, d.moved = o.Owner.Source(), o.Owner.Watch()
@@ -52,6 +54,7 @@ func (s *shard) destination(p *Pool, o *Order) *destination {
 func (s *shard) dropUnused(d *destination) {
 	if len(d.conns)+len(d.waiters)+len(d.dials) == 0 && s.destinations[d.key] == d {
 		delete(s.destinations, d.key)
+		s.slots.remove(d)
 	}
 }
 
@@ -107,6 +110,7 @@ func (p *Pool) addConn(d *destination, c *conn) {
 	d.conns = append(d.conns, c)
 	c.counted = true
 	c.added.Store(true)
+	d.shard.count.open[c.protocol()]++
 	if c.h2 != nil {
 		d.h2Conns = append(d.h2Conns, c)
 	}
@@ -122,6 +126,10 @@ func (p *Pool) discard(c *conn) {
 	p.removeConn(c)
 	counted := c.counted
 	c.counted = false
+	if c.detached {
+		c.detached = false
+		s.count.upgraded--
+	}
 	s.mu.Unlock()
 	c.close()
 	if counted {
@@ -137,6 +145,10 @@ func (p *Pool) detach(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.removeConn(c)
+	if c.counted { // else it was discarded
+		c.detached = true
+		s.count.upgraded++
+	}
 }
 
 // removeConn removes a connection from its destination, if it is there; shard.mu is
@@ -152,6 +164,7 @@ func (p *Pool) removeConn(c *conn) {
 	d.conns[last] = nil
 	d.conns = d.conns[:last]
 	c.index = -1
+	d.shard.count.open[c.protocol()]--
 	if i := slices.Index(d.h2Conns, c); i >= 0 {
 		d.h2Conns = slices.Delete(d.h2Conns, i, i+1)
 	}

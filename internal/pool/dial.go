@@ -35,6 +35,7 @@ func (p *Pool) startDial(d *destination, o *Order) *dial {
 	n := &dial{order: &order, phaseBegan: time.Now()}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	d.dials = append(d.dials, n)
+	d.shard.count.dials[Connect]++
 	go p.dial(d, n)
 	return n
 }
@@ -114,6 +115,7 @@ func (p *Pool) deliverError(d *destination, n *dial, err *Error) {
 func (d *destination) endDial(n *dial, progress Progress) {
 	n.ended = time.Now()
 	d.dials = slices.DeleteFunc(d.dials, func(other *dial) bool { return other == n })
+	d.shard.count.dials[n.phase]--
 	for _, pending := range n.pending {
 		pending.progress.Store(int32(progress))
 	}
@@ -153,6 +155,7 @@ func (p *Pool) admit(o *Order, group string) *Error {
 func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 	o := n.order
 	addr := o.Key.Addr
+	begun := time.Now()
 	raw, err := p.openTCP(n.ctx, o)
 	if forbidden, ok := errors.AsType[*forbiddenError](err); ok {
 		return nil, &Error{Phase: Connect, Err: forbidden.error}
@@ -164,10 +167,13 @@ func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 		p.health.Reached(addr.Addr(), false)
 	}
 	if err != nil {
-		p.reportFailure(n, "", err)
-		return nil, &Error{Phase: Connect, Err: err}
+		return nil, p.reportFailure(n, "", &Error{Phase: Connect, Err: err})
 	}
 	c := newConn(p, d, raw)
+	observer := p.config.Observer
+	if observer != nil {
+		observer.Connected(c.openedAt.Sub(begun))
+	}
 	if !o.Key.secure() {
 		if o.Key.Protocol == HTTP2 {
 			if err := c.startHTTP2(); err != nil {
@@ -180,22 +186,34 @@ func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 	now := time.Now()
 	n.connect = Step{n.phaseBegan, now}
 	n.phase, n.phaseBegan = Handshake, now
+	d.shard.count.dials[Connect]--
+	d.shard.count.dials[Handshake]++
 	d.shard.mu.Unlock()
 	if err := p.handshake(n, c); err != nil {
-		p.reportFailure(n, o.Target, err)
-		return nil, &Error{Phase: Handshake, Err: err}
+		return nil, p.reportFailure(n, o.Target, &Error{Phase: Handshake, Err: err})
+	}
+	if observer != nil {
+		observer.Secured(time.Since(n.phaseBegan), c.tls.ConnectionState().DidResume)
 	}
 	return c, nil
 }
 
 // reportFailure reports to health that a dial failed, for one target or for all if
-// target is empty, whether or not a request still waits for it. A failure of this side is no failure of the address: resources that
-// ran out, or a dial that was cancelled before the address had time to answer.
-func (p *Pool) reportFailure(n *dial, target string, err error) {
-	cancelled := n.ctx.Err() != nil && time.Since(n.phaseBegan) < minTimeout[n.phase]
-	if !cancelled && !IsLocalExhaustion(err) && err != errNoClient && n.order.Target != "" {
-		p.health.Failed(target, n.order.Key.Addr, false)
+// target is empty, whether or not a request still waits for it, and returns the error. A
+// failure of this side is no failure of the address: resources that ran out, or a dial
+// that was cancelled before the address had time to answer.
+func (p *Pool) reportFailure(n *dial, target string, e *Error) *Error {
+	reason := e
+	if n.ctx.Err() != nil {
+		if time.Since(n.phaseBegan) < minTimeout[n.phase] {
+			return e
+		}
+		reason = &Error{Phase: e.Phase, Err: errDialTimeout}
 	}
+	if !IsLocalExhaustion(e.Err) && e.Err != errNoClient && n.order.Target != "" {
+		p.health.Failed(target, n.order.Key.Addr, false, reason)
+	}
+	return e
 }
 
 const (

@@ -418,6 +418,7 @@ func (p *Pool) checkEmpty(t *testing.T) {
 
 // checkIdle checks the state of a pool while no request is under way.
 func (p *Pool) checkIdle(t *testing.T) {
+	p.checkCounts(t)
 	open := 0
 	for i := range p.shards {
 		s := &p.shards[i]

@@ -9,6 +9,7 @@ import (
 // s.mu is held.
 func (s *shard) listIdle(c *conn) {
 	c.pool.limits.idle.Add(1)
+	s.count.idle[c.protocol()]++
 	c.idle, c.idleSeq = true, c.pool.idleSeq.Add(1)
 	c.prev, c.next = s.newest, nil
 	if s.newest != nil {
@@ -25,6 +26,7 @@ func (s *shard) unlistIdle(c *conn) {
 		return
 	}
 	c.pool.limits.idle.Add(-1)
+	s.count.idle[c.protocol()]--
 	if c.prev != nil {
 		c.prev.next = c.next
 	} else {

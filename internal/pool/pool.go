@@ -50,6 +50,8 @@ type shard struct {
 	destinations map[Key]*destination
 	oldest       *conn // the list of idle connections begins with the one longest idle
 	newest       *conn // and ends with this one
+	slots        slots
+	count        connCount
 
 	unwatched unwatched
 }
@@ -177,3 +179,6 @@ func (p *Pool) Close() {
 
 // Open returns how many connections are open, in use or idle.
 func (p *Pool) Open() int { return int(p.open.Load()) }
+
+// Closed reports whether Close was called.
+func (p *Pool) Closed() bool { return p.closed.Load() }

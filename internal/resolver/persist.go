@@ -180,7 +180,7 @@ func (s saved) Restore(f *snapshot.File) error {
 	age := f.Age(time.Now())
 	n := 0
 	for _, z := range zones {
-		n += s.take(z.servers, z.records(s.config.CacheSize+len(s.config.Preload)), age)
+		n += s.take(z.servers, z.records(s.maxNames()), age)
 	}
 	if list := s.search.Load(); list != nil {
 		list.add(slices.Values(names))

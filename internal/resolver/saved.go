@@ -94,7 +94,7 @@ func (r *Resolver) appendZone(w *snapshot.Writer, suffix string, z *zone, others
 	for _, hash := range servers {
 		w.Octets(hash[:])
 	}
-	left := r.config.CacheSize + len(r.config.Preload)
+	left := r.maxNames()
 	add := func(record *dnscache.Record) bool {
 		if left == 0 || w.Room() < maxRecordSize {
 			return false
@@ -121,6 +121,11 @@ func (r *Resolver) appendZone(w *snapshot.Writer, suffix string, z *zone, others
 			}
 		}
 	}
+}
+
+// maxNames returns how many names a zone may have, those to preload included.
+func (r *Resolver) maxNames() int {
+	return r.config.CacheSize + max(r.config.CacheSize, len(r.config.Preload))
 }
 
 // mayServe reports whether a record may serve, at least while asking fails.

@@ -3,8 +3,6 @@ package caddytarget
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -211,8 +209,7 @@ type usedResolver struct {
 func usedResolvers() (used []usedResolver) {
 	resolvers.Range(func(_, value any) bool {
 		r := value.(*sharedResolver)
-		sum := sha256.Sum256([]byte(r.key))
-		used = append(used, usedResolver{r, hex.EncodeToString(sum[:4])})
+		used = append(used, usedResolver{r, r.ID()})
 		return true
 	})
 	slices.SortFunc(used, func(a, b usedResolver) int { return strings.Compare(a.id, b.id) })

@@ -83,6 +83,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    cache_size           <n>
 //	    max_lookups          <n>
 //	    new_names            <n>
+//	    persist              <duration>|off
 //	    hosts                <file>|off
 //	    search
 //	}
@@ -134,6 +135,7 @@ func (r *Resolver) options() options {
 		"cache_size":           numberOption(&r.CacheSize),
 		"max_lookups":          numberOption(&r.MaxLookups),
 		"new_names":            numberOption(&r.NewNames),
+		"persist":              orOff(&r.Persist, checked(durationOption(&r.Persist), r.checkPersist)),
 		"hosts":                textOption(&r.Hosts),
 		"search":               flagOption(&r.Search),
 	}
@@ -159,6 +161,8 @@ func (r *Resolver) parseZone(d *caddyfile.Dispenser) error {
 func (r *Resolver) checkNameservers() error { return resolver.CheckNameservers(r.Nameservers) }
 
 func (r *Resolver) checkFamily() error { return resolver.CheckFamily(r.Family) }
+
+func (r *Resolver) checkPersist() error { return resolver.CheckPersist(time.Duration(r.Persist)) }
 
 func (r *Resolver) checkPreload() error { return resolver.CheckPreload(r.Preload) }
 

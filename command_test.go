@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 		caddycmd.Main()
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	os.Exit(withStorage(m.Run))
 }
 
 // caddyTarget runs the command caddy target in a process of its own.

@@ -22,6 +22,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"go.uber.org/goleak"
 
+	"caddytarget/internal/dnscache"
 	"caddytarget/internal/testlab"
 )
 
@@ -175,6 +176,13 @@ func (w *world) tryRun(site string) error {
 	}
 	w.settle()
 	return nil
+}
+
+// forgetNames makes the resolvers in use forget what they know.
+func forgetNames() {
+	for _, r := range usedResolvers() {
+		r.Purge(dnscache.Purge{Suffix: "."})
+	}
 }
 
 // settle waits until connections to the gateway meet the new configuration only.

@@ -110,6 +110,7 @@ func TestDNSMetrics(t *testing.T) {
 	w.run(site + "\n# the same resolver")
 	check("after a reload", want(1))
 	w.resolver = "max_ttl 2h\n" + w.resolver
+	forgetNames() // which it would take over
 	w.run(site)
 	check("after a reload with another resolver", want(1))
 	if got := notZero(w.dnsSeries("cache_names")); len(got) > 0 {

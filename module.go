@@ -26,15 +26,16 @@
 //
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
-// of connections, which outlive a reload); listeners.go (this server's own); metrics.go,
-// metrics_dns.go, metrics_pool.go; ejections.go (counted and logged); admin.go and admin_…
-// (the admin API, a file for each list), command.go; routes.go, sites.go (the target
-// handlers of a configuration), mistakes.go (warnings); caddyfile.go (parses the
-// subdirectives of all modules). explain.go takes a request through the steps above
-// without sending it; admin_explain.go and command_explain.go ask for that. Defaults
-// stand in Provision of their module, those of the resolver in internal/resolver/config.go.
-// The work is done below internal: resolver, dnscache, dnsclient, dnsname (names to
-// addresses); failover, health (which address next); pool (connections); guard, localnet
+// of connections, which outlive a reload); persist.go (what resolvers know outlives them);
+// listeners.go (this server's own); metrics.go, metrics_dns.go, metrics_pool.go;
+// ejections.go (counted and logged); admin.go and admin_… (the admin API, a file for each
+// list), command.go; routes.go, sites.go (the target handlers of a configuration),
+// mistakes.go (warnings); caddyfile.go (parses the subdirectives of all modules).
+// explain.go takes a request through the steps above without sending it; admin_explain.go
+// and command_explain.go ask for that. Defaults stand in Provision of their module, those
+// of the resolver in internal/resolver/config.go. The work is done below internal:
+// resolver, dnscache, dnsclient, dnsname (names to addresses), snapshot (the file of what
+// they know); failover, health (which address next); pool (connections); guard, localnet
 // (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
 // header fields); failure (the words for what failed); explain (the words for what would
 // be done with a request); topk (counts by target); trace, clientspan (single requests:
@@ -54,6 +55,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/certmagic"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
@@ -85,6 +87,7 @@ type App struct {
 	MetricsTargets bool `json:"metrics_targets,omitempty"`
 
 	resolver   *resolver.Resolver
+	storage    certmagic.Storage
 	acquired   []*sharedResolver // by this app and by the modules of its configuration
 	transports []*poolSettings   // those of its transports
 	listeners  *localnet.Listeners
@@ -107,6 +110,7 @@ type shared struct {
 	sites     localnet.Sites
 	dns       *dnsCollector
 	trace     *trace.Hub
+	lineage   lineage
 }
 
 // Destruct implements caddy.Destructor.
@@ -175,7 +179,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if a.Resolver == nil {
 		a.Resolver = new(Resolver)
 	}
-	a.shared = acquireShared()
+	a.shared, a.storage = acquireShared(), ctx.Storage()
 	a.listeners = newListeners(ctx, a.shared)
 	if err := a.watchSites(ctx); err != nil {
 		return err
@@ -229,7 +233,9 @@ func (a *App) acquire(config *Resolver) (*resolver.Resolver, error) {
 	if config == nil {
 		return a.resolver, nil
 	}
-	r, err := acquireResolver(config.config())
+	settings := config.config()
+	a.persistBy(&settings)
+	r, err := acquireResolver(settings)
 	if err != nil {
 		return nil, err
 	}
@@ -248,15 +254,21 @@ func (a *App) Start() error {
 		a.releases = append(a.releases, a.shared.ejections.logTo(a.log))
 	}
 	for _, r := range a.acquired {
+		a.useStorage(r.Resolver) // that of the configuration before may be gone soon
 		r.Start()
 	}
+	a.shared.lineage.started(a)
 	return nil
 }
 
-// Stop ends live traces, for which the admin API would wait. Resolvers may be in use by
-// another configuration, and are released when this one is cleaned up.
+// Stop ends live traces, for which the admin API would wait, and saves what the resolvers
+// know, unless another configuration takes over. They may be in use by that one, and are
+// released when this one is cleaned up.
 func (a *App) Stop() error {
 	a.shared.trace.Disconnect()
+	if a.shared.lineage.isLast(a) {
+		a.saveAll()
+	}
 	return nil
 }
 
@@ -268,6 +280,7 @@ func (a *App) Cleanup() error {
 	a.releases = nil
 	if a.shared != nil {
 		a.shared.sites.Release(a.sockets)
+		a.shared.lineage.ended(a)
 		releaseShared()
 		a.shared = nil
 	}

@@ -114,6 +114,13 @@ type Resolver struct {
 	// beyond that requests for such names get status 503. Default: no limit.
 	NewNames int `json:"new_names,omitempty"`
 
+	// How often what is known of names is saved in Caddy's storage, if there is something
+	// new. It is also saved when Caddy stops, and loaded when it starts. Then it serves as
+	// if there had been no stop: answers that have expired as `stale` lets them. A storage that
+	// fails, is slow or has a damaged file holds up nothing, and is warned of. Negative: it is
+	// neither saved nor loaded. At least `1s`. Default: `1m`.
+	Persist caddy.Duration `json:"persist,omitempty"`
+
 	// The hosts file, whose names are not asked for; it is read again when it
 	// changes. `off`: none. Default: `/etc/hosts`.
 	Hosts string `json:"hosts,omitempty"`
@@ -151,6 +158,7 @@ func (r *Resolver) config() resolver.Config {
 		NewNames:          r.NewNames,
 		Hosts:             r.Hosts,
 		Search:            r.Search,
+		Persist:           time.Duration(r.Persist),
 		Logger:            func() *zap.Logger { return caddy.Log().Named("target.resolver") },
 	}
 }
@@ -175,8 +183,10 @@ func newSharedResolver(config *resolver.Compiled, key string) *sharedResolver {
 // It has to be released.
 func acquireResolver(config resolver.Config) (*sharedResolver, error) {
 	// for a request that outlives its configuration
+	again := config
+	again.Predecessor = nil
 	config.Reopen = func() (*resolver.Resolver, func(), error) {
-		other, err := acquireResolver(config)
+		other, err := acquireResolver(again)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -121,6 +121,7 @@ func TestEnteredAgain(t *testing.T) {
 			t.Run(test.name+" "+source, func(t *testing.T) {
 				w.dns.Set("_http._tcp.first.example", testlab.Reply{SRV: []string{"0 0 " + test.first + " first.example."}, TTL: 60})
 				w.resolver = fmt.Sprintf("cache_size %d", 1000+w.runs) // one of its own
+				forgetNames()                                          // which it would take over
 				text := strings.NewReplacer("DEAD", dead, "TEAPOT", teapot.Port, "SECOND", second.Port)
 				route := strings.Replace(named, "NAME", source, 1)
 				w.run(text.Replace(test.site + strings.ReplaceAll(route, "\n\t", "\n")))

@@ -100,7 +100,9 @@ type Cache struct {
 
 	excess               atomic.Int64 // addresses beyond the small number, of all entries
 	refreshes, evictions atomic.Uint64
-	id                   uint64 // of this cache, in cursors
+	imports              atomic.Uint64 // names
+	id                   uint64        // of this cache, in cursors
+	restored             atomic.Bool   // nothing is being restored
 
 	// What limits the lookups for readers.
 	pending     admission     // those in flight and waiting
@@ -200,6 +202,7 @@ func New(ex Exchanger, cfg Config) *Cache {
 	if cfg.NewNames > 0 {
 		c.newNames = rate.NewLimiter(rate.Limit(cfg.NewNames), cfg.NewNames)
 	}
+	c.restored.Store(cfg.Restoring == nil)
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.sched.init(c)
 	return c
@@ -247,12 +250,14 @@ func (c *Cache) Lookup(ctx context.Context, name string) (Answer, error) {
 	if e != nil {
 		if now := c.now(e); now < e.expires {
 			e.touch(now)
-			if e.count == 0 {
+			if e.count > 0 {
+				c.counters.add(ResultHit)
+				return Answer{Addrs: e.addrs(), Preferred: int(e.preferred), State: Hit}, nil
+			}
+			if e.state.negative || c.restored.Load() {
 				c.counters.add(e.countAs())
 				return Answer{State: Hit}, e.state.err
 			}
-			c.counters.add(ResultHit)
-			return Answer{Addrs: e.addrs(), Preferred: int(e.preferred), State: Hit}, nil
 		}
 	}
 	r := c.read(ctx, hash, name, size, e)
@@ -336,10 +341,15 @@ func (c *Cache) read(ctx context.Context, hash uint64, name string, size uint16,
 		var err error
 		switch e, cl, err = c.insert(hash, name, size); {
 		case err != nil:
+			if c.awaitRestored(ctx) {
+				if e := c.table.find(hash, name, size); c.mayServe(e) {
+					return c.serve(ctx, e)
+				}
+			}
 			return result{err: err}
 		case cl != nil:
 			c.startLookup(e.state.node, cl)
-			return c.wait(ctx, cl)
+			return c.wait(ctx, e.state.node, cl)
 		}
 	}
 	return c.serve(ctx, e)
@@ -351,6 +361,11 @@ func (c *Cache) serve(ctx context.Context, e *entry) result {
 	e.touch(now)
 	switch {
 	case now < e.expires:
+		if e.count == 0 && !e.state.negative && c.awaitRestored(ctx) {
+			if latest := e.state.node.entry.Load(); c.mayServe(latest) {
+				return c.serve(ctx, latest)
+			}
+		}
 		return e.result(Hit)
 	case e.count > 0 && now < e.staleUntil(&c.cfg):
 		return c.readStale(ctx, e, now)
@@ -422,13 +437,17 @@ func (c *Cache) unlink(n *node) {
 	c.sched.evict(n)
 }
 
-// publish makes e the entry of a node. If it is the first one of a lookup, uses are
-// counted anew.
-func (c *Cache) publish(n *node, e *entry, first bool) {
+// publish makes e, which was made from the entry from, the entry of a node. If it is the
+// first one of a lookup, uses are counted anew. It reports false and does nothing if the
+// name was restored after that.
+func (c *Cache) publish(n *node, from, e *entry, first bool) bool {
 	hash := c.hash(e.name())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := n.entry.Load()
+	if old.state.restored && old != from {
+		return false
+	}
 	used := old.used.Load() // a use at this very moment may be lost
 	if first {
 		used &^= maxUses
@@ -439,6 +458,7 @@ func (c *Cache) publish(n *node, e *entry, first bool) {
 		c.table.replace(hash, old, e)
 		c.excess.Add(e.excess() - old.excess())
 	}
+	return true
 }
 
 // readStale serves an answer that has expired and starts a lookup, unless that makes
@@ -504,7 +524,7 @@ func (c *Cache) await(ctx context.Context, e *entry) result {
 		c.pending.release(domain)
 		cl = n.call.Load()
 	}
-	return c.wait(ctx, cl)
+	return c.wait(ctx, n, cl)
 }
 
 // startLookup starts a lookup that was claimed and admitted.
@@ -535,16 +555,36 @@ func (c *Cache) startLookup(n *node, cl *call) {
 	}()
 }
 
-// wait waits for the end of a lookup.
-func (c *Cache) wait(ctx context.Context, cl *call) result {
+// wait waits for the end of a lookup of n, or until n is restored.
+func (c *Cache) wait(ctx context.Context, n *node, cl *call) (r result) {
 	start := c.cfg.Now()
+	defer func() { r.waited = c.cfg.Now() - start }()
+	restored := c.restoring()
+	if e := n.entry.Load(); e.state.restored && c.mayServe(e) {
+		return c.serve(ctx, e)
+	}
 	select {
 	case <-cl.done:
-		r := cl.result()
-		r.waited = c.cfg.Now() - start
+		r = cl.result()
+		if r.err == nil || IsNegative(r.err) || !c.awaitRestored(ctx) {
+			return r
+		}
+		if e := n.entry.Load(); c.mayServe(e) {
+			return c.serve(ctx, e)
+		}
 		return r
+	case <-restored:
+		if e := n.entry.Load(); c.mayServe(e) {
+			return c.serve(ctx, e)
+		}
 	case <-ctx.Done():
-		return result{err: context.Cause(ctx), canceled: true, waited: c.cfg.Now() - start}
+		return result{err: context.Cause(ctx), canceled: true}
+	}
+	select {
+	case <-cl.done:
+		return cl.result()
+	case <-ctx.Done():
+		return result{err: context.Cause(ctx), canceled: true}
 	}
 }
 

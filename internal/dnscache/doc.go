@@ -31,6 +31,7 @@
 //   - cache.go: Cache, node and call; what a read does; the defaults of Config (New).
 //   - entry.go: entry and the table. state.go: state and merge; the order of addresses.
 //   - flight.go, scheduler.go, slots.go, …: what their names say; the list below has them.
+//   - record.go: names in a form to keep or hand on, and how they come back.
 //   - config.go: Exchanger, Config, the exported errors. names.go, purge.go, preload.go, counters.go:
 //     what operators see.
 //

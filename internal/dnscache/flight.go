@@ -214,14 +214,20 @@ func (f *flight) releaseSlot() {
 // publish merges what has come back into the cache.
 func (f *flight) publish() *entry {
 	c, now := f.cache, f.cache.cfg.Now()
-	e := merge(&c.cfg, f.old, f.replies, f.order, now)
-	c.trim(e, f.node.entry.Load())
-	e.state.slow = now-f.start > slowAfter
-	if f.call.renewal && slices.Equal(e.addrs(), f.old.addrs()) {
-		e.state.renewals = min(f.old.state.renewals+1, maxRenewals)
+	for {
+		if current := f.node.entry.Load(); current.state.restored {
+			f.old = current // maybe after the lookup began
+		}
+		e := merge(&c.cfg, f.old, f.replies, f.order, now)
+		c.trim(e, f.node.entry.Load())
+		e.state.slow = now-f.start > slowAfter
+		if f.call.renewal && slices.Equal(e.addrs(), f.old.addrs()) {
+			e.state.renewals = min(f.old.state.renewals+1, maxRenewals)
+		}
+		if c.publish(f.node, f.old, e, f.call.entry == nil) {
+			return e
+		}
 	}
-	c.publish(f.node, e, f.call.entry == nil)
-	return e
 }
 
 // finish ends the flight; f.mu is held.

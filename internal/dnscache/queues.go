@@ -36,6 +36,17 @@ func (l *list) push(n *node) {
 	l.len++
 }
 
+func (l *list) pushFront(n *node) {
+	n.links[l.kind] = links{in: l, next: l.head}
+	if l.head == nil {
+		l.tail = n
+	} else {
+		l.head.links[l.kind].prev = n
+	}
+	l.head = n
+	l.len++
+}
+
 func (l *list) remove(n *node) {
 	at := n.links[l.kind]
 	if at.prev == nil {
@@ -112,6 +123,16 @@ func (q *queues) add(n *node, hash uint64, size int) {
 		}
 	}
 	q.small.push(n)
+}
+
+// addOldest adds a node that is older than all others. If it was in use, it goes to the
+// main queue.
+func (q *queues) addOldest(n *node, inUse bool, size int) {
+	if inUse && !q.mainFull(size) {
+		q.main.pushFront(n)
+		return
+	}
+	q.small.pushFront(n)
 }
 
 // evict removes and returns a node. The queues hold size nodes.

@@ -68,7 +68,7 @@ type state struct {
 	errAt time.Duration // when err came back
 
 	// By family.
-	expires      [2]time.Duration // when the last good answer expires; without addresses: the NODATA, see holdsNoData
+	expires      [2]time.Duration // when the last good answer expires, which may have been before the start of the clock; without addresses: the NODATA, see holdsNoData
 	refreshAfter [2]time.Duration // from then on a lookup of the name asks for this family too
 	retryAfter   [2]time.Duration // a family that failed is not asked for before that
 	count        [2]uint16        // addresses of the last good answer
@@ -78,6 +78,7 @@ type state struct {
 	known        bool   // a lookup has ended
 	renewals     uint8  // see Renew: lookups in a row that brought nothing new
 	learnedStale bool   // the addresses had expired when the lookup ended
+	restored     bool   // it is not from a lookup: see Import
 	slow         bool   // the lookup took longer than slowAfter
 	negative     bool   // there are no addresses, and err is no failure
 }
@@ -195,17 +196,20 @@ func (e *entry) limitNoData(cfg *Config, got [2]reply, now time.Duration) {
 // expiry returns when the answer expires: as soon as one of the families that hold
 // now does, or, if none holds, when the last one did.
 func (s *state) expiry(now time.Duration) time.Duration {
-	var first, last time.Duration
+	first, last := maxDuration, -maxDuration
 	for f, at := range s.expires {
 		if s.count[f] == 0 {
 			continue
 		}
 		last = max(last, at)
-		if at > now && (first == 0 || at < first) {
-			first = at
+		if at > now {
+			first = min(first, at)
 		}
 	}
-	return cmp.Or(first, last)
+	if first == maxDuration {
+		return last
+	}
+	return first
 }
 
 // staleUntil returns until when the addresses may be served while lookups fail.

@@ -38,6 +38,7 @@
 //     query is kept.
 //   - health.go: what is known of a server, and the intervals of hedges and probes.
 //   - probe.go: sends the probes.
+//   - inherit.go: what a client takes over from another one.
 //   - nameserver.go: the text of a nameserver, default ports.
 //   - error.go: Error and Try.
 package dnsclient

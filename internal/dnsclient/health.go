@@ -54,7 +54,13 @@ type health struct {
 	intervals *intervals
 
 	mu sync.Mutex // guards all below
+	healthState
+	watched   bool      // server.watch or server.probeUntilUp runs
+	watchedAt time.Time // when it last began to run
+}
 
+// healthState is what is known about a server, and what another client may take over.
+type healthState struct {
 	// Answers. Failures are attempts in a row that gave no answer, or none within
 	// the hedge delay.
 	failures     int
@@ -73,8 +79,6 @@ type health struct {
 
 	down        bool
 	changedAt   time.Time // when down last changed; zero: never
-	watched     bool      // server.watch runs
-	watchedAt   time.Time // when it last began to run
 	noEDNSUntil time.Time
 }
 

@@ -19,10 +19,13 @@ func (s *server) suspect() {
 // watch finds out whether a suspect is down. If so, it sends probes until the
 // server is up again.
 func (s *server) watch() {
-	if !s.confirmDown() {
-		return
+	if s.confirmDown() {
+		s.probeUntilUp()
 	}
+}
 
+// probeUntilUp sends probes to a server that is down until it is up again.
+func (s *server) probeUntilUp() {
 	var probes sync.WaitGroup
 	defer probes.Wait()
 	ctx, cancel := context.WithCancel(s.ctx)

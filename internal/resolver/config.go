@@ -66,6 +66,10 @@ type Config struct {
 	// Search makes names be tried with the search domains of ResolvConf too.
 	Search bool
 
+	// Persist is how often what is known is saved, if a store is set, and whether what was
+	// saved is loaded. Default: 1m; negative: neither.
+	Persist time.Duration
+
 	// ResolvConf is the resolv.conf(5) file. Default: /etc/resolv.conf.
 	ResolvConf string
 
@@ -77,6 +81,15 @@ type Config struct {
 	// what releases it. Lookups that go on when the resolver is closed use it.
 	// Default: they fail with [dnscache.ErrClosed].
 	Reopen func() (r *Resolver, release func(), err error) `json:"-"`
+
+	// Predecessor returns the resolver that a new one replaces, nil if there is none. What
+	// that one knows is taken over. It is called once, at the start or before the first reader
+	// has to wait.
+	Predecessor func(*Resolver) *Resolver `json:"-"`
+
+	// PersistByDefault says that it was not configured that anything is saved, so that it
+	// is no failure if nothing can be.
+	PersistByDefault bool `json:"-"`
 
 	// Now is the clock of the cache, and Exchanger is asked in place of all
 	// nameservers. Both are for tests.
@@ -123,6 +136,7 @@ func (c Config) withDefaults() Config {
 	c.CacheSize = cmp.Or(c.CacheSize, 100_000)
 	c.MaxLookups = cmp.Or(c.MaxLookups, 1024)
 	c.Hosts = cmp.Or(c.Hosts, defaultHosts)
+	c.Persist = cmp.Or(max(c.Persist, -1), time.Minute)
 	c.ResolvConf = cmp.Or(c.ResolvConf, defaultResolvConf)
 	c.systemPort = cmp.Or(c.systemPort, 53)
 	return c
@@ -156,6 +170,7 @@ type Compiled struct {
 	servers []dnsclient.Nameserver
 	zones   map[string][]dnsclient.Nameserver // by suffix in normal form
 	roots   *x509.CertPool                    // nil: those of the system
+	digest  string                            // of roots
 	key     string
 }
 
@@ -169,6 +184,7 @@ func (c Config) Compile() (*Compiled, error) {
 	if err != nil {
 		return nil, err
 	}
+	compiled.digest = digest
 	compiled.normalize()
 	key, err := json.Marshal(compiled.config)
 	if err != nil {
@@ -181,6 +197,12 @@ func (c Config) Compile() (*Compiled, error) {
 // Key returns a text that is equal for configurations that mean the same, and for
 // no others. The contents of the files of certificate authorities are a part of it.
 func (c *Compiled) Key() string { return c.key }
+
+// id returns a short text that is the same for the same Key.
+func (c *Compiled) id() string {
+	sum := sha256.Sum256([]byte(c.key))
+	return hex.EncodeToString(sum[:4])
+}
 
 // parse fills in defaults, checks c and parses the nameservers.
 func (c Config) parse() (*Compiled, error) {
@@ -221,7 +243,7 @@ func (c *Config) checkDurations() error {
 	if c.MinTTL > c.MaxTTL {
 		return optionErrorf([]string{"min_ttl", "max_ttl"}, "min_ttl %s is longer than max_ttl %s", c.MinTTL, c.MaxTTL)
 	}
-	return nil
+	return CheckPersist(c.Persist)
 }
 
 func (c *Config) checkRefresh() error {
@@ -412,3 +434,10 @@ func (c *Config) asksSystem() bool { return len(c.Nameservers) == 0 }
 
 // readsResolvConf reports whether resolv.conf matters.
 func (c *Config) readsResolvConf() bool { return c.asksSystem() || c.Search }
+
+// settings returns the settings by name.
+func (c *Config) settings() (settings map[string]json.RawMessage) {
+	text, _ := json.Marshal(c) // as Compile could
+	_ = json.Unmarshal(text, &settings)
+	return settings
+}

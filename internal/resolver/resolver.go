@@ -7,7 +7,8 @@
 // Config.Search is set, the name is completed first (search.go). Nameservers and options
 // of resolv.conf (resolvconf.go) hold for the zone of all names that are in no other.
 // Which of A and AAAA is asked for is decided in family.go. Package dnscache keeps the
-// answers, package dnsclient asks.
+// answers, package dnsclient asks. What a resolver knows is handed on to the
+// next one, and saved, in persist.go; saved.go has the form.
 package resolver
 
 import (
@@ -36,6 +37,7 @@ type Resolver struct {
 	system    atomic.Pointer[resolvConf] // nil if its nameservers are not asked
 	ipv6Route routeProbe
 	observers observers
+	memory    *memory
 
 	// for New, and then for watchFiles alone
 	hostsFile, confFile file
@@ -57,6 +59,7 @@ func New(c *Compiled) *Resolver {
 		confFile:  file{path: c.config.ResolvConf},
 		stop:      make(chan struct{}),
 	}
+	r.memory = newMemory(r, c)
 	r.readHosts()
 	settings := dnsclient.Settings{Timeout: c.config.Timeout, Tries: c.config.Tries}
 	ofZones, servers := settings, c.servers
@@ -82,6 +85,7 @@ func New(c *Compiled) *Resolver {
 	for suffix, z := range r.bySuffix {
 		open(z, c.zones[suffix], ofZones)
 	}
+	r.memory.identity = r.newIdentity()
 	return r
 }
 
@@ -102,6 +106,7 @@ func (r *Resolver) cacheConfig(z *zone, preload []string) dnscache.Config {
 		Size:           r.config.CacheSize,
 		MaxLookups:     r.config.MaxLookups,
 		NewNames:       r.config.NewNames,
+		Restoring:      r.restoring,
 		Now:            r.config.Now,
 	}
 	if r.config.RefreshAlways {
@@ -120,6 +125,7 @@ func (r *Resolver) cacheConfig(z *zone, preload []string) dnscache.Config {
 // It may be called many times.
 func (r *Resolver) Start() {
 	r.startOnce.Do(func() {
+		r.remember()
 		for z := range r.all {
 			z.cache.Start()
 		}
@@ -130,6 +136,7 @@ func (r *Resolver) Start() {
 // Close ends all lookups and waits until they are gone. What is known stays readable.
 func (r *Resolver) Close() {
 	close(r.stop)
+	r.memory.saver.Close()
 	for z := range r.all {
 		z.cache.Close()
 	}

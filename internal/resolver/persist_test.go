@@ -1,0 +1,297 @@
+package resolver
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"caddytarget/internal/dnscache"
+	"caddytarget/internal/snapshot"
+	"caddytarget/internal/testlab"
+)
+
+// memoryStore is a store in memory.
+type memoryStore struct {
+	mu    sync.Mutex
+	data  []byte
+	saved time.Time
+}
+
+func (s *memoryStore) Stat(context.Context) (snapshot.Stamp, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.data == nil {
+		return snapshot.Stamp{}, fs.ErrNotExist
+	}
+	return snapshot.Stamp{Size: int64(len(s.data)), Modified: s.saved}, nil
+}
+
+func (s *memoryStore) Load(context.Context) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.data, nil
+}
+
+func (s *memoryStore) Save(_ context.Context, data []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.data, s.saved = data, time.Now()
+	return nil
+}
+
+// savedResolver returns a resolver that has loaded what is in a store.
+func savedResolver(t testing.TB, config Config, store snapshot.Store) *Resolver {
+	t.Helper()
+	r := newResolver(t, config)
+	r.UseStore(store)
+	r.Start()
+	<-r.memory.saver.Loaded()
+	return r
+}
+
+// TestSaved: zones, services and what names are short for are as they were before.
+func TestSaved(t *testing.T) {
+	checkLeaks(t)
+	root, zone := testlab.NewNameserver(t), testlab.NewNameserver(t)
+	conf := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(conf, []byte("search a.test b.test\noptions timeout:1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := Config{
+		Nameservers: []string{root.Addr}, Zones: map[string][]string{"corp.test": {zone.Addr}},
+		Search: true, ResolvConf: conf, Family: "prefer_ipv6", Deadline: 2 * time.Second, Refresh: -1,
+	}
+	root.Set("both.example", testlab.Reply{Addrs: []string{"192.0.2.1", "192.0.2.2", "2001:db8::1"}, TTL: 600})
+	root.Set("web.b.test", testlab.Reply{Addrs: []string{"192.0.2.3"}, TTL: 600})
+	root.Set("_http._tcp.example", testlab.Reply{SRV: []string{"1 2 80 both.example."}, TTL: 600})
+	zone.Set("db.corp.test", testlab.Reply{Addrs: []string{"192.0.2.4"}, TTL: 1})
+	store := new(memoryStore)
+	lookups := func(r *Resolver) (all []string) {
+		for _, name := range []string{"both.example", "web", "db.corp.test"} {
+			all = append(all, strings.TrimPrefix(strings.TrimPrefix(strings.TrimPrefix(mustLookup(t, r, name), "miss "), "hit "), "stale "))
+		}
+		services, err := r.LookupService(t.Context(), "_http._tcp.example")
+		return append(all, fmt.Sprint(services, err))
+	}
+	first := savedResolver(t, config, store)
+	want := lookups(first)
+	first.Save(t.Context())
+	root.SetSilent(true)
+	zone.SetSilent(true)
+	second := savedResolver(t, config, store)
+	if got := lookups(second); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if as, ok := second.search.Load().recall("web", time.Hour); !ok || as != "web.b.test" {
+		t.Errorf("web is known to be short for %q, want web.b.test", as)
+	}
+	if text := string(store.data); strings.Contains(text, root.Addr) || strings.Contains(text, zone.Addr) {
+		t.Error("the file has the address of a nameserver")
+	}
+	// other nameservers have another file, and another way to ask has the same one
+	same, other := config, config
+	same.Tries, same.Timeout = 1, time.Second
+	other.Zones = nil
+	if first.Identity() != newResolver(t, same).Identity() || first.Identity() == newResolver(t, other).Identity() {
+		t.Error("the identity depends on how nameservers are asked, or not on which ones are")
+	}
+}
+
+// TestSavedByOthers: what another process saves is not lost.
+func TestSavedByOthers(t *testing.T) {
+	checkLeaks(t)
+	s := testlab.NewNameserver(t)
+	config := Config{Nameservers: []string{s.Addr}, Refresh: -1}
+	store := new(memoryStore)
+	var all []*Resolver
+	for i := range 3 {
+		name := fmt.Sprintf("n%d.example", i)
+		s.Has(name, "192.0.2.1")
+		r := savedResolver(t, config, store)
+		mustLookup(t, r, name)
+		all = append(all, r)
+	}
+	for _, r := range all {
+		r.Save(t.Context())
+	}
+	s.SetSilent(true)
+	r := savedResolver(t, config, store)
+	for i := range 3 {
+		wantLookup(t, r, fmt.Sprintf("n%d.example", i), "hit [192.0.2.1]")
+	}
+}
+
+// exampleFile returns what a resolver saves that knows names of each kind.
+func exampleFile(t testing.TB) (file []byte, r *Resolver) {
+	s := testlab.NewNameserver(t)
+	s.Set("a.example", testlab.Reply{Addrs: []string{"192.0.2.1", "2001:db8::1"}, TTL: 600})
+	s.Set("b.example", testlab.Reply{Addrs: []string{"192.0.2.2"}, TTL: 1})
+	s.Set("_http._tcp.example", testlab.Reply{SRV: []string{"1 2 80 a.example."}, TTL: 600})
+	config := Config{Nameservers: []string{s.Addr}, Family: "prefer_ipv4", Search: true, Refresh: -1}
+	config.ResolvConf = filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(config.ResolvConf, []byte("search example\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r = newResolver(t, config)
+	for _, name := range []string{"a", "b"} {
+		mustLookup(t, r, name)
+	}
+	if _, err := r.LookupService(t.Context(), "_http._tcp.example"); err != nil {
+		t.Fatal(err)
+	}
+	return saved{r}.Snapshot(nil), newResolver(t, config)
+}
+
+// TestDamagedSnapshot: a part of a file, and one with another octet, is not used.
+func TestDamagedSnapshot(t *testing.T) {
+	data, r := exampleFile(t)
+	restore := func(data []byte) error {
+		f, err := snapshot.Parse(data, time.Now())
+		if err != nil {
+			return err
+		}
+		return saved{r}.Restore(f)
+	}
+	for i := range data {
+		damaged := slices.Clone(data)
+		damaged[i] ^= 1 << (i % 8)
+		if restore(damaged) == nil || restore(data[:i]) == nil {
+			t.Errorf("octet %d of %d: got no error", i, len(data))
+		}
+	}
+	if page, err := r.Names(t.Context(), dnscache.Query{Limit: 10}); err != nil || len(page.Names) > 0 {
+		t.Errorf("known: %v, %v; want nothing", page.Names, err)
+	}
+	if err := restore(data); err != nil {
+		t.Error(err)
+	}
+	wantLookup(t, r, "a.example", "hit [192.0.2.1 2001:db8::1]")
+}
+
+// FuzzRestore: whatever is in the sections of a file, names that are then known have
+// addresses that are in it.
+func FuzzRestore(f *testing.F) {
+	data, r := exampleFile(f)
+	file, err := snapshot.Parse(data, time.Now())
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, s := range file.Sections {
+		f.Add(s.Name, s.Content)
+	}
+	config := r.config
+	config.CacheSize = 100
+	fresh := newResolver(f, config)
+	f.Fuzz(func(t *testing.T, name string, content []byte) {
+		if len(name) != 4 {
+			name = zoneSection
+		}
+		w := snapshot.NewWriter(time.Now())
+		w.Begin(name)
+		w.Octets(content)
+		parsed, err := snapshot.Parse(w.Finish(), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fresh.Purge(dnscache.Purge{Suffix: "."})
+		if (saved{fresh}).Restore(parsed) != nil {
+			if page, _ := fresh.Names(t.Context(), dnscache.Query{Limit: 10}); len(page.Names) > 0 {
+				t.Errorf("names %v of a section that cannot be read", page.Names)
+			}
+			return
+		}
+		page, err := fresh.Names(t.Context(), dnscache.Query{Limit: 1000})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range page.Names {
+			if !bytes.Contains(content, []byte(n.Name.Name)) {
+				t.Errorf("the name %q is not in the file", n.Name.Name)
+			}
+			for _, addr := range n.Addrs {
+				if !bytes.Contains(content, addr.AsSlice()) {
+					t.Errorf("the address %v is not in the file", addr)
+				}
+			}
+		}
+		_ = saved{fresh}.Snapshot(parsed)
+	})
+}
+
+// TestInheritBounds: a resolver takes over as much as it has room for.
+func TestInheritBounds(t *testing.T) {
+	config := Config{Nameservers: []string{"192.0.2.53"}, Refresh: -1}
+	old := newResolver(t, config)
+	var records []dnscache.Record
+	for i := range 50 {
+		records = append(records, dnscache.Record{
+			Name: fmt.Sprintf("n%d.example", i), Used: time.Duration(i) * time.Minute,
+			TTL: [2]time.Duration{time.Hour}, Addrs: [2][]netip.Addr{{netip.MustParseAddr("192.0.2.1")}},
+		})
+	}
+	old.take(nil, slices.Values(records), 0)
+	config.CacheSize = 20
+	config.Predecessor = func(*Resolver) *Resolver { return old }
+	r := newResolver(t, config)
+	wantLookup(t, r, "n19.example", "hit [192.0.2.1]") // the first reader waits
+	if n := r.cache.Len(); n != 20 {
+		t.Errorf("%d names are known, want 20", n)
+	}
+}
+
+// BenchmarkSnapshot has what saving and loading 100 000 names cost.
+func BenchmarkSnapshot(b *testing.B) {
+	const names = 100_000
+	config := Config{Nameservers: []string{"192.0.2.53"}, Refresh: -1}
+	r := newResolver(b, config)
+	records := func(yield func(dnscache.Record) bool) {
+		for i := range names {
+			addr := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+			if !yield(dnscache.Record{
+				Name: fmt.Sprintf("host-%d.customer-domain.example", i), Used: time.Duration(i) * time.Millisecond,
+				TTL: [2]time.Duration{time.Hour}, Addrs: [2][]netip.Addr{{addr}},
+			}) {
+				return
+			}
+		}
+	}
+	r.take(nil, records, 0)
+	data := saved{r}.Snapshot(nil)
+	b.Run("save", func(b *testing.B) {
+		for b.Loop() {
+			_ = saved{r}.Snapshot(nil)
+		}
+		b.ReportMetric(float64(len(data))/names, "octets/name")
+	})
+	b.Run("load", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			other := newResolver(b, config)
+			b.StartTimer()
+			f, err := snapshot.Parse(data, time.Now())
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := (saved{other}).Restore(f); err != nil || other.cache.Len() != names {
+				b.Fatal(err, other.cache.Len())
+			}
+		}
+	})
+	b.Run("take over", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			other := newResolver(b, config)
+			b.StartTimer()
+			other.Inherit(r)
+		}
+	})
+}

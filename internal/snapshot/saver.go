@@ -1,0 +1,272 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Store is a place for one file. Its methods may take long, and need not end with their
+// context. The file of the last one who saved it counts.
+type Store interface {
+	// Stat returns the size of the file and when it was saved. The error is
+	// fs.ErrNotExist if there is none.
+	Stat(ctx context.Context) (Stamp, error)
+	Load(ctx context.Context) ([]byte, error)
+	Save(ctx context.Context, data []byte) error
+}
+
+// Stamp changes when a file is saved.
+type Stamp struct {
+	Size     int64
+	Modified time.Time
+}
+
+// Owner is whose knowledge is saved and loaded.
+type Owner interface {
+	// Restore takes over what was saved.
+	Restore(f *File) error
+
+	// Snapshot returns what is to be saved. If others is not nil, it is what another
+	// process has saved meanwhile, which should not be lost.
+	Snapshot(others *File) []byte
+
+	// Changes returns a number that changes when there is something new to be saved.
+	Changes() uint64
+
+	// Failed is called with why a file cannot be loaded, is ignored or cannot be saved:
+	// once, until it works again.
+	Failed(what string, err error)
+}
+
+// What fails, for Owner.Failed.
+const (
+	Loading  = "loading"  // the store cannot be read
+	Ignoring = "ignoring" // the file cannot be used
+	Saving   = "saving"   // the store cannot be written
+)
+
+const (
+	// callTimeout is how long one call of a store may take before it has failed.
+	callTimeout = time.Minute
+
+	// maxLoads is how often it is tried to load a file before it is overwritten.
+	maxLoads = 3
+)
+
+// Saver loads a file once and then saves it now and then. All work is done in the
+// background, so that a store that is slow or gone holds up nothing.
+type Saver struct {
+	owner    Owner
+	interval time.Duration
+	store    atomic.Pointer[Store]
+	ctx      context.Context
+	cancel   context.CancelFunc
+	running  sync.WaitGroup
+	begin    sync.Once
+	loaded   chan struct{} // closed after the first try
+	turn     chan struct{} // for one that loads or saves: guards all below
+
+	loads   int // tries that failed
+	done    bool
+	seen    Stamp
+	changes uint64        // when it was last saved
+	calling chan struct{} // for one call of a store, which may have been given up
+	failed  string        // what has been reported
+}
+
+// NewSaver returns a saver that saves about once in each interval, if there is something
+// new.
+func NewSaver(owner Owner, interval time.Duration) *Saver {
+	s := &Saver{owner: owner, interval: interval, loaded: make(chan struct{}), turn: make(chan struct{}, 1), calling: make(chan struct{}, 1)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+// Use sets the store; nil: none.
+func (s *Saver) Use(store Store) {
+	if store == nil {
+		s.store.Store(nil)
+		return
+	}
+	s.store.Store(&store)
+}
+
+// Begin begins to load the file, unless there is no need, as what it has is known
+// already; and then to save it. It may be called many times.
+func (s *Saver) Begin(load bool) {
+	s.begin.Do(func() {
+		if s.store.Load() == nil || !load {
+			s.done = true
+			close(s.loaded)
+		}
+		s.running.Go(s.run)
+	})
+}
+
+// Loaded returns a channel that is closed when the file was loaded or cannot be.
+func (s *Saver) Loaded() <-chan struct{} { return s.loaded }
+
+// Close ends the saver. It does not save, and does not wait for a store.
+func (s *Saver) Close() {
+	s.cancel()
+	s.begin.Do(func() { close(s.loaded) })
+	s.running.Wait()
+}
+
+// run loads and saves until the saver is closed.
+func (s *Saver) run() {
+	select {
+	case <-s.loaded:
+	default:
+		_ = s.exclusively(s.ctx, s.load)
+		close(s.loaded)
+	}
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-time.After(s.interval*9/10 + rand.N(s.interval/5+1)):
+			_ = s.Save(s.ctx)
+		}
+	}
+}
+
+// exclusively calls f, but not while another call is in progress.
+func (s *Saver) exclusively(ctx context.Context, f func(context.Context, Store)) error {
+	store := s.store.Load()
+	if store == nil {
+		return nil
+	}
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	f(ctx, *store)
+	return ctx.Err()
+}
+
+// errSilent is the error of a call of a store that has not ended.
+var errSilent = errors.New("the storage does not answer")
+
+// call calls a store, which may not notice that ctx ends: then it goes on alone, and until
+// it ends no other call begins.
+func call[T any](ctx context.Context, s *Saver, f func(ctx context.Context) (T, error)) (value T, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errSilent)
+	defer cancel()
+	select {
+	case s.calling <- struct{}{}:
+	case <-ctx.Done():
+		return value, context.Cause(ctx)
+	}
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		defer func() { <-s.calling }()
+		value, err := f(ctx)
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		return value, context.Cause(ctx)
+	}
+}
+
+// load loads the file and hands it to the owner.
+func (s *Saver) load(ctx context.Context, store Store) {
+	f, what, err := s.read(ctx, store)
+	if err == nil && f != nil {
+		if err = s.owner.Restore(f); err != nil {
+			what = Ignoring
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	s.loads++
+	if err != nil {
+		s.report(what, err)
+	} else {
+		s.failed = ""
+	}
+	s.done = err == nil || what == Ignoring || s.loads == maxLoads
+}
+
+// read reads the file if it is not the one that was saved or read last. It returns nil if
+// there is none; what says what failed.
+func (s *Saver) read(ctx context.Context, store Store) (f *File, what string, err error) {
+	stamp, err := call(ctx, s, store.Stat)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, "", nil
+	case err != nil:
+		return nil, Loading, err
+	case stamp == s.seen:
+		return nil, "", nil
+	case stamp.Size > MaxSize:
+		s.seen = stamp
+		return nil, Ignoring, tooLarge(stamp.Size)
+	}
+	data, err := call(ctx, s, store.Load)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, "", nil
+	case err != nil:
+		return nil, Loading, err
+	}
+	s.seen = stamp
+	if f, err = Parse(data, time.Now()); err != nil {
+		return nil, Ignoring, err
+	}
+	return f, "", nil
+}
+
+// Save saves the file now, if there is something new. The error is that of ctx.
+func (s *Saver) Save(ctx context.Context) error {
+	return s.exclusively(ctx, func(ctx context.Context, store Store) {
+		if !s.done {
+			if s.load(ctx, store); !s.done {
+				return
+			}
+		}
+		changes := s.owner.Changes()
+		if changes == s.changes {
+			return
+		}
+		// a file that cannot be used was reported before, or is of a process that was
+		// started later; it is replaced
+		others, _, _ := s.read(ctx, store)
+		data := s.owner.Snapshot(others)
+		_, err := call(ctx, s, func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, store.Save(ctx, data)
+		})
+		if err != nil {
+			if ctx.Err() == nil {
+				s.report(Saving, err)
+			}
+			return
+		}
+		s.changes, s.failed = changes, ""
+		s.seen, _ = call(ctx, s, store.Stat)
+	})
+}
+
+// report reports a failure, but not that a store that cannot be read cannot be written
+// either.
+func (s *Saver) report(what string, err error) {
+	if s.failed == "" || s.failed == Ignoring && what != Ignoring {
+		s.owner.Failed(what, err)
+	}
+	s.failed = what
+}

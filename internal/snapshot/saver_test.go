@@ -1,0 +1,294 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// fakeStore is a store in memory.
+type fakeStore struct {
+	mu           sync.Mutex
+	data         []byte
+	stamp        Stamp
+	saves, loads int
+	err          error         // of all calls
+	slow         time.Duration // before each call, whatever its context says
+}
+
+func (s *fakeStore) call() (unlock func(), err error) {
+	s.mu.Lock()
+	slow := s.slow
+	s.mu.Unlock()
+	time.Sleep(slow)
+	s.mu.Lock()
+	return s.mu.Unlock, s.err
+}
+
+func (s *fakeStore) Stat(context.Context) (Stamp, error) {
+	unlock, err := s.call()
+	defer unlock()
+	if err == nil && s.data == nil {
+		err = fs.ErrNotExist
+	}
+	return s.stamp, err
+}
+
+func (s *fakeStore) Load(context.Context) ([]byte, error) {
+	unlock, err := s.call()
+	defer unlock()
+	s.loads++
+	return s.data, err
+}
+
+func (s *fakeStore) Save(_ context.Context, data []byte) error {
+	unlock, err := s.call()
+	defer unlock()
+	if err == nil {
+		s.data, s.stamp = data, Stamp{int64(len(data)), time.Now()}
+		s.saves++
+	}
+	return err
+}
+
+// counts returns how often there was a call that ended.
+func (s *fakeStore) counts() (saves, loads int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.saves, s.loads
+}
+
+func (s *fakeStore) set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+}
+
+// fakeOwner knows some words.
+type fakeOwner struct {
+	mu      sync.Mutex
+	words   []string
+	failed  []string
+	changes atomic.Uint64
+}
+
+func (o *fakeOwner) learn(words ...string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, word := range words {
+		if !slices.Contains(o.words, word) {
+			o.words = append(o.words, word)
+		}
+	}
+	o.changes.Add(1)
+}
+
+func (o *fakeOwner) knows() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return strings.Join(slices.Sorted(slices.Values(o.words)), " ")
+}
+
+func (o *fakeOwner) failures() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.failed)
+}
+
+func (o *fakeOwner) Changes() uint64 { return o.changes.Load() }
+
+func (o *fakeOwner) Failed(what string, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.failed = append(o.failed, fmt.Sprint(what, ": ", err))
+}
+
+func wordsOf(f *File) (words []string) {
+	if f == nil {
+		return nil
+	}
+	for _, s := range f.Sections {
+		words = append(words, s.Reader().Text(100))
+	}
+	return words
+}
+
+func (o *fakeOwner) Restore(f *File) error {
+	o.learn(wordsOf(f)...)
+	return nil
+}
+
+func (o *fakeOwner) Snapshot(others *File) []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	all := slices.Concat(o.words, wordsOf(others))
+	slices.Sort(all)
+	w := NewWriter(time.Now())
+	for _, word := range slices.Compact(all) {
+		w.Begin("word")
+		w.Text(word)
+	}
+	return w.Finish()
+}
+
+// start starts a saver until the test ends.
+func start(t *testing.T, store Store, words ...string) (*fakeOwner, *Saver) {
+	o := new(fakeOwner)
+	if len(words) > 0 {
+		o.learn(words...)
+	}
+	s := NewSaver(o, time.Minute)
+	s.Use(store)
+	t.Cleanup(s.Close)
+	s.Begin(true)
+	return o, s
+}
+
+func first(a, _ int) int { return a }
+
+func second(_, b int) int { return b }
+
+func want(t *testing.T, what string, got, want any) {
+	t.Helper()
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%s: got %v, want %v", what, got, want)
+	}
+}
+
+// TestSaver: what one owner knows is known to the next one, and nothing is written if
+// there is nothing new.
+func TestSaver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, s := start(t, store)
+		<-s.Loaded()
+		time.Sleep(10 * time.Minute)
+		want(t, "saves of nothing", first(store.counts()), 0)
+		o.learn("a")
+		time.Sleep(10 * time.Minute)
+		want(t, "saves", first(store.counts()), 1)
+		want(t, "loads of what it has saved", second(store.counts()), 0)
+		o.learn("b")
+		want(t, "error", s.Save(t.Context()), nil)
+		want(t, "saves", first(store.counts()), 2)
+		next, s := start(t, store)
+		<-s.Loaded()
+		want(t, "the next one knows", next.knows(), "a b")
+		want(t, "failures", slices.Concat(o.failures(), next.failures()), "[]")
+	})
+}
+
+// TestSeveralSavers: what each of several has saved is known to all after a restart.
+func TestSeveralSavers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		for i := range 5 {
+			start(t, store, fmt.Sprint("w", i))
+		}
+		time.Sleep(3 * time.Minute)
+		_, s := start(t, store)
+		<-s.Loaded()
+		o, s := start(t, store)
+		<-s.Loaded()
+		want(t, "the next one knows", o.knows(), "w0 w1 w2 w3 w4")
+	})
+}
+
+// TestFailingStore: a store that fails is reported once, until it works again, and does
+// not lose what is there.
+func TestFailingStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		_, s := start(t, store, "a")
+		want(t, "error", s.Save(t.Context()), nil)
+		s.Close()
+		store.set(func() { store.err = errors.New("gone") })
+		o, s := start(t, store, "b")
+		<-s.Loaded()
+		synctest.Wait()
+		want(t, "failures", o.failures(), "[loading: gone]")
+		store.set(func() { store.err = nil })
+		time.Sleep(3 * time.Minute)
+		want(t, "known once it works", o.knows(), "a b")
+		store.set(func() { store.err = errors.New("full") })
+		for range 10 {
+			o.learn("c")
+			time.Sleep(2 * time.Minute)
+		}
+		want(t, "failures", o.failures(), "[loading: gone saving: full]")
+		store.set(func() { store.err = nil })
+		time.Sleep(2 * time.Minute)
+		s.Close()
+		o, s = start(t, store)
+		<-s.Loaded()
+		want(t, "the next one knows", o.knows(), "a b c")
+	})
+}
+
+// TestSlowStore: a store that does not answer is called once at a time, and holds up
+// neither the end nor the start.
+func TestSlowStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &fakeStore{slow: time.Hour}
+		o, s := start(t, store, "a")
+		time.Sleep(10 * time.Minute)
+		select {
+		case <-s.Loaded():
+		default:
+			t.Error("readers still wait for what does not come")
+		}
+		want(t, "failures", o.failures(), "[loading: the storage does not answer]")
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := s.Save(ctx); err == nil {
+			t.Error("saved by a store that does not answer")
+		}
+		s.Close()
+		want(t, "the end took", time.Since(began), time.Second)
+		time.Sleep(3 * time.Hour) // until the call ends that was given up
+	})
+}
+
+// TestUnusableFile: a file that cannot be used is reported and replaced.
+func TestUnusableFile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &fakeStore{data: []byte("something else"), stamp: Stamp{14, time.Now()}}
+		o, s := start(t, store, "a")
+		<-s.Loaded()
+		time.Sleep(2 * time.Minute)
+		want(t, "failures", o.failures(), "[ignoring: it is no snapshot]")
+		want(t, "loads", second(store.counts()), 1)
+		s.Close()
+		store.set(func() { store.stamp.Size = MaxSize + 1 })
+		o, s = start(t, store, "b")
+		<-s.Loaded()
+		want(t, "failures", o.failures(), fmt.Sprintf("[ignoring: it has %d octets, more than %d]", MaxSize+1, MaxSize))
+		want(t, "loads of what is too large", second(store.counts()), 1)
+	})
+}
+
+// TestNoStore: without a store there is nothing to wait for; one that comes later is used.
+func TestNoStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, s := start(t, nil, "a")
+		<-s.Loaded()
+		time.Sleep(2 * time.Minute)
+		s.Use(store)
+		time.Sleep(2 * time.Minute)
+		want(t, "saves", first(store.counts()), 1)
+		want(t, "failures", o.failures(), "[]")
+		never := NewSaver(o, time.Minute)
+		never.Close()
+		<-never.Loaded()
+	})
+}

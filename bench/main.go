@@ -49,6 +49,7 @@ var (
 var (
 	quick          = flag.Bool("quick", false, "two minutes of the scenario compare; with -out, their figures are written down and marked")
 	check          = flag.Bool("check", false, "check that the programs for the scenario compare are there and take their configurations")
+	rewrite        = flag.Bool("report", false, "write measurements.md and its plots anew from the figures that are there")
 	outDir         = flag.String("out", "docs", "`directory` for measurements.md and its plots, written by the scenarios compare and soak; none with -quick unless it is set")
 	domainCounts   = flag.String("domains", "20,500,10000,100000", "`numbers` of domains")
 	schemeList     = flag.String("schemes", "http,https", "`schemes`; h2 is https over HTTP/2")
@@ -146,6 +147,10 @@ func main() {
 	}
 	if *quick && !isSet("out") {
 		*outDir = ""
+	}
+	if *rewrite {
+		record(func(*measurements) {})
+		return
 	}
 	if *check {
 		l := newLab()

@@ -43,9 +43,12 @@ type measurements struct {
 	Soak        *soakReport
 }
 
-// add adds a comparison, in place of an older one in the same setting.
+// add adds a comparison, in place of an older one in the same setting, and of all quick
+// ones unless it is quick itself.
 func (m *measurements) add(c *comparison) {
-	m.Comparisons = slices.DeleteFunc(m.Comparisons, func(old *comparison) bool { return old.setting == c.setting })
+	m.Comparisons = slices.DeleteFunc(m.Comparisons, func(old *comparison) bool {
+		return old.setting == c.setting || old.Quick && !c.Quick
+	})
 	m.Comparisons = append(m.Comparisons, c)
 	order := func(c *comparison) int {
 		return slices.IndexFunc(cases, func(k struct{ name, flag, about string }) bool { return k.name == c.Case })
@@ -192,8 +195,13 @@ The same load over caddytarget and what else can do its work: who wins, who lose
     go run ./bench -quick compare                   # two minutes: does it work? Figures mean little
     go run ./bench soak
 
-` + "`go run ./bench -h`" + ` has the flags that choose settings. This page and its plots are written by these commands;
-the figures are in [measurements.json](measurements/measurements.json), with each round.
+` + "`go run ./bench -h`" + ` has the flags that choose settings. Each run adds its settings to this page, so the whole, of almost
+three hours, may be run in parts. The first of these takes a quarter of an hour; the second is about domains that share addresses:
+
+    go run ./bench -rounds 3 -seconds 3 -schemes http -domains 500,10000 -cases healthy,outage compare
+    go run ./bench -addresses 8 -domains 500 -schemes http,https,h2 -cases healthy compare
+
+This page and its plots are written by these commands; the figures are in [measurements.json](measurements/measurements.json), with each round.
 
 ## The contestants
 

@@ -83,6 +83,11 @@ func TestAdd(t *testing.T) {
 	if want := []string{"http, 500 domains, " + healthy, "http, 20 domains, " + deadNames}; !slices.Equal(got, want) {
 		t.Errorf("got %q", got)
 	}
+	c := testComparison(10_000, nil)
+	c.Quick = false
+	if m.add(c); len(m.Comparisons) != 1 {
+		t.Errorf("%d comparisons, of which one is not quick", len(m.Comparisons))
+	}
 }
 
 func TestReport(t *testing.T) {

@@ -157,8 +157,9 @@ func (c chart) bars(p *plot.Plot) error {
 	}
 	p.NominalX(c.Labels...)
 	// the legend is to the right of the bars
-	p.Legend.XOffs = 13.7 * vg.Centimeter
-	p.X.Min, p.X.Max = -.5, float64(len(c.Labels))/.73-.5
+	p.Legend.XOffs = 12.8 * vg.Centimeter
+	p.Legend.TextStyle.Font.Size = vg.Points(10)
+	p.X.Min, p.X.Max = -.5, float64(len(c.Labels))/.67-.5
 	p.Y.Min, p.Y.Max = bottom, math.Max(top*1.05, bottom+1)
 	if logarithmic {
 		p.Y.Max = math.Pow(10, math.Ceil(math.Log10(math.Max(top, bottom*10))))

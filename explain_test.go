@@ -38,18 +38,7 @@ func TestExplainOpensNothing(t *testing.T) {
 			return next(ctx, network, address)
 		}
 	})
-	counted := func() string {
-		var lines []string
-		for line := range strings.Lines(w.mustGet("/metrics", "").body) {
-			for _, name := range []string{"caddy_target_refused_", "caddy_target_left_out_", "caddy_target_failures_"} {
-				if strings.HasPrefix(line, name) {
-					lines = append(lines, line)
-				}
-			}
-		}
-		return strings.Join(lines, "")
-	}
-	before := counted()
+	before := w.refusalSeries()
 	asked := w.dns.Total()
 	for _, target := range []string{
 		"https://name.example:" + b.Port, "http://name.example:" + b.Port, "https://127.0.0.2:" + b.Port, "http://private.example", "http://broken.example", "http://none.example", "ftp://x", "",
@@ -94,8 +83,45 @@ func TestExplainOpensNothing(t *testing.T) {
 	if n := shared.health.Len(); n != 0 {
 		t.Errorf("%d failures of addresses are recorded, want none", n)
 	}
-	if after := counted(); after != before {
+	if after := w.refusalSeries(); after != before {
 		t.Errorf("counted\n%s\nbefore and\n%s\nafter, want no change", before, after)
+	}
+}
+
+// refusalSeries returns the series of requests that were refused or failed.
+func (w *world) refusalSeries() string {
+	w.Helper()
+	var lines []string
+	for line := range strings.Lines(w.mustGet("/metrics", "").body) {
+		for _, name := range []string{"caddy_target_refused_", "caddy_target_left_out_", "caddy_target_failures_"} {
+			if strings.HasPrefix(line, name) {
+				lines = append(lines, line)
+			}
+		}
+	}
+	return strings.Join(lines, "")
+}
+
+// TestExplainCountsNothing: what is refused, left out or only reported in an explanation
+// is neither counted nor logged; as that of real requests is.
+func TestExplainCountsNothing(t *testing.T) {
+	w := newWorld(t)
+	w.dns.Has("mixed.example", "127.0.0.2", "10.0.0.1")
+	w.dns.Has("private.example", "10.0.0.1")
+	for _, mode := range []string{"enforce", "report"} {
+		lines := w.logTo("DEBUG", "http.handlers.target", "target refused", "target would be refused", "address left out", "address would be left out")
+		w.run(w.proxy("deny denied.example", "guard "+mode) + "\nmetrics /metrics")
+		before := w.refusalSeries()
+		for _, target := range []string{"http://mixed.example:1", "http://private.example", "http://denied.example", "http://0x1"} {
+			mustExplain(t, url.Values{"url": {target}})
+		}
+		if after := w.refusalSeries(); after != before || len(lines()) > 0 {
+			t.Errorf("%s: counted\n%s\nbefore and\n%s\nafter, and logged %v, want no change", mode, before, after, lines())
+		}
+		w.get("/", "http://denied.example") // which does not exist
+		if w.refusalSeries() == before || len(lines()) == 0 {
+			t.Errorf("%s: a real request is neither counted nor logged", mode)
+		}
 	}
 }
 

@@ -29,19 +29,19 @@ func CheckPreload(names []string) error {
 		if isPreloadFile(name) {
 			continue
 		}
-		if err := checkPreloadName(name); err != nil {
+		if _, err := preloadName(name); err != nil {
 			return fmt.Errorf("preload %q: %w", name, err)
 		}
 	}
 	return nil
 }
 
-func checkPreloadName(name string) error {
+// preloadName returns a name to preload in normal form.
+func preloadName(name string) (string, error) {
 	if strings.HasPrefix(name, "_") {
-		return errors.New("a service cannot be preloaded, only names of hosts")
+		return "", errors.New("a service cannot be preloaded, only names of hosts")
 	}
-	_, err := normalName(name)
-	return err
+	return normalName(name)
 }
 
 // openPreloadFiles reads the files of Config.Preload for the first time.
@@ -55,8 +55,9 @@ func (r *Resolver) openPreloadFiles() {
 	}
 }
 
-// readPreloadFile reads a file of names. One that cannot be read leaves all as it is.
-func (r *Resolver) readPreloadFile(f *preloadFile) {
+// readPreloadFile reads a file of names, and reports whether that has worked. If not, the
+// names stay as they are.
+func (r *Resolver) readPreloadFile(f *preloadFile) bool {
 	data, stamp, err := f.read()
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -66,7 +67,7 @@ func (r *Resolver) readPreloadFile(f *preloadFile) {
 			f.failure = err.Error()
 			r.logger().Warn("reading a file of names to preload failed", zap.String("file", f.path), zap.Error(err))
 		}
-		return
+		return false
 	}
 	f.stamp, f.failure, f.names = stamp, "", nil
 	ignored, firstLine, number := 0, 0, 0
@@ -78,27 +79,27 @@ func (r *Resolver) readPreloadFile(f *preloadFile) {
 		if name == "" {
 			continue
 		}
-		if err := checkPreloadName(name); err != nil {
+		normal, err := preloadName(name)
+		if err != nil {
 			if ignored++; ignored == 1 {
 				firstLine, firstError = number, err
 			}
 			continue
 		}
-		normal, _ := normalName(name)
 		f.names = append(f.names, normal)
 	}
 	if ignored > 0 {
 		r.logger().Warn("lines of a file of names to preload are ignored", zap.String("file", f.path),
 			zap.Int("ignored", ignored), zap.Int("first_line", firstLine), zap.Error(firstError))
 	}
+	return true
 }
 
 // checkPreloadFiles reads the files of names again that have changed.
 func (r *Resolver) checkPreloadFiles() {
 	changed := false
 	for _, f := range r.preloadFiles {
-		if f.changed() {
-			r.readPreloadFile(f)
+		if f.changed() && r.readPreloadFile(f) {
 			changed = true
 		}
 	}

@@ -93,6 +93,20 @@ func TestPreloadFile(t *testing.T) {
 	write("1.test\n2.test\n3.test\n4.test\n")
 	check("1.test in ., 2.test in ., a.test in .")
 	warned("too many names to preload: the last ones are left out map[cache_size:3 names:5 zone:.]")
+	// one that is there and cannot be read leaves all as it is, and is one line
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		check("1.test in ., 2.test in ., a.test in .")
+	}
+	warned("reading a file of names to preload failed map[error:read PATH: is a directory]")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
 	write("")
 	check("a.test in .")
 }

@@ -51,12 +51,12 @@ type Attempt struct {
 // and with the text of that.
 func (r *Request) End(now time.Time, status int, f failure.Failure, text string) *Event {
 	e := &Event{
-		Time: r.Begun.UTC(), Site: r.Site, Method: r.Method, Target: r.Target.String(), Attempts: make([]Attempt, len(r.Entries)),
+		Time: r.Begun.UTC(), Site: shorten(r.Site, maxSite), Method: shorten(r.Method, maxMethod), Target: r.Target.String(), Attempts: make([]Attempt, len(r.Entries)),
 		Status: status, Phase: string(f.Phase), Failure: string(f.Token), Rule: f.Rule, Seconds: seconds(now.Sub(r.Begun)),
 		hosts: []string{r.Target.Host},
 	}
 	if f.Token != "" {
-		e.Error = text
+		e.Error = shorten(text, maxText)
 	}
 	for i, entry := range r.Entries {
 		e.Attempts[i] = entry.attempt()
@@ -77,7 +77,7 @@ func (e *Entry) attempt() Attempt {
 		DNS: secondsOf(e.Lookup.Step), Connect: secondsOf(steps[pool.Connect]), TLS: secondsOf(steps[pool.Handshake]),
 		Send: secondsOf(steps[pool.Send]), Response: secondsOf(steps[pool.Response]),
 		Status: e.Status, Phase: string(e.Failure.Phase), Failure: string(e.Failure.Token), Rule: e.Failure.Rule,
-		Error: failure.Text(e.Err), Seconds: seconds(e.Ended.Sub(e.Start())),
+		Error: shorten(failure.Text(e.Err), maxText), Seconds: seconds(e.Ended.Sub(e.Start())),
 	}
 }
 
@@ -89,16 +89,35 @@ func (e *Entry) Dialled() string {
 	return e.Dial
 }
 
-// String returns the URL of a target, or the empty string if it could not be read.
+// The limits, in octets, of what clients and backends choose. Listeners and exporters of
+// spans that are slow keep many of these texts. Names of hosts have at most 253 octets.
+const (
+	maxSite   = 300
+	maxMethod = 64
+	maxPath   = 2048
+	maxText   = 2048
+)
+
+// shorten returns a text of at most limit octets, and three dots if it was longer.
+func shorten(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit], "") + "..."
+}
+
+// String returns the URL of a target, or the empty string if it could not be read. A very
+// long path is shortened.
 func (t *Target) String() string {
 	if t.Host == "" {
 		return ""
 	}
 	host := targeturl.JoinHostPort(t.Scheme, t.Host, t.Port)
+	path := shorten(t.Path, maxPath)
 	if t.Scheme == "" {
-		return host + t.Path
+		return host + path
 	}
-	return t.Scheme + "://" + host + t.Path
+	return t.Scheme + "://" + host + path
 }
 
 func secondsOf(s pool.Step) float64 {

@@ -206,3 +206,16 @@ func TestNotSent(t *testing.T) {
 		}
 	}
 }
+
+// TestEventIsBounded: a client or a backend that sends long texts does not make an event
+// large.
+func TestEventIsBounded(t *testing.T) {
+	long := strings.Repeat("\u00e9", 1<<20)
+	err := &failure.Error{Target: "a.example", Phase: failure.Response, Err: errors.New(long)}
+	r := &Request{Site: long, Method: long, Target: Target{Scheme: "https", Host: "a.example", Port: 443, Path: "/" + long}}
+	r.Begin(&Entry{Target: Target{Scheme: "https", Host: "b.example", Port: 443, Path: "/" + long}, Err: err, Failure: failure.Of(err)})
+	text, marshalErr := json.Marshal(r.End(time.Now(), 502, failure.Of(err), long))
+	if marshalErr != nil || len(text) > 16<<10 || strings.Contains(string(text), "\ufffd") {
+		t.Errorf("got an event of %d octets, %v, want at most 16 KiB of valid text", len(text), marshalErr)
+	}
+}

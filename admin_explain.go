@@ -105,5 +105,8 @@ func newExplainedRequest(method, uri string, header []string) (*http.Request, er
 	if authority {
 		r.URL.Scheme = ""
 	}
+	if r.URL.Host != "" { // in absolute form
+		r.Host = r.URL.Host
+	}
 	return r, nil
 }

@@ -1,6 +1,8 @@
 package caddytarget
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -325,6 +327,17 @@ func TestExplainSites(t *testing.T) {
 	}
 }
 
+// TestSiteOfNamedServer: a server may have any name, also one with a slash.
+func TestSiteOfNamedServer(t *testing.T) {
+	w := newWorld(t)
+	w.global = "servers 127.0.0.1:" + w.port + " {\nname team/gateway\n}"
+	w.run(w.proxy())
+	sites := targetSites()
+	if len(sites) != 1 || !strings.HasPrefix(sites[0].place, "team/gateway/routes/") || !slices.Equal(sites[0].listen, []string{"127.0.0.1:" + w.port}) {
+		t.Errorf("got the sites %+v, want that of team/gateway", sites)
+	}
+}
+
 // explainAt asks /target/explain in this process.
 func explainAt(t *testing.T, query url.Values) (*explain.Report, error) {
 	t.Helper()
@@ -350,6 +363,24 @@ func TestExplainRequest(t *testing.T) {
 	got, err = explainAt(t, url.Values{"url": {"http://127.0.0.6"}, "uri": {"/?p=../x"}, "header": {"X-Host: a"}})
 	if err != nil || got.Status != http.StatusBadRequest || got.Rule != "malformed" || !strings.Contains(got.Outcome.Error, "leaves the folder") {
 		t.Errorf("got %+v, %v, want that the path leaves its folder", got, err)
+	}
+	for _, query := range []url.Values{
+		{"uri": {"http://127.0.0.7/x"}, "header": {"X-Port: 81", "Host: other.example"}},
+		{"uri": {"127.0.0.7:443"}, "method": {"CONNECT"}, "header": {"X-Port: 81", "Host: other.example"}},
+	} {
+		q, err := newExplainQuery(map[string]string{"uri": query.Get("uri"), "method": cmp.Or(query.Get("method"), "GET")}, query["header"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text strings.Builder
+		fmt.Fprintf(&text, "%s %s HTTP/1.1\r\n%s\r\n\r\n", q.request.Method, query.Get("uri"), strings.Join(query["header"], "\r\n"))
+		live, err := http.ReadRequest(bufio.NewReader(strings.NewReader(text.String())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if q.request.Host != live.Host || *q.request.URL != *live.URL || q.request.RequestURI != live.RequestURI {
+			t.Errorf("%v: got %s, %s, %s, want %s, %s, %s as of a server", query, q.request.Host, q.request.URL, q.request.RequestURI, live.Host, live.URL, live.RequestURI)
+		}
 	}
 	for want, query := range map[string]url.Values{
 		"missing url":                         {},

@@ -15,14 +15,21 @@ type handlerVisit func(place string, handler caddyhttp.MiddlewareHandler, after 
 // visitHandlers calls visit with the handlers of an HTTP app.
 func visitHandlers(app *caddyhttp.App, visit handlerVisit) {
 	for name, server := range app.Servers {
-		place := "apps/http/servers/" + name
-		visit.routes(place+"/routes", server.Routes, nil)
-		if server.Errors != nil {
-			visit.routes(place+"/errors/routes", server.Errors.Routes, nil)
-		}
-		for route, named := range server.NamedRoutes {
-			visit.route(place+"/named_routes/"+route, &continuation{routes: caddyhttp.RouteList{*named}})
-		}
+		visit.server(serversPlace+name, server)
+	}
+}
+
+// serversPlace is where the servers of an HTTP app stand in a configuration.
+const serversPlace = "apps/http/servers/"
+
+// server visits the handlers of a server.
+func (visit handlerVisit) server(place string, server *caddyhttp.Server) {
+	visit.routes(place+"/routes", server.Routes, nil)
+	if server.Errors != nil {
+		visit.routes(place+"/errors/routes", server.Errors.Routes, nil)
+	}
+	for route, named := range server.NamedRoutes {
+		visit.route(place+"/named_routes/"+route, &continuation{routes: caddyhttp.RouteList{*named}})
 	}
 }
 

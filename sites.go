@@ -29,37 +29,47 @@ func targetSites() (sites []*targetSite) {
 	if err != nil {
 		return nil
 	}
-	const servers = "apps/http/servers/"
-	servedBy := app.(*caddyhttp.App).Servers
-	visitHandlers(app.(*caddyhttp.App), func(place string, handler caddyhttp.MiddlewareHandler, after *continuation) {
-		h, ok := handler.(*Handler)
-		if !ok {
-			return
-		}
-		place = strings.TrimPrefix(place, servers)
-		name, _, _ := strings.Cut(place, "/")
-		s := &targetSite{place: place, hosts: after.hosts(), handler: h, server: servedBy[name]}
-		s.listen = s.server.Listen
-		if s.proxy, _ = h.proxy.(*reverseproxy.Handler); h.proxy == nil {
-			for handlers := range after.lists {
-				if s.proxy = firstProxy(handlers); s.proxy != nil {
-					break
-				}
+	for name, server := range app.(*caddyhttp.App).Servers {
+		handlerVisit(func(place string, handler caddyhttp.MiddlewareHandler, after *continuation) {
+			if h, ok := handler.(*Handler); ok {
+				sites = append(sites, newTargetSite(place, h, after, server))
 			}
-		}
-		sites = append(sites, s)
-	})
+		}).server(name, server)
+	}
 	slices.SortFunc(sites, func(a, b *targetSite) int { return strings.Compare(a.place, b.place) })
-	for _, s := range sites {
-		s.name = s.place
-		for _, host := range s.hosts {
-			if !slices.ContainsFunc(sites, func(other *targetSite) bool { return other != s && slices.Contains(other.hosts, host) }) {
-				s.name = host
-				break
-			}
+	nameSites(sites)
+	return sites
+}
+
+// newTargetSite returns the site of a handler of a server, without its name.
+func newTargetSite(place string, h *Handler, after *continuation, server *caddyhttp.Server) *targetSite {
+	s := &targetSite{place: place, hosts: after.hosts(), handler: h, server: server, listen: server.Listen}
+	if h.proxy != nil {
+		s.proxy, _ = h.proxy.(*reverseproxy.Handler)
+		return s
+	}
+	for handlers := range after.lists {
+		if s.proxy = firstProxy(handlers); s.proxy != nil {
+			break
 		}
 	}
-	return sites
+	return s
+}
+
+// nameSites gives sites their names.
+func nameSites(sites []*targetSite) {
+	sitesOf := make(map[string]int) // by host
+	for _, s := range sites {
+		for _, host := range s.hosts {
+			sitesOf[host]++
+		}
+	}
+	for _, s := range sites {
+		s.name = s.place
+		if i := slices.IndexFunc(s.hosts, func(host string) bool { return sitesOf[host] == 1 }); i >= 0 {
+			s.name = s.hosts[i]
+		}
+	}
 }
 
 // isCalled reports whether a name is one of the site's: a host, its place in the

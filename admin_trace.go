@@ -109,6 +109,8 @@ func adminGetTrace(w http.ResponseWriter, r *http.Request, params map[string]str
 	defer l.Close()
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
+	// the time limit of writing would hold for later requests over the connection
+	w.Header().Set("Connection", "close")
 	if r.Method == http.MethodHead {
 		return nil
 	}

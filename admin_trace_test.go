@@ -40,6 +40,9 @@ func (w *world) listenTo(query string) (next func() (name, data string), leave f
 	if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "text/event-stream" {
 		w.Fatalf("%s: got %s, %s, want events", query, res.Status, res.Header.Get("Content-Type"))
 	}
+	if !res.Close {
+		w.Error("the connection may be used again, want none whose time limit is that of the live trace")
+	}
 	lines := bufio.NewReader(res.Body)
 	if line, err := lines.ReadString('\n'); line != ": listening\n" {
 		w.Fatalf("got %q, %v, want that the server listens", line, err)

@@ -24,9 +24,6 @@ type Claim struct {
 // that it returns is not open.
 func (s *Source) claim(ctx context.Context, t *Target, p *health.Policy, a netip.Addr, want health.State) *Claim {
 	if s.Peek {
-		if s.Health.State(p, t.Host, t.addr(a)) != want {
-			return nil
-		}
 		c := &Claim{addr: a}
 		c.take()
 		return c

@@ -96,9 +96,9 @@ func (c *Check) noteWanted(config *tls.Config) {
 	}
 }
 
-// alertTime is how long it is waited for what a backend makes of a client certificate, or
-// of none. In TLS 1.3 it says so only after the handshake, and says nothing if it takes
-// it.
+// alertTime is how long Check waits for a backend to refuse a client certificate, or that
+// there is none. In TLS 1.3 a backend refuses only after the handshake, and sends nothing
+// if it accepts.
 const alertTime = 500 * time.Millisecond
 
 // awaitAlert returns why a backend has ended a connection just after the handshake, or nil.

@@ -35,8 +35,8 @@ func (t *Timing) reset() {
 	}
 }
 
-// dialled takes down the phases of a dial, as far as they were after the time at which
-// the request began to wait; shard.mu is held, or the dial has ended.
+// dialled records the phases of a dial, without the time before the request began to
+// wait; shard.mu is held, or the dial has ended.
 func (t *Timing) dialled(n *dial, since, now time.Time) {
 	if t == nil || n == nil {
 		return

@@ -29,11 +29,12 @@ type flight struct {
 	forReader bool
 	lease     *lease
 
-	old   *entry
+	old   *entry // when the lookup began
 	order Family
 	start time.Duration
 
 	mu           sync.Mutex
+	base         *entry  // into which replies are merged: old, or what was restored after the beginning
 	unanswered   int     // families that are asked for and have not been answered
 	unasked      [2]bool // families to be asked for, but not yet
 	held         bool    // one family is not asked for, since its NODATA holds
@@ -62,6 +63,7 @@ func (f *flight) beginForReader() {
 func (f *flight) begin() {
 	c := f.cache
 	f.old, f.start = f.node.entry.Load(), c.cfg.Now()
+	f.base = f.old
 	f.order = serviceRecords
 	if !f.old.isService() {
 		f.order = c.cfg.Family()
@@ -211,20 +213,20 @@ func (f *flight) releaseSlot() {
 	}
 }
 
-// publish merges what has come back into the cache.
+// publish merges what has come back into the cache; f.mu is held.
 func (f *flight) publish() *entry {
 	c, now := f.cache, f.cache.cfg.Now()
 	for {
 		if current := f.node.entry.Load(); current.state.restored {
-			f.old = current // maybe after the lookup began
+			f.base = current // maybe after the lookup began
 		}
-		e := merge(&c.cfg, f.old, f.replies, f.order, now)
+		e := merge(&c.cfg, f.base, f.replies, f.order, now)
 		c.trim(e, f.node.entry.Load())
 		e.state.slow = now-f.start > slowAfter
-		if f.call.renewal && slices.Equal(e.addrs(), f.old.addrs()) {
-			e.state.renewals = min(f.old.state.renewals+1, maxRenewals)
+		if f.call.renewal && slices.Equal(e.addrs(), f.base.addrs()) {
+			e.state.renewals = min(f.base.state.renewals+1, maxRenewals)
 		}
-		if c.publish(f.node, f.old, e, f.call.entry == nil) {
+		if c.publish(f.node, f.base, e, f.call.entry == nil) {
 			return e
 		}
 	}

@@ -264,3 +264,42 @@ func TestRestoredMeanwhile(t *testing.T) {
 		w.want("y", "hit "+a)
 	})
 }
+
+// restoringExchanger replies to AAAA, which is asked first, after the name was restored, and
+// returns from that question after the readers got the reply.
+type restoringExchanger struct {
+	*fake
+	restore func()
+}
+
+// Ask implements Exchanger.
+func (x *restoringExchanger) Ask(ctx context.Context, name string, qtype uint16, done func([]netip.Addr, time.Duration, error)) {
+	if qtype != TypeAAAA {
+		x.fake.Ask(ctx, name, qtype, done)
+		return
+	}
+	go func() {
+		x.restore()
+		done(ips(c6), time.Minute, nil)
+	}()
+	time.Sleep(4 * familyGrace) // without synchronization, for the race detector
+}
+
+// TestRestoredWhileAsking: a name may be restored while its lookup asks for one family
+// after the other.
+func TestRestoredWhileAsking(t *testing.T) {
+	x := &restoringExchanger{fake: newFake()}
+	c := New(x, Config{})
+	defer c.Close()
+	x.restore = func() {
+		c.Import(slices.Values([]Record{{Name: "x", Addrs: [2][]netip.Addr{ips(b)}, TTL: [2]time.Duration{-time.Second}}}), Import{})
+	}
+	x.set("x A", script{addrs: ips(a), ttl: time.Minute})
+	if _, err := c.Lookup(t.Context(), "x"); err != nil {
+		t.Error(err)
+	}
+	c.wg.Wait() // the lookup goes on
+	if addrs, known := c.Peek("x"); !known || len(addrs) != 2 || slices.Contains(addrs, ips(b)[0]) {
+		t.Errorf("got %v, want the two addresses of the lookup", addrs)
+	}
+}

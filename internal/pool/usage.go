@@ -74,8 +74,10 @@ func (d *destination) usage(now time.Time) Usage {
 // and returns up to limit and, if there may be more, the position to go on from; else 0.
 // A key that is in use from the first page to the last one is on one page. key and rest
 // are called with a lock held. The error is that of ctx.
+//
+// A position is one more than that of scan, so that none but the beginning is 0.
 func (p *Pool) Usages(ctx context.Context, from uint64, limit int, key func(*Key) bool, rest func(*Usage) bool) (page []Usage, next uint64, err error) {
-	for at, d := range p.scan(from) {
+	for at, d := range p.scan(max(from, 1) - 1) {
 		if d == nil { // no lock is held
 			if err := context.Cause(ctx); err != nil {
 				return nil, 0, err
@@ -90,7 +92,7 @@ func (p *Pool) Usages(ctx context.Context, from uint64, limit int, key func(*Key
 			continue
 		}
 		if len(page) == limit {
-			return page, at, nil
+			return page, at + 1, nil
 		}
 		page = append(page, u)
 	}

@@ -368,3 +368,26 @@ func BenchmarkUsages(b *testing.B) {
 		}
 	}
 }
+
+// TestUsagesOfFullPage: a page that is full before the first key of a pool goes on there,
+// wherever the key is.
+func TestUsagesOfFullPage(t *testing.T) {
+	p := newPool(t, Config{})
+	o := &Order{Key: Key{Host: "a.example"}}
+	for i := 0; p.shard(&o.Key) != &p.shards[0]; i++ {
+		o.Key.Host = fmt.Sprintf("%d.example", i)
+	}
+	s := &p.shards[0]
+	s.mu.Lock()
+	s.destination(p, o)
+	s.mu.Unlock()
+	key, rest := func(*Key) bool { return true }, func(*Usage) bool { return true }
+	page, next, err := p.Usages(t.Context(), 0, 0, key, rest)
+	if len(page) != 0 || next == 0 || err != nil {
+		t.Fatalf("got %+v, %d, %v with no room on the page, want a position to go on from", page, next, err)
+	}
+	page, next, err = p.Usages(t.Context(), next, 1, key, rest)
+	if len(page) != 1 || page[0].Key != o.Key || next != 0 || err != nil {
+		t.Errorf("got %+v, %d, %v, want the key on the next page", page, next, err)
+	}
+}

@@ -1,6 +1,7 @@
 package health
 
 import (
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
@@ -94,19 +95,23 @@ func (t *Tracker) Use(maxFails int, ejectFor time.Duration) (release func()) {
 		return func() {}
 	}
 	p := ejectionPolicy{maxFails, ejectFor}
-	t.changePolicies(func(list []ejectionPolicy) []ejectionPolicy { return append(list, p) })
-	return func() {
-		t.changePolicies(func(list []ejectionPolicy) []ejectionPolicy {
-			i := slices.Index(list, p)
-			return slices.Delete(list, i, i+1)
-		})
-	}
+	t.countPolicy(p, 1)
+	return func() { t.countPolicy(p, -1) }
 }
 
-func (t *Tracker) changePolicies(change func([]ejectionPolicy) []ejectionPolicy) {
+// countPolicy changes how often a policy is in use. It is in the list once: the list is
+// read for each failure and each record, and thousands of sites may have the same policy.
+func (t *Tracker) countPolicy(p ejectionPolicy, by int) {
 	t.policiesMu.Lock()
 	defer t.policiesMu.Unlock()
-	list := change(slices.Clone(t.inUse()))
+	if t.policyUses == nil {
+		t.policyUses = make(map[ejectionPolicy]int)
+	}
+	t.policyUses[p] += by
+	if t.policyUses[p] == 0 {
+		delete(t.policyUses, p)
+	}
+	list := slices.Collect(maps.Keys(t.policyUses))
 	t.policies.Store(&list)
 }
 

@@ -20,7 +20,8 @@ type Tracker struct {
 
 	observer   Observer                         // nil: none
 	policies   atomic.Pointer[[]ejectionPolicy] // those in use
-	policiesMu sync.Mutex                       // held by changePolicies
+	policiesMu sync.Mutex                       // held to change the two
+	policyUses map[ejectionPolicy]int           // how often each of them is in use
 }
 
 // A record is deleted when its last failure is longer ago than forgetAfter, within about a

@@ -179,9 +179,16 @@ func TestEjections(t *testing.T) {
 		h, _ := testHealth()
 		var o observed
 		h.Observe(&o)
-		release := h.Use(1, time.Minute)
+		release, again := h.Use(1, time.Minute), h.Use(1, time.Minute)
 		h.Use(5, time.Minute)()
+		if list := h.inUse(); len(list) != 1 {
+			t.Errorf("got the policies %v, want one", list)
+		}
 		release()
+		if list := h.inUse(); len(list) != 1 {
+			t.Errorf("got the policies %v while one is still used, want it", list)
+		}
+		again()
 		h.Failed("", addrA, false, errRefused)
 		if got, states := o.take(), h.States(); got != nil || states != [4]int{} {
 			t.Errorf("got %q and the states %v, want none", got, states)

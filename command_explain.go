@@ -108,7 +108,8 @@ func (c *adminClient) explanation(query url.Values, report *explain.Report) erro
 // newServerlessSite returns a site with the defaults that asks one nameserver, for a
 // process that is no server. release has to be called in the end.
 func newServerlessSite(nameserver string) (site *targetSite, release func(), err error) {
-	resolver, err := json.Marshal(&App{Resolver: &Resolver{Nameservers: []string{nameserver}}})
+	// what a server has saved would be an answer that the nameserver has not given
+	resolver, err := json.Marshal(&App{Resolver: &Resolver{Nameservers: []string{nameserver}, Persist: -1}})
 	if err != nil {
 		return nil, nil, err
 	}

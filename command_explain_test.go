@@ -1,9 +1,16 @@
 package caddytarget
 
 import (
+	"context"
 	"encoding/json"
+	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
 
 	"caddytarget/internal/explain"
 	"caddytarget/internal/testlab"
@@ -60,5 +67,42 @@ func TestCommandExplain(t *testing.T) {
 	status, stdout, stderr = caddyTarget(t, "explain", "--connect", "--nameserver="+w.dns.Addr, "https://name.example:"+b.Port)
 	if status != 1 || !strings.Contains(stdout, "rule loopback") || strings.Contains(stdout, "connect ") {
 		t.Errorf("got status %d, %s%s, want that the default rules refuse it without a connection", status, stdout, stderr)
+	}
+}
+
+// TestExplainKnowsNothing: with --nameserver, what a server with this nameserver has saved
+// is no answer.
+func TestExplainKnowsNothing(t *testing.T) {
+	w := newWorld(t)
+	w.dns.Has("name.example", "93.184.215.14")
+	w.run(w.proxy())
+	if got := mustExplain(t, url.Values{"url": {"http://name.example"}}); got == nil || !got.WouldSend {
+		t.Fatalf("explained as %+v, want that it is sent", got)
+	}
+	w.stop()
+	files := w.savedFiles()
+	if len(files) != 1 {
+		t.Fatalf("got the files %q, want one", files)
+	}
+	file := filepath.Join(caddy.DefaultStorage.Path, "caddytarget", "dns", filepath.Base(files[0]))
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, file, read(t, files[0]))
+	w.dns.SetSilent(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	site, release, err := newServerlessSite(w.dns.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	target := "http://name.example"
+	q, err := newExplainQuery(map[string]string{"url": target}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := newExplanation(site, q.request.WithContext(ctx), q.url, false).run(); got.WouldSend {
+		t.Errorf("explained as %+v by a nameserver that is silent, want a failure", got.Lookup)
 	}
 }

@@ -123,14 +123,20 @@ func newServerlessSite(nameserver string) (site *targetSite, release func(), err
 		return nil, nil, err
 	}
 	ctx, cancel := caddy.NewContext(base)
+	release = func() {
+		cancel()
+		if app, err := base.App("target"); err == nil {
+			_ = app.(*App).Cleanup() // base itself has no end
+		}
+	}
 	module, err := ctx.LoadModuleByID("http.handlers.target", []byte(`{
 		"url": "{http.request.uri}",
 		"proxy": {"handler": "reverse_proxy", "dynamic_upstreams": {"source": "target"}, "transport": {"protocol": "target"}}
 	}`))
 	if err != nil {
-		cancel()
+		release()
 		return nil, nil, err
 	}
 	h := module.(*Handler)
-	return &targetSite{name: "(defaults)", handler: h, proxy: h.proxy.(*reverseproxy.Handler)}, cancel, nil
+	return &targetSite{name: "(defaults)", handler: h, proxy: h.proxy.(*reverseproxy.Handler)}, release, nil
 }

@@ -45,23 +45,22 @@ func (c *Cache) Has(name string, service bool) bool {
 // not count as a use.
 func (c *Cache) Records() iter.Seq[Record] {
 	return func(yield func(Record) bool) {
-		type used struct {
-			at time.Duration
-			e  *entry
-		}
 		now := c.cfg.Now()
-		all := make([]used, 0, 1024)
+		var all []*entry
+		var order []uint64 // how long ago one of all was used, and which one
 		for e := range c.scan(0) {
 			if e != nil && e.count > 0 && now < max(e.expires, e.staleUntil(&c.cfg)) {
-				all = append(all, used{e.lastUsed(now), e})
+				unused := max(0, now-e.lastUsed(now)) / usedUnit
+				order = append(order, uint64(unused)<<32|uint64(len(all)))
+				all = append(all, e)
 			}
 		}
-		slices.SortFunc(all, func(a, b used) int { return cmp.Compare(b.at, a.at) })
-		for i, u := range all {
+		slices.Sort(order)
+		for i, at := range order {
 			if i%scanned == scanned-1 {
 				runtime.Gosched()
 			}
-			if !yield(u.e.record(now)) {
+			if !yield(all[uint32(at)].record(now)) {
 				return
 			}
 		}

@@ -23,6 +23,7 @@ import (
 type memory struct {
 	rootsDigest string // of the certificate authorities
 	id          string
+	size        int // about that of the next file
 	identity    string
 	saver       *snapshot.Saver
 
@@ -132,14 +133,16 @@ func (s saved) Snapshot(others *snapshot.File) []byte {
 		zones, _, _ = s.read(others) // what cannot be read is replaced
 		age = others.Age(now)
 	}
-	w := snapshot.NewWriter(now)
+	w := snapshot.NewWriter(now, s.memory.size)
 	for suffix, z := range s.named() {
 		s.appendZone(w, suffix, z, zones, age)
 	}
 	if list := s.search.Load(); list != nil {
 		list.writeTo(w, now)
 	}
-	return w.Finish()
+	data := w.Finish()
+	s.memory.size = len(data) + len(data)/8
+	return data
 }
 
 // addAge makes a record older.

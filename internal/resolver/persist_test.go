@@ -195,7 +195,7 @@ func FuzzRestore(f *testing.F) {
 		if len(name) != 4 {
 			name = zoneSection
 		}
-		w := snapshot.NewWriter(time.Now())
+		w := snapshot.NewWriter(time.Now(), 0)
 		w.Begin(name)
 		w.Octets(content)
 		parsed, err := snapshot.Parse(w.Finish(), time.Now())

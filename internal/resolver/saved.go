@@ -83,6 +83,13 @@ func (r *Resolver) newIdentity() string {
 	return hex.EncodeToString(sum.Sum(nil)[:16])
 }
 
+// While a zone is written, others may use the processor: after so many names there is a
+// pause.
+const (
+	pausedAfter = 256
+	pause       = time.Millisecond
+)
+
 // appendZone writes a zone, with the names of others, which were saved age ago, that are
 // not known here.
 func (r *Resolver) appendZone(w *snapshot.Writer, suffix string, z *zone, others []savedZone, age time.Duration) {
@@ -95,9 +102,13 @@ func (r *Resolver) appendZone(w *snapshot.Writer, suffix string, z *zone, others
 		w.Octets(hash[:])
 	}
 	left := r.maxNames()
+	done := 0
 	add := func(record *dnscache.Record) bool {
 		if left == 0 || w.Room() < maxRecordSize {
 			return false
+		}
+		if done++; done%pausedAfter == 0 {
+			time.Sleep(pause)
 		}
 		if isSavable(record.Name) {
 			left--

@@ -131,7 +131,7 @@ func (o *fakeOwner) Snapshot(others *File) []byte {
 	defer o.mu.Unlock()
 	all := slices.Concat(o.words, wordsOf(others))
 	slices.Sort(all)
-	w := NewWriter(time.Now())
+	w := NewWriter(time.Now(), 0)
 	for _, word := range slices.Compact(all) {
 		w.Begin("word")
 		w.Text(word)

@@ -115,9 +115,9 @@ type Writer struct {
 	section int // where the content of the last section begins; 0: it has ended
 }
 
-// NewWriter returns a writer of a file that is saved now.
-func NewWriter(now time.Time) *Writer {
-	w := &Writer{data: []byte(magic)}
+// NewWriter returns a writer of a file that is saved now, of about so many octets.
+func NewWriter(now time.Time, size int) *Writer {
+	w := &Writer{data: append(make([]byte, 0, size), magic...)}
 	w.data = binary.BigEndian.AppendUint16(w.data, version)
 	w.data = binary.BigEndian.AppendUint64(w.data, uint64(now.UnixMilli()))
 	w.data = append(w.data, 0, 0, 0, 0)

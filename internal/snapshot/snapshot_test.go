@@ -13,7 +13,7 @@ var now = time.UnixMilli(1_800_000_000_000)
 
 // example returns a file with two sections.
 func example() []byte {
-	w := NewWriter(now)
+	w := NewWriter(now, 0)
 	w.Begin("abcd")
 	w.Uint(300)
 	w.Seconds(-1500 * time.Millisecond)
@@ -120,7 +120,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		w := NewWriter(file.SavedAt)
+		w := NewWriter(file.SavedAt, 0)
 		for _, s := range file.Sections {
 			w.Begin(s.Name)
 			w.Octets(s.Content)

@@ -40,7 +40,9 @@ func (d *drawing) text(x, y float64, style, text string) {
 }
 
 // label writes what an arrow stands for.
-func (d *drawing) label(x, y float64, text string) { d.text(x, y, `fill="#475569" font-size="11"`, text) }
+func (d *drawing) label(x, y float64, text string) {
+	d.text(x, y, `fill="#475569" font-size="11"`, text)
+}
 
 // frame draws a frame around boxes, with a title in its upper left corner.
 func (d *drawing) frame(x, y, w, h float64, title string) {

@@ -145,7 +145,7 @@ func anchors(text string) (list []string) {
 // TestStates checks that the picture of the states of an address has their names.
 func TestStates(t *testing.T) {
 	picture := readFile(t, "docs/states.svg")
-	states := words(readFile(t, "internal/explain/explain.go"), `health\.\w+: +"(\w+)"`)
+	states := words(strings.Join(words(readFile(t, "internal/health/state.go"), `stateNames = \[...\]string\{(.*)\}`), ""), `"(\w+)"`)
 	if len(states) != 4 {
 		t.Errorf("got the states %v, want four", states)
 	}

@@ -270,7 +270,7 @@ func TestReferenceOperating(t *testing.T) {
 		if method == "GET" {
 			sameWords(t, "parameters of /target/"+path, words(params, "`(\\w+)`"), slices.Clone(endpoint.params))
 		} else {
-			sameWords(t, "members of /target/"+path, words(params, "`(\\w+)`"), words(readFile(t, "admin.go"), "json:\"(name|suffix|address|ask_again)\\b"))
+			sameWords(t, "members of /target/"+path, words(params, "`(\\w+)`"), jsonNames(reflect.TypeFor[adminPurgeRequest]()))
 		}
 		if path != "names/NAME" {
 			paths = append(paths, path)

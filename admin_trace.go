@@ -96,7 +96,7 @@ func adminGetTrace(w http.ResponseWriter, r *http.Request, params map[string]str
 		return false
 	})
 	if hub == nil {
-		return adminErrorf(http.StatusServiceUnavailable, "no site has a target")
+		return adminErrorf(http.StatusServiceUnavailable, "no site has a target handler")
 	}
 	l, err := hub.Listen(q.filter)
 	switch {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -20,11 +21,7 @@ func TestDocs(t *testing.T) {
 	for name, file := range map[string]string{"SERVER_CERT": certFile, "SERVER_KEY": keyFile, "CLIENT_CA": certFile} {
 		t.Setenv(name, file) // the defaults are where operators have them
 	}
-	guides, err := filepath.Glob("docs/guides/*.md")
-	if err != nil || len(guides) == 0 {
-		t.Fatalf("no guides: %v", err)
-	}
-	for _, file := range append(guides, "README.md", "docs/security.md", "docs/operating.md") {
+	for _, file := range pages(t) {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -44,6 +41,117 @@ func TestDocs(t *testing.T) {
 			if err := validateJSON(t, adapted); err != nil {
 				t.Errorf("%s: not valid: %v\n%s", file, err, config)
 			}
+		}
+	}
+}
+
+// pages returns all pages of the documentation, README.md first.
+func pages(t *testing.T) []string {
+	t.Helper()
+	files := []string{"README.md", "CHANGELOG.md", "CONTRIBUTING.md"}
+	for _, pattern := range []string{"docs/*.md", "docs/guides/*.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("no %s: %v", pattern, err)
+		}
+		files = append(files, found...)
+	}
+	return files
+}
+
+// readmeLimit is how long the README may be, in octets.
+const readmeLimit = 14 << 10
+
+func TestReadmeIsShort(t *testing.T) {
+	if n := len(readFile(t, "README.md")); n > readmeLimit {
+		t.Errorf("README.md has %d octets, want %d at most", n, readmeLimit)
+	}
+}
+
+// TestLinks checks that the links of the documentation lead to files and headings that are
+// there, and that links lead from the README to all pages.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^()\s]+)\)`)
+	reached := make(map[string][]string) // pages, by the page with the link
+	n := 0
+	for _, file := range pages(t) {
+		for _, match := range link.FindAllStringSubmatch(withoutCode(readFile(t, file)), -1) {
+			n++
+			if strings.HasPrefix(match[1], "https://") {
+				continue
+			}
+			path, anchor, _ := strings.Cut(match[1], "#")
+			to := file
+			if path != "" {
+				to = filepath.Join(filepath.Dir(file), path)
+			}
+			info, err := os.Stat(to)
+			switch {
+			case err != nil:
+				t.Errorf("%s: link to %s: %v", file, match[1], err)
+			case anchor == "":
+			case info.IsDir() || filepath.Ext(to) != ".md":
+				t.Errorf("%s: link to %s: only pages have headings", file, match[1])
+			case !slices.Contains(anchors(readFile(t, to)), anchor):
+				t.Errorf("%s: link to %s: there is no such heading", file, match[1])
+			}
+			reached[file] = append(reached[file], to)
+		}
+	}
+	if n < 100 {
+		t.Errorf("got %d links, want many", n)
+	}
+	seen := make(map[string]bool)
+	next := []string{"README.md"}
+	for len(next) > 0 {
+		file := next[0]
+		next = next[1:]
+		if !seen[file] {
+			seen[file] = true
+			next = append(next, reached[file]...)
+		}
+	}
+	for _, file := range pages(t) {
+		if !seen[file] {
+			t.Errorf("no link leads from README.md to %s", file)
+		}
+	}
+}
+
+// withoutCode leaves out blocks of code and what stands between backquotes, which are no
+// links.
+func withoutCode(text string) string {
+	text = regexp.MustCompile("(?ms)^```.*?^```$").ReplaceAllString(text, "")
+	return regexp.MustCompile("`[^`\n]*`").ReplaceAllString(text, "code")
+}
+
+// anchors returns the anchors of the headings of a page, as GitHub makes them.
+func anchors(text string) (list []string) {
+	seen := make(map[string]int)
+	text = regexp.MustCompile("(?ms)^```.*?^```$").ReplaceAllString(text, "")
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
+		anchor := strings.ToLower(regexp.MustCompile(`\[([^]]*)\]\([^)]*\)`).ReplaceAllString(heading[1], "$1"))
+		anchor = strings.ReplaceAll(regexp.MustCompile(`[^\p{L}\p{N}_ -]`).ReplaceAllString(anchor, ""), " ", "-")
+		if before := seen[anchor]; before > 0 {
+			list = append(list, anchor+"-"+strconv.Itoa(before))
+		} else {
+			list = append(list, anchor)
+		}
+		seen[anchor]++
+	}
+	return list
+}
+
+// TestStates checks that the picture of the states of an address has their names.
+func TestStates(t *testing.T) {
+	picture := readFile(t, "docs/states.svg")
+	states := words(strings.Join(words(readFile(t, "internal/health/state.go"), `stateNames = \[...\]string\{(.*)\}`), ""), `"(\w+)"`)
+	if len(states) != 4 {
+		t.Errorf("got the states %v, want four", states)
+	}
+	for _, state := range states {
+		if !strings.Contains(picture, ">"+state+"</text>") {
+			t.Errorf("docs/states.svg does not have %s", state)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/http"
 	"os"
 	"reflect"
@@ -14,7 +13,6 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"caddytarget/internal/testlab"
 	"caddytarget/internal/trace"
@@ -141,60 +139,32 @@ func TestOperatingDocs(t *testing.T) {
 	}
 }
 
-// operatingMetrics returns the metrics that docs/operating.md has: all but those of the
-// README.
-func operatingMetrics() (list []*prometheus.Desc) {
+// operatingMetrics returns the names of the metrics of which there are series without a
+// failed request.
+func operatingMetrics() (names []string) {
 	s := newShared()
 	for _, c := range s.collectors() {
-		if c == s.counters.refused || c == s.counters.leftOut || c == s.counters.failures {
-			continue
-		}
-		descs := make(chan *prometheus.Desc, 100)
-		c.Describe(descs)
-		close(descs)
-		for desc := range descs {
-			list = append(list, desc)
+		if c != s.counters.refused && c != s.counters.leftOut && c != s.counters.failures {
+			names = append(names, describedBy(c)...)
 		}
 	}
-	return list
+	return words(strings.Join(names, "\n"), `(?m)^(\w+)`)
 }
 
-// TestOperatingDocsMetrics checks that docs/operating.md has all metrics but those of the
-// README, with their labels, and that the gateway has no others.
+// TestOperatingDocsMetrics checks that the metrics have series, and that docs/reference.md
+// has all values of rcode. TestReferenceMetrics checks names and labels.
 func TestOperatingDocsMetrics(t *testing.T) {
-	text, err := os.ReadFile("docs/operating.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := make(map[string]bool)
-	row := regexp.MustCompile("(?m)^\\| `(caddy_target_\\w+)` \\| ([^|]*) \\|")
-	for _, columns := range row.FindAllStringSubmatch(string(text), -1) {
-		got[columns[1]+" "+strings.NewReplacer("`", "", "none", "").Replace(columns[2])] = true
-	}
-	want := make(map[string]bool)
-	described := regexp.MustCompile(`fqName: "(\w+)".*variableLabels: \{([^}]*)\}`)
-	names := make(map[string]bool)
-	for _, desc := range operatingMetrics() {
-		parts := described.FindStringSubmatch(desc.String())
-		if parts == nil {
-			t.Fatalf("got the description %s, want a name and labels", desc)
-		}
-		want[parts[1]+" "+strings.ReplaceAll(parts[2], ",", ", ")] = true
-		names[parts[1]] = true
-	}
-	if !maps.Equal(got, want) {
-		t.Errorf("got the metrics %v in docs/operating.md, want %v", got, want)
-	}
+	text := readFile(t, reference)
 	w, _ := docsWorld(t)
-	for name := range names {
+	for _, name := range operatingMetrics() {
 		if len(w.dnsSeries(strings.TrimPrefix(name, "caddy_target_"))) == 0 {
 			t.Errorf("got no series of %s, want some", name)
 		}
 	}
 	for _, words := range [][]string{queryRcodes[:], {"timeout", "connection_refused", "network_error", "malformed"}} {
 		for _, word := range words {
-			if !strings.Contains(string(text), fmt.Sprintf("`%s`", word)) {
-				t.Errorf("docs/operating.md has no `%s`, want all values of rcode", word)
+			if !strings.Contains(text, fmt.Sprintf("`%s`", word)) {
+				t.Errorf("docs/reference.md has no `%s`, want all values of rcode", word)
 			}
 		}
 	}

@@ -3,11 +3,15 @@
 //
 //	go run ./build          # build ./caddy
 //	go run ./build run      # build ./caddy and run it with the Caddyfile here
+//
+// If ./caddy was built from the same files in the same way, it is not built again.
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"log"
 	"os"
 	"os/exec"
@@ -15,9 +19,13 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/caddyserver/xcaddy"
 )
+
+// binary is what is built.
+const binary = "caddy"
 
 func main() {
 	log.SetFlags(0)
@@ -29,7 +37,7 @@ func main() {
 	if len(os.Args) == 1 {
 		return
 	}
-	caddy := exec.Command("./caddy", os.Args[1:]...)
+	caddy := exec.Command("./"+binary, os.Args[1:]...)
 	caddy.Stdin, caddy.Stdout, caddy.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := caddy.Start(); err != nil {
 		log.Fatal(err)
@@ -45,6 +53,7 @@ func main() {
 	}
 }
 
+// build builds the binary, unless it is there already.
 func build(ctx context.Context) error {
 	data, err := os.ReadFile("xcaddy.json")
 	if err != nil {
@@ -52,9 +61,10 @@ func build(ctx context.Context) error {
 	}
 	var builder xcaddy.Builder
 	if err := json.Unmarshal(data, &builder); err != nil {
-		return err
+		return fmt.Errorf("reading xcaddy.json: %w", err)
 	}
 	// xcaddy builds in a folder of its own
+	var folders []string
 	for i, r := range builder.Replacements {
 		if !strings.HasPrefix(r.New.String(), ".") {
 			continue
@@ -64,6 +74,50 @@ func build(ctx context.Context) error {
 			return err
 		}
 		builder.Replacements[i] = xcaddy.NewReplace(r.Old.String(), path)
+		folders = append(folders, path)
 	}
-	return builder.Build(ctx, "caddy")
+
+	begun := time.Now()
+	inputs, err := hashInputs(data, folders)
+	if err != nil {
+		// what is wrong with the files, the compiler says better
+		log.Printf("comparing ./%s with the files here: %v", binary, err)
+	}
+	if inputs != "" && isBuiltFrom(binary, inputs) {
+		log.Printf("./%s is up to date: delete it to build it again", binary)
+		return nil
+	}
+
+	log.Printf("Building ./%s: two to four minutes on two cores the first time, while Go fetches and compiles Caddy; after that some seconds.", binary)
+	finished := make(chan struct{})
+	reported := make(chan struct{})
+	go func() {
+		defer close(reported)
+		reportProgress(os.Stderr, begun, finished)
+	}()
+	err = builder.Build(ctx, binary)
+	close(finished)
+	<-reported
+	if err != nil {
+		return err
+	}
+	log.Printf("Built ./%s in %s.", binary, time.Since(begun).Round(time.Second))
+	if inputs == "" {
+		return nil
+	}
+	return recordInputs(binary, inputs)
+}
+
+// reportProgress writes a line every 15 seconds until the build has finished.
+func reportProgress(w io.Writer, begun time.Time, finished <-chan struct{}) {
+	ticker := time.NewTicker(15 * time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-finished:
+			return
+		case <-ticker.C:
+			fmt.Fprintf(w, "still building after %s\n", time.Since(begun).Round(time.Second))
+		}
+	}
 }

@@ -103,7 +103,7 @@ var (
 	errHeaderSize            = errors.New("the response header is too large")
 	errHeaderFields          = fmt.Errorf("the response header has more than %d fields", maxFields)
 	errInterim               = fmt.Errorf("more than %d interim responses", maxInterim)
-	errSwitching             = errors.New("the backend switches the protocol in HTTP/2, which cannot be")
+	errSwitching             = errors.New("the backend switches the protocol in HTTP/2, which has no such switch")
 	errStalled               = errors.New("the client did not read the response, which kept others from theirs")
 )
 

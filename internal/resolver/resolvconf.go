@@ -35,7 +35,7 @@ const (
 	maxPerServer = 3
 )
 
-// resolvConf is what a resolver takes from a resolv.conf(5) file. The README has a
+// resolvConf is what a resolver takes from a resolv.conf(5) file. docs/resolver.md has a
 // table of all lines and options.
 type resolvConf struct {
 	nameservers []netip.Addr // there is one at least

@@ -470,7 +470,7 @@ func (w *fuzzWorld) handlerWith(rules Guard) *Handler {
 	}
 	p := *w.handler.policy
 	p.gate.Rules = compiled
-	return &Handler{URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, policy: &p}
+	return &Handler{URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, policy: &p, trace: w.handler.trace}
 }
 
 // finish ends the execution; what arrived must have been requests and no more.

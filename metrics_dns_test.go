@@ -123,7 +123,7 @@ func TestDNSMetrics(t *testing.T) {
 	check("with two resolvers", want(2))
 
 	w.resolver = "tries 1"
-	forgetNames() // which it would take over, and ask for again
+	forgetNames() // or that of the zone would be asked for elsewhere
 	w.run(site)
 	for series := range w.dnsSeries("") {
 		if strings.Contains(series, "corp.example") {

@@ -3,8 +3,8 @@ package caddytarget
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
-	"strings"
 
 	"caddytarget/internal/topk"
 )
@@ -79,13 +79,12 @@ func adminGetTop(_ *http.Request, params map[string]string) (any, error) {
 
 // showTop is the command `caddy target top`.
 func showTop(c *adminClient) error {
-	query := make([]string, 0, 2)
+	query := url.Values{"limit": {strconv.Itoa(c.flags.Int("limit"))}}
 	if by := c.flags.String("by"); by != "" {
-		query = append(query, "by="+by)
+		query.Set("by", by)
 	}
-	query = append(query, "limit="+strconv.Itoa(c.flags.Int("limit")))
 	var top adminTop
-	if err := c.request(http.MethodGet, "top?"+strings.Join(query, "&"), nil, &top); err != nil || c.json {
+	if err := c.request(http.MethodGet, "top?"+query.Encode(), nil, &top); err != nil || c.json {
 		return err
 	}
 	rows := [][]string{{"TARGET", "REQUESTS", "FAILURES", "SECONDS EACH", "NEW CONNECTIONS"}}

@@ -15,6 +15,8 @@ func TestTop(t *testing.T) {
 	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
 	w.dns.Has("busy.example", "127.0.0.2")
 	w.dns.Has("calm.example", "127.0.0.2")
+	w.dns.Has("cut.example", "127.0.0.3")
+	testlab.ResettingBackend(t, b.Port, "127.0.0.3")
 	w.targetOptions = "metrics_targets"
 	w.run(w.proxy() + "\nmetrics /metrics")
 	var before adminTop
@@ -27,6 +29,7 @@ func TestTop(t *testing.T) {
 	get("busy.example", 9)
 	get("calm.example", 4)
 	get("dead.example", 6)
+	get("cut.example", 2)
 	w.get("/", "not a target") // which is nobody's
 	for by, want := range map[string]string{"": "busy.example", "?by=requests": "busy.example", "?by=failures": "dead.example", "?by=latency&limit=1": ""} {
 		var top adminTop
@@ -35,8 +38,8 @@ func TestTop(t *testing.T) {
 			t.Fatalf("%s: got %+v, want %s first", by, top.Targets, want)
 		}
 		if strings.Contains(by, "limit") {
-			if n := top.Targets[0].Requests + top.Other.Requests - before.Other.Requests; len(top.Targets) != 1 || n != 19 {
-				t.Errorf("%s: got %d targets and %d requests in all, want 1 and 19", by, len(top.Targets), n)
+			if n := top.Targets[0].Requests + top.Other.Requests - before.Other.Requests; len(top.Targets) != 1 || n != 21 {
+				t.Errorf("%s: got %d targets and %d requests in all, want 1 and 21", by, len(top.Targets), n)
 			}
 			continue
 		}
@@ -44,12 +47,12 @@ func TestTop(t *testing.T) {
 		for _, target := range top.Targets {
 			sum += target.Requests
 			got := fmt.Sprint(target.Requests, target.Failures, target.Connections)
-			if want, ok := map[string]string{"busy.example": "9 0 1", "calm.example": "4 0 1", "dead.example": "6 6 0"}[target.Host]; ok && got != want {
+			if want, ok := map[string]string{"busy.example": "9 0 1", "calm.example": "4 0 1", "dead.example": "6 6 0", "cut.example": "2 2 2"}[target.Host]; ok && got != want {
 				t.Errorf("%s: requests, failures and new connections are %s, want %s", target.Host, got, want)
 			}
 		}
-		if sum != 19 {
-			t.Errorf("%d requests in all, want 19", sum)
+		if sum != 21 {
+			t.Errorf("%d requests in all, want 21", sum)
 		}
 	}
 	metrics := w.mustGet("/metrics", "").body

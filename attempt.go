@@ -143,6 +143,7 @@ func (a *attempt) failed(e *pool.Error) error {
 		c.ranOut(ended, failed)
 	}
 	c.state.err = err
+	c.state.opened = c.state.opened || e.Phase > pool.Handshake && e.Phase != pool.Prepare && !e.Reused
 	f := failover.Failure{Addr: a.order.Key.Addr, Err: e, Begun: a.begun, Ended: ended}
 	f.Deadline, _ = a.out.Context().Deadline()
 	f.Incomplete, f.Broken = !a.body.Complete(), a.body.Broken()
@@ -172,6 +173,7 @@ func (a *attempt) worked(req *http.Request, res *http.Response) {
 		return
 	}
 	c.state.err = nil
+	c.state.opened = c.state.opened || !c.state.reused
 	t.shared.counters.answered(c.state.reused)
 	a.watchBody(res)
 	if reason := t.unhealthy(res.StatusCode, a.begun); reason != nil {
@@ -201,13 +203,13 @@ func (t *Transport) unhealthy(status int, begun time.Time) error {
 type responseBody struct {
 	io.ReadCloser
 	attempt *attempt
-	trailer http.Header
+	trailer *http.Header // complete when the body has been read; nil until then if it was not announced
 }
 
 // watchBody notes how the body of a response ends.
 func (a *attempt) watchBody(res *http.Response) {
 	if res.StatusCode != http.StatusSwitchingProtocols && res.Body != http.NoBody {
-		a.responseBody = responseBody{res.Body, a, res.Trailer}
+		a.responseBody = responseBody{res.Body, a, &res.Trailer}
 		res.Body = &a.responseBody
 	}
 }
@@ -218,7 +220,7 @@ func (b *responseBody) Read(p []byte) (n int, err error) {
 	switch a := b.attempt; {
 	case err == nil:
 	case err == io.EOF:
-		failure.DropProxyStatus(b.trailer)
+		failure.DropProxyStatus(*b.trailer)
 	case a.out.Context().Err() == nil || errors.Is(a.out.Context().Err(), context.DeadlineExceeded):
 		failed := &failure.Error{Target: a.call.Host, Address: a.address(), Phase: failure.Response, Err: err, Incomplete: true}
 		a.call.ranOut(a.out.Context().Err(), failed)

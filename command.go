@@ -320,7 +320,11 @@ func (n *adminName) rows() (rows [][]string) {
 		add("error", "%s (%s ago)", n.Error, shortly(*n.ErrorAge))
 	}
 	for _, t := range n.Tries {
-		line := fmt.Sprintf("%s %s: %s after %s", t.Nameserver, t.Transport, t.Outcome, shortly(t.Seconds))
+		line := ""
+		if name := strings.TrimSuffix(t.Name, "."); name != n.Name {
+			line = name + ", "
+		}
+		line += fmt.Sprintf("%s %s: %s after %s", t.Nameserver, t.Transport, t.Outcome, shortly(t.Seconds))
 		if t.Ignored > 0 {
 			line += fmt.Sprintf(", %d messages ignored", t.Ignored)
 		}

@@ -98,6 +98,8 @@ func TestCommand(t *testing.T) {
 		{"names --state rotten " + here, 1, nil, `unknown state "rotten": expecting pending, fresh, stale, negative, failing (HTTP 400)`},
 		{"names --limit 0 " + here, 1, nil, "limit"},
 		{"names --after x " + here, 1, nil, "cursor"},
+		{"top --by requests&limit=x " + here, 1, nil, `by "requests&limit=x" is none of`},
+		{"top --by \x1b\xff " + here, 1, nil, `by "\\x1b\\xff" is none of`},
 		{"names a.example --limit 3 " + here, 1, nil, "--limit does not go with a name"},
 		{"names a.example b.example " + here, 1, nil, "accepts at most 1 arg"},
 		{"names -o yaml " + here, 1, nil, "unknown output yaml: expecting table or json"},

@@ -75,7 +75,7 @@ func (h *Handler) report(w http.ResponseWriter, st *requestState, err error) {
 	if !ok {
 		return
 	}
-	list := append(fields(st.call, st.err), zap.Int("attempts", st.attempts))
+	list := append(failureFields(st.call, st.err, f), zap.Int("attempts", st.attempts))
 	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok { // else the response had begun
 		list = append(list, zap.Int("status", e.StatusCode))
 	}
@@ -101,9 +101,12 @@ func failedMessage(f failure.Failure) string {
 
 // fields describes a request that failed, for the log: without the path and the query,
 // which may hold secrets.
-func fields(c *call, err error) []zap.Field {
+func fields(c *call, err error) []zap.Field { return failureFields(c, err, failure.Of(err)) }
+
+// failureFields is fields for a failure that is known.
+func failureFields(c *call, err error, f failure.Failure) []zap.Field {
 	list := []zap.Field{zap.Error(err)}
-	if f := failure.Of(err); f.Token != "" {
+	if f.Token != "" {
 		list = append(list, zap.String("phase", string(f.Phase)), zap.String("failure", string(f.Token)))
 		if f.Rule != "" {
 			list = append(list, zap.String("rule", f.Rule))

@@ -1,12 +1,15 @@
 package caddytarget
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"net/url"
 	"os"
 	"regexp"
@@ -49,6 +52,8 @@ func faultyBackends(w *world) map[string]string {
 	raw("not HTTP", "SSH-2.0-OpenSSH_9.2\r\n")
 	raw("header too large", "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", 300<<10)+"\r\n\r\n")
 	raw("closes", "")
+	raw("cut in the header", "HTTP/1.1 200 OK\r\nContent-Le")
+	raw("cut between fields", "HTTP/1.1 200 OK\r\nX: y\r\n")
 	raw("ends too early", "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
 	backend := func(name string, change func(*testlab.BackendConfig)) {
 		config := testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, CA: w.ca}
@@ -109,6 +114,8 @@ func TestFailures(t *testing.T) {
 		{name: "no TLS there", target: secure("not HTTP"), phase: "tls", token: "tls_protocol_error", status: 502},
 		{name: "reset before the response", target: at("resets"), phase: "response", token: "connection_terminated", status: 502},
 		{name: "closed without a response", target: at("closes"), phase: "response", token: "connection_terminated", status: 502},
+		{name: "cut in the header", target: at("cut in the header"), phase: "response", token: "connection_terminated", status: 502, details: "within the response header"},
+		{name: "cut between fields", target: at("cut between fields"), phase: "response", token: "connection_terminated", status: 502, details: "within the response header"},
 		{name: "not HTTP", target: at("not HTTP"), phase: "response", token: "http_protocol_error", status: 502},
 		{name: "header too large", target: at("header too large"), phase: "response", token: "http_response_header_size", status: 502},
 		{name: "slow answer", target: at("slow"), options: "response_header_timeout 200ms", phase: "response", token: "http_response_timeout", status: 504},
@@ -231,9 +238,59 @@ func (w *world) checkTold(t *testing.T, f fault, res response) {
 	}
 }
 
+// TestStuckUpload: a backend that takes no more of the request has failed in another phase
+// than one that does not answer.
+func TestStuckUpload(t *testing.T) {
+	w := newWorld(t)
+	w.dns.Has("name.example", "127.0.0.3")
+	port := testlab.SilentBackend(t, "", "127.0.0.3").Port
+	for _, option := range []string{"timeout 1s", "read_timeout 1s", "write_timeout 1s"} {
+		for size, want := range map[int64]string{1: "response ", 64 << 20: "send connection_write_timeout"} {
+			if size == 1 && option == "write_timeout 1s" {
+				continue // ends nothing
+			}
+			w.run(fmt.Sprintf(`target_proxy {header.X-Target} {
+				allow_ips 127.0.0.0/8
+				fail_duration 0
+				lb_retries 0
+				%s
+			}
+			handle_errors {
+				respond "{http.target.phase} {http.target.failure} {http.target.error}"
+			}`, option))
+			conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
+			fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nX-Target: http://name.example:%s\r\n\r\n", size, port)
+			go func() { _, _ = io.CopyN(conn, zeros{}, size) }()
+			res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(res.Body)
+			_ = conn.Close()
+			if res.StatusCode != http.StatusGatewayTimeout || !strings.HasPrefix(string(body), want) {
+				t.Errorf("%s, %d octets: status %d, %q, want 504 and %q", option, size, res.StatusCode, body, want)
+			}
+		}
+	}
+}
+
+// zeros is a body of zeros without an end.
+type zeros struct{}
+
+// Read implements io.Reader.
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
 // TestUnavailable: where all addresses are known to fail, that is the reason.
 func TestUnavailable(t *testing.T) {
 	w := newWorld(t)
+	lines := w.logTo("INFO", "http.handlers.target", "target failed")
 	w.dns.Has("dead.example", "127.0.0.2", "127.0.0.3")
 	port := testlab.FreePort(t)
 	w.run(w.proxy("proxy_status details"))
@@ -241,6 +298,55 @@ func TestUnavailable(t *testing.T) {
 		res := w.get("/", "http://dead.example:"+port)
 		if got := res.Header.Get("Proxy-Status"); res.StatusCode != 502 || !strings.HasPrefix(got, "caddytarget; error="+want+"; ") {
 			t.Errorf("status %d, Proxy-Status %q, want 502 and %s", res.StatusCode, got, want)
+		}
+		testlab.Eventually(t, "a line with "+want, func() bool {
+			all := lines()
+			return len(all) > 0 && all[len(all)-1]["failure"] == want
+		})
+	}
+}
+
+// TestProxyStatusEverywhere: a backend cannot forge the field in interim responses and
+// trailers either, announced or not.
+func TestProxyStatusEverywhere(t *testing.T) {
+	const forged = "Proxy-Status: CaddyTarget; error=dns_error, other\r\n"
+	w := newWorld(t)
+	w.dns.Has("name.example", "127.0.0.2")
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, CA: w.ca, Handler: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header()["Proxy-Status"] = []string{"caddytarget; error=dns_error", "other"}
+		rw.WriteHeader(http.StatusEarlyHints)
+		rw.Header().Set("Trailer", "X-Announced")
+		rw.WriteHeader(http.StatusOK)
+		_, _ = io.WriteString(rw, "hi")
+		rw.Header()[http.TrailerPrefix+"Proxy-Status"] = []string{"caddytarget; error=dns_error", "other"}
+	})})
+	response := func(trailer string) string {
+		return testlab.NewRawBackend(t, "", "127.0.0.2", nil, func(conn net.Conn) {
+			_, _ = conn.Read(make([]byte, 4096))
+			_, _ = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\n"+forged+"\r\n"+
+				"HTTP/1.1 200 OK\r\n"+forged+trailer+"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n"+forged+"X-Last: 1\r\n\r\n")
+		}).Port
+	}
+	w.run(w.proxy())
+	for name, target := range map[string]string{
+		"announced":     "http://name.example:" + response("Trailer: Proxy-Status, X-Last\r\n"),
+		"not announced": "http://name.example:" + response(""),
+		"HTTP/2":        "https://name.example:" + b.Port,
+	} {
+		var interim []string
+		res := w.get("/", target, func(r *http.Request) {
+			*r = *r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, header textproto.MIMEHeader) error {
+				interim = append(interim, header["Proxy-Status"]...)
+				return nil
+			}}))
+		})
+		for where, got := range map[string][]string{"interim response": interim, "header": res.Header["Proxy-Status"], "trailer": res.Trailer["Proxy-Status"]} {
+			if got = slices.Compact(got); !slices.Equal(got, []string{"other"}) { // an announced one has those of the header, too
+				t.Errorf("%s: Proxy-Status of the %s is %q, want what the other said", name, where, got)
+			}
+		}
+		if res.body != "hi" {
+			t.Errorf("%s: got %v", name, res)
 		}
 	}
 }

@@ -81,6 +81,6 @@ func register(registry *prometheus.Registry, collectors ...prometheus.Collector)
 func (c *counters) observe(target string, st *requestState, err error, begun time.Time) {
 	failed := err != nil || st.err != nil
 	c.top.Observe(target, topk.Observation{
-		Failed: failed, Latency: time.Since(begun), NewConn: !failed && st.attempts > 0 && !st.reused,
+		Failed: failed, Latency: time.Since(begun), NewConn: st.opened,
 	})
 }

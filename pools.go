@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"caddytarget/internal/failure"
 	"caddytarget/internal/pool"
 )
 
@@ -111,7 +112,7 @@ func (a *App) acquirePool(t *Transport, config pool.Config) (*sharedPool, error)
 		}
 		return true
 	})
-	config.Observer = s.counters.dials
+	config.Observer, config.Interim = s.counters.dials, failure.DropProxyStatus
 	value, _, err := s.pools.LoadOrNew(key, func() (caddy.Destructor, error) {
 		return &sharedPool{pool.New(config, s.health, s.limits), config, key, s, rand.Uint64()}, nil
 	})

@@ -48,6 +48,7 @@ type progress struct {
 	attempts    int            // how many were made
 	address     netip.AddrPort // of the last one
 	reused      bool           // its connection had carried other requests
+	opened      bool           // an attempt was sent over a new connection
 	unavailable bool           // all addresses were known to fail when they were first offered
 
 	redirects   int   // how many were followed

@@ -149,9 +149,19 @@ func (e *Error) Error() string {
 		return b.String()
 	}
 	b.WriteString(phaseText[e.Phase])
-	b.WriteString(e.Err.Error())
+	switch e.Err {
+	case context.Canceled:
+		b.WriteString("the client has left")
+	case context.DeadlineExceeded:
+		b.WriteString(noAnswer)
+	default:
+		b.WriteString(e.Err.Error())
+	}
 	return b.String()
 }
+
+// noAnswer is the text of a timeout that is not that of the handler.
+const noAnswer = "no answer in time"
 
 // phaseText names a phase in an error.
 var phaseText = map[Phase]string{
@@ -195,7 +205,7 @@ func OfPool(target, address string, e *pool.Error) *Error {
 	}
 	failed := &Error{Target: target, Address: address, Phase: phase, Err: err}
 	if e.Dialling() && errors.Is(err, context.DeadlineExceeded) {
-		failed.text = phaseText[phase] + "no answer in time"
+		failed.text = phaseText[phase] + noAnswer
 	}
 	return failed
 }

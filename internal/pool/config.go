@@ -3,6 +3,7 @@ package pool
 import (
 	"crypto/tls"
 	"net"
+	"net/http"
 	"time"
 )
 
@@ -38,6 +39,10 @@ type Config struct {
 	IdleTimeout      time.Duration // after which an idle connection is closed
 
 	Observer Observer // is told of connections that are opened; nil: none
+
+	// Interim is called with the header of each interim response (1xx) before the trace
+	// of the request gets it, and may change it; nil: none.
+	Interim func(header http.Header)
 }
 
 // Observer is told of connections that are opened. It must not block.
@@ -48,6 +53,13 @@ type Observer interface {
 	// Secured is called when a TLS handshake has succeeded, after so long. resumed is true
 	// if it resumed an earlier session.
 	Secured(took time.Duration, resumed bool)
+}
+
+// interim passes the header of an interim response to Interim.
+func (c *Config) interim(header http.Header) {
+	if c.Interim != nil {
+		c.Interim(header)
+	}
 }
 
 const (

@@ -100,6 +100,7 @@ var (
 	errNoStreams             = errors.New("the backend takes no requests")
 	errNoClient              = errors.New("PROXY protocol: the client has no IP address")
 	errClosed                = errors.New("the backend closed the connection without a response")
+	errHeaderCut             = errors.New("the backend closed the connection within the response header")
 	errHeaderSize            = errors.New("the response header is too large")
 	errHeaderFields          = fmt.Errorf("the response header has more than %d fields", maxFields)
 	errInterim               = fmt.Errorf("more than %d interim responses", maxInterim)
@@ -129,7 +130,7 @@ func IsTimeout(err error) bool {
 
 // IsClosed reports whether the backend closed the connection before it should have.
 func IsClosed(err error) bool {
-	return errors.Is(err, errClosed) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
+	return errors.Is(err, errClosed) || errors.Is(err, errHeaderCut) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
 }
 
 // IsHeaderSize reports whether a response was not taken because its header is too large.
@@ -140,6 +141,12 @@ func IsHeaderSize(err error) bool {
 // IsLocalExhaustion reports whether dialing failed because local resources ran out.
 func IsLocalExhaustion(err error) bool {
 	return isOneOf(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL)
+}
+
+// isWriteError reports whether writing to a connection failed.
+func isWriteError(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "write"
 }
 
 // isNoRoute reports whether there is no route to an address.

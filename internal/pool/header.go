@@ -2,8 +2,10 @@ package pool
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
+	"net/textproto"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +18,7 @@ type headerLimit struct {
 	lines    int   // that may still come
 	empty    bool  // the line has no octets so far
 	err      error // the limit that was exceeded; nil: none
+	readErr  error // with which reading from the connection ended; nil: it has not
 }
 
 // begin is called before the header of a response, and end after it.
@@ -36,6 +39,7 @@ func (l *headerLimit) read(r io.Reader, p []byte) (int, error) {
 		p = p[:l.octets]
 	}
 	n, err := r.Read(p)
+	l.readErr = err
 	l.octets -= int64(n)
 	for p = p[:n]; ; {
 		i := bytes.IndexByte(p, '\n')
@@ -54,6 +58,21 @@ func (l *headerLimit) read(r io.Reader, p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// endOfRead returns why a header could not be read, from the error of the parser. That
+// takes a line which the connection did not bring to its end for a malformed one.
+func (l *headerLimit) endOfRead(err error) error {
+	_, malformed := errors.AsType[textproto.ProtocolError](err)
+	switch {
+	case l.err != nil:
+		return l.err
+	case l.readErr == nil || !malformed && err != io.ErrUnexpectedEOF:
+		return err
+	case l.readErr == io.EOF:
+		return errHeaderCut
+	}
+	return l.readErr
 }
 
 // fieldsOf returns the number of fields of a header.

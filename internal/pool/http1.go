@@ -125,7 +125,7 @@ func (x *exchange) send() error {
 	switch {
 	case err == nil:
 		x.requestWritten()
-	case !w.writeFailed():
+	case w.writeErr() == nil:
 		err = &unsendable{err}
 	}
 	if w.conn.held != nil {
@@ -195,10 +195,7 @@ func (x *exchange) readResponse() (*http.Response, error) {
 		limit.begin(x.c.pool.config.MaxResponseHeader)
 		res, err := http.ReadResponse(x.br, x.req)
 		if err != nil {
-			if limit.err != nil {
-				err = limit.err
-			}
-			return nil, err
+			return nil, limit.endOfRead(err)
 		}
 		switch code := res.StatusCode; {
 		case fieldsOf(res.Header) > maxFields:
@@ -217,6 +214,7 @@ func (x *exchange) readResponse() (*http.Response, error) {
 		}
 		if trace := httptrace.ContextClientTrace(x.req.Context()); trace != nil {
 			if trace.Got1xxResponse != nil {
+				x.c.pool.config.interim(res.Header)
 				if err := trace.Got1xxResponse(res.StatusCode, textproto.MIMEHeader(res.Header)); err != nil {
 					return nil, err
 				}
@@ -231,6 +229,7 @@ func (x *exchange) readResponse() (*http.Response, error) {
 func (x *exchange) fail(ph Phase, err error) *Error {
 	c := x.c
 	x.stopHeaderWait()
+	stuck := x.upload != nil && x.upload.isStuck() && !x.responseBegun
 	e := &Error{Phase: ph, Err: c.cause(nil)}
 	if e.Err == nil {
 		e.Err = err
@@ -248,6 +247,9 @@ func (x *exchange) fail(ph Phase, err error) *Error {
 			e.Phase, e.Err, e.stale = Send, body, false
 		}
 		complete = x.upload.complete()
+		if stuck && (IsTimeout(e.Err) && e.Err != ErrSilent || isWriteError(e.Err)) {
+			e.Phase = Send
+		}
 	}
 	switch {
 	case c.raw.written.Load() == x.writtenBefore:

@@ -98,7 +98,7 @@ func (f *settingsConn) Close() error {
 // roundTripHTTP2 sends a request over a stream that was claimed, and returns the
 // response. The stamps may be nil.
 func (c *conn) roundTripHTTP2(req *http.Request, s *stamps) (*http.Response, error) {
-	ctx := newTracedContext(req.Context(), s)
+	ctx := newTracedContext(req.Context(), &c.pool.config, s)
 	res, err := c.h2.RoundTrip(req.WithContext(ctx))
 	if err == nil {
 		if ctx.err = checkResponse(res); ctx.err != nil {
@@ -161,7 +161,7 @@ type tracedContext struct {
 
 // newTracedContext returns the context for a request with the context ctx. If there are
 // stamps, its trace sets them.
-func newTracedContext(ctx context.Context, s *stamps) *tracedContext {
+func newTracedContext(ctx context.Context, config *Config, s *stamps) *tracedContext {
 	t := &tracedContext{Context: ctx}
 	var trace httptrace.ClientTrace
 	if outer := httptrace.ContextClientTrace(ctx); outer != nil {
@@ -177,6 +177,7 @@ func newTracedContext(ctx context.Context, s *stamps) *tracedContext {
 		if t.err != nil || interim == nil {
 			return t.err
 		}
+		config.interim(http.Header(header))
 		return interim(code, header)
 	}
 	if s != nil {

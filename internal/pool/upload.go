@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
@@ -20,6 +21,7 @@ type upload struct {
 	headOnce     sync.Once
 	expectAnswer chan bool // whether the backend wants the body; nil: it was not asked
 	bodyBegun    bool
+	reading      atomic.Bool // the body is awaited, not the backend
 
 	mu       sync.Mutex
 	bodyErr  error         // of reading the body
@@ -57,7 +59,10 @@ func (u *upload) run() {
 	if err == nil {
 		err = u.w.Flush()
 	}
-	failed := u.w.writeFailed()
+	failed := u.w.writeErr()
+	if err != nil && failed != nil {
+		err = failed // net/http hides it where it came from Flush in Read
+	}
 	c.pool.putWriter(u.w)
 	u.headOnce.Do(func() { close(u.headWritten) })
 	u.mu.Lock()
@@ -69,7 +74,7 @@ func (u *upload) run() {
 	case body == errBodyNotWanted:
 	case body != nil:
 		c.abort(body)
-	case !failed:
+	case failed == nil:
 		c.abort(&unsendable{err})
 	case IsTimeout(err):
 		c.abort(err)
@@ -89,6 +94,8 @@ func (u *upload) Read(p []byte) (int, error) {
 	if err := u.w.Flush(); err != nil {
 		return 0, err
 	}
+	u.reading.Store(true)
+	defer u.reading.Store(false)
 	if !u.bodyBegun {
 		u.bodyBegun = true
 		u.headOnce.Do(func() { close(u.headWritten) })
@@ -192,6 +199,10 @@ func (u *upload) complete() bool {
 		return false
 	}
 }
+
+// isStuck reports whether the rest of the request waits, or waited, for the backend to
+// take it.
+func (u *upload) isStuck() bool { return !u.complete() && !u.reading.Load() }
 
 // waitComplete is complete, after writeGrace if need be.
 func (u *upload) waitComplete() bool {

@@ -83,10 +83,10 @@ func (r *connWriter) Write(p []byte) (int, error) {
 	return skipped + n, err
 }
 
-// writeFailed reports whether a write to the connection failed.
-func (w *writer) writeFailed() bool {
+// writeErr returns the error with which a write to the connection failed, or nil.
+func (w *writer) writeErr() error {
 	_, err := w.bw.Write(nil)
-	return err != nil
+	return err
 }
 
 // Flush sends what is left.

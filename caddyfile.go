@@ -300,6 +300,7 @@ func (u *Upstreams) options() options {
 //	    unhealthy_status  <status...>
 //	    unhealthy_latency <duration>
 //	    share_connections
+//	    warm              <n> [<targets>]
 //	    # and the options of transport http, except network_proxy,
 //	    # forward_proxy_url, resolvers, dial_fallback_delay, tls_except_ports
 //	    # and version 3
@@ -320,6 +321,7 @@ func (t *Transport) options() options {
 		"unhealthy_status":  codesOption(&t.UnhealthyStatus, "neither a status code nor a class of them such as 5xx", isStatus),
 		"unhealthy_latency": durationOption(&t.UnhealthyLatency),
 		"share_connections": flagOption(&t.ShareConnections),
+		"warm":              warmOption(&t.Warm),
 	}
 }
 

@@ -24,14 +24,19 @@ type targetSite struct {
 }
 
 // targetSites returns the target handlers of the running configuration, by place.
-func targetSites() (sites []*targetSite) {
+func targetSites() []*targetSite {
 	app, err := caddy.ActiveContext().AppIfConfigured("http")
 	if err != nil {
 		return nil
 	}
+	return targetSitesOf(app.(*caddyhttp.App))
+}
+
+// targetSitesOf returns the target handlers of an HTTP app, by place.
+func targetSitesOf(app *caddyhttp.App) (sites []*targetSite) {
 	const servers = "apps/http/servers/"
-	servedBy := app.(*caddyhttp.App).Servers
-	visitHandlers(app.(*caddyhttp.App), func(place string, handler caddyhttp.MiddlewareHandler, after *continuation) {
+	servedBy := app.Servers
+	visitHandlers(app, func(place string, handler caddyhttp.MiddlewareHandler, after *continuation) {
 		h, ok := handler.(*Handler)
 		if !ok {
 			return

@@ -310,8 +310,11 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
-	_, err := parseBlock(d, t.options(), t.parseHTTPOption)
-	return err
+	seen, err := parseBlock(d, t.options(), t.parseHTTPOption)
+	if err != nil {
+		return err
+	}
+	return wrap(seen.last(d, "warm"), t.checkWarm())
 }
 
 // options returns how to parse the transport's own subdirectives.
@@ -402,6 +405,9 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 		return nil
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := wrap(seen.last(h.Dispenser, "warm"), transport.checkWarm()); err != nil {
 		return nil, err
 	}
 	if err := proxy.UnmarshalCaddyfile(newBlock("reverse_proxy", rest...)); err != nil {

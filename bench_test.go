@@ -168,8 +168,8 @@ func again(r *http.Request) *http.Request {
 	return &c
 }
 
-// warm serves each request once, so that all names are known.
-func warm(b *testing.B, server *caddyhttp.Server, requests []*http.Request) {
+// serveOnce serves each request once, so that all names are known.
+func serveOnce(b *testing.B, server *caddyhttp.Server, requests []*http.Request) {
 	b.Helper()
 	for _, r := range requests {
 		rec := httptest.NewRecorder()
@@ -181,7 +181,7 @@ func warm(b *testing.B, server *caddyhttp.Server, requests []*http.Request) {
 }
 
 func benchmarkServer(b *testing.B, server *caddyhttp.Server, requests []*http.Request) {
-	warm(b, server, requests)
+	serveOnce(b, server, requests)
 	b.ReportAllocs()
 	w := &discard{header: make(http.Header)}
 	for b.Loop() {
@@ -223,7 +223,7 @@ func BenchmarkOverhead(b *testing.B) {
 	for _, n := range benchSizes {
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			requests := benchRequests(n)
-			warm(b, target, requests)
+			serveOnce(b, target, requests)
 			w := &discard{header: make(http.Header)}
 			batch := func(server *caddyhttp.Server) float64 {
 				const size = 50

@@ -300,6 +300,7 @@ func (u *Upstreams) options() options {
 //	    unhealthy_status  <status...>
 //	    unhealthy_latency <duration>
 //	    share_connections
+//	    warm              <n> [<targets>]
 //	    # and the options of transport http, except network_proxy,
 //	    # forward_proxy_url, resolvers, dial_fallback_delay, tls_except_ports
 //	    # and version 3
@@ -309,8 +310,11 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
-	_, err := parseBlock(d, t.options(), t.parseHTTPOption)
-	return err
+	seen, err := parseBlock(d, t.options(), t.parseHTTPOption)
+	if err != nil {
+		return err
+	}
+	return wrap(seen.last(d, "warm"), t.checkWarm())
 }
 
 // options returns how to parse the transport's own subdirectives.
@@ -320,6 +324,7 @@ func (t *Transport) options() options {
 		"unhealthy_status":  codesOption(&t.UnhealthyStatus, "neither a status code nor a class of them such as 5xx", isStatus),
 		"unhealthy_latency": durationOption(&t.UnhealthyLatency),
 		"share_connections": flagOption(&t.ShareConnections),
+		"warm":              warmOption(&t.Warm),
 	}
 }
 
@@ -400,6 +405,9 @@ func parseTargetProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 		return nil
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := wrap(seen.last(h.Dispenser, "warm"), transport.checkWarm()); err != nil {
 		return nil, err
 	}
 	if err := proxy.UnmarshalCaddyfile(newBlock("reverse_proxy", rest...)); err != nil {

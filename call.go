@@ -74,11 +74,16 @@ func (h *Handler) newCall(r *http.Request, repl *caddy.Replacer, last *call, st 
 	if err != nil {
 		return nil, u, failure.NewMalformed(err)
 	}
+	return ctx, u, h.admitCall(c, r, st)
+}
+
+// admitCall completes the call of a request, and checks its target.
+func (h *Handler) admitCall(c *call, r *http.Request, st *requestState) error {
 	c.Limit, c.Retryable = h.limit, isRetryable(r.Method)
 	c.Measured = h.Timeout != "" && h.limit == ""
 	c.client, c.strip, c.policy, c.resolver = clientOf(r), h.strip, h.policy, h.resolver
 	st.call, c.state = c, st
-	return ctx, u, h.policy.checkTarget(c)
+	return h.policy.checkTarget(c)
 }
 
 // parse reads the templates of a request. e is nil unless the request is only explained.

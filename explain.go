@@ -206,9 +206,8 @@ func (e *explanation) offer(ctx *callContext) error {
 	if proxy == nil {
 		return nil
 	}
-	transport, ok := proxy.Transport.(*Transport)
-	source, isTarget := proxy.DynamicUpstreams.(*Upstreams)
-	if !ok || !isTarget || source.Name != "" {
+	transport, source := targetModules(proxy)
+	if source == nil {
 		return nil // it does not call the addresses of the target
 	}
 	c.enter(e.state.enter(e.request))
@@ -236,13 +235,30 @@ func (e *explanation) offer(ctx *callContext) error {
 	return e.dial(e.attempt(transport, addrs[0]), len(addrs))
 }
 
+// targetModules returns the transport and the source of a reverse_proxy that calls the
+// addresses of the target; nil if it does not.
+func targetModules(proxy *reverseproxy.Handler) (*Transport, *Upstreams) {
+	transport, ok := proxy.Transport.(*Transport)
+	source, isTarget := proxy.DynamicUpstreams.(*Upstreams)
+	if !ok || !isTarget || source.Name != "" {
+		return nil, nil
+	}
+	return transport, source
+}
+
 // attempt returns the attempt at an address that the request would make.
 func (e *explanation) attempt(t *Transport, addr netip.AddrPort) *attempt {
-	a := &attempt{transport: t, call: e.call, exchange: e.call.exchange}
-	a.setOrder(e.request, reverseproxy.DialInfo{
+	a := e.call.attemptAt(t, e.request, addr)
+	a.out = *e.request
+	return a
+}
+
+// attemptAt returns the attempt at an address that a request for c would make.
+func (c *call) attemptAt(t *Transport, r *http.Request, addr netip.AddrPort) *attempt {
+	a := &attempt{transport: t, call: c, exchange: c.exchange}
+	a.setOrder(r, reverseproxy.DialInfo{
 		Network: "tcp", Address: addr.String(), Host: addr.Addr().String(), Port: strconv.Itoa(int(addr.Port())),
 	})
-	a.out = *e.request
 	return a
 }
 

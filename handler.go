@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -21,6 +22,7 @@ import (
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
 	"caddytarget/internal/trace"
+	"caddytarget/internal/warm"
 )
 
 // Handler takes the target of a request from a template, checks it, resolves
@@ -125,6 +127,7 @@ type Handler struct {
 	policy   *policy
 	resolver *resolver.Resolver
 	inFlight guard.InFlight
+	warm     atomic.Pointer[warm.Site] // that counts its targets; nil: none
 }
 
 // CaddyModule returns the Caddy module information.
@@ -241,6 +244,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	defer func() {
 		if c != nil {
 			h.policy.counters.observe(c.call.Host, st, err, begun)
+			if site := h.warm.Load(); site != nil && err == nil {
+				st.usedOf(site)
+			}
 		}
 		h.report(w, st, err)
 		if rec != nil {

@@ -31,14 +31,16 @@
 // ejections.go (counted and logged); admin.go and admin_… (the admin API, a file for each
 // list), command.go; routes.go, sites.go (the target handlers of a configuration),
 // mistakes.go (warnings); caddyfile.go (parses the subdirectives of all modules).
-// explain.go takes a request through the steps above without sending it; admin_explain.go
+// warm.go keeps connections open to the targets that are called most. explain.go takes a
+// request through the steps above without sending it; admin_explain.go
 // and command_explain.go ask for that. Defaults stand in Provision of their module, those
 // of the resolver in internal/resolver/config.go. The work is done below internal:
 // resolver, dnscache, dnsclient, dnsname (names to addresses), snapshot (the file of what
 // they know); failover, health (which address next); pool (connections); guard, localnet
 // (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
 // header fields); failure (the words for what failed); explain (the words for what would
-// be done with a request); topk (counts by target); trace, clientspan (single requests:
+// be done with a request); topk (counts by target); warm (connections for
+// requests to come); trace, clientspan (single requests:
 // live, and as spans); purge (what an operator forgets).
 package caddytarget
 
@@ -66,6 +68,7 @@ import (
 	"caddytarget/internal/pool"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/trace"
+	"caddytarget/internal/warm"
 )
 
 func init() {
@@ -95,6 +98,7 @@ type App struct {
 	shared     *shared
 	log        *zap.Logger // of its transports; nil: it has none
 	releases   []func()    // of what it uses of shared
+	warms      bool        // a transport keeps targets warm
 }
 
 // shared is what all configurations of the process have in common.
@@ -111,6 +115,7 @@ type shared struct {
 	dns       *dnsCollector
 	trace     *trace.Hub
 	lineage   lineage
+	warm      *warm.List
 }
 
 // Destruct implements caddy.Destructor.
@@ -135,6 +140,7 @@ func newShared() *shared {
 		sockets:   newSockets(),
 		dns:       newDNSCollector(),
 		trace:     new(trace.Hub),
+		warm:      warm.New(),
 	}
 	s.health.Observe(s.ejections)
 	return s
@@ -199,7 +205,8 @@ func (a *App) Provision(ctx caddy.Context) error {
 
 // watchSites takes down the sockets of the configuration's sites as soon as all
 // apps are started. Until then they are not known to be for sites, and refused
-// whatever is configured. It warns of mistakes in the sites, too.
+// whatever is configured. It warns of mistakes in the sites, and keeps their targets warm,
+// too.
 func (a *App) watchSites(ctx caddy.Context) error {
 	log := ctx.Logger()
 	events, err := ctx.App("events")
@@ -215,6 +222,7 @@ func (a *App) watchSites(ctx caddy.Context) error {
 		a.sockets = siteSocketsOf(sites)
 		a.shared.sites.Add(a.sockets)
 		(&mistakes{log}).find(sites)
+		a.keepWarm(sites)
 	}))
 }
 
@@ -269,6 +277,7 @@ func (a *App) Stop() error {
 	if a.shared.lineage.isLast(a) {
 		a.saveAll()
 	}
+	a.shared.warm.Release(a)
 	return nil
 }
 

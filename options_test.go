@@ -303,6 +303,17 @@ var optionTests = []optionTest{
 		"unhealthy_status 5xx":     "left out",
 		"unhealthy_status 429 4xx": "called again",
 	}},
+	{option: "warm", kinds: withHTTP1, observe: warmed, wants: wants{
+		"":                             "still 2 connections", // one to each target
+		"warm 3":                       "6 connections",
+		"warm 3 1":                     "still 4 connections", // to the busier one
+		`{"warm": {"connections": 2}}`: "4 connections",
+		`{"warm": {"connections":3,"targets":1}}`: "still 4 connections",
+	}},
+	{option: "warm", about: "over HTTP/2", kinds: []kind{secure2, plain2}, observe: warmed, wants: wants{
+		"":       "still 2 connections",
+		"warm 3": "still 2 connections", // one serves all requests
+	}},
 	{option: "unhealthy_latency", kinds: allKinds, observe: badAddress, wants: wants{
 		"":                     "called again",
 		"unhealthy_latency 2s": "left out",
@@ -980,6 +991,24 @@ func sharedTargets(tr *trial) string {
 		tr.mustGet("/", tr.at(name, b.Port))
 	}
 	return counted(b.Opened.Load())
+}
+
+// warmed returns how many connections there are in the end after requests to two targets,
+// one at a time.
+func warmed(tr *trial) string {
+	b := tr.backend(nil)
+	tr.dns.Has("b.example", "127.0.0.2")
+	for _, name := range []string{"a.example", "b.example", "a.example", "b.example", "a.example", "b.example", "a.example"} {
+		tr.mustGet("/", tr.at(name, b.Port))
+	}
+	want, still := strings.CutPrefix(tr.want, "still ")
+	if !still {
+		tr.becomes(func() bool { return counted(b.Open.Load()) == want })
+		return counted(b.Open.Load())
+	}
+	testlab.Eventually(tr, want, func() bool { return counted(b.Open.Load()) == want })
+	tr.becomes(func() bool { return counted(b.Open.Load()) != want })
+	return "still " + counted(b.Open.Load())
 }
 
 // left waits until no more than limit connections are open, and returns how many are left.

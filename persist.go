@@ -39,8 +39,14 @@ type storage struct {
 	key string
 }
 
-// useStorage makes a resolver save what it knows in Caddy's storage.
-func (a *App) useStorage(r *resolver.Resolver) { r.UseStore(&storage{a.storage, a.storageKey(r)}) }
+// useStorage makes a resolver save what it knows in Caddy's storage, and which targets of the
+// sites that use it are called most.
+func (a *App) useStorage(r *resolver.Resolver) {
+	if r.UsePart(nil); a.warms {
+		r.UsePart(a.shared.warm.Part(r))
+	}
+	r.UseStore(&storage{a.storage, a.storageKey(r)})
+}
 
 // Stat implements snapshot.Store.
 func (s *storage) Stat(ctx context.Context) (snapshot.Stamp, error) {

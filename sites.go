@@ -24,12 +24,17 @@ type targetSite struct {
 }
 
 // targetSites returns the target handlers of the running configuration, by place.
-func targetSites() (sites []*targetSite) {
+func targetSites() []*targetSite {
 	app, err := caddy.ActiveContext().AppIfConfigured("http")
 	if err != nil {
 		return nil
 	}
-	for name, server := range app.(*caddyhttp.App).Servers {
+	return targetSitesOf(app.(*caddyhttp.App))
+}
+
+// targetSitesOf returns the target handlers of an HTTP app, by place.
+func targetSitesOf(app *caddyhttp.App) (sites []*targetSite) {
+	for name, server := range app.Servers {
 		handlerVisit(func(place string, handler caddyhttp.MiddlewareHandler, after *continuation) {
 			if h, ok := handler.(*Handler); ok {
 				sites = append(sites, newTargetSite(place, h, after, server))

@@ -63,6 +63,9 @@ type Transport struct {
 	// could reach the clients of others. Use it where all backends are trusted.
 	ShareConnections bool `json:"share_connections,omitempty"`
 
+	// The connections that are kept open to the targets that are called most. Default: none.
+	Warm *Warm `json:"warm,omitempty"`
+
 	pool     *sharedPool
 	via      failover.Transport
 	shared   *shared
@@ -86,6 +89,9 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err := t.refused(); err != nil {
 		return err
 	}
+	if err := t.checkWarm(); err != nil {
+		return err
+	}
 	app, err := appOf(ctx)
 	if err != nil {
 		return err
@@ -99,6 +105,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		return err
 	}
 	t.via.Timeouts = [2]time.Duration{pool.Connect: config.DialTimeout, pool.Handshake: config.HandshakeTimeout}
+	app.warms = app.warms || t.Warm != nil
 	t.pool, err = app.acquirePool(t, config)
 	return err
 }
@@ -142,7 +149,7 @@ func (t *Transport) poolConfig(ctx caddy.Context) (config pool.Config, err error
 	config.MaxIdlePerKey = cmp.Or(keepAlive.MaxIdleConnsPerHost, 512)
 	config.MaxPerKey = t.MaxConnsPerHost
 	config.MaxIdle = cmp.Or(keepAlive.MaxIdleConns, defaultMaxConns())
-	config.IdleTimeout = time.Duration(cmp.Or(keepAlive.IdleConnTimeout, caddy.Duration(150*time.Second)))
+	config.IdleTimeout = time.Duration(cmp.Or(keepAlive.IdleConnTimeout, caddy.Duration(defaultIdleTimeout)))
 	return config, nil
 }
 

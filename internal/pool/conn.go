@@ -59,6 +59,8 @@ type conn struct {
 		cause  error
 	}
 	silence silence // used by the sweeper alone
+
+	spare atomic.Pointer[spare] // nil: it was opened for a request, or one has used it
 }
 
 // newConn returns a connection that does not belong to its destination yet: see addConn.

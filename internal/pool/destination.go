@@ -130,6 +130,7 @@ func (p *Pool) discard(c *conn) {
 		c.detached = false
 		s.count.upgraded--
 	}
+	c.wasted()
 	s.mu.Unlock()
 	c.close()
 	if counted {

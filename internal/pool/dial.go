@@ -24,15 +24,18 @@ type dial struct {
 	ended      time.Time  // zero: not yet
 	pending    []*Pending // of requests that gave it up
 
+	spare SpareObserver // nil: it was not begun by Spare
+
 	ctx    context.Context // ends with the dial
 	cancel context.CancelFunc
 }
 
-// startDial opens a connection in the background; shard.mu is held.
-func (p *Pool) startDial(d *destination, o *Order) *dial {
+// startDial opens a connection in the background; shard.mu is held. spare is nil unless
+// Spare begins it.
+func (p *Pool) startDial(d *destination, o *Order, spare SpareObserver) *dial {
 	order := *o // the original belongs to the request
 	order.Pending, order.Reused, order.Timing = nil, nil, nil
-	n := &dial{order: &order, phaseBegan: time.Now()}
+	n := &dial{order: &order, phaseBegan: time.Now(), spare: spare}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	d.dials = append(d.dials, n)
 	d.shard.count.dials[Connect]++
@@ -58,7 +61,11 @@ func (p *Pool) deliverConn(d *destination, n *dial, c *conn) {
 	s := d.shard
 	s.mu.Lock()
 	d.endDial(n, Succeeded)
-	if n.assigned == 0 { // a probe, or its request gave it up: no request will report that the address works
+	if n.spare != nil {
+		n.spare.Dialled(true)
+		c.spare.Store(&spare{n.spare})
+	}
+	if n.assigned == 0 && n.spare == nil { // a probe, or its request gave it up: no request will report that the address works
 		p.health.Worked(n.order.Target, n.order.Key.Addr)
 	}
 	p.addConn(d, c)
@@ -100,6 +107,9 @@ func (p *Pool) deliverError(d *destination, n *dial, err *Error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.endDial(n, Failed)
+	if n.spare != nil {
+		n.spare.Dialled(false)
+	}
 	for _, w := range slices.Clone(d.waiters) {
 		if w.dial == n {
 			p.removeWaiter(d, w)
@@ -123,7 +133,7 @@ func (d *destination) endDial(n *dial, progress Progress) {
 
 // connect opens the connection, if that is allowed.
 func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
-	if err := p.admit(n.order, d.group); err != nil {
+	if err := p.admit(n.order, d.group, n.spare == nil); err != nil {
 		return nil, err
 	}
 	c, err := p.runPhases(d, n)
@@ -137,14 +147,15 @@ func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 }
 
 // admit counts a connection that is about to be opened in the Limits, if the Owner
-// permits the address and the Limits allow another connection.
-func (p *Pool) admit(o *Order, group string) *Error {
+// permits the address and the Limits allow another connection, for which an idle one may be
+// closed.
+func (p *Pool) admit(o *Order, group string, mayClose bool) *Error {
 	if o.Owner != nil {
 		if err := o.Owner.Permit(o.Key.Addr); err != nil {
 			return &Error{Phase: Connect, Err: err}
 		}
 	}
-	if !p.limits.acquire(group) {
+	if !p.limits.acquire(group, mayClose) {
 		return &Error{Phase: Connect, Err: ErrLimit}
 	}
 	return nil

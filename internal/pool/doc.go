@@ -66,5 +66,6 @@
 //   - Streams of HTTP/2: http2stream.go. Octets: rawconn.go (reads and writes of the
 //     socket), writer.go (buffers), combined_*.go (combinedIO).
 //   - Backends that have gone silent: silence_*.go.
+//   - Connections that are opened for requests to come: spare.go.
 //   - What there is, for operators: usage.go; slots.go, by which that is read in parts.
 package pool

@@ -37,8 +37,8 @@ func NewLimits(max int, domainOf func(host string) string) *Limits {
 }
 
 // acquire counts a connection that is about to be opened and reports whether that is
-// allowed. If need be it closes the connection that has been idle longest.
-func (l *Limits) acquire(group string) bool {
+// allowed. If need be, and if it may, it closes the connection that has been idle longest.
+func (l *Limits) acquire(group string, mayClose bool) bool {
 	for {
 		l.mu.Lock()
 		free := l.max - l.open
@@ -51,7 +51,7 @@ func (l *Limits) acquire(group string) bool {
 		}
 		pools := slices.Clone(l.pools)
 		l.mu.Unlock()
-		if !allowed || !slices.ContainsFunc(pools, (*Pool).closeOldest) {
+		if !allowed || !mayClose || !slices.ContainsFunc(pools, (*Pool).closeOldest) {
 			return false
 		}
 	}

@@ -112,6 +112,7 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 		}
 		o.Timing.exchanged(stamps)
 		if err == nil {
+			c.taken()
 			if o.Reused != nil {
 				*o.Reused = !fresh
 			}
@@ -151,7 +152,7 @@ func (p *Pool) Probe(o *Order) bool {
 		s.dropUnused(d)
 		return false
 	}
-	p.startDial(d, o)
+	p.startDial(d, o, nil)
 	return true
 }
 

@@ -206,7 +206,7 @@ func (p *Pool) assignDial(d *destination, w *waiter) {
 		}
 	}
 	if p.mayDial(d) {
-		w.dial = p.startDial(d, w.order)
+		w.dial = p.startDial(d, w.order, nil)
 		w.dial.assigned++
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,7 +28,24 @@ type memory struct {
 	identity    string
 	saver       *snapshot.Saver
 
+	part  atomic.Pointer[Part]
 	begin sync.Once
+}
+
+// Part is a section of the file in which what the resolver knows is saved. Its owner knows
+// what is in it.
+type Part interface {
+	Section() string
+
+	// Changes returns a number that changes when there is something new to be saved.
+	Changes() uint64
+
+	// Write writes the section, or nothing.
+	Write(w *snapshot.Writer)
+
+	// Read takes over a section that was saved so long ago. After an error, nothing of it
+	// has been taken over, and the whole file is ignored.
+	Read(s *snapshot.Section, age time.Duration) error
 }
 
 func newMemory(r *Resolver, c *Compiled) *memory {
@@ -89,6 +107,16 @@ func (r *Resolver) restoring() <-chan struct{} {
 // does not persist.
 func (r *Resolver) UseStore(store snapshot.Store) { r.memory.saver.Use(store) }
 
+// UsePart adds a section to what is saved, in place of one that was added before; nil:
+// none. It has to be added before the first lookup, and Start, to be loaded, too.
+func (r *Resolver) UsePart(p Part) {
+	if p == nil {
+		r.memory.part.Store(nil)
+		return
+	}
+	r.memory.part.Store(&p)
+}
+
 // Save saves what the resolver knows, at the end of the process. It waits until ctx ends
 // at most.
 func (r *Resolver) Save(ctx context.Context) {
@@ -104,6 +132,9 @@ func (r *Resolver) Save(ctx context.Context) {
 func (s saved) Changes() (n uint64) {
 	for z := range s.all {
 		n += z.cache.Changes()
+	}
+	if part := s.memory.part.Load(); part != nil {
+		n += (*part).Changes()
 	}
 	return n
 }
@@ -139,6 +170,9 @@ func (s saved) Snapshot(others *snapshot.File) []byte {
 	}
 	if list := s.search.Load(); list != nil {
 		list.writeTo(w, now)
+	}
+	if part := s.memory.part.Load(); part != nil {
+		(*part).Write(w)
 	}
 	data := w.Finish()
 	s.memory.size = len(data) + len(data)/8
@@ -181,6 +215,9 @@ func (s saved) Restore(f *snapshot.File) error {
 		return err
 	}
 	age := f.Age(time.Now())
+	if err := s.readPart(f, age); err != nil {
+		return err
+	}
 	n := 0
 	for _, z := range zones {
 		n += s.take(z.servers, z.records(s.maxNames()), age)
@@ -190,6 +227,20 @@ func (s saved) Restore(f *snapshot.File) error {
 	}
 	if n > 0 {
 		s.logger().Info("names were loaded that were saved before", zap.Int("names", n), zap.Duration("age", age))
+	}
+	return nil
+}
+
+// readPart has the added section read.
+func (s saved) readPart(f *snapshot.File, age time.Duration) error {
+	part := s.memory.part.Load()
+	if part == nil {
+		return nil
+	}
+	for i := range f.Sections {
+		if f.Sections[i].Name == (*part).Section() {
+			return (*part).Read(&f.Sections[i], age)
+		}
 	}
 	return nil
 }

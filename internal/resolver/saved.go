@@ -21,6 +21,7 @@ import (
 //	zone  the suffix of a zone, the hashes of its nameservers, the names in its cache,
 //	      those used last first
 //	srch  what names without search domain were found to be short for
+//	…     that of a Part
 //
 // and all durations are counted from the moment when it was saved.
 const (

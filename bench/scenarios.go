@@ -178,7 +178,7 @@ func asked(servers []*nameserver, count int, since time.Time) (n int) {
 // names keeps many names fresh and counts what that takes.
 func names(l *lab) {
 	l.names.ttl = uint32(nameTTL.Seconds())
-	l.options = fmt.Sprintf("family ipv4\n\t\t\trefresh 24h\n\t\t\tcache_size %d", *nameCount+1000)
+	l.options = fmt.Sprintf("family ipv4\n\t\t\trefresh always\n\t\t\tcache_size %d", *nameCount+1000)
 	b := l.startBackends(8, testlab.BackendConfig{})
 	port, admin := freePort(), freePort()
 	l.startCaddy(l.gateway(port, admin, ""), address(port))

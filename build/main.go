@@ -88,7 +88,7 @@ func build(ctx context.Context) error {
 		return nil
 	}
 
-	log.Printf("Building ./%s: about four minutes on two cores the first time, while Go fetches and compiles all of Caddy; after that some seconds.", binary)
+	log.Printf("Building ./%s: four to five minutes on two cores the first time, while Go fetches and compiles all of Caddy; after that some seconds.", binary)
 	finished := make(chan struct{})
 	reported := make(chan struct{})
 	go func() {

@@ -195,13 +195,13 @@ func (s *Source) classify(plan *Plan, t *Target, p *health.Policy, first int) (c
 // this request has to try, which it returns (ok). Those that other requests have claimed
 // count as ejected.
 func (s *Source) claimAll(ctx context.Context, t *Target, p *health.Policy, c *classes) (o Offer, ok bool) {
-	onTrial := func(claim *Claim) (Offer, bool) {
+	offerTrial := func(claim *Claim) (Offer, bool) {
 		t.trial = claim
 		return Offer{addrs: []netip.Addr{claim.addr}, trial: true, Healthy: true}, true
 	}
 	for _, a := range c.needTrial {
 		if claim := s.claim(ctx, t, p, a, health.NeedsTrial); claim != nil {
-			return onTrial(claim)
+			return offerTrial(claim)
 		}
 		c.ejected = append(c.ejected, a)
 	}
@@ -210,7 +210,7 @@ func (s *Source) claimAll(ctx context.Context, t *Target, p *health.Policy, c *c
 		case claim == nil:
 			c.ejected = append(c.ejected, a)
 		case len(c.healthy) == 0: // no other address could serve the request meanwhile
-			return onTrial(claim)
+			return offerTrial(claim)
 		default:
 			t.probes = append(t.probes, claim)
 		}

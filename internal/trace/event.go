@@ -18,7 +18,8 @@ type Event struct {
 	Method   string    `json:"method"`
 	Target   string    `json:"target,omitempty"` // empty: it could not be read
 	Attempts []Attempt `json:"attempts"`
-	Status   int       `json:"status,omitempty"` // 0: none was sent
+	LeftOut  int       `json:"left_out,omitempty"` // attempts before the last one that are not in Attempts
+	Status   int       `json:"status,omitempty"`   // 0: none was sent
 	Phase    string    `json:"phase,omitempty"`
 	Failure  string    `json:"failure,omitempty"` // empty: the request has not failed
 	Rule     string    `json:"rule,omitempty"`
@@ -53,7 +54,8 @@ func (r *Request) End(now time.Time, status int, f failure.Failure, text string)
 	e := &Event{
 		Time: r.Begun.UTC(), Site: shorten(r.Site, maxSite), Method: shorten(r.Method, maxMethod), Target: r.Target.String(), Attempts: make([]Attempt, len(r.Entries)),
 		Status: status, Phase: string(f.Phase), Failure: string(f.Token), Rule: f.Rule, Seconds: seconds(now.Sub(r.Begun)),
-		hosts: []string{r.Target.Host},
+		LeftOut: r.leftOut,
+		hosts:   []string{r.Target.Host},
 	}
 	if f.Token != "" {
 		e.Error = shorten(text, maxText)

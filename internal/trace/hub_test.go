@@ -218,4 +218,10 @@ func TestEventIsBounded(t *testing.T) {
 	if marshalErr != nil || len(text) > 16<<10 || strings.Contains(string(text), "\ufffd") {
 		t.Errorf("got an event of %d octets, %v, want at most 16 KiB of valid text", len(text), marshalErr)
 	}
+	for i := range 1000 {
+		r.Begin(&Entry{Status: i})
+	}
+	if e := r.End(time.Now(), 200, failure.Failure{}, ""); len(e.Attempts) != maxEntries || e.Attempts[maxEntries-1].Status != 999 || e.LeftOut != 1001-maxEntries {
+		t.Errorf("got %d attempts, %d left out, want %d and the rest", len(e.Attempts), e.LeftOut, maxEntries)
+	}
 }

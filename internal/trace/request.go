@@ -24,7 +24,8 @@ type Request struct {
 	Target  Target // the first one; zero: it could not be read
 	Entries []*Entry
 
-	lookup Lookup // the last one, until an entry takes it
+	lookup  Lookup // the last one, until an entry takes it
+	leftOut int    // entries that are not kept
 }
 
 // Lookup is how the addresses of a target were found.
@@ -57,9 +58,18 @@ func (r *Request) LookedUp(from string, ended time.Time, waited time.Duration) {
 	}
 }
 
-// Begin adds the entry of an attempt.
+// maxEntries is how many entries of a request are kept.
+const maxEntries = 64
+
+// Begin adds the entry of an attempt. Beyond maxEntries it takes the place of the one
+// before: the first ones and the last one are kept.
 func (r *Request) Begin(e *Entry) {
 	e.Lookup, r.lookup = r.lookup, Lookup{}
+	if len(r.Entries) == maxEntries {
+		r.Entries[maxEntries-1] = e
+		r.leftOut++
+		return
+	}
 	r.Entries = append(r.Entries, e)
 }
 

@@ -61,14 +61,14 @@ func (p *Pool) deliverConn(d *destination, n *dial, c *conn) {
 	s := d.shard
 	s.mu.Lock()
 	d.endDial(n, Succeeded)
-	if n.spare != nil {
-		n.spare.Dialled(true)
-		c.spare.Store(&spare{n.spare})
-	}
 	if n.assigned == 0 && n.spare == nil { // a probe, or its request gave it up: no request will report that the address works
 		p.health.Worked(n.order.Target, n.order.Key.Addr)
 	}
 	p.addConn(d, c)
+	if n.spare != nil {
+		c.spare.Store(&spare{n.spare})
+		n.spare.Dialled(true)
+	}
 	surplus := false
 	d.speaksHTTP2 = c.h2 != nil
 	if c.h2 != nil {

@@ -127,6 +127,15 @@ func (l *lab) round() {
 	}
 }
 
+// closeAll closes all connections, once they are idle.
+func (l *lab) closeAll() {
+	l.Helper()
+	testlab.Eventually(l, "all connections are closed", func() bool {
+		l.pool.CloseIdle(func(*pool.Key) bool { return true })
+		return l.pool.Open() == 0
+	})
+}
+
 // TestBusiest: the targets that were called most of late are due, each for no more
 // connections than it had requests.
 func TestBusiest(t *testing.T) {
@@ -195,7 +204,7 @@ func TestWork(t *testing.T) {
 		t.Errorf("%d connections, want 3 and 1", n)
 	}
 	l.none.Store(true)
-	l.pool.CloseIdle(func(*pool.Key) bool { return true })
+	l.closeAll()
 	for range 3 {
 		l.pass(findInterval)
 		l.round()
@@ -216,10 +225,7 @@ func TestDebt(t *testing.T) {
 		before := l.opened.Load()
 		for range 10 {
 			l.round()
-			testlab.Eventually(t, "the connection is closed", func() bool {
-				l.pool.CloseIdle(func(*pool.Key) bool { return true }) // as the sweeper does, later
-				return l.pool.Open() == 0
-			})
+			l.closeAll() // as the sweeper does, later
 			l.pass(5 * time.Second)
 		}
 		testlab.Eventually(t, "the connections are accepted", func() bool { return l.opened.Load()-before >= want })

@@ -99,11 +99,12 @@ func TestTiming(t *testing.T) {
 		{"closed without a response", a, "POST", "/close", strings.NewReader("body"), 0, "send response", Response, true},
 		{"nothing listens", refused, "GET", "/", nil, 0, "connect", Connect, true},
 		{"no TLS", tls, "GET", "/", nil, 0, "connect tls", Handshake, true},
-		{"silent in the handshake", &quiet, "GET", "/", nil, 50 * time.Millisecond, "connect tls", Handshake, true},
-		{"no response", plain.order("b.example"), "GET", "/hang", nil, 50 * time.Millisecond, "connect send response", Response, true},
+		{"silent in the handshake", &quiet, "GET", "/", nil, time.Second, "connect tls", Handshake, true},
+		{"no response", plain.order("b.example"), "GET", "/hang", nil, time.Second, "connect send response", Response, true},
 	} {
 		_, got, err := do(tc.order, tc.method, tc.path, tc.body, tc.limit)
-		if got != tc.want {
+		// the end of the connection may be seen before the goroutine of the upload has said that all is sent
+		if early := tc.failed && tc.body != nil && got == "send"; got != tc.want && !early {
 			t.Errorf("%s: got the steps %s, want %s", tc.name, got, tc.want)
 		}
 		if e, ok := errors.AsType[*Error](err); ok != tc.failed || ok && e.Phase != tc.phase {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"caddytarget/internal/testlab"
 )
 
 // testLab is a lab without a caddy.
@@ -108,11 +110,10 @@ func TestLoad(t *testing.T) {
 }
 
 func TestNamesWithDeadAddresses(t *testing.T) {
-	l := testLab(t)
-	l.names.addrs = []netip.Addr{loopback(1), loopback(2)}
-	l.names.deadAddrs = []netip.Addr{deadAddr(0)}
+	n := &nameserver{ttl: 5, addrs: []netip.Addr{loopback(1), loopback(2)}, deadAddrs: []netip.Addr{deadAddr(0)}}
+	n.addr = testlab.ServeDNS(testLab(t), n)
 	query := new(dns.Msg).SetQuestion("d1.test.", dns.TypeA)
-	reply, err := dns.Exchange(query, l.names.addr)
+	reply, err := dns.Exchange(query, n.addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -361,9 +361,9 @@ func (c *Cache) serve(ctx context.Context, e *entry) result {
 	e.touch(now)
 	switch {
 	case now < e.expires:
-		if e.count == 0 && !e.state.negative && c.awaitRestored(ctx) {
-			if latest := e.state.node.entry.Load(); c.mayServe(latest) {
-				return c.serve(ctx, latest)
+		if e.count == 0 && !e.state.negative {
+			if r, ok := c.serveRestored(ctx, e.state.node); ok {
+				return r
 			}
 		}
 		return e.result(Hit)
@@ -513,6 +513,9 @@ func (c *Cache) await(ctx context.Context, e *entry) result {
 		}
 		domain := c.domain(e.name())
 		if !c.pending.admit(domain, n.pinned.Load()) {
+			if r, ok := c.serveRestored(ctx, n); ok {
+				return r
+			}
 			return result{err: ErrOverloaded}
 		}
 		if mine := c.claim(n, cl); mine != nil {
@@ -566,11 +569,11 @@ func (c *Cache) wait(ctx context.Context, n *node, cl *call) (r result) {
 	select {
 	case <-cl.done:
 		r = cl.result()
-		if r.err == nil || IsNegative(r.err) || !c.awaitRestored(ctx) {
+		if r.err == nil || IsNegative(r.err) {
 			return r
 		}
-		if e := n.entry.Load(); c.mayServe(e) {
-			return c.serve(ctx, e)
+		if restored, ok := c.serveRestored(ctx, n); ok {
+			return restored
 		}
 		return r
 	case <-restored:

@@ -294,6 +294,17 @@ func (c *Cache) awaitRestored(ctx context.Context) bool {
 	return true
 }
 
+// serveRestored returns the answer of a node if what is restored may serve, for which it
+// waits for a while.
+func (c *Cache) serveRestored(ctx context.Context, n *node) (r result, ok bool) {
+	if c.awaitRestored(ctx) {
+		if e := n.entry.Load(); c.mayServe(e) {
+			return c.serve(ctx, e), true
+		}
+	}
+	return result{}, false
+}
+
 // mayServe reports whether an entry has addresses or records that may serve, at least
 // while asking fails.
 func (c *Cache) mayServe(e *entry) bool {

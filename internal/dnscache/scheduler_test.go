@@ -159,6 +159,9 @@ func TestLongestTimes(t *testing.T) {
 		w.wantAsked("none", 1, 1)
 		w.fake.set("short A", script{err: errServfail, delay: time.Second})
 		w.sleep(time.Hour)
+		for inFlight, _ := w.refreshes(); inFlight != [2]int{}; inFlight, _ = w.refreshes() {
+			w.sleep(time.Second) // a reader would wait for it
+		}
 		w.wantAfter("short", 0, "stale "+a)
 	})
 	cfg.MinTTL = math.MaxInt64

@@ -17,7 +17,7 @@ import (
 	"caddytarget/internal/testlab"
 )
 
-// --- PromQL, as far as the dashboard and the rules use it ---
+// --- The part of PromQL that the dashboard and the rules use ---
 
 // selector selects series by name and labels.
 type selector struct {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"caddytarget/internal/explain"
 	"caddytarget/internal/pool"
 )
 
@@ -185,7 +186,7 @@ func showPools(c *adminClient) error {
 			u := &page.Pools[i]
 			dialling, name := strconv.Itoa(u.Dialling), u.Pool
 			if u.Dial != nil {
-				dialling += " (" + u.Dial.Phase + " for " + shortly(u.Dial.Seconds) + ")"
+				dialling += " (" + u.Dial.Phase + " for " + explain.Shortly(u.Dial.Seconds) + ")"
 			}
 			if u.Draining {
 				name += " (draining)"
@@ -204,7 +205,7 @@ func age(seconds float64) string {
 	if seconds == 0 {
 		return "-"
 	}
-	return shortly(seconds)
+	return explain.Shortly(seconds)
 }
 
 // secondsOf returns a duration in seconds, to the millisecond, which is not 0 unless the

@@ -14,7 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
+
+	"caddytarget/internal/explain"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -220,7 +221,7 @@ func nameRows(names []adminName) [][]string {
 	rows := [][]string{{"NAME", "STATE", "TTL", "USED", "ADDRESSES", "ZONE", "RESOLVER", "ERROR"}}
 	for i := range names {
 		n := &names[i]
-		rows = append(rows, []string{n.Name, n.State, shortly(n.TTL), shortly(n.Used), n.what(), n.Zone, n.Resolver, n.Error})
+		rows = append(rows, []string{n.Name, n.State, explain.Shortly(n.TTL), explain.Shortly(n.Used), n.what(), n.Zone, n.Resolver, n.Error})
 	}
 	return rows
 }
@@ -242,19 +243,6 @@ func (n *adminName) what() string {
 		return "-"
 	}
 	return strings.Join(all, ",")
-}
-
-// shortly returns a time in seconds for people.
-func shortly(seconds float64) string {
-	d := time.Duration(seconds * float64(time.Second))
-	switch {
-	case d.Abs() >= time.Minute:
-		return d.Round(time.Second).String()
-	case d.Abs() >= time.Second || d == 0:
-		return d.Round(100 * time.Millisecond).String()
-	default:
-		return strconv.FormatFloat(seconds*1000, 'f', 2, 64) + "ms"
-	}
 }
 
 func showName(c *adminClient, name string) error {
@@ -298,33 +286,33 @@ func (n *adminName) rows() (rows [][]string) {
 	for _, t := range n.Types {
 		line := fmt.Sprintf("records: %d", t.Count)
 		if t.TTL != 0 {
-			line += ", TTL " + shortly(t.TTL)
+			line += ", TTL " + explain.Shortly(t.TTL)
 		}
 		if t.Failures > 0 && t.Retry != nil {
-			line += fmt.Sprintf(", failures in a row: %d, not asked for again for %s", t.Failures, shortly(*t.Retry))
+			line += fmt.Sprintf(", failures in a row: %d, not asked for again for %s", t.Failures, explain.Shortly(*t.Retry))
 		}
 		add("type "+t.Type, "%s", line)
 	}
-	add("TTL", "%s", shortly(n.TTL))
+	add("TTL", "%s", explain.Shortly(n.TTL))
 	if n.StaleFor > 0 {
-		add("stale for", "%s", shortly(n.StaleFor))
+		add("stale for", "%s", explain.Shortly(n.StaleFor))
 	}
-	add("used", "%s ago", shortly(n.Used))
+	add("used", "%s ago", explain.Shortly(n.Used))
 	if n.Preload {
 		add("preload", "yes")
 	}
 	if n.NextRefresh != nil {
-		add("refresh", "in %s", shortly(*n.NextRefresh))
+		add("refresh", "in %s", explain.Shortly(*n.NextRefresh))
 	}
 	if n.Error != "" && n.ErrorAge != nil {
-		add("error", "%s (%s ago)", n.Error, shortly(*n.ErrorAge))
+		add("error", "%s (%s ago)", n.Error, explain.Shortly(*n.ErrorAge))
 	}
 	for _, t := range n.Tries {
 		line := ""
 		if name := strings.TrimSuffix(t.Name, "."); name != n.Name {
 			line = name + ", "
 		}
-		line += fmt.Sprintf("%s %s: %s after %s", t.Nameserver, t.Transport, t.Outcome, shortly(t.Seconds))
+		line += fmt.Sprintf("%s %s: %s after %s", t.Nameserver, t.Transport, t.Outcome, explain.Shortly(t.Seconds))
 		if t.Ignored > 0 {
 			line += fmt.Sprintf(", %d messages ignored", t.Ignored)
 		}
@@ -354,10 +342,10 @@ func showNameservers(c *adminClient) error {
 			state = "down"
 		}
 		if s.Changed != nil {
-			since = shortly(*s.Changed)
+			since = explain.Shortly(*s.Changed)
 		}
 		rows = append(rows, []string{
-			s.Nameserver, state, since, shortly(s.RTT), s.replies(),
+			s.Nameserver, state, since, explain.Shortly(s.RTT), s.replies(),
 			strconv.FormatUint(s.Timeouts+s.Refused+s.Network, 10), strconv.Itoa(s.Failures), strconv.Itoa(s.InFlight), s.Zone, s.Resolver, s.Reason,
 		})
 	}

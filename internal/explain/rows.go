@@ -49,7 +49,7 @@ func (t *table) add(key, format string, args ...any) {
 func (t *Target) line(method string) string {
 	line := fmt.Sprintf("%s %s://%s port %d %s, Host %s", method, t.Scheme, t.Host, t.Port, t.URI, t.HostHeader)
 	if t.Timeout > 0 {
-		line += ", timeout " + took(t.Timeout)
+		line += ", timeout " + Shortly(t.Timeout)
 	}
 	return line
 }
@@ -68,7 +68,7 @@ func allowed(rule string, onlyReported bool) string {
 }
 
 func (l *Lookup) lines(t *table) {
-	line := l.From + ", took " + took(l.Seconds)
+	line := l.From + ", took " + Shortly(l.Seconds)
 	if l.Found != "" {
 		line += ", short for " + l.Found
 	}
@@ -76,12 +76,12 @@ func (l *Lookup) lines(t *table) {
 	for _, n := range l.Names {
 		state := "not asked for"
 		if n.State != "" {
-			state = n.State + ", TTL " + took(n.TTL)
+			state = n.State + ", TTL " + Shortly(n.TTL)
 		}
 		t.add("  name", "%s: %s (zone %s)", n.Name, state, n.Zone)
 	}
 	for _, q := range l.Queries {
-		line := fmt.Sprintf("%s %s, %s to %s: %s after %s", strings.TrimSuffix(q.Name, "."), q.Type, q.Transport, q.Nameserver, q.Outcome, took(q.Seconds))
+		line := fmt.Sprintf("%s %s, %s to %s: %s after %s", strings.TrimSuffix(q.Name, "."), q.Type, q.Transport, q.Nameserver, q.Outcome, Shortly(q.Seconds))
 		if q.Ignored > 0 {
 			line += fmt.Sprintf(", %d messages ignored", q.Ignored)
 		}
@@ -125,16 +125,16 @@ func (c *Cause) line() string {
 		line += " under the limit " + c.Limit
 	}
 	if c.Age > 0 {
-		line += ", the last " + took(c.Age) + " ago"
+		line += ", the last " + Shortly(c.Age) + " ago"
 	}
 	if c.Failure != "" {
 		line += " (" + c.Failure + ": " + c.Error + ")"
 	}
 	if c.Left > 0 {
-		line += ", ejected for " + took(c.Left)
+		line += ", ejected for " + Shortly(c.Left)
 	}
 	if c.Dialling > 0 {
-		line += ", a dial goes on for at most " + took(c.Dialling)
+		line += ", a dial goes on for at most " + Shortly(c.Dialling)
 	}
 	return line
 }
@@ -152,9 +152,9 @@ func (d *Dial) line() string {
 }
 
 func (c *Connect) lines(t *table) {
-	line := c.Address + ": connect " + took(c.Connect)
+	line := c.Address + ": connect " + Shortly(c.Connect)
 	if c.Handshake > 0 {
-		line += ", TLS handshake " + took(c.Handshake)
+		line += ", TLS handshake " + Shortly(c.Handshake)
 	}
 	if c.TLS != "" {
 		line += ", " + c.TLS
@@ -185,8 +185,8 @@ func (o *Outcome) line() string {
 	return line + ": " + o.Error
 }
 
-// took returns a time in seconds for people, in ASCII.
-func took(seconds float64) string {
+// Shortly returns a time in seconds for people, in ASCII.
+func Shortly(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))
 	switch {
 	case d.Abs() >= time.Minute:

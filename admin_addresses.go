@@ -87,20 +87,21 @@ func adminGetAddresses(_ *http.Request, params map[string]string) (any, error) {
 			states = append(states, state)
 		}
 	}
+	inState := func(state health.State) bool { return states == nil || slices.Contains(states, state) }
 	page := adminAddressList{Families: []adminFamily{}, Addresses: []adminAddress{}}
 	for s := range usedShared() {
 		if from.list != 0 && from.list != s.id {
 			return nil, errCursor()
 		}
 		for i, f := range s.health.Families() {
-			if f.Networks > 0 {
+			if f.Networks > 0 && inState(f.State) {
 				page.Families = append(page.Families, adminFamily{
 					[]string{"ipv4", "ipv6"}[i], f.State.String(), f.Networks, secondsOf(f.Last), secondsOf(f.Left),
 				})
 			}
 		}
 		list, next := s.health.Records(from.at, limit, func(r *health.Record) bool {
-			return filter.matches(r.Target, r.Addr) && (states == nil || slices.Contains(states, r.State))
+			return filter.matches(r.Target, r.Addr) && inState(r.State)
 		})
 		for i := range list {
 			page.Addresses = append(page.Addresses, newAdminAddress(&list[i]))

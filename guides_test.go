@@ -103,7 +103,7 @@ func TestGuideDynamicA(t *testing.T) {
 		more                 []swap
 		stays                bool // while no nameserver replies
 	}{
-		{name: "stock", file: "docs/guides/dynamic-a.md#2", more: []swap{{"refresh 1m", "refresh 1ms"}, {"grace_period 10m", "refresh 1h"}}},
+		{name: "stock", file: "docs/guides/dynamic-a.md#2", more: []swap{{"refresh 1m", "refresh 1ns"}, {"grace_period 10m", "refresh 1h"}}},
 		{name: "target", file: "docs/guides/dynamic-a.md", stays: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"go/parser"
 	"go/token"
 	"maps"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -179,6 +180,42 @@ func TestReferenceJSON(t *testing.T) {
 	}
 	if !strings.Contains(text, "- **proxy** (JSON only") {
 		t.Error("the member proxy is not described")
+	}
+}
+
+// TestDocComments checks that each member of the modules' JSON has a doc comment, of which
+// Caddy's site makes its documentation.
+func TestDocComments(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, name := range files {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(node ast.Node) bool {
+			spec, ok := node.(*ast.TypeSpec)
+			if !ok || !spec.Name.IsExported() || strings.HasSuffix(name, "_test.go") {
+				return true
+			}
+			if of, ok := spec.Type.(*ast.StructType); ok {
+				for _, field := range of.Fields.List {
+					if field.Tag == nil || !strings.Contains(field.Tag.Value, `json:"`) || len(field.Names) == 0 {
+						continue
+					}
+					if n++; field.Doc == nil {
+						t.Errorf("%s: %s.%s has no doc comment", name, spec.Name, field.Names[0])
+					}
+				}
+			}
+			return true
+		})
+	}
+	if n < 50 {
+		t.Errorf("got %d members, want those of all modules", n)
 	}
 }
 

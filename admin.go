@@ -22,6 +22,7 @@ import (
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/dnsclient"
+	"caddytarget/internal/explain"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/resolver"
 )
@@ -79,7 +80,7 @@ func (adminAPI) endpoint(path string) *adminEndpoint {
 	case "nameservers":
 		return &adminEndpoint{method: http.MethodGet, serve: adminGetNameservers}
 	case "explain":
-		return &adminEndpoint{method: http.MethodGet, params: explainParams, list: "header", serve: adminGetExplain}
+		return &adminEndpoint{method: http.MethodGet, params: []string{"url", "site", "method", "uri", "header", "connect"}, list: "header", serve: adminGetExplain}
 	case "pools":
 		return &adminEndpoint{method: http.MethodGet, params: []string{"target", "address", "state", "after", "limit"}, serve: adminGetPools}
 	case "addresses":
@@ -522,6 +523,21 @@ func newAdminNameserver(id, zone string, s *dnsclient.NameserverStats) adminName
 		a.Changed = new(inSeconds(time.Since(s.Since)))
 	}
 	return a
+}
+
+// adminGetExplain serves /target/explain: how a request would be treated.
+func adminGetExplain(r *http.Request, params map[string]string) (any, error) {
+	in, err := explain.NewInput(params, r.URL.Query()["header"])
+	if err != nil {
+		return nil, adminErrorf(http.StatusBadRequest, "%v", err)
+	}
+	site, err := selectSite(targetSites(), params["site"])
+	if err != nil {
+		return nil, err
+	}
+	in.Request = in.Request.WithContext(r.Context())
+	in.Request.RemoteAddr = r.RemoteAddr
+	return newExplanation(site, in).run(), nil
 }
 
 // Interface guards

@@ -12,7 +12,6 @@ import (
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/guard"
-	"caddytarget/internal/pool"
 	"caddytarget/internal/purge"
 )
 
@@ -63,30 +62,12 @@ func adminPurge(r *http.Request, _ map[string]string) (any, error) {
 		purged.Resolvers = append(purged.Resolvers, adminResolverPurged{r.id, n})
 	}
 	for s := range usedShared() {
-		purged.Ejections += s.lift(scope)
-		purged.Connections += s.closeIdle(scope)
-	}
-	return purged, nil
-}
-
-// lift ends the ejections in the scope of a purge and returns how many these were.
-func (s *shared) lift(scope *purge.Scope) int {
-	lifted := s.health.Lift(func(target string, addr netip.AddrPort) bool { return scope.Host(target, addr.Addr()) })
-	for _, family := range scope.Families() {
-		if s.health.LiftFamily(family) {
-			lifted++
+		purged.Ejections += scope.Ejections(s.health)
+		for _, p := range s.usedPools() {
+			purged.Connections += scope.Connections(p.Pool)
 		}
 	}
-	return lifted
-}
-
-// closeIdle closes the idle connections in the scope of a purge and returns how many these
-// were.
-func (s *shared) closeIdle(scope *purge.Scope) (closed int) {
-	for _, p := range s.usedPools() {
-		closed += p.CloseIdle(func(key *pool.Key) bool { return scope.Host(key.Host, key.Addr.Addr()) })
-	}
-	return closed
+	return purged, nil
 }
 
 // purge returns which names the request means.

@@ -85,7 +85,7 @@ func (c *adminClient) explanation(query url.Values, report *explain.Report) erro
 	for name := range query {
 		params[name] = query.Get(name)
 	}
-	q, err := newExplainQuery(params, query["header"])
+	in, err := explain.NewInput(params, query["header"])
 	if err != nil {
 		return errors.New(printable(err.Error()))
 	}
@@ -94,7 +94,7 @@ func (c *adminClient) explanation(query url.Values, report *explain.Report) erro
 		return errors.New(printable(err.Error()))
 	}
 	defer release()
-	*report = *newExplanation(site, q.request, q.url, q.connect).run()
+	*report = *newExplanation(site, in).run()
 	if !c.json {
 		return nil
 	}

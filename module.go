@@ -32,8 +32,8 @@
 // list), command.go; routes.go, sites.go (the target handlers of a configuration),
 // mistakes.go (warnings); caddyfile.go (parses the subdirectives of all modules).
 // warm.go keeps connections open to the targets that are called most. explain.go takes a
-// request through the steps above without sending it; admin_explain.go
-// and command_explain.go ask for that. Defaults stand in Provision of their module, those
+// request through the steps above without sending it; admin.go and command_explain.go ask
+// for that. Defaults stand in Provision of their module, those
 // of the resolver in internal/resolver/config.go. The work is done below internal:
 // resolver, dnscache, dnsclient, dnsname (names to addresses), snapshot (the file of what
 // they know); failover, health (which address next); pool (connections); guard, localnet

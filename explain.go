@@ -37,7 +37,7 @@ func newExplanation(site *targetSite, in *explain.Input) *explanation {
 	e.request = caddyhttp.PrepareRequest(in.Request, e.repl, explain.NoResponse{}, site.server)
 	e.state = stateOf(e.request.Context())
 	e.state.explained = &explained{in.URL}
-	e.report.Site, e.report.Method = site.name, in.Request.Method
+	e.report.Site, e.report.Method = site.Name, in.Request.Method
 	client, err := netip.ParseAddrPort(in.Request.RemoteAddr)
 	if err != nil { // it came over a Unix socket
 		client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)

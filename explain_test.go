@@ -152,7 +152,7 @@ func TestExplainSteps(t *testing.T) {
 	}
 	got := ask()
 	l := got.Lookup
-	if l == nil || l.From != "miss" || len(l.Queries) != 1 || l.Queries[0].Nameserver != w.dns.Addr || l.Queries[0].Type != "A" || l.Queries[0].Outcome != "answer" || l.Resolver != usedResolvers()[0].id {
+	if l == nil || l.From != "miss" || len(l.Queries) != 1 || l.Queries[0].Nameserver != w.dns.Addr || l.Queries[0].Type != "A" || l.Queries[0].Outcome != "answer" || l.Resolver != usedResolvers()[0].ID() {
 		t.Errorf("got the lookup %+v, want a miss with one query to %s", l, w.dns.Addr)
 	}
 	if l != nil && (len(l.Names) != 1 || l.Names[0].Zone != "example" || l.Names[0].State != "fresh" || l.Names[0].TTL < 300) {
@@ -306,12 +306,12 @@ func TestExplainSites(t *testing.T) {
 	sites := targetSites()
 	var names []string
 	for _, s := range sites {
-		names = append(names, s.name)
+		names = append(names, s.Name)
 		if s.proxy == nil {
-			t.Errorf("%s: no proxy was found", s.name)
+			t.Errorf("%s: no proxy was found", s.Name)
 		}
 	}
-	for name, want := range map[string]bool{"a.site": false, "A.Site": false, "*.c.site": true, sites[len(sites)-1].place: true} {
+	for name, want := range map[string]bool{"a.site": false, "A.Site": false, "*.c.site": true, sites[len(sites)-1].Place: true} {
 		got, err := ask(name)
 		if err != nil || got.WouldSend != want {
 			t.Errorf("site %s: explained as %+v, %v, want that it is sent: %t", name, got, err, want)
@@ -331,7 +331,7 @@ func TestSiteOfNamedServer(t *testing.T) {
 	w.global = "servers 127.0.0.1:" + w.port + " {\nname team/gateway\n}"
 	w.run(w.proxy())
 	sites := targetSites()
-	if len(sites) != 1 || !strings.HasPrefix(sites[0].place, "team/gateway/routes/") || !slices.Equal(sites[0].listen, []string{"127.0.0.1:" + w.port}) {
+	if len(sites) != 1 || !strings.HasPrefix(sites[0].Place, "team/gateway/routes/") || !slices.Equal(sites[0].Listen, []string{"127.0.0.1:" + w.port}) {
 		t.Errorf("got the sites %+v, want that of team/gateway", sites)
 	}
 }

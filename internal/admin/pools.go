@@ -108,6 +108,7 @@ func (a *API) poolCounts() []PoolCounts {
 	return list
 }
 
+// getPools serves /target/pools.
 func (a *API) getPools(r *http.Request, p params) (any, error) {
 	q, err := p.listQuery()
 	if err != nil {

@@ -37,6 +37,7 @@ type ResolverPurged struct {
 	Names    int    `json:"names"`
 }
 
+// purge serves /target/purge.
 func (a *API) purge(r *http.Request, _ params) (any, error) {
 	var request PurgeRequest
 	d := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxPurgeBody))

@@ -29,15 +29,6 @@ const (
 	tokenUnreachable = failure.DestinationIPUnroutable
 )
 
-func newEjections() *ejections {
-	e := &ejections{total: newCounterVec("ejections_total",
-		"Addresses that were ejected, by phase and error of the last failure.", "phase", "error")}
-	for _, f := range failure.AddressFailures() {
-		e.total.WithLabelValues(string(f.Phase), string(f.Token))
-	}
-	return e
-}
-
 // logTo makes a logger the one to use, until release is called.
 func (e *ejections) logTo(log *zap.Logger) (release func()) {
 	e.mu.Lock()

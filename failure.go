@@ -27,11 +27,8 @@ const (
 // that has nothing to do with its target.
 func (st *requestState) failure() failure.Failure {
 	f := failure.Of(st.err)
-	switch f.Phase {
-	case failure.Connect, failure.TLS, failure.Send, failure.Response:
-		if st.unavailable && f.Token != failure.ClientDisconnected {
-			f.Token = failure.DestinationUnavailable
-		}
+	if st.unavailable {
+		f = f.Unavailable()
 	}
 	return f
 }
@@ -63,7 +60,7 @@ func (h *Handler) report(w http.ResponseWriter, st *requestState, err error) {
 		return
 	}
 	st.reported = true
-	h.policy.counters.failures.WithLabelValues(string(f.Phase), string(f.Token)).Inc()
+	h.policy.counters.Failures.WithLabelValues(string(f.Phase), string(f.Token)).Inc()
 	ce := h.policy.log.Check(h.logLevel, failedMessage(f))
 	if ce == nil {
 		return

@@ -21,6 +21,7 @@ import (
 	"caddytarget/internal/replay"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
+	"caddytarget/internal/topk"
 	"caddytarget/internal/trace"
 	"caddytarget/internal/warm"
 )
@@ -243,7 +244,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	defer func() {
 		if c != nil {
-			h.policy.counters.observe(c.call.Host, st, err, begun)
+			h.policy.counters.Top.Observe(c.call.Host, topk.Observation{
+				Failed: err != nil || st.err != nil, Latency: time.Since(begun), NewConn: st.opened,
+			})
 			if site := h.warm.Load(); site != nil && err == nil {
 				st.usedOf(site)
 			}

@@ -27,7 +27,7 @@
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
 // of connections, which outlive a reload); persist.go (what resolvers know outlives them);
-// listeners.go (this server's own); ejections.go (counted and logged); admin.go and admin_… (the admin API, a file for each
+// listeners.go (this server's own); admin.go and admin_… (the admin API, a file for each
 // list), command.go; routes.go, sites.go (the target handlers of a configuration),
 // mistakes.go (warnings); caddyfile.go (parses the subdirectives of all modules).
 // warm.go keeps connections open to the targets that are called most. explain.go takes a
@@ -35,7 +35,7 @@
 // and command_explain.go ask for that. Defaults stand in Provision of their module, those
 // of the resolver in internal/resolver/config.go. The work is done below internal:
 // resolver, dnscache, dnsclient, dnsname (names to addresses), snapshot (the file of what
-// they know); failover, health (which address next); pool (connections); guard, localnet
+// they know); failover, health (which address next), ejection (counted and logged); pool (connections); guard, localnet
 // (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
 // header fields); failure (the words for what failed); explain (the words for what would
 // be done with a request); topk (counts by target); metrics (for Prometheus); warm
@@ -60,6 +60,7 @@ import (
 	"go.uber.org/zap"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/ejection"
 	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
 	"caddytarget/internal/localnet"
@@ -104,7 +105,7 @@ type App struct {
 type shared struct {
 	id        uint64 // random
 	health    *health.Tracker
-	ejections *ejections
+	ejections *ejection.Log
 	metrics   *metrics.Metrics
 	counters  *counters
 	pools     *caddy.UsagePool
@@ -140,7 +141,7 @@ func newShared() *shared {
 	}
 	s.metrics = metrics.New(s.countPools, s.health)
 	s.counters = newCounters(s.metrics.Requests)
-	s.ejections = &ejections{total: s.metrics.Ejections}
+	s.ejections = ejection.New(s.metrics.Ejections)
 	s.health.Observe(s.ejections)
 	return s
 }
@@ -250,7 +251,7 @@ func (a *App) useEjections(s *failover.Source) {
 // Start starts the resolvers that were acquired.
 func (a *App) Start() error {
 	if a.log != nil {
-		a.releases = append(a.releases, a.shared.ejections.logTo(a.log))
+		a.releases = append(a.releases, a.shared.ejections.Use(a.log))
 	}
 	for _, r := range a.acquired {
 		a.useStorage(r.Resolver) // that of the configuration before may be gone soon

@@ -3,7 +3,9 @@ package caddytarget
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"caddytarget/internal/failure"
 	"caddytarget/internal/metrics"
+	"caddytarget/internal/record"
 	"caddytarget/internal/topk"
 )
 
@@ -18,6 +20,14 @@ type counters struct {
 func newCounters(r *metrics.Requests) *counters { return &counters{r, r.Refused, r.LeftOut, r.Top} }
 
 func (c *counters) answered(reused bool) { c.Answered(reused) }
+
+// recordedAttempt is a record.Attempt with the name that outgoing.go has for it.
+type recordedAttempt struct {
+	*record.Attempt
+	span *record.Attempt
+}
+
+func failedMessage(f failure.Failure) string { return record.FailedMessage(f) }
 
 // dialPhases are the words of admin_pools.go.
 var dialPhases = metrics.DialPhases

@@ -39,8 +39,8 @@
 // (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
 // header fields); failure (the words for what failed); explain (the words for what would
 // be done with a request); topk (counts by target); metrics (for Prometheus); warm
-// (connections for requests to come); trace, clientspan (single requests: live, and as
-// spans); purge (what an operator forgets).
+// (connections for requests to come); record, trace, clientspan (single requests: in
+// the log, live, and as spans); purge (what an operator forgets).
 package caddytarget
 
 import (

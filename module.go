@@ -92,7 +92,7 @@ type App struct {
 	resolver   *resolver.Resolver
 	storage    certmagic.Storage
 	acquired   []*sharedResolver // by this app and by the modules of its configuration
-	transports []*poolSettings   // those of its transports
+	transports []*pool.Settings  // those of its transports
 	listeners  *localnet.Listeners
 	sockets    []uint64 // on which its sites listen
 	shared     *shared
@@ -108,8 +108,7 @@ type shared struct {
 	ejections *ejection.Log
 	metrics   *metrics.Metrics
 	counters  *counters
-	pools     *caddy.UsagePool
-	draining  drainingPools
+	pools     pool.Set
 	limits    *pool.Limits
 	sockets   *localnet.Sockets // nil: Caddy's account of its listeners is asked
 	sites     localnet.Sites
@@ -133,7 +132,6 @@ func newShared() *shared {
 	s := &shared{
 		id:      mathrand.Uint64(),
 		health:  health.New(),
-		pools:   caddy.NewUsagePool(),
 		limits:  pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
 		sockets: newSockets(),
 		trace:   new(trace.Hub),

@@ -90,8 +90,9 @@ type App struct {
 	MetricsTargets bool `json:"metrics_targets,omitempty"`
 
 	resolver   *resolver.Resolver
+	resolvers  resolver.Generation // of this app and of the modules of its configuration
 	storage    certmagic.Storage
-	acquired   []*sharedResolver // by this app and by the modules of its configuration
+	acquired   []*sharedResolver // those of resolvers, to be released
 	transports []*pool.Settings  // those of its transports
 	listeners  *localnet.Listeners
 	sockets    []uint64 // on which its sites listen
@@ -113,7 +114,7 @@ type shared struct {
 	sockets   *localnet.Sockets // nil: Caddy's account of its listeners is asked
 	sites     localnet.Sites
 	trace     *trace.Hub
-	lineage   lineage
+	lineage   resolver.Lineage
 	warm      *warm.List
 }
 
@@ -238,6 +239,7 @@ func (a *App) acquire(config *Resolver) (*resolver.Resolver, error) {
 		return nil, err
 	}
 	a.acquired = append(a.acquired, r)
+	a.resolvers.Add(r.Resolver)
 	return r.Resolver, nil
 }
 
@@ -252,10 +254,10 @@ func (a *App) Start() error {
 		a.releases = append(a.releases, a.shared.ejections.Use(a.log))
 	}
 	for _, r := range a.acquired {
-		a.useStorage(r.Resolver) // that of the configuration before may be gone soon
+		a.useStorage(r.Resolver, a.shared) // that of the configuration before may be gone soon
 		r.Start()
 	}
-	a.shared.lineage.started(a)
+	a.shared.lineage.Started(&a.resolvers)
 	return nil
 }
 
@@ -264,7 +266,7 @@ func (a *App) Start() error {
 // released when this one is cleaned up.
 func (a *App) Stop() error {
 	a.shared.trace.Disconnect()
-	if a.shared.lineage.isLast(a) {
+	if a.shared.lineage.IsLast(&a.resolvers) {
 		a.saveAll()
 	}
 	a.shared.warm.Release(a)
@@ -279,7 +281,7 @@ func (a *App) Cleanup() error {
 	a.releases = nil
 	if a.shared != nil {
 		a.shared.sites.Release(a.sockets)
-		a.shared.lineage.ended(a)
+		a.shared.lineage.Ended(&a.resolvers)
 		releaseShared()
 		a.shared = nil
 	}

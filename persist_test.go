@@ -489,3 +489,33 @@ func TestSavedApart(t *testing.T) {
 		t.Errorf("asked %d and %d times, want 1 and 2", n, m)
 	}
 }
+
+// TestSavedApartAtTheEnd: a resolver has a file of its own also where its first lookup comes
+// when its configuration has ended, as one of a configuration that could not start.
+func TestSavedApartAtTheEnd(t *testing.T) {
+	w := newWorld(t)
+	of := func(deadline string) string {
+		return "handle /" + deadline + " {\n" + strings.Replace(w.proxy("resolver "+w.dns.Addr+" {\nhosts off\nfamily ipv4\ndeadline "+deadline+"\n}"),
+			"handle_errors {\n\t\trespond \"{err.status_code} {http.target.error}\"\n\t}", "", 1) + "\n}\n"
+	}
+	w.run(of("1s") + of("2s"))
+	loaded, err := caddy.ActiveContext().AppIfConfigured("target")
+	if err != nil {
+		t.Fatal(err)
+	}
+	app := loaded.(*App)
+	ofSite, s := app.acquired[1].Resolver, app.shared
+	key := app.resolvers.StorageKey(ofSite)
+	if !strings.HasSuffix(key, "-"+ofSite.ID()) {
+		t.Errorf("got the key %s, want one of its own", key)
+	}
+	w.run("respond ok")
+	if app.acquired != nil {
+		t.Fatal("the app was not cleaned up")
+	}
+	if got := app.resolvers.StorageKey(ofSite); got != key {
+		t.Errorf("got the key %s at the end, want %s", got, key)
+	}
+	app.warms = true
+	app.useStorage(ofSite, s) // as the first lookup does
+}

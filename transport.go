@@ -66,7 +66,7 @@ type Transport struct {
 	// The connections that are kept open to the targets that are called most. Default: none.
 	Warm *Warm `json:"warm,omitempty"`
 
-	pool     *sharedPool
+	pool     *pool.Shared
 	via      failover.Transport
 	shared   *shared
 	released bool
@@ -262,7 +262,8 @@ func (t *Transport) Cleanup() error {
 		return nil
 	}
 	t.released = true // requests in flight still use it
-	return t.shared.releasePool(t.pool)
+	t.shared.pools.Release(t.pool)
+	return nil
 }
 
 // hostTemplate stays as it is, or becomes empty, in requests that no target
@@ -323,7 +324,7 @@ func (t *Transport) RoundTrip(req *http.Request) (res *http.Response, err error)
 	}
 	a.setOrder(req, info)
 	if a.beginRecord(req) {
-		defer func() { a.recorded.end(a, res, err) }()
+		defer func() { a.endRecord(res, err) }()
 	}
 	if err := a.checkAddress(); err != nil {
 		return nil, err

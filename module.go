@@ -36,7 +36,7 @@
 // and command_explain.go ask for that. Defaults stand in Provision of their module, those
 // of the resolver in internal/resolver/config.go. The work is done below internal:
 // resolver, dnscache, dnsclient, dnsname (names to addresses), snapshot (the file of what
-// they know); failover, health (which address next); pool (connections); guard, localnet
+// they know); failover, health (which address next); pool (connections); guard, gate, localnet
 // (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
 // header fields); failure (the words for what failed); explain (the words for what would
 // be done with a request); topk (counts by target); warm (connections for

@@ -16,6 +16,7 @@ import (
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
+	"caddytarget/internal/redirect"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
 )
@@ -37,8 +38,8 @@ type call struct {
 	complete bool   // the name is not searched for
 	strip    string // a header field of the request that is not sent on
 
-	follower *follower // of redirects; nil: they are the client's
-	foreign  bool      // a redirect led to another origin: it gets no credentials
+	follower *redirect.Follower // nil: redirects are the client's
+	foreign  bool               // a redirect led to another origin: it gets no credentials
 
 	exchange *exchange // that the attempts belong to
 	state    *requestState

@@ -249,7 +249,7 @@ func targetModules(proxy *reverseproxy.Handler) (*Transport, *Upstreams) {
 // attempt returns the attempt at an address that the request would make.
 func (e *explanation) attempt(t *Transport, addr netip.AddrPort) *attempt {
 	a := e.call.attemptAt(t, e.request, addr)
-	a.out = *e.request
+	a.out.Request = *e.request
 	return a
 }
 

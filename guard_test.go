@@ -20,6 +20,7 @@ import (
 	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/localnet"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/testlab"
 )
 
@@ -141,7 +142,7 @@ func TestRefusals(t *testing.T) {
 	}
 	want := map[string]any{"msg": "target refused", "rule": failure.RuleLoop, "status": 508.0}
 	w.checkRefusal("loop", lines, counterOf("refused", "enforce", failure.RuleLoop), want, func() {
-		if res := w.get("/", "http://half.example/", header("CDN-Loop", "other, "+loopID)); res.StatusCode != 508 {
+		if res := w.get("/", "http://half.example/", header("CDN-Loop", "other, "+outgoing.LoopID)); res.StatusCode != 508 {
 			t.Errorf("got %v, want status 508", res)
 		}
 	})

@@ -290,7 +290,7 @@ func (u *Upstreams) newNamed(c *call, r *http.Request, repl *caddy.Replacer, x *
 		}
 	}
 	err = c.resolve(r.Context(), literal)
-	st.recordOfSource(r).resolved(c, err)
+	st.recordOfSource(r).Resolved(c, err)
 	return err
 }
 

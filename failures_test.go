@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -416,6 +417,48 @@ func TestFailureLog(t *testing.T) {
 	})
 	if n := len(lines()); n < 101 || n > 290 {
 		t.Errorf("%d lines of 300 equal failures and another one, want 101 and a few", n)
+	}
+}
+
+// TestFailureSeries: the series of all failures are there when a configuration is loaded, so
+// that the first failure of its kind is an increase. They are those of docs/failures.md.
+func TestFailureSeries(t *testing.T) {
+	w := newWorld(t)
+	w.run("metrics /metrics\n" + w.proxy())
+	before := w.dnsSeries("failures_total")
+	series := func(phase, token string) string {
+		return fmt.Sprintf("failures_total{error=%q,phase=%q}", token, phase)
+	}
+	documented, inAny := make(map[string]bool), make(map[string]bool)
+	for _, row := range regexp.MustCompile("(?m)^\\| (`\\w+`|any) \\| `(\\w+)` \\|").FindAllStringSubmatch(readFile(t, "docs/failures.md"), -1) {
+		if row[1] == "any" {
+			inAny[row[2]] = true
+			continue
+		}
+		s := series(strings.Trim(row[1], "`"), row[2])
+		documented[s] = true
+		if _, ok := before[s]; !ok {
+			t.Errorf("got no series %s at the start", s)
+		}
+	}
+	if len(documented) < 25 || len(inAny) != 2 {
+		t.Errorf("got %d failures and %d of any phase in the docs, want more", len(documented), len(inAny))
+	}
+	token := regexp.MustCompile(`error="(\w+)"`)
+	for s, n := range before {
+		if parts := token.FindStringSubmatch(s); n != 0 || !documented[s] && !inAny[parts[1]] {
+			t.Errorf("got %s with %g at the start, want 0 and a failure that is documented", s, n)
+		}
+	}
+	w.get("/", "ftp://name.example/")
+	w.get("/", "http://none.example/")
+	want := map[string]float64{series("policy", "http_request_denied"): 1, series("dns", "destination_not_found"): 1}
+	after := w.dnsSeries("failures_total")
+	if len(after) != len(before) {
+		t.Errorf("got %d series after two failures, want the %d of the start", len(after), len(before))
+	}
+	if got := notZero(after); !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

@@ -19,10 +19,12 @@ import (
 	"caddytarget/internal/httpfield"
 	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/record"
 	"caddytarget/internal/redirect"
 	"caddytarget/internal/replay"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
+	"caddytarget/internal/topk"
 	"caddytarget/internal/trace"
 	"caddytarget/internal/warm"
 )
@@ -120,8 +122,7 @@ type Handler struct {
 	confineURL, confinePath targeturl.Confinement
 	values                  targeturl.SingleValues // of which a request has one each
 
-	logLevel zapcore.Level
-	limiter  failure.Limiter // of the lines about failures
+	failures record.FailureLog
 	trace    *trace.Hub
 
 	strip    string       // the header field that is not sent on
@@ -161,7 +162,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.policy.quiet, h.trace = true, app.shared.trace
-	if h.logLevel, err = h.failureLevel(); err != nil || h.ProxyRaw == nil {
+	h.failures.Log = h.policy.log
+	if h.failures.Level, err = h.failureLevel(); err != nil || h.ProxyRaw == nil {
 		return err
 	}
 	proxy, err := ctx.LoadModule(h, "ProxyRaw")
@@ -239,20 +241,22 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	failure.DropProxyStatus(w.Header())
 	var c *callContext
 	begun := time.Now()
-	rec := h.newRecord(r, begun)
+	rec := record.New(r, begun, h.policy.log, h.trace)
 	if st.record = rec; rec != nil {
-		w = rec.watch(w)
+		w = rec.Watch(w)
 	}
 	defer func() {
 		if c != nil {
-			h.policy.counters.observe(c.call.Host, st, err, begun)
+			h.policy.counters.Top.Observe(c.call.Host, topk.Observation{
+				Failed: err != nil || st.err != nil, Latency: time.Since(begun), NewConn: st.opened,
+			})
 			if site := h.warm.Load(); site != nil && err == nil {
 				st.usedOf(site)
 			}
 		}
 		h.report(w, st, err)
 		if rec != nil {
-			h.endRecord(rec, st, err)
+			st.endRecord(rec, err)
 		}
 	}()
 	var u targeturl.URL
@@ -281,7 +285,7 @@ func (h *Handler) admit(w http.ResponseWriter, r *http.Request, repl *caddy.Repl
 	if c, u, err = h.newCall(r, repl, last, st); err != nil {
 		return c, u, nil, err
 	}
-	st.record.targetRead(&c.call)
+	st.record.TargetRead(&c.call)
 	stop, err = h.limitTime(w, r, repl, c)
 	return c, u, stop, err
 }
@@ -314,7 +318,7 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 		defer done()
 	}
 	err := c.call.resolve(c.Context, u.Addr)
-	st.record.resolved(&c.call, err)
+	st.record.Resolved(&c.call, err)
 	if err != nil {
 		return h.refuse(w, r, st, err)
 	}

@@ -27,8 +27,7 @@
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
 // of connections, which outlive a reload); persist.go (what resolvers know outlives them);
-// listeners.go (this server's own); metrics.go, metrics_dns.go, metrics_pool.go;
-// ejections.go (counted and logged); admin.go and admin_… (the admin API, a file for each
+// listeners.go (this server's own); admin.go and admin_… (the admin API, a file for each
 // list), command.go; routes.go, sites.go (the target handlers of a configuration),
 // mistakes.go (warnings); caddyfile.go (parses the subdirectives of all modules).
 // warm.go keeps connections open to the targets that are called most. explain.go takes a
@@ -36,12 +35,13 @@
 // and command_explain.go ask for that. Defaults stand in Provision of their module, those
 // of the resolver in internal/resolver/config.go. The work is done below internal:
 // resolver, dnscache, dnsclient, dnsname (names to addresses), snapshot (the file of what
-// they know); failover, health (which address next); pool (connections); guard, gate, localnet
-// (what may be called); targeturl, redirect, replay, outgoing, httpfield (URLs, redirects,
-// bodies, requests as they are sent, header fields); failure (the words for what failed); explain (the words for what would
-// be done with a request); topk (counts by target); warm (connections for
-// requests to come); trace, clientspan (single requests:
-// live, and as spans); purge (what an operator forgets).
+// they know); failover, health (which address next), ejection (counted and logged); pool
+// (connections); guard, gate, localnet (what may be called); targeturl, redirect, replay,
+// outgoing, httpfield (URLs, redirects, bodies, requests as they are sent, header fields);
+// failure (the words for what failed); explain (the words for what would
+// be done with a request); topk (counts by target); metrics (for Prometheus); warm
+// (connections for requests to come); record, trace, clientspan (single requests: in
+// the log, live, and as spans); purge (what an operator forgets).
 package caddytarget
 
 import (
@@ -54,13 +54,14 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/certmagic"
-	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/ejection"
 	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
 	"caddytarget/internal/localnet"
+	"caddytarget/internal/metrics"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/trace"
@@ -101,14 +102,14 @@ type App struct {
 type shared struct {
 	id        uint64 // random
 	health    *health.Tracker
-	ejections *ejections
+	ejections *ejection.Log
+	metrics   *metrics.Metrics
 	counters  *counters
 	pools     *caddy.UsagePool
 	draining  drainingPools
 	limits    *pool.Limits
 	sockets   *localnet.Sockets // nil: Caddy's account of its listeners is asked
 	sites     localnet.Sites
-	dns       *dnsCollector
 	trace     *trace.Hub
 	lineage   lineage
 	warm      *warm.List
@@ -127,27 +128,19 @@ const sharedKey = "shared"
 
 func newShared() *shared {
 	s := &shared{
-		id:        mathrand.Uint64(),
-		health:    health.New(),
-		ejections: newEjections(),
-		counters:  newCounters(),
-		pools:     caddy.NewUsagePool(),
-		limits:    pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
-		sockets:   newSockets(),
-		dns:       newDNSCollector(),
-		trace:     new(trace.Hub),
-		warm:      warm.New(),
+		id:      mathrand.Uint64(),
+		health:  health.New(),
+		pools:   caddy.NewUsagePool(),
+		limits:  pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
+		sockets: newSockets(),
+		trace:   new(trace.Hub),
+		warm:    warm.New(),
 	}
+	s.metrics = metrics.New(s.countPools, s.health)
+	s.counters = newCounters(s.metrics.Requests)
+	s.ejections = ejection.New(s.metrics.Ejections)
 	s.health.Observe(s.ejections)
 	return s
-}
-
-// collectors returns its metrics.
-func (s *shared) collectors() []prometheus.Collector {
-	c := s.counters
-	return []prometheus.Collector{
-		c.refused, c.leftOut, c.failures, c.requests, c.dials.dial, c.dials.handshake, c.dials.resumed, s.ejections.total, poolCollector{s}, s.dns,
-	}
 }
 
 // newSockets returns what finds the sockets of this process. It is a variable for
@@ -186,11 +179,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.watchSites(ctx); err != nil {
 		return err
 	}
-	if err := register(ctx.GetMetricsRegistry(), a.shared.collectors()...); err != nil {
+	if err := a.shared.metrics.Register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
 	if a.MetricsTargets {
-		if err := ctx.GetMetricsRegistry().Register(topCollector{a.shared.counters.top}); err != nil {
+		if err := a.shared.metrics.RegisterTargets(ctx.GetMetricsRegistry()); err != nil {
 			return err
 		}
 	}
@@ -255,7 +248,7 @@ func (a *App) useEjections(s *failover.Source) {
 // Start starts the resolvers that were acquired.
 func (a *App) Start() error {
 	if a.log != nil {
-		a.releases = append(a.releases, a.shared.ejections.logTo(a.log))
+		a.releases = append(a.releases, a.shared.ejections.Use(a.log))
 	}
 	for _, r := range a.acquired {
 		a.useStorage(r.Resolver) // that of the configuration before may be gone soon

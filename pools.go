@@ -69,6 +69,15 @@ func (s *shared) usedPools() []*sharedPool {
 	return list
 }
 
+// countPools yields how many connections each of these pools has.
+func (s *shared) countPools(yield func(pool.Counts) bool) {
+	for _, p := range s.usedPools() {
+		if !yield(p.Counts()) {
+			return
+		}
+	}
+}
+
 // poolSettings are the settings by which pools are told apart: all that a
 // connection depends on, and how this server and a backend prove to each other who
 // they are.
@@ -112,7 +121,7 @@ func (a *App) acquirePool(t *Transport, config pool.Config) (*sharedPool, error)
 		}
 		return true
 	})
-	config.Observer, config.Interim = s.counters.dials, failure.DropProxyStatus
+	config.Observer, config.Interim = s.metrics.Dials, failure.DropProxyStatus
 	value, _, err := s.pools.LoadOrNew(key, func() (caddy.Destructor, error) {
 		return &sharedPool{pool.New(config, s.health, s.limits), config, key, s, rand.Uint64()}, nil
 	})

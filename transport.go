@@ -333,7 +333,7 @@ func (t *Transport) RoundTrip(req *http.Request) (res *http.Response, err error)
 	}
 	a.setOrder(req, info)
 	if a.beginRecord(req) {
-		defer func() { a.recorded.end(a, res, err) }()
+		defer func() { a.endRecord(res, err) }()
 	}
 	if err := a.checkAddress(); err != nil {
 		return nil, err

@@ -442,16 +442,8 @@ func TestSilentStorage(t *testing.T) {
 	target := w.names(1, 600, b)[0]
 	w.dns.Set("refused.example", testlab.Reply{Rcode: 5})
 	w.resolver = "persist 1s"
-	file := fmt.Sprintf("storage file_system %q", w.storage())
-	w.runs++
-	config, err := adapt(strings.Replace(w.caddyfile(w.proxy()), file, "storage silent", 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := caddy.Load(config, true); err != nil {
-		t.Fatal(err)
-	}
-	w.settle()
+	w.store = "silent"
+	w.run(w.proxy())
 	w.mustGet("/", target)
 	if res := w.get("/", "http://refused.example:"+b.Port); res.StatusCode != http.StatusBadGateway {
 		t.Errorf("got %v, want status 502", res)

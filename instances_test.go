@@ -91,6 +91,9 @@ func TestInstances(t *testing.T) {
 				i.firstGet(i.targets[0])
 			}
 			each(instances, start)
+			if t.Failed() {
+				t.FailNow()
+			}
 			each(instances, func(i *instance) {
 				for began := time.Now(); time.Since(began) < 4*time.Second; time.Sleep(20 * time.Millisecond) {
 					i.ask(i.targets[:early]...) // so that there is something new each time

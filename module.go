@@ -27,21 +27,23 @@
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
 // of connections, which outlive a reload); persist.go (what resolvers know outlives them);
-// listeners.go (this server's own); admin.go and admin_… (the admin API, a file for each
-// list), command.go; routes.go, sites.go (the target handlers of a configuration),
-// mistakes.go (warnings); caddyfile.go (parses the subdirectives of all modules).
-// warm.go keeps connections open to the targets that are called most. explain.go takes a
-// request through the steps above without sending it; admin_explain.go
-// and command_explain.go ask for that. Defaults stand in Provision of their module, those
-// of the resolver in internal/resolver/config.go. The work is done below internal:
-// resolver, dnscache, dnsclient, dnsname (names to addresses), snapshot (the file of what
-// they know); failover, health (which address next), ejection (counted and logged); pool
-// (connections); guard, gate, localnet (what may be called); targeturl, redirect, replay,
-// outgoing, httpfield (URLs, redirects, bodies, requests as they are sent, header fields);
-// failure (the words for what failed); explain (the words for what would
-// be done with a request); topk (counts by target); metrics (for Prometheus); warm
-// (connections for requests to come); record, trace, clientspan (single requests: in
-// the log, live, and as spans); purge (what an operator forgets).
+// listeners.go (this server's own); admin.go (what the admin API shows of this process),
+// command.go (the command line); routes.go, sites.go (the target handlers of a
+// configuration), mistakes.go (warnings); caddyfile.go (parses the subdirectives of all
+// modules). warm.go keeps connections open to the targets that are called most. explain.go
+// takes a request through the steps above without sending it. Defaults stand in Provision
+// of their module, those of the resolver in internal/resolver/config.go.
+//
+// The work is done below internal: resolver, dnscache, dnsclient, dnsname (names to
+// addresses), snapshot (the file of what they know); failover, health (which address
+// next), ejection (counted and logged); pool (connections); guard, gate, localnet (what
+// may be called); targeturl, redirect, replay, outgoing, httpfield (URLs, redirects,
+// bodies, requests as they are sent, header fields); failure (the words for what failed);
+// explain (the words for what would be done with a request); topk (counts by target);
+// metrics (for Prometheus); warm (connections for requests to come); record, trace,
+// clientspan (single requests: in the log, live, and as spans); purge (what an operator
+// forgets); admin, command (the endpoints of the admin API, and the command that asks
+// them).
 package caddytarget
 
 import (

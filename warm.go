@@ -128,7 +128,7 @@ func (a *App) keepWarm(app *caddyhttp.App) {
 		}
 		h := s.handler
 		site := &warm.Site{
-			Name:        s.name,
+			Name:        s.Name,
 			Connections: transport.Warm.Connections,
 			Targets:     cmp.Or(transport.Warm.Targets, defaultWarmTargets),
 			Unused:      transport.pool.Config.IdleTimeout,

@@ -10,11 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"caddytarget/internal/admin"
-	"caddytarget/internal/failure"
-	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/testlab"
 )
@@ -231,7 +228,7 @@ func TestEjectionLogger(t *testing.T) {
 			t.Errorf("%s: got %v, want %d lines", when, got, want)
 		}
 		for s := range usedShared() {
-			if n := len(s.ejections.logs); n != 1 {
+			if n := s.ejections.Loggers(); n != 1 {
 				t.Errorf("%s: got %d loggers, want one", when, n)
 			}
 		}
@@ -253,34 +250,6 @@ func TestEjectionLogger(t *testing.T) {
 	w.run(w.proxy("fail_duration 0"))
 	refused()
 	check("without ejections", 1)
-}
-
-// TestEjectionReasons: each error of an attempt has phase and token, of those whose series
-// are there from the start.
-func TestEjectionReasons(t *testing.T) {
-	known := make(map[failure.Failure]bool)
-	for _, f := range failure.AddressFailures() {
-		known[f] = true
-	}
-	evil := "\x1b[2J\"\\\u202e\xff" + strings.Repeat("x", 500)
-	for _, err := range []error{
-		&pool.Error{Phase: pool.Connect, Err: fmt.Errorf("%s", evil)},
-		&pool.Error{Phase: pool.Handshake, Err: fmt.Errorf("%s", evil)},
-		&pool.Error{Phase: pool.Send, Err: fmt.Errorf("%s", evil)},
-		&pool.Error{Phase: pool.Response, Err: pool.ErrSilent},
-		&failure.Unhealthy{Status: 503}, &failure.Unhealthy{Latency: time.Second},
-	} {
-		r := (&ejections{}).Reason(err)
-		if !known[failure.Failure{Phase: failure.Phase(r.Phase), Token: failure.Token(r.Token)}] {
-			t.Errorf("%v: got %+v, want one that is known", err, r)
-		}
-		if r.Text == "" || len(r.Text) > 210 || strings.ContainsAny(r.Text, "\x1b\"\\") {
-			t.Errorf("got the text %q, want a short one without control characters", r.Text)
-		}
-	}
-	if r := (&ejections{}).Reason(nil); r != (health.Reason{}) {
-		t.Errorf("got %+v without an error, want nothing", r)
-	}
 }
 
 // TestCommandHostileLists checks that the commands show nothing of what a server sends in

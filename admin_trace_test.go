@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"caddytarget/internal/record"
 	"caddytarget/internal/testlab"
 	"caddytarget/internal/trace"
 )
@@ -300,15 +301,15 @@ func TestTraceCommand(t *testing.T) {
 func TestUnrecordedIsFree(t *testing.T) {
 	w := newAdminWorld(t)
 	w.run(w.proxy())
-	h := &Handler{trace: acquiredShared(w).trace, policy: &policy{log: zap.NewNop()}}
+	hub, log := acquiredShared(w).trace, zap.NewNop()
 	r, _ := http.NewRequest(http.MethodGet, "http://site.example/", nil)
 	begun := time.Now()
 	c := &call{state: new(requestState), scheme: "http"}
 	a := &attempt{call: c}
 	if n := testing.AllocsPerRun(100, func() {
-		rec := h.newRecord(r, begun)
-		rec.targetRead(c)
-		rec.resolved(c, nil)
+		rec := record.New(r, begun, log, hub)
+		rec.TargetRead(c)
+		rec.Resolved(c, nil)
 		if rec != nil || a.beginRecord(r) {
 			t.Error("it is recorded")
 		}

@@ -89,7 +89,7 @@ func (e *explanation) describeTarget() {
 		{"name", c.Host, gate.CheckName(c.Host)},
 		{"port", strconv.Itoa(int(c.Port)), gate.CheckPort(c.Port)},
 	} {
-		e.report.Rules = append(e.report.Rules, explain.NewRule(check.what, check.value, check.err, h.policy.onlyReports))
+		e.report.Rules = append(e.report.Rules, explain.NewRule(check.what, check.value, check.err, gate.OnlyReports))
 	}
 }
 
@@ -122,7 +122,7 @@ func (e *explanation) resolve(ctx context.Context, literal netip.Addr) error {
 	l.From, l.Seconds = c.answer.From, c.answer.Waited.Round(time.Microsecond).Seconds()
 	if found := c.answer.Found; found != "" && found != c.Host {
 		l.Found = found
-		e.report.Rules = append(e.report.Rules, explain.NewRule("name", found, c.policy.checkComplete(found), c.policy.onlyReports))
+		e.report.Rules = append(e.report.Rules, explain.NewRule("name", found, c.policy.gate.CheckComplete(found), c.policy.gate.OnlyReports))
 	}
 	e.describeAddresses()
 	return err
@@ -134,7 +134,7 @@ func (e *explanation) describeAddresses() {
 	e.report.Found = nil
 	for i, addr := range c.answer.Addrs {
 		a := &explain.Address{Address: netip.AddrPortFrom(addr, c.Port), Preferred: i < c.answer.Preferred}
-		a.Refuse(c.policy.gate.Check(a.Address), c.policy.onlyReports)
+		a.Refuse(c.policy.gate.Check(a.Address), c.policy.gate.OnlyReports)
 		e.report.Found = append(e.report.Found, a)
 	}
 }
@@ -189,7 +189,7 @@ func targetModules(proxy *reverseproxy.Handler) (*Transport, *Upstreams) {
 // attempt returns the attempt at an address that the request would make.
 func (e *explanation) attempt(t *Transport, addr netip.AddrPort) *attempt {
 	a := e.call.attemptAt(t, e.request, addr)
-	a.out = *e.request
+	a.out.Request = *e.request
 	return a
 }
 

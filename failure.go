@@ -1,19 +1,15 @@
 package caddytarget
 
 import (
-	"errors"
 	"net"
 	"net/http"
 	"strings"
-	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"caddytarget/internal/failure"
-	"caddytarget/internal/guard"
+	"caddytarget/internal/record"
 )
 
 // The values of Handler.ProxyStatus.
@@ -27,11 +23,8 @@ const (
 // that has nothing to do with its target.
 func (st *requestState) failure() failure.Failure {
 	f := failure.Of(st.err)
-	switch f.Phase {
-	case failure.Connect, failure.TLS, failure.Send, failure.Response:
-		if st.unavailable && f.Token != failure.ClientDisconnected {
-			f.Token = failure.DestinationUnavailable
-		}
+	if st.unavailable {
+		f = f.Unavailable()
 	}
 	return f
 }
@@ -63,65 +56,14 @@ func (h *Handler) report(w http.ResponseWriter, st *requestState, err error) {
 		return
 	}
 	st.reported = true
-	h.policy.counters.failures.WithLabelValues(string(f.Phase), string(f.Token)).Inc()
-	ce := h.policy.log.Check(h.logLevel, failedMessage(f))
-	if ce == nil {
-		return
-	}
-	suppressed, ok := 0, true
-	if h.logLevel > zapcore.DebugLevel {
-		suppressed, ok = h.limiter.Allow(f.Token, time.Now())
-	}
-	if !ok {
-		return
-	}
-	list := append(failureFields(st.call, st.err, f), zap.Int("attempts", st.attempts))
-	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok { // else the response had begun
-		list = append(list, zap.Int("status", e.StatusCode))
-	}
-	if st.address.IsValid() {
-		list = append(list, zap.Stringer("dialled", st.address))
-	}
-	if suppressed > 0 {
-		list = append(list, zap.Int("suppressed", suppressed))
-	}
-	ce.Write(list...)
+	h.policy.counters.Failures.WithLabelValues(string(f.Phase), string(f.Token)).Inc()
+	o := st.outcome(err)
+	h.failures.Failed(&o, st.err, st.address)
 }
 
-// failedMessage returns the message of the log for a failure.
-func failedMessage(f failure.Failure) string {
-	switch {
-	case f.Rule != "":
-		return "target refused"
-	case f.Phase == failure.DNS:
-		return "target not resolved"
-	}
-	return "target failed"
-}
-
-// fields describes a request that failed, for the log: without the path and the query,
-// which may hold secrets.
-func fields(c *call, err error) []zap.Field { return failureFields(c, err, failure.Of(err)) }
-
-// failureFields is fields for a failure that is known.
-func failureFields(c *call, err error, f failure.Failure) []zap.Field {
-	list := []zap.Field{zap.Error(err)}
-	if f.Token != "" {
-		list = append(list, zap.String("phase", string(f.Phase)), zap.String("failure", string(f.Token)))
-		if f.Rule != "" {
-			list = append(list, zap.String("rule", f.Rule))
-		}
-	}
-	if c != nil {
-		list = append(list, zap.String("scheme", c.scheme), zap.String("name", c.Host), zap.Uint16("port", c.Port))
-		if c.client.remote != "" {
-			list = append(list, zap.String("host", c.client.host), zap.String("remote", c.client.remote))
-		}
-	}
-	if r, ok := errors.AsType[*guard.Refusal](err); ok && r.Kind == guard.KindAddress {
-		list = append(list, zap.String("address", r.Value))
-	}
-	return list
+// fields describes a request that failed, for the log; c may be nil.
+func fields(c *call, err error) []zap.Field {
+	return record.FailureFields(c.caller(), err, failure.Of(err))
 }
 
 // dialError is a failure before anything of the request was sent. For reverse_proxy it is

@@ -38,6 +38,7 @@ import (
 	"golang.org/x/net/idna"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/testlab"
 )
 
@@ -165,7 +166,7 @@ func (g *fuzzGateway) newWorld(t *testing.T) *fuzzWorld {
 	w.resolver = resolver.New(config)
 	tracker := health.New()
 	g.source.source.Health, g.transport.via.Health = tracker, tracker
-	g.transport.pool.Pool = pool.New(g.transport.pool.config, tracker, pool.NewLimits(0, nil))
+	g.transport.pool.Pool = pool.New(g.transport.pool.Config, tracker, pool.NewLimits(0, nil))
 	g.transport.pool.Dial = w.dial
 	return w
 }
@@ -570,7 +571,7 @@ func (d *fuzzDial) defaultPort() string {
 // fuzzFields are those that arrive beside Host, whatever the target is.
 func fuzzFields() []string {
 	return []string{
-		"Accept-Encoding: br", "Cdn-Loop: " + loopID, "User-Agent: fuzz", "Via: 1.1 Caddy",
+		"Accept-Encoding: br", "Cdn-Loop: " + outgoing.LoopID, "User-Agent: fuzz", "Via: 1.1 Caddy",
 		"X-Forwarded-For: 192.0.2.7", "X-Forwarded-Host: gateway.example", "X-Forwarded-Proto: http",
 	}
 }

@@ -17,10 +17,14 @@ import (
 	"caddytarget/internal/guard"
 	"caddytarget/internal/health"
 	"caddytarget/internal/httpfield"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/record"
+	"caddytarget/internal/redirect"
 	"caddytarget/internal/replay"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
+	"caddytarget/internal/topk"
 	"caddytarget/internal/trace"
 	"caddytarget/internal/warm"
 )
@@ -118,8 +122,7 @@ type Handler struct {
 	confineURL, confinePath targeturl.Confinement
 	values                  targeturl.SingleValues // of which a request has one each
 
-	logLevel zapcore.Level
-	limiter  failure.Limiter // of the lines about failures
+	failures record.FailureLog
 	trace    *trace.Hub
 
 	strip    string       // the header field that is not sent on
@@ -159,7 +162,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.policy.quiet, h.trace = true, app.shared.trace
-	if h.logLevel, err = h.failureLevel(); err != nil || h.ProxyRaw == nil {
+	h.failures.Log = h.policy.log
+	if h.failures.Level, err = h.failureLevel(); err != nil || h.ProxyRaw == nil {
 		return err
 	}
 	proxy, err := ctx.LoadModule(h, "ProxyRaw")
@@ -237,20 +241,22 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	failure.DropProxyStatus(w.Header())
 	var c *callContext
 	begun := time.Now()
-	rec := h.newRecord(r, begun)
+	rec := record.New(r, begun, h.policy.log, h.trace)
 	if st.record = rec; rec != nil {
-		w = rec.watch(w)
+		w = rec.Watch(w)
 	}
 	defer func() {
 		if c != nil {
-			h.policy.counters.observe(c.call.Host, st, err, begun)
+			h.policy.counters.Top.Observe(c.call.Host, topk.Observation{
+				Failed: err != nil || st.err != nil, Latency: time.Since(begun), NewConn: st.opened,
+			})
 			if site := h.warm.Load(); site != nil && err == nil {
 				st.usedOf(site)
 			}
 		}
 		h.report(w, st, err)
 		if rec != nil {
-			h.endRecord(rec, st, err)
+			st.endRecord(rec, err)
 		}
 	}()
 	var u targeturl.URL
@@ -263,7 +269,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err := h.awaitBody(r); err != nil {
 		return h.refuse(w, r, st, bodyFailed(c.call.Host, err))
 	}
-	if h.canFollow(r) {
+	if h.FollowRedirects != nil && redirect.CanFollow(r) {
 		return h.follow(w, r, c, u, next)
 	}
 	return h.forward(w, r, c, u, next)
@@ -279,7 +285,7 @@ func (h *Handler) admit(w http.ResponseWriter, r *http.Request, repl *caddy.Repl
 	if c, u, err = h.newCall(r, repl, last, st); err != nil {
 		return c, u, nil, err
 	}
-	st.record.targetRead(&c.call)
+	st.record.TargetRead(&c.call)
 	stop, err = h.limitTime(w, r, repl, c)
 	return c, u, stop, err
 }
@@ -287,7 +293,7 @@ func (h *Handler) admit(w http.ResponseWriter, r *http.Request, repl *caddy.Repl
 // acceptable returns why no target can have a request, or nil.
 func acceptable(r *http.Request) error {
 	switch {
-	case hasLoopID(r.Header):
+	case outgoing.HasLoopID(r.Header):
 		return failure.ErrLoop
 	case r.Method == http.MethodConnect && !isExtendedConnect(r):
 		// a backend that is a proxy, too, would open a tunnel
@@ -312,7 +318,7 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext
 		defer done()
 	}
 	err := c.call.resolve(c.Context, u.Addr)
-	st.record.resolved(&c.call, err)
+	st.record.Resolved(&c.call, err)
 	if err != nil {
 		return h.refuse(w, r, st, err)
 	}
@@ -351,9 +357,10 @@ func (h *Handler) callNext(w http.ResponseWriter, r *http.Request, next caddyhtt
 // starts at the end of the body reads from the connection, beside its own reading.)
 func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request, c *call) {
 	length, read := r.ContentLength, replay.IsRead(r.Body)
-	if c != nil && c.follower != nil && c.follower.all != nil {
-		all := c.follower.all
-		length, read = c.follower.length, all.Complete() || replay.IsRead(all.Source())
+	if c != nil && c.follower != nil {
+		if ofClient, all, ok := c.follower.ClientBody(); ok {
+			length, read = ofClient, all
+		}
 	}
 	if h.Timeout != "" && length != 0 && r.ProtoMajor == 1 && !read {
 		w.Header().Set("Connection", "close")
@@ -393,16 +400,6 @@ func isExtendedConnect(r *http.Request) bool {
 		return r.Header.Get(":protocol") == "websocket"
 	case 3:
 		return r.Proto == "websocket"
-	}
-	return false
-}
-
-// hasLoopID reports whether a request has come through this process before.
-func hasLoopID(header http.Header) bool {
-	for _, value := range header[loopHeader] {
-		if strings.Contains(value, loopID) {
-			return true
-		}
 	}
 	return false
 }

@@ -15,6 +15,7 @@ import (
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
 	"caddytarget/internal/httpfield"
+	"caddytarget/internal/record"
 	"caddytarget/internal/replay"
 	"caddytarget/internal/targeturl"
 )
@@ -42,7 +43,7 @@ type progress struct {
 	returned bool  // the handlers that call it have returned
 	err      error // why there is no going on
 	reported bool  // err is in the log
-	record   *record
+	record   *record.Request
 
 	timeout     time.Duration  // of the handler, as it is configured; zero: none
 	attempts    int            // how many were made
@@ -252,7 +253,7 @@ func (c *call) reopenBody(r *http.Request, returned bool) {
 	switch {
 	case c == nil || !httpfield.HasBody(r):
 	case returned && c.follower != nil:
-		c.follower.restoreBody(r)
+		c.follower.RestoreBody(r)
 	case c.exchange == nil || c.exchange.body == nil:
 	case !returned:
 		r.Body = c.exchange.body.Reopen(true)

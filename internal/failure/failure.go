@@ -412,6 +412,51 @@ func isClosed(err error) bool {
 	return pool.IsClosed(err) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
+// Unavailable returns the failure of a request all of whose addresses were known to fail
+// before the first attempt: if the last attempt failed at the address, that is the reason.
+func (f Failure) Unavailable() Failure {
+	switch f.Phase {
+	case Connect, TLS, Send, Response:
+		if f.Token != ClientDisconnected {
+			f.Token = DestinationUnavailable
+		}
+	}
+	return f
+}
+
+// RequestFailures are the failures that Of and Unavailable may return, without what tells
+// one rule and one rcode from another.
+func RequestFailures() []Failure {
+	return failuresOf(map[Phase][]Token{
+		Request: {HTTPRequestError, ProxyLoopDetected, ClientDisconnected},
+		Policy:  {HTTPRequestDenied, DestinationIPProhibited, ConnectionLimitReached},
+		DNS:     {DestinationNotFound, DNSNoData, DNSError, DNSTimeout, DNSLimitReached, ClientDisconnected},
+		Connect: {
+			ConnectionRefused, ConnectionTimeout, ConnectionTerminated, DestinationIPUnroutable, ConnectionLimitReached, ProxyInternalError,
+			DestinationUnavailable, ClientDisconnected,
+		},
+		TLS: {
+			TLSCertificateError, TLSAlertReceived, TLSProtocolError, ConnectionTimeout, ConnectionTerminated,
+			DestinationUnavailable, ClientDisconnected,
+		},
+		Send: {ConnectionWriteTimeout, ConnectionTerminated, DestinationUnavailable, ClientDisconnected},
+		Response: {
+			HTTPResponseTimeout, ConnectionReadTimeout, ConnectionTerminated, HTTPProtocolError, HTTPResponseHeaderSize, HTTPResponseIncomplete,
+			DestinationUnavailable, ClientDisconnected,
+		},
+	})
+}
+
+// failuresOf returns the failures with these tokens, by phase.
+func failuresOf(tokens map[Phase][]Token) (all []Failure) {
+	for _, phase := range []Phase{Request, Policy, DNS, Connect, TLS, Send, Response} {
+		for _, token := range tokens[phase] {
+			all = append(all, Failure{Phase: phase, Token: token})
+		}
+	}
+	return all
+}
+
 // Text returns an error's text for a placeholder: it may stand in a JSON string, so it has
 // no double quote, backslash or control character.
 func Text(err error) string {

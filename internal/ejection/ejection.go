@@ -1,4 +1,7 @@
-package caddytarget
+// Package ejection counts and logs that addresses are ejected, and that this ends. Its [Log]
+// is the observer of a health.Tracker. A flood of ejections is counted, but not all of it is
+// logged.
+package ejection
 
 import (
 	"fmt"
@@ -14,14 +17,17 @@ import (
 	"caddytarget/internal/health"
 )
 
-// ejections counts and logs ejections of addresses. It outlives a reload.
-type ejections struct {
+// Log counts and logs ejections of addresses.
+type Log struct {
 	total        *prometheus.CounterVec // by phase and error
 	begun, ended failure.Limiter        // of the lines: by the token of the reason, and by the end
 
 	mu   sync.Mutex
-	logs []*zap.Logger // of the configurations that are running; the last one is used
+	logs []*zap.Logger // the last one is used
 }
+
+// New returns a Log without a logger that counts by phase and error.
+func New(total *prometheus.CounterVec) *Log { return &Log{total: total} }
 
 // phaseUnreachable and tokenUnreachable are the labels of the ejection of a family.
 const (
@@ -29,46 +35,44 @@ const (
 	tokenUnreachable = failure.DestinationIPUnroutable
 )
 
-func newEjections() *ejections {
-	e := &ejections{total: newCounterVec("ejections_total",
-		"Addresses that were ejected, by phase and error of the last failure.", "phase", "error")}
-	for _, f := range failure.AddressFailures() {
-		e.total.WithLabelValues(string(f.Phase), string(f.Token))
+// Use makes a logger the one to use, until release is called or another one is to be used.
+func (l *Log) Use(log *zap.Logger) (release func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.logs = append(l.logs, log)
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		i := slices.Index(l.logs, log)
+		l.logs = slices.Delete(l.logs, i, i+1)
 	}
-	return e
 }
 
-// logTo makes a logger the one to use, until release is called.
-func (e *ejections) logTo(log *zap.Logger) (release func()) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.logs = append(e.logs, log)
-	return func() {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		i := slices.Index(e.logs, log)
-		e.logs = slices.Delete(e.logs, i, i+1)
-	}
+// Loggers returns how many loggers were not released.
+func (l *Log) Loggers() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.logs)
 }
 
 // check returns an entry of the log, or nil.
-func (e *ejections) check(message string) *zapcore.CheckedEntry {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if len(e.logs) == 0 {
+func (l *Log) check(message string) *zapcore.CheckedEntry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.logs) == 0 {
 		return nil
 	}
-	return e.logs[len(e.logs)-1].Check(zapcore.InfoLevel, message)
+	return l.logs[len(l.logs)-1].Check(zapcore.InfoLevel, message)
 }
 
 // Reason implements health.Observer.
-func (*ejections) Reason(err error) health.Reason {
+func (*Log) Reason(err error) health.Reason {
 	f, text := failure.OfAddress(err)
 	return health.Reason{Phase: string(f.Phase), Token: string(f.Token), Text: text}
 }
 
 // Ejected implements health.Observer.
-func (e *ejections) Ejected(of *health.Ejection) {
+func (l *Log) Ejected(of *health.Ejection) {
 	reason := of.Reason
 	if of.Family != 0 {
 		reason = health.Reason{
@@ -76,24 +80,24 @@ func (e *ejections) Ejected(of *health.Ejection) {
 			Text: fmt.Sprintf("no address could be reached in %d networks", of.Failures),
 		}
 	}
-	e.total.WithLabelValues(reason.Phase, reason.Token).Inc()
-	suppressed, ok := e.begun.Allow(failure.Token(reason.Token), time.Now())
+	l.total.WithLabelValues(reason.Phase, reason.Token).Inc()
+	suppressed, ok := l.begun.Allow(failure.Token(reason.Token), time.Now())
 	if !ok {
 		return
 	}
-	if ce := e.check("address ejected"); ce != nil {
+	if ce := l.check("address ejected"); ce != nil {
 		ce.Write(append(ejectedFields(of, suppressed), zap.String("phase", reason.Phase), zap.String("failure", reason.Token),
 			zap.String("error", reason.Text), zap.Int("failures", of.Failures), zap.Duration("for", of.For))...)
 	}
 }
 
 // Ended implements health.Observer.
-func (e *ejections) Ended(of *health.Ejection) {
-	suppressed, ok := e.ended.Allow(failure.Token(of.End), time.Now())
+func (l *Log) Ended(of *health.Ejection) {
+	suppressed, ok := l.ended.Allow(failure.Token(of.End), time.Now())
 	if !ok {
 		return
 	}
-	if ce := e.check("ejection ended"); ce != nil {
+	if ce := l.check("ejection ended"); ce != nil {
 		ce.Write(append(ejectedFields(of, suppressed), zap.String("end", string(of.End)), zap.Duration("lasted", of.Lasted))...)
 	}
 }
@@ -118,4 +122,4 @@ func ejectedFields(of *health.Ejection, suppressed int) (list []zap.Field) {
 }
 
 // Interface guards
-var _ health.Observer = (*ejections)(nil)
+var _ health.Observer = (*Log)(nil)

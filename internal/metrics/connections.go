@@ -1,6 +1,7 @@
-package caddytarget
+package metrics
 
 import (
+	"iter"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -9,20 +10,20 @@ import (
 	"caddytarget/internal/pool"
 )
 
-// dialCounters counts connections that are opened. They outlive a reload.
-type dialCounters struct {
+// Dials counts connections that are opened. It is the observer of all pools.
+type Dials struct {
 	dial, handshake prometheus.Histogram
 	resumed         prometheus.Counter
 }
 
-func newDialCounters() *dialCounters {
+func newDials() *Dials {
 	histogram := func(name, help string) prometheus.Histogram {
 		return prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "caddy", Subsystem: "target", Name: name, Help: help,
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
 		})
 	}
-	return &dialCounters{
+	return &Dials{
 		dial:      histogram("dial_seconds", "How long it took to open TCP connections."),
 		handshake: histogram("tls_handshake_seconds", "How long TLS handshakes took that succeeded."),
 		resumed: prometheus.NewCounter(prometheus.CounterOpts{
@@ -32,10 +33,10 @@ func newDialCounters() *dialCounters {
 }
 
 // Connected implements pool.Observer.
-func (c *dialCounters) Connected(took time.Duration) { c.dial.Observe(took.Seconds()) }
+func (c *Dials) Connected(took time.Duration) { c.dial.Observe(took.Seconds()) }
 
 // Secured implements pool.Observer.
-func (c *dialCounters) Secured(took time.Duration, resumed bool) {
+func (c *Dials) Secured(took time.Duration, resumed bool) {
 	c.handshake.Observe(took.Seconds())
 	if resumed {
 		c.resumed.Inc()
@@ -53,28 +54,35 @@ var (
 // protocols.
 var protocols = [...]string{"http/1.1", "http/2", "other"}
 
-// dialPhases are the labels of the phases of dials.
-var dialPhases = [...]string{pool.Connect: "connect", pool.Handshake: "tls"}
+// DialPhases are the words for the phases of dials.
+var DialPhases = [...]string{pool.Connect: "connect", pool.Handshake: "tls"}
 
-// poolCollector collects what pools and addresses are like now.
-type poolCollector struct{ shared *shared }
+// Addresses knows how many addresses are in each state.
+type Addresses interface {
+	States() [health.Ejected + 1]int
+}
+
+// connections collects what pools and addresses are like now.
+type connections struct {
+	pools     iter.Seq[pool.Counts]
+	addresses Addresses
+}
 
 // Describe implements prometheus.Collector.
-func (c poolCollector) Describe(descs chan<- *prometheus.Desc) {
+func (c *connections) Describe(descs chan<- *prometheus.Desc) {
 	descs <- descConnections
 	descs <- descDials
 	descs <- descEjected
 }
 
 // Collect implements prometheus.Collector.
-func (c poolCollector) Collect(metrics chan<- prometheus.Metric) {
+func (c *connections) Collect(metrics chan<- prometheus.Metric) {
 	gauge := func(desc *prometheus.Desc, n int, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), labels...)
 	}
 	var idle, inUse [len(protocols)]int
-	var dials [len(dialPhases)]int
-	for _, p := range c.shared.usedPools() {
-		of := p.Counts()
+	var dials [len(DialPhases)]int
+	for of := range c.pools {
 		for i := range of.Idle {
 			idle[i] += of.Idle[i]
 			inUse[i] += of.InUse[i]
@@ -90,10 +98,10 @@ func (c poolCollector) Collect(metrics chan<- prometheus.Metric) {
 			gauge(descConnections, idle[i], "idle", protocol)
 		}
 	}
-	for i, phase := range dialPhases {
+	for i, phase := range DialPhases {
 		gauge(descDials, dials[i], phase)
 	}
-	for state, n := range c.shared.health.States() {
+	for state, n := range c.addresses.States() {
 		if state := health.State(state); state != health.Healthy {
 			gauge(descEjected, n, state.String())
 		}
@@ -102,6 +110,7 @@ func (c poolCollector) Collect(metrics chan<- prometheus.Metric) {
 
 // Interface guards
 var (
-	_ pool.Observer        = (*dialCounters)(nil)
-	_ prometheus.Collector = poolCollector{}
+	_ pool.Observer        = (*Dials)(nil)
+	_ prometheus.Collector = (*connections)(nil)
+	_ Addresses            = (*health.Tracker)(nil)
 )

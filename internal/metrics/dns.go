@@ -1,4 +1,4 @@
-package caddytarget
+package metrics
 
 import (
 	"maps"
@@ -81,7 +81,7 @@ func newDNSSeries(m *dnsMetric, labels ...string) dnsSeries {
 }
 
 // add adds what a resolver has counted.
-func (c *dnsCounts) add(r *resolver.Resolver) {
+func (c *dnsCounts) add(r Resolver) {
 	for _, z := range r.Stats() {
 		for result, n := range z.Lookups {
 			c.count(metricLookups, n, z.Zone, dnscache.Result(result).String())
@@ -146,10 +146,16 @@ func (c *dnsCounts) complete(retired *dnsCounts) {
 	}
 }
 
-// dnsCollector collects the metrics of the resolvers when it is asked for them.
-type dnsCollector struct {
+// Resolver is a resolver that counts.
+type Resolver interface {
+	Stats() []resolver.ZoneStats
+	Nameservers() []resolver.ZoneNameservers
+}
+
+// DNS collects the metrics of the resolvers when it is asked for them.
+type DNS struct {
 	mu   sync.Mutex
-	live map[*resolver.Resolver]struct{}
+	live map[Resolver]struct{}
 
 	// retired is what resolvers had counted that are gone by now, of the zones and
 	// nameservers that one which is live has too. So a counter goes on where a reload
@@ -157,19 +163,19 @@ type dnsCollector struct {
 	retired *dnsCounts
 }
 
-func newDNSCollector() *dnsCollector {
-	return &dnsCollector{live: make(map[*resolver.Resolver]struct{}), retired: newDNSCounts()}
+func newDNS() *DNS {
+	return &DNS{live: make(map[Resolver]struct{}), retired: newDNSCounts()}
 }
 
-// add adds a resolver.
-func (c *dnsCollector) add(r *resolver.Resolver) {
+// Add adds a resolver.
+func (c *DNS) Add(r Resolver) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.live[r] = struct{}{}
 }
 
-// retire removes a resolver that is closed, and keeps what it has counted.
-func (c *dnsCollector) retire(r *resolver.Resolver) {
+// Retire removes a resolver that is closed, and keeps what it has counted.
+func (c *DNS) Retire(r Resolver) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.live, r)
@@ -194,7 +200,7 @@ func (c *dnsCollector) retire(r *resolver.Resolver) {
 }
 
 // ofLive returns the sum of the resolvers in use; c.mu is held.
-func (c *dnsCollector) ofLive() *dnsCounts {
+func (c *DNS) ofLive() *dnsCounts {
 	sum := newDNSCounts()
 	for r := range c.live {
 		sum.add(r)
@@ -203,14 +209,14 @@ func (c *dnsCollector) ofLive() *dnsCounts {
 }
 
 // Describe implements prometheus.Collector.
-func (c *dnsCollector) Describe(descs chan<- *prometheus.Desc) {
+func (c *DNS) Describe(descs chan<- *prometheus.Desc) {
 	for _, m := range dnsMetrics {
 		descs <- m.desc
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (c *dnsCollector) Collect(metrics chan<- prometheus.Metric) {
+func (c *DNS) Collect(metrics chan<- prometheus.Metric) {
 	c.mu.Lock()
 	current := c.ofLive()
 	current.complete(c.retired)
@@ -224,4 +230,4 @@ func (c *dnsCollector) Collect(metrics chan<- prometheus.Metric) {
 }
 
 // Interface guards
-var _ prometheus.Collector = (*dnsCollector)(nil)
+var _ prometheus.Collector = (*DNS)(nil)

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,7 +23,6 @@ import (
 // process is what an API shows in tests.
 type process struct {
 	resolvers []*resolver.Resolver
-	pools     []*Pool
 	sites     []*Site
 	shared    *Shared
 }
@@ -31,7 +31,6 @@ func (p *process) api() *API {
 	return &API{
 		CaddyVersion: func() string { return "v0" },
 		Resolvers:    func() []*resolver.Resolver { return p.resolvers },
-		Pools:        func() []*Pool { return p.pools },
 		Sites:        func() []*Site { return p.sites },
 		Shared:       func() *Shared { return p.shared },
 	}
@@ -39,7 +38,7 @@ func (p *process) api() *API {
 
 // newProcess returns a process without sites, in which nothing has happened.
 func newProcess() *process {
-	return &process{shared: &Shared{ID: 1, Health: health.New(), Top: topk.New(topk.Config{}), Trace: new(trace.Hub)}}
+	return &process{shared: &Shared{ID: 1, Health: health.New(), Pools: new(pool.Set), Top: topk.New(topk.Config{}), Trace: new(trace.Hub)}}
 }
 
 // ask sends a request to an API, with a body unless that is empty. It returns the status
@@ -159,15 +158,17 @@ func TestCursor(t *testing.T) {
 
 // TestPoolUsage: what there is for a key, as JSON.
 func TestPoolUsage(t *testing.T) {
-	h, limits := health.New(), pool.NewLimits(10, dnscache.DomainOf)
-	p := &Pool{Pool: pool.New(pool.Config{}, h, limits), Name: "0d5b7c31"}
+	settings := pool.NewSettings([]byte("{}"), new(tls.Config), nil)
+	p := new(pool.Set).Acquire(settings, pool.Config{}, func(c pool.Config) *pool.Pool {
+		return pool.New(c, health.New(), pool.NewLimits(10, dnscache.DomainOf))
+	})
 	defer p.Close()
 	u := pool.Usage{Key: pool.Key{Host: "a.example", Dial: "10.0.0.1:80", Client: netip.MustParseAddrPort("10.0.0.9:1")}, Dialling: 1, Phase: pool.Handshake, DialPast: 1}
 	text, err := json.Marshal(newUsage(p, &u))
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `{"pool":"0d5b7c31","target":"a.example","address":"10.0.0.1:80","protocol":"http/1.1","client":"10.0.0.9:1","idle":0,"in_use":0,"requests":0,"waiting":0,"dialling":1,"dial":{"phase":"tls","seconds":0.001}}`
+	want := `{"pool":"` + p.Name() + `","target":"a.example","address":"10.0.0.1:80","protocol":"http/1.1","client":"10.0.0.9:1","idle":0,"in_use":0,"requests":0,"waiting":0,"dialling":1,"dial":{"phase":"tls","seconds":0.001}}`
 	if string(text) != want {
 		t.Errorf("got %s, want %s", text, want)
 	}

@@ -61,7 +61,7 @@ func (a *API) purge(r *http.Request, _ params) (any, error) {
 	if s := a.Shared(); s != nil {
 		purged.Ejections = scope.Ejections(s.Health)
 	}
-	for _, p := range a.Pools() {
+	for _, p := range a.usedPools() {
 		purged.Connections += scope.Connections(p.Pool)
 	}
 	return purged, nil

@@ -5,12 +5,13 @@ import (
 
 	"caddytarget/internal/failure"
 	"caddytarget/internal/metrics"
+	"caddytarget/internal/pool"
 	"caddytarget/internal/record"
 	"caddytarget/internal/topk"
 )
 
-// counters are the metrics of requests, by the names that guard.go and attempt.go
-// have for them.
+// counters are the metrics of requests, by the names that guard.go, attempt.go and
+// admin_top.go have for them.
 type counters struct {
 	*metrics.Requests
 	refused, leftOut *prometheus.CounterVec
@@ -28,3 +29,26 @@ type recordedAttempt struct {
 }
 
 func failedMessage(f failure.Failure) string { return record.FailedMessage(f) }
+
+// sharedPool is a pool.Shared with the names that admin_pools.go has for it.
+type sharedPool struct {
+	*pool.Shared
+	settings struct {
+		text  string
+		index int
+	}
+	id uint64
+}
+
+// usedPools returns the pools in use.
+func (s *shared) usedPools() (list []*sharedPool) {
+	for _, p := range s.pools.All() {
+		u := &sharedPool{Shared: p, id: p.ID}
+		u.settings.text = p.Name()
+		list = append(list, u)
+	}
+	return list
+}
+
+// dialPhases are the words of admin_pools.go.
+var dialPhases = metrics.DialPhases

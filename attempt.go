@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"slices"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
 	"caddytarget/internal/httpfield"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/replay"
 )
@@ -27,10 +27,8 @@ type attempt struct {
 	call      *call     // nil: no module of this package has seen the request
 	exchange  *exchange // nil: none, and there is no body
 	order     pool.Order
-	out       http.Request // what is sent
-	url       url.URL
-	body      *replay.Body // nil: none
-	trailers  trailers
+	out       outgoing.Request // what is sent
+	body      *replay.Body     // nil: none
 	begun     time.Time        // set if the time until the response matters
 	trial     *failover.Claim  // on the address; nil: none
 	recorded  *recordedAttempt // nil: it is not recorded
@@ -182,7 +180,7 @@ func (a *attempt) worked(req *http.Request, res *http.Response) {
 		c.Worked(&t.via, a.order.Key.Addr, a.begun)
 	}
 	if c.follower != nil {
-		c.follower.responded(c, req, res, t.handlers)
+		c.responded(req, res, t.handlers)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
+	"caddytarget/internal/redirect"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
 )
@@ -37,8 +38,8 @@ type call struct {
 	complete bool   // the name is not searched for
 	strip    string // a header field of the request that is not sent on
 
-	follower *follower // of redirects; nil: they are the client's
-	foreign  bool      // a redirect led to another origin: it gets no credentials
+	follower *redirect.Follower // nil: redirects are the client's
+	foreign  bool               // a redirect led to another origin: it gets no credentials
 
 	exchange *exchange // that the attempts belong to
 	state    *requestState
@@ -224,10 +225,11 @@ func (c *call) find(ctx context.Context, literal netip.Addr) (a addresses, err e
 		return a, c.lookupFailed(ctx, err)
 	}
 	if c.policy != nil {
-		if err := c.policy.checkFound(c, a.answer.Found); err != nil {
+		gate := &c.policy.gate
+		if err := gate.CheckFound(c.Host, a.answer.Found, c); err != nil {
 			return a, err
 		}
-		a.addrs, a.preferred, err = c.policy.filter(c, a.answer.Addrs, a.answer.Preferred)
+		a.addrs, a.preferred, err = gate.Filter(c.Host, c.Port, a.answer.Addrs, a.answer.Preferred, c)
 		return a, err
 	}
 	a.addrs, a.preferred = a.answer.Addrs, a.answer.Preferred
@@ -260,7 +262,7 @@ func (c *call) renew(ctx context.Context) bool {
 	}
 	a := addresses{renewed, renewed.Addrs, renewed.Preferred}
 	if c.policy != nil {
-		if a.addrs, a.preferred, err = c.policy.filter(c, renewed.Addrs, renewed.Preferred); err != nil {
+		if a.addrs, a.preferred, err = c.policy.gate.Filter(c.Host, c.Port, renewed.Addrs, renewed.Preferred, c); err != nil {
 			return false
 		}
 	}
@@ -309,7 +311,7 @@ func (u *Upstreams) newRecord(c *call, r *http.Request, record net.SRV, x *excha
 	}
 	c.Host, c.Port = host, record.Port
 	if c.policy != nil {
-		err = c.policy.checkPort(c)
+		err = c.policy.gate.Enforce(c.policy.gate.CheckPort(c.Port), c)
 	}
 	if err == nil && literal.IsValid() {
 		err = c.resolve(r.Context(), literal)
@@ -378,7 +380,7 @@ func (c *call) Permit(addr netip.AddrPort) error {
 	if c.policy == nil {
 		return nil
 	}
-	return c.policy.permit(c, addr)
+	return c.policy.forbid(c, c.policy.gate.Permit(c.Host, addr))
 }
 
 // Confirm implements pool.Owner. It may be called after the request.
@@ -386,7 +388,7 @@ func (c *call) Confirm(local, remote netip.AddrPort) error {
 	if c.policy == nil {
 		return nil
 	}
-	return c.policy.confirm(c, local, remote)
+	return c.policy.forbid(c, c.policy.gate.Confirm(c.Host, local, remote))
 }
 
 // Guard implements pool.Owner.

@@ -5,18 +5,15 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"caddytarget/internal/dnsclient"
 	"caddytarget/internal/explain"
 	"caddytarget/internal/failure"
 	"caddytarget/internal/pool"
-	"caddytarget/internal/resolver"
 )
 
 // explanation takes one request through the steps of the handler, the source and the
@@ -34,15 +31,14 @@ type explanation struct {
 	endLookup func(err error) // completes what the report has of the lookup; nil: there is none
 }
 
-// newExplanation prepares the explanation of a request. url, if it is not nil, is what the
-// template of the site's target gives.
-func newExplanation(site *targetSite, r *http.Request, url *string, connect bool) *explanation {
-	e := &explanation{site: site, repl: caddy.NewReplacer(), connect: connect}
-	e.request = caddyhttp.PrepareRequest(r, e.repl, noResponse{}, site.server)
+// newExplanation prepares the explanation of a request.
+func newExplanation(site *targetSite, in *explain.Input) *explanation {
+	e := &explanation{site: site, repl: caddy.NewReplacer(), connect: in.Connect}
+	e.request = caddyhttp.PrepareRequest(in.Request, e.repl, explain.NoResponse{}, site.server)
 	e.state = stateOf(e.request.Context())
-	e.state.explained = &explained{url}
-	e.report.Site, e.report.Method = site.name, r.Method
-	client, err := netip.ParseAddrPort(r.RemoteAddr)
+	e.state.explained = &explained{in.URL}
+	e.report.Site, e.report.Method = site.Name, in.Request.Method
+	client, err := netip.ParseAddrPort(in.Request.RemoteAddr)
 	if err != nil { // it came over a Unix socket
 		client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
 	}
@@ -52,7 +48,7 @@ func newExplanation(site *targetSite, r *http.Request, url *string, connect bool
 
 // run goes through the steps, and returns the report.
 func (e *explanation) run() *explain.Report {
-	c, u, stop, err := e.site.handler.admit(noResponse{}, e.request, e.repl, nil, e.state)
+	c, u, stop, err := e.site.handler.admit(explain.NoResponse{}, e.request, e.repl, nil, e.state)
 	if stop != nil {
 		defer stop()
 	}
@@ -93,7 +89,7 @@ func (e *explanation) describeTarget() {
 		{"name", c.Host, gate.CheckName(c.Host)},
 		{"port", strconv.Itoa(int(c.Port)), gate.CheckPort(c.Port)},
 	} {
-		e.report.Rules = append(e.report.Rules, explain.NewRule(check.what, check.value, check.err, h.policy.onlyReports))
+		e.report.Rules = append(e.report.Rules, explain.NewRule(check.what, check.value, check.err, gate.OnlyReports))
 	}
 }
 
@@ -119,73 +115,17 @@ func (e *explanation) resolve(ctx context.Context, literal netip.Addr) error {
 		e.describeAddresses()
 		return err
 	}
-	l := &explain.Lookup{Resolver: resolverID(c.resolver)}
+	l, end := explain.NewLookup(c.resolver, c.Host)
 	e.report.Lookup = l
-	places := c.resolver.Places(c.Host)
-	observed := newObservation(places)
-	stop := c.resolver.Observe(observed.add)
-	e.endLookup = func(err error) {
-		stop()
-		for _, lookup := range observed.end() {
-			l.AddQueries(lookup.Type, lookup.Tries)
-		}
-		known, _ := c.resolver.Name(c.Host)
-		l.AddNames(places, known.Names)
-		if len(c.answer.Addrs) == 0 {
-			l.AddEarlier(err)
-			l.Error = failure.Text(err)
-		}
-	}
+	e.endLookup = func(err error) { end(len(c.answer.Addrs) > 0, err) }
 	err := c.resolve(ctx, literal)
 	l.From, l.Seconds = c.answer.From, c.answer.Waited.Round(time.Microsecond).Seconds()
 	if found := c.answer.Found; found != "" && found != c.Host {
 		l.Found = found
-		e.report.Rules = append(e.report.Rules, explain.NewRule("name", found, c.policy.checkComplete(found), c.policy.onlyReports))
+		e.report.Rules = append(e.report.Rules, explain.NewRule("name", found, c.policy.gate.CheckComplete(found), c.policy.gate.OnlyReports))
 	}
 	e.describeAddresses()
 	return err
-}
-
-// observation is the lookups that a resolver makes of some names.
-type observation struct {
-	mu      sync.Mutex
-	names   map[string]bool
-	lookups []*dnsclient.Trace
-	ended   bool
-}
-
-func newObservation(places []resolver.Place) *observation {
-	o := &observation{names: make(map[string]bool)}
-	for _, p := range places {
-		o.names[p.Name] = true
-	}
-	return o
-}
-
-func (o *observation) add(t *dnsclient.Trace) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.names[t.Name] && !o.ended {
-		o.lookups = append(o.lookups, t)
-	}
-}
-
-// end returns all lookups until now.
-func (o *observation) end() []*dnsclient.Trace {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.ended = true
-	return o.lookups
-}
-
-// resolverID returns the id of a resolver in use.
-func resolverID(r *resolver.Resolver) string {
-	for _, used := range usedResolvers() {
-		if used.Resolver == r {
-			return used.id
-		}
-	}
-	return ""
 }
 
 // describeAddresses describes all addresses of the target, and whether they may be called.
@@ -194,7 +134,7 @@ func (e *explanation) describeAddresses() {
 	e.report.Found = nil
 	for i, addr := range c.answer.Addrs {
 		a := &explain.Address{Address: netip.AddrPortFrom(addr, c.Port), Preferred: i < c.answer.Preferred}
-		a.Refuse(c.policy.gate.Check(a.Address), c.policy.onlyReports)
+		a.Refuse(c.policy.gate.Check(a.Address), c.policy.gate.OnlyReports)
 		e.report.Found = append(e.report.Found, a)
 	}
 }
@@ -249,7 +189,7 @@ func targetModules(proxy *reverseproxy.Handler) (*Transport, *Upstreams) {
 // attempt returns the attempt at an address that the request would make.
 func (e *explanation) attempt(t *Transport, addr netip.AddrPort) *attempt {
 	a := e.call.attemptAt(t, e.request, addr)
-	a.out = *e.request
+	a.out.Request = *e.request
 	return a
 }
 
@@ -295,20 +235,3 @@ func (a *attempt) notConnected(e *pool.Error) error {
 	}
 	return failed
 }
-
-// noResponse is the response to a request that is only explained.
-type noResponse struct{}
-
-// Header implements http.ResponseWriter.
-func (noResponse) Header() http.Header { return make(http.Header) }
-
-// Write implements http.ResponseWriter.
-func (noResponse) Write(p []byte) (int, error) { return len(p), nil }
-
-// WriteHeader implements http.ResponseWriter.
-func (noResponse) WriteHeader(int) {}
-
-// Interface guards
-var (
-	_ http.ResponseWriter = noResponse{}
-)

@@ -38,6 +38,7 @@ import (
 	"golang.org/x/net/idna"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/testlab"
 )
 
@@ -570,7 +571,7 @@ func (d *fuzzDial) defaultPort() string {
 // fuzzFields are those that arrive beside Host, whatever the target is.
 func fuzzFields() []string {
 	return []string{
-		"Accept-Encoding: br", "Cdn-Loop: " + loopID, "User-Agent: fuzz", "Via: 1.1 Caddy",
+		"Accept-Encoding: br", "Cdn-Loop: " + outgoing.LoopID, "User-Agent: fuzz", "Via: 1.1 Caddy",
 		"X-Forwarded-For: 192.0.2.7", "X-Forwarded-Host: gateway.example", "X-Forwarded-Proto: http",
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/localnet"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/testlab"
 )
 
@@ -141,7 +142,7 @@ func TestRefusals(t *testing.T) {
 	}
 	want := map[string]any{"msg": "target refused", "rule": failure.RuleLoop, "status": 508.0}
 	w.checkRefusal("loop", lines, counterOf("refused", "enforce", failure.RuleLoop), want, func() {
-		if res := w.get("/", "http://half.example/", header("CDN-Loop", "other, "+loopID)); res.StatusCode != 508 {
+		if res := w.get("/", "http://half.example/", header("CDN-Loop", "other, "+outgoing.LoopID)); res.StatusCode != 508 {
 			t.Errorf("got %v, want status 508", res)
 		}
 	})
@@ -414,8 +415,8 @@ func checkRules(t *testing.T, l *localnet.Listeners, a netip.AddrPort, owner loc
 		if got := p.gate.Allows(a); got != (rule == "") {
 			t.Errorf("%s with %s: allowed: got %t, want %t", a, name, got, rule == "")
 		}
-		p.report = true
-		if err := p.permit(new(call), a); (err == nil) != (owner != localnet.OwnOther) {
+		p.gate.Report = true
+		if err := p.gate.Permit("", a); (err == nil) != (owner != localnet.OwnOther) {
 			t.Errorf("%s with %s, only reported: got %v, want an error: %t", a, name, err, owner == localnet.OwnOther)
 		}
 	}
@@ -452,20 +453,20 @@ func TestReportedAddresses(t *testing.T) {
 		{"127.0.0.1 10.0.0.1 8.8.8.8", "10.0.0.1 8.8.8.8"},
 		{"10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
 	} {
-		c := new(call)
+		c := &call{policy: p}
 		c.Host, c.Port = "a.example", uint16(port)
 		var addrs []netip.Addr
 		for text := range strings.FieldsSeq(test[0]) {
 			addrs = append(addrs, netip.MustParseAddr(text))
 		}
-		kept, preferred, err := p.filter(c, addrs, len(addrs))
+		kept, preferred, err := p.gate.Filter(c.Host, c.Port, addrs, len(addrs), c)
 		if got := strings.Trim(fmt.Sprint(kept), "[]"); got != test[1] || (err == nil) != (got != "") || preferred != len(kept) {
 			t.Errorf("%s: got %s of which %d are preferred, %v, want %s", test[0], got, preferred, err, test[1])
 		}
 	}
 
 	// neither a name nor a socket has been checked
-	if err := p.permit(new(call), netip.AddrPort{}); failure.RuleOf(err) != guard.RuleInvalid {
+	if err := p.gate.Permit("", netip.AddrPort{}); failure.RuleOf(err) != guard.RuleInvalid {
 		t.Errorf("no address: got %v, want a refusal by the rule %s", err, guard.RuleInvalid)
 	}
 }
@@ -510,12 +511,12 @@ func BenchmarkPolicy(b *testing.B) {
 		for _, addr := range []string{"8.8.8.8", "2606:4700::1111"} {
 			b.Run(test.name+"/"+addr, func(b *testing.B) {
 				p := newTestPolicy(b, test.Guard)
-				c := &call{scheme: "https"}
+				c := &call{scheme: "https", policy: p}
 				c.Host, c.Port = "api.customer400.example", 443
 				addrs := []netip.Addr{netip.MustParseAddr(addr)}
 				b.ReportAllocs()
 				for b.Loop() {
-					_, _, err := p.filter(c, addrs, 1)
+					_, _, err := p.gate.Filter(c.Host, c.Port, addrs, 1, c)
 					if p.checkTarget(c) != nil || err != nil {
 						b.Fatal("refused, want it allowed")
 					}

@@ -17,8 +17,10 @@ import (
 	"caddytarget/internal/guard"
 	"caddytarget/internal/health"
 	"caddytarget/internal/httpfield"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/record"
+	"caddytarget/internal/redirect"
 	"caddytarget/internal/replay"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
@@ -267,7 +269,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err := h.awaitBody(r); err != nil {
 		return h.refuse(w, r, st, bodyFailed(c.call.Host, err))
 	}
-	if h.canFollow(r) {
+	if h.FollowRedirects != nil && redirect.CanFollow(r) {
 		return h.follow(w, r, c, u, next)
 	}
 	return h.forward(w, r, c, u, next)
@@ -291,7 +293,7 @@ func (h *Handler) admit(w http.ResponseWriter, r *http.Request, repl *caddy.Repl
 // acceptable returns why no target can have a request, or nil.
 func acceptable(r *http.Request) error {
 	switch {
-	case hasLoopID(r.Header):
+	case outgoing.HasLoopID(r.Header):
 		return failure.ErrLoop
 	case r.Method == http.MethodConnect && !isExtendedConnect(r):
 		// a backend that is a proxy, too, would open a tunnel
@@ -355,9 +357,10 @@ func (h *Handler) callNext(w http.ResponseWriter, r *http.Request, next caddyhtt
 // starts at the end of the body reads from the connection, beside its own reading.)
 func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request, c *call) {
 	length, read := r.ContentLength, replay.IsRead(r.Body)
-	if c != nil && c.follower != nil && c.follower.all != nil {
-		all := c.follower.all
-		length, read = c.follower.length, all.Complete() || replay.IsRead(all.Source())
+	if c != nil && c.follower != nil {
+		if ofClient, all, ok := c.follower.ClientBody(); ok {
+			length, read = ofClient, all
+		}
 	}
 	if h.Timeout != "" && length != 0 && r.ProtoMajor == 1 && !read {
 		w.Header().Set("Connection", "close")
@@ -397,16 +400,6 @@ func isExtendedConnect(r *http.Request) bool {
 		return r.Header.Get(":protocol") == "websocket"
 	case 3:
 		return r.Proto == "websocket"
-	}
-	return false
-}
-
-// hasLoopID reports whether a request has come through this process before.
-func hasLoopID(header http.Header) bool {
-	for _, value := range header[loopHeader] {
-		if strings.Contains(value, loopID) {
-			return true
-		}
 	}
 	return false
 }

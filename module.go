@@ -18,7 +18,7 @@
 //	service.go    the source for SRV records: the addresses of their hosts
 //	transport.go  the transport: its options, the steps of one attempt
 //	attempt.go    these steps; how an attempt ends
-//	outgoing.go   what an attempt sends: connection key, Host, header; trailers.go its trailers
+//	outgoing.go   what an attempt sends: connection key, Host, header
 //	redirect.go   redirects that the handler follows
 //	state.go      what is known of a request: placeholders, all attempts, bodies
 //	failure.go    errors: rule, status, what reverse_proxy has to know
@@ -27,28 +27,27 @@
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
 // of connections, which outlive a reload); persist.go (what resolvers know outlives them);
-// listeners.go (this server's own); admin.go and admin_… (the admin API, a file for each
-// list), command.go; routes.go, sites.go (the target handlers of a configuration),
-// mistakes.go (warnings); caddyfile.go (parses the subdirectives of all modules).
-// warm.go keeps connections open to the targets that are called most. explain.go takes a
-// request through the steps above without sending it; admin_explain.go
-// and command_explain.go ask for that. Defaults stand in Provision of their module, those
-// of the resolver in internal/resolver/config.go. The work is done below internal:
-// resolver, dnscache, dnsclient, dnsname (names to addresses), snapshot (the file of what
-// they know); failover, health (which address next), ejection (counted and logged); pool (connections); guard, localnet
-// (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
-// header fields); failure (the words for what failed); explain (the words for what would
-// be done with a request); topk (counts by target); metrics (for Prometheus); warm
-// (connections for requests to come); record, trace, clientspan (single requests: in
-// the log, live, and as spans); purge (what an operator forgets).
+// listeners.go (this server's own); admin.go (what the admin API shows of this process),
+// command.go (the command line); routes.go, sites.go (the target handlers of a
+// configuration), mistakes.go (warnings); caddyfile.go (parses the subdirectives of all
+// modules). warm.go keeps connections open to the targets that are called most. explain.go
+// takes a request through the steps above without sending it. Defaults stand in Provision
+// of their module, those of the resolver in internal/resolver/config.go.
+//
+// The work is done below internal: resolver, dnscache, dnsclient, dnsname (names to
+// addresses), snapshot (the file of what they know); failover, health (which address
+// next), ejection (counted and logged); pool (connections); guard, gate, localnet (what
+// may be called); targeturl, redirect, replay, outgoing, httpfield (URLs, redirects,
+// bodies, requests as they are sent, header fields); failure (the words for what failed);
+// explain (the words for what would be done with a request); topk (counts by target);
+// metrics (for Prometheus); warm (connections for requests to come); record, trace,
+// clientspan (single requests: in the log, live, and as spans); purge (what an operator
+// forgets); admin, command (the endpoints of the admin API, and the command that asks
+// them).
 package caddytarget
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"iter"
 	mathrand "math/rand/v2"
@@ -300,21 +299,6 @@ func appOf(ctx caddy.Context) (*App, error) {
 		return nil, err
 	}
 	return app.(*App), nil
-}
-
-// loopHeader names the header field by which a request that comes back is
-// recognized (RFC 8586). Its value holds an HMAC under a key that only this
-// process has. A client that sends it on harms only its own request.
-const loopHeader = "Cdn-Loop"
-
-var loopID = newLoopID()
-
-func newLoopID() string {
-	var key [32]byte
-	_, _ = rand.Read(key[:]) // never fails
-	mac := hmac.New(sha256.New, key[:])
-	mac.Write([]byte(loopHeader))
-	return "caddytarget; id=" + hex.EncodeToString(mac.Sum(nil)[:16])
 }
 
 // Interface guards

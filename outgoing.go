@@ -2,14 +2,13 @@ package caddytarget
 
 import (
 	"net/http"
-	"net/netip"
 	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"caddytarget/internal/httpfield"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/targeturl"
 )
@@ -25,28 +24,15 @@ func (a *attempt) setOrder(req *http.Request, info reverseproxy.DialInfo) {
 		a.exchange.plan.FillOrder(&c.Target, &t.via, o)
 	}
 	key := &o.Key
-	if addr, err := netip.ParseAddrPort(info.Address); err == nil && info.Network == "tcp" {
-		key.Addr = addr
-	} else {
-		key.Dial = info.Network + " " + info.Address
-	}
+	outgoing.SetKey(key, info.Network, info.Address, t.schemeOf(c), req.Header)
 	if c != nil {
 		c.state.attempts++
 		o.Reused = &c.state.reused
 		c.state.address = key.Addr
 	}
 	key.Host = o.Target
-	switch t.schemeOf(c) {
-	case "https":
-		key.Protocol = pool.TLS
-		if httpfield.IsUpgrade(req.Header) {
-			key.Protocol = pool.TLSHTTP1
-		}
+	if key.Protocol == pool.TLS || key.Protocol == pool.TLSHTTP1 {
 		key.ServerName = t.serverName(req, c, info)
-	case "h2c":
-		if !httpfield.IsUpgrade(req.Header) { // which HTTP/2 does not have
-			key.Protocol = pool.HTTP2
-		}
 	}
 	if t.ShareConnections && key.ServerName == "" {
 		key.Host = ""
@@ -60,31 +46,20 @@ func (a *attempt) setOrder(req *http.Request, info reverseproxy.DialInfo) {
 
 // prepare makes what is sent of the request, but for its body.
 func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
-	// header and trailer are reverse_proxy's copies, made for this request; an
-	// attempt before this one may still be reading them, but then has changed
-	// them already
-	httpfield.DropH2CUpgrade(req.Header)
-	if a.call != nil {
-		httpfield.Delete(req.Header, a.call.strip)
-		if a.call.foreign {
-			a.call.dropCredentials(req.Header)
+	t, c := a.transport, a.call
+	changes := outgoing.Changes{Scheme: "http", Address: info.Address, Operations: t.headerOps}
+	if a.order.Key.ServerName != "" {
+		changes.Scheme = "https"
+	}
+	if c != nil {
+		changes.Strip = c.strip
+		if c.foreign {
+			c.follower.DropCredentials(req.Header)
 		}
 	}
-	a.dropTrailers(req)
-	body, getBody := a.out.Body, a.out.GetBody
-	a.out, a.url = *req, *req.URL
-	a.out.Body, a.out.GetBody = body, getBody
-	scheme := "http"
-	if a.order.Key.ServerName != "" {
-		scheme = "https"
-	}
-	a.url.Scheme, a.url.Host, a.url.Opaque = scheme, info.Address, ""
-	a.out.URL = &a.url
-	if t := a.transport; !t.hostViaHeaderOps || a.out.Host == hostTemplate || a.out.Host == "" {
-		a.out.Host = hostOf(req, a.call, info, scheme)
-	}
-	if !slices.Contains(req.Header[loopHeader], loopID) {
-		req.Header[loopHeader] = append(req.Header[loopHeader], loopID)
+	a.out.Set(req, a.body, changes)
+	if !t.hostViaHeaderOps || a.out.Host == hostTemplate || a.out.Host == "" {
+		a.out.Host = hostOf(req, c, info, changes.Scheme)
 	}
 	if r := a.recorded; r != nil && r.span != nil {
 		a.out.Header = r.span.Header(req.Header)

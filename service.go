@@ -48,9 +48,9 @@ func (u *Upstreams) newService(r *http.Request, repl *caddy.Replacer, x *exchang
 		return nil, failure.NewMalformed(err)
 	}
 	if u.dynamic {
-		c := &call{client: clientOf(r)}
+		c := &call{client: clientOf(r), policy: u.policy}
 		c.Host = name
-		if err := u.policy.checkName(c); err != nil {
+		if err := u.policy.gate.Enforce(u.policy.gate.CheckName(name), c); err != nil {
 			return nil, err
 		}
 	}

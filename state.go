@@ -253,7 +253,7 @@ func (c *call) reopenBody(r *http.Request, returned bool) {
 	switch {
 	case c == nil || !httpfield.HasBody(r):
 	case returned && c.follower != nil:
-		c.follower.restoreBody(r)
+		c.follower.RestoreBody(r)
 	case c.exchange == nil || c.exchange.body == nil:
 	case !returned:
 		r.Body = c.exchange.body.Reopen(true)

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -19,6 +20,7 @@ import (
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
 )
 
@@ -72,7 +74,7 @@ type Transport struct {
 	released bool
 
 	hostViaHeaderOps bool                        // the Host header is set by header operations, before those of the user
-	headerOps        *headers.HeaderOps          // those of the user; nil: none
+	headerOps        []string                    // the names in those of the user
 	handlers         []caddyhttp.ResponseHandler // of reverse_proxy
 }
 
@@ -289,8 +291,8 @@ func (t *Transport) readProxyConfig(proxy *reverseproxy.Handler) {
 	}
 	t.handlers = proxy.HandleResponse
 	if proxy.Headers != nil && proxy.Headers.Request != nil {
-		t.headerOps = proxy.Headers.Request
-		t.hostViaHeaderOps = touches(t.headerOps, "Host")
+		t.headerOps = operationsOf(proxy.Headers.Request)
+		t.hostViaHeaderOps = outgoing.Touches(t.headerOps, "Host")
 	}
 	if lb := proxy.LoadBalancing; lb != nil {
 		t.via.Retries = lb.Retries
@@ -298,6 +300,14 @@ func (t *Transport) readProxyConfig(proxy *reverseproxy.Handler) {
 			t.via.Retries = math.MaxInt
 		}
 	}
+}
+
+// operationsOf returns the names of fields that header operations have.
+func operationsOf(ops *headers.HeaderOps) []string {
+	names := slices.Clone(ops.Delete)
+	names = slices.AppendSeq(names, maps.Keys(ops.Replace))
+	names = slices.AppendSeq(names, maps.Keys(ops.Set))
+	return slices.AppendSeq(names, maps.Keys(ops.Add))
 }
 
 // proxyOf returns the reverse_proxy to which the module that is being
@@ -334,7 +344,7 @@ func (t *Transport) RoundTrip(req *http.Request) (res *http.Response, err error)
 	}
 	a.prepare(req, info)
 	a.begin()
-	res, err = t.pool.RoundTrip(&a.out, &a.order)
+	res, err = t.pool.RoundTrip(&a.out.Request, &a.order)
 	if err != nil {
 		return nil, a.failed(err.(*pool.Error))
 	}

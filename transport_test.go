@@ -27,6 +27,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"caddytarget/internal/health"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/testlab"
 )
@@ -574,7 +575,7 @@ func TestDialIsChecked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := &attempt{transport: new(Transport), call: &call{policy: policy, state: new(requestState)}, out: *req}
+		a := &attempt{transport: new(Transport), call: &call{policy: policy, state: new(requestState)}, out: outgoing.Request{Request: *req}}
 		a.call.Host = "a.example"
 		a.order.Key.Addr, a.order.Key.Protocol, a.order.Owner = netip.MustParseAddrPort(address), pool.TLS, a.call
 		_, err = p.RoundTrip(req, &a.order)

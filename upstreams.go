@@ -18,6 +18,7 @@ import (
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
 )
@@ -213,7 +214,7 @@ func (u *Upstreams) namedUpstreams(r *http.Request) ([]*reverseproxy.Upstream, e
 	st := stateOf(r.Context())
 	again := st.exchange != nil && st.exchange.request == r
 	x := st.enter(r)
-	if u.dynamic && !again && hasLoopID(r.Header) {
+	if u.dynamic && !again && outgoing.HasLoopID(r.Header) {
 		x.looped = true
 	}
 	if u.dynamic && x.looped {

@@ -111,7 +111,7 @@ func (a *App) keepWarm(app *caddyhttp.App) {
 		}
 		h := s.handler
 		site := &warm.Site{
-			Name:        s.name,
+			Name:        s.Name,
 			Connections: transport.Warm.Connections,
 			Targets:     cmp.Or(transport.Warm.Targets, warm.DefaultTargets),
 			Unused:      transport.pool.Config.IdleTimeout,

@@ -9,7 +9,6 @@
 //
 // Where to find what:
 //
-//   - gate.go: [Gate] joins Listeners and the rules of package guard: may a site call this?
 //   - listeners.go: Listeners, how long their answers hold; [Sites], the sockets of sites.
 //   - account.go: [Account], where the system does not show the sockets; [IDsOf] listeners.
 //   - hosts.go: under which hosts a configuration may have a listener.

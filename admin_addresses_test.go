@@ -11,12 +11,13 @@ import (
 	"strings"
 	"testing"
 
+	"caddytarget/internal/admin"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/testlab"
 )
 
 // addresses returns what /target/addresses shows for a query.
-func (w *world) addresses(query string) (list adminAddressList) {
+func (w *world) addresses(query string) (list admin.Addresses) {
 	w.Helper()
 	w.mustAdmin(http.MethodGet, "/target/addresses?"+query, "", &list)
 	return list
@@ -58,8 +59,8 @@ func TestAdminAddresses(t *testing.T) {
 		t.Errorf("got %v, want the backend's 503", res)
 	}
 	list := w.addresses("state=ejected")
-	slices.SortFunc(list.Addresses, func(a, b adminAddress) int { return strings.Compare(a.Address, b.Address) })
-	want := []adminAddress{
+	slices.SortFunc(list.Addresses, func(a, b admin.Address) int { return strings.Compare(a.Address, b.Address) })
+	want := []admin.Address{
 		{Address: "127.0.0.2:" + b.Port, Phase: "connect", Failure: "connection_refused"},
 		{Address: "127.0.0.3:" + b.Port, Target: "status.example", Limit: "unhealthy_status [503]", Phase: "response", Failure: "unhealthy_status", Error: "response: status 503"},
 		{Address: "127.0.0.4:" + b.Port, Target: "reset.example", Phase: "response", Failure: "connection_terminated"},
@@ -124,7 +125,7 @@ func TestAdminAddresses(t *testing.T) {
 
 	// the ends: by a purge of a name, which has the address that is ejected for all, by one
 	// of an address, and because the address works
-	var purged adminPurged
+	var purged admin.Purged
 	w.mustAdmin("POST", "/target/purge", `{"name": "refused.example"}`, &purged)
 	if purged.Ejections != 1 || purged.Names != 1 {
 		t.Errorf("got %+v, want one name and its ejection", purged)
@@ -195,7 +196,11 @@ func TestEjectionLogFlood(t *testing.T) {
 	if !strings.Contains(stdout, "(all ipv4)") || !strings.Contains(stderr, "There are more") {
 		t.Errorf("got %s, %s, want the family and that there are more", stdout, stderr)
 	}
-	var purged adminPurged
+	_, stdout, _ = caddyTarget(t, "addresses", "--all", "--limit", "1000", "--address", w.admin)
+	if pages, families := strings.Count(stdout, "ADDRESS "), strings.Count(stdout, "(all ipv4)"); pages < 5 || families != 1 {
+		t.Errorf("got the family %d times on %d pages, want once on 5 or more", families, pages)
+	}
+	var purged admin.Purged
 	w.mustAdmin("POST", "/target/purge", `{"suffix": "."}`, &purged)
 	if purged.Ejections != flood+1 {
 		t.Errorf("got %+v, want all ejections", purged)

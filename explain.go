@@ -5,18 +5,14 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"caddytarget/internal/dnsclient"
 	"caddytarget/internal/exchange"
 	"caddytarget/internal/explain"
-	"caddytarget/internal/failure"
-	"caddytarget/internal/resolver"
 )
 
 // explanation takes one request through the steps of the handler, the source and the
@@ -34,15 +30,14 @@ type explanation struct {
 	endLookup func(err error) // completes what the report has of the lookup; nil: there is none
 }
 
-// newExplanation prepares the explanation of a request. url, if it is not nil, is what the
-// template of the site's target gives.
-func newExplanation(site *targetSite, r *http.Request, url *string, connect bool) *explanation {
-	e := &explanation{site: site, repl: caddy.NewReplacer(), connect: connect}
-	e.request = caddyhttp.PrepareRequest(r, e.repl, noResponse{}, site.server)
+// newExplanation prepares the explanation of a request.
+func newExplanation(site *targetSite, in *explain.Input) *explanation {
+	e := &explanation{site: site, repl: caddy.NewReplacer(), connect: in.Connect}
+	e.request = caddyhttp.PrepareRequest(in.Request, e.repl, explain.NoResponse{}, site.server)
 	e.state = &stateOf(e.request.Context()).State
-	e.state.Explained = &exchange.Explained{URL: url}
-	e.report.Site, e.report.Method = site.name, r.Method
-	client, err := netip.ParseAddrPort(r.RemoteAddr)
+	e.state.Explained = &exchange.Explained{URL: in.URL}
+	e.report.Site, e.report.Method = site.Name, in.Request.Method
+	client, err := netip.ParseAddrPort(in.Request.RemoteAddr)
 	if err != nil { // it came over a Unix socket
 		client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
 	}
@@ -52,7 +47,7 @@ func newExplanation(site *targetSite, r *http.Request, url *string, connect bool
 
 // run goes through the steps, and returns the report.
 func (e *explanation) run() *explain.Report {
-	c, u, stop, err := e.site.handler.admit(noResponse{}, e.request, e.repl, nil, e.state)
+	c, u, stop, err := e.site.handler.admit(explain.NoResponse{}, e.request, e.repl, nil, e.state)
 	if stop != nil {
 		defer stop()
 	}
@@ -119,23 +114,9 @@ func (e *explanation) resolve(ctx context.Context, literal netip.Addr) error {
 		e.describeAddresses()
 		return err
 	}
-	l := &explain.Lookup{Resolver: resolverID(c.Resolver)}
+	l, end := explain.NewLookup(c.Resolver, c.Host)
 	e.report.Lookup = l
-	places := c.Resolver.Places(c.Host)
-	observed := newObservation(places)
-	stop := c.Resolver.Observe(observed.add)
-	e.endLookup = func(err error) {
-		stop()
-		for _, lookup := range observed.end() {
-			l.AddQueries(lookup.Type, lookup.Tries)
-		}
-		known, _ := c.Resolver.Name(c.Host)
-		l.AddNames(places, known.Names)
-		if len(c.Answer.Addrs) == 0 {
-			l.AddEarlier(err)
-			l.Error = failure.Text(err)
-		}
-	}
+	e.endLookup = func(err error) { end(len(c.Answer.Addrs) > 0, err) }
 	err := c.Resolve(ctx, literal)
 	l.From, l.Seconds = c.Answer.From, c.Answer.Waited.Round(time.Microsecond).Seconds()
 	if found := c.Answer.Found; found != "" && found != c.Host {
@@ -144,48 +125,6 @@ func (e *explanation) resolve(ctx context.Context, literal netip.Addr) error {
 	}
 	e.describeAddresses()
 	return err
-}
-
-// observation is the lookups that a resolver makes of some names.
-type observation struct {
-	mu      sync.Mutex
-	names   map[string]bool
-	lookups []*dnsclient.Trace
-	ended   bool
-}
-
-func newObservation(places []resolver.Place) *observation {
-	o := &observation{names: make(map[string]bool)}
-	for _, p := range places {
-		o.names[p.Name] = true
-	}
-	return o
-}
-
-func (o *observation) add(t *dnsclient.Trace) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.names[t.Name] && !o.ended {
-		o.lookups = append(o.lookups, t)
-	}
-}
-
-// end returns all lookups until now.
-func (o *observation) end() []*dnsclient.Trace {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.ended = true
-	return o.lookups
-}
-
-// resolverID returns the id of a resolver in use.
-func resolverID(r *resolver.Resolver) string {
-	for _, used := range usedResolvers() {
-		if used.Resolver == r {
-			return used.id
-		}
-	}
-	return ""
 }
 
 // describeAddresses describes all addresses of the target, and whether they may be called.
@@ -282,20 +221,3 @@ func (e *explanation) dial(t *Transport, a *exchange.Attempt, of int) error {
 	e.report.Connect = explain.NewConnect(a.Address(), &check, err)
 	return err
 }
-
-// noResponse is the response to a request that is only explained.
-type noResponse struct{}
-
-// Header implements http.ResponseWriter.
-func (noResponse) Header() http.Header { return make(http.Header) }
-
-// Write implements http.ResponseWriter.
-func (noResponse) Write(p []byte) (int, error) { return len(p), nil }
-
-// WriteHeader implements http.ResponseWriter.
-func (noResponse) WriteHeader(int) {}
-
-// Interface guards
-var (
-	_ http.ResponseWriter = noResponse{}
-)

@@ -244,36 +244,41 @@ func (w *world) checkTold(t *testing.T, f fault, res response) {
 func TestStuckUpload(t *testing.T) {
 	w := newWorld(t)
 	w.dns.Has("name.example", "127.0.0.3")
-	port := testlab.SilentBackend(t, "", "127.0.0.3").Port
-	for _, option := range []string{"timeout 1s", "read_timeout 1s", "write_timeout 1s"} {
-		for size, want := range map[int64]string{1: "response ", 64 << 20: "send connection_write_timeout"} {
-			if size == 1 && option == "write_timeout 1s" {
-				continue // ends nothing
-			}
-			w.run(fmt.Sprintf(`target_proxy {header.X-Target} {
-				allow_ips 127.0.0.0/8
-				fail_duration 0
-				lb_retries 0
-				%s
-			}
-			handle_errors {
-				respond "{http.target.phase} {http.target.failure} {http.target.error}"
-			}`, option))
-			conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
-			if err != nil {
-				t.Fatal(err)
-			}
-			_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
-			fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nX-Target: http://name.example:%s\r\n\r\n", size, port)
-			go func() { _, _ = io.CopyN(conn, zeros{}, size) }()
-			res, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			body, _ := io.ReadAll(res.Body)
-			_ = conn.Close()
-			if res.StatusCode != http.StatusGatewayTimeout || !strings.HasPrefix(string(body), want) {
-				t.Errorf("%s, %d octets: status %d, %q, want 504 and %q", option, size, res.StatusCode, body, want)
+	wait := make(chan struct{})
+	t.Cleanup(func() { close(wait) })
+	h2 := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, CA: w.ca, HTTP2: true, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-wait })})
+	for _, target := range []string{"http://name.example:" + testlab.SilentBackend(t, "", "127.0.0.3").Port, "https://name.example:" + h2.Port} {
+		for _, option := range []string{"timeout 1s", "read_timeout 1s", "write_timeout 1s"} {
+			for size, want := range map[int64]string{1: "response ", 64 << 20: "send connection_write_timeout"} {
+				if option == "write_timeout 1s" && (size == 1 || strings.HasPrefix(target, "https")) {
+					continue // ends nothing
+				}
+				w.run(fmt.Sprintf(`target_proxy {header.X-Target} {
+					allow_ips 127.0.0.0/8
+					tls_trust_pool file %q
+					fail_duration 0
+					lb_retries 0
+					%s
+				}
+				handle_errors {
+					respond "{http.target.phase} {http.target.failure} {http.target.error}"
+				}`, w.ca.File, option))
+				conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
+				fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nX-Target: %s\r\n\r\n", size, target)
+				go func() { _, _ = io.CopyN(conn, zeros{}, size) }()
+				res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, _ := io.ReadAll(res.Body)
+				_ = conn.Close()
+				if res.StatusCode != http.StatusGatewayTimeout || !strings.HasPrefix(string(body), want) {
+					t.Errorf("%s, %s, %d octets: status %d, %q, want 504 and %q", target, option, size, res.StatusCode, body, want)
+				}
 			}
 		}
 	}

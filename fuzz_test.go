@@ -166,7 +166,7 @@ func (g *fuzzGateway) newWorld(t *testing.T) *fuzzWorld {
 	w.resolver = resolver.New(config)
 	tracker := health.New()
 	g.source.source.Health, g.transport.via.Health = tracker, tracker
-	g.transport.pool.Pool = pool.New(g.transport.pool.config, tracker, pool.NewLimits(0, nil))
+	g.transport.pool.Pool = pool.New(g.transport.pool.Config, tracker, pool.NewLimits(0, nil))
 	g.transport.pool.Dial = w.dial
 	return w
 }

@@ -27,21 +27,23 @@
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
 // of connections, which outlive a reload); persist.go (what resolvers know outlives them);
-// listeners.go (this server's own); admin.go and admin_… (the admin API, a file for each
-// list), command.go; routes.go, sites.go (the target handlers of a configuration),
-// mistakes.go (warnings); caddyfile.go (parses the subdirectives of all modules).
-// warm.go keeps connections open to the targets that are called most. explain.go takes a
-// request through the steps above without sending it; admin_explain.go
-// and command_explain.go ask for that. Defaults stand in Provision of their module, those
-// of the resolver in internal/resolver/config.go. The work is done below internal:
-// resolver, dnscache, dnsclient, dnsname (names to addresses), snapshot (the file of what
-// they know); failover, health (which address next), ejection (counted and logged); pool
-// (connections); guard, gate, localnet (what may be called); targeturl, redirect, replay,
-// outgoing, httpfield (URLs, redirects, bodies, requests as they are sent, header fields);
-// failure (the words for what failed); explain (the words for what would
-// be done with a request); topk (counts by target); metrics (for Prometheus); warm
-// (connections for requests to come); record, trace, clientspan (single requests: in
-// the log, live, and as spans); purge (what an operator forgets).
+// listeners.go (this server's own); admin.go (what the admin API shows of this process),
+// command.go (the command line); routes.go, sites.go (the target handlers of a
+// configuration), mistakes.go (warnings); caddyfile.go (parses the subdirectives of all
+// modules). warm.go keeps connections open to the targets that are called most. explain.go
+// takes a request through the steps above without sending it. Defaults stand in Provision
+// of their module, those of the resolver in internal/resolver/config.go.
+//
+// The work is done below internal: resolver, dnscache, dnsclient, dnsname (names to
+// addresses), snapshot (the file of what they know); failover, health (which address
+// next), ejection (counted and logged); pool (connections); guard, gate, localnet (what
+// may be called); targeturl, redirect, replay, outgoing, httpfield (URLs, redirects,
+// bodies, requests as they are sent, header fields); failure (the words for what failed);
+// explain (the words for what would be done with a request); topk (counts by target);
+// metrics (for Prometheus); warm (connections for requests to come); record, trace,
+// clientspan (single requests: in the log, live, and as spans); purge (what an operator
+// forgets); admin, command (the endpoints of the admin API, and the command that asks
+// them).
 package caddytarget
 
 import (
@@ -87,9 +89,10 @@ type App struct {
 	MetricsTargets bool `json:"metrics_targets,omitempty"`
 
 	resolver   *resolver.Resolver
+	resolvers  resolver.Generation // of this app and of the modules of its configuration
 	storage    certmagic.Storage
-	acquired   []*sharedResolver // by this app and by the modules of its configuration
-	transports []*poolSettings   // those of its transports
+	acquired   []*sharedResolver // those of resolvers, to be released
+	transports []*pool.Settings  // those of its transports
 	listeners  *localnet.Listeners
 	sockets    []uint64 // on which its sites listen
 	shared     *shared
@@ -105,13 +108,12 @@ type shared struct {
 	ejections *ejection.Log
 	metrics   *metrics.Metrics
 	counters  *counters
-	pools     *caddy.UsagePool
-	draining  drainingPools
+	pools     pool.Set
 	limits    *pool.Limits
 	sockets   *localnet.Sockets // nil: Caddy's account of its listeners is asked
 	sites     localnet.Sites
 	trace     *trace.Hub
-	lineage   lineage
+	lineage   resolver.Lineage
 	warm      *warm.List
 }
 
@@ -130,7 +132,6 @@ func newShared() *shared {
 	s := &shared{
 		id:      mathrand.Uint64(),
 		health:  health.New(),
-		pools:   caddy.NewUsagePool(),
 		limits:  pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
 		sockets: newSockets(),
 		trace:   new(trace.Hub),
@@ -237,6 +238,7 @@ func (a *App) acquire(config *Resolver) (*resolver.Resolver, error) {
 		return nil, err
 	}
 	a.acquired = append(a.acquired, r)
+	a.resolvers.Add(r.Resolver)
 	return r.Resolver, nil
 }
 
@@ -251,10 +253,10 @@ func (a *App) Start() error {
 		a.releases = append(a.releases, a.shared.ejections.Use(a.log))
 	}
 	for _, r := range a.acquired {
-		a.useStorage(r.Resolver) // that of the configuration before may be gone soon
+		a.useStorage(r.Resolver, a.shared) // that of the configuration before may be gone soon
 		r.Start()
 	}
-	a.shared.lineage.started(a)
+	a.shared.lineage.Started(&a.resolvers)
 	return nil
 }
 
@@ -263,7 +265,7 @@ func (a *App) Start() error {
 // released when this one is cleaned up.
 func (a *App) Stop() error {
 	a.shared.trace.Disconnect()
-	if a.shared.lineage.isLast(a) {
+	if a.shared.lineage.IsLast(&a.resolvers) {
 		a.saveAll()
 	}
 	a.shared.warm.Release(a)
@@ -278,7 +280,7 @@ func (a *App) Cleanup() error {
 	a.releases = nil
 	if a.shared != nil {
 		a.shared.sites.Release(a.sockets)
-		a.shared.lineage.ended(a)
+		a.shared.lineage.Ended(&a.resolvers)
 		releaseShared()
 		a.shared = nil
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"caddytarget/internal/admin"
 	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
 )
@@ -259,24 +260,24 @@ func TestReferenceOperating(t *testing.T) {
 	var paths []string
 	for _, row := range regexp.MustCompile("(?m)^\\| `(GET|POST) /target/(\\S*)` \\| ([^|]*)\\|").FindAllStringSubmatch(text, -1) {
 		method, path, params := row[1], row[2], row[3]
-		endpoint := adminAPI{}.endpoint(path)
+		endpoint := newAdminAPI().Endpoint(path)
 		if endpoint == nil {
 			t.Errorf("there is no endpoint /target/%s", path)
 			continue
 		}
-		if method != endpoint.method {
-			t.Errorf("/target/%s: got the method %s in %s, want %s", path, method, reference, endpoint.method)
+		if method != endpoint.Method {
+			t.Errorf("/target/%s: got the method %s in %s, want %s", path, method, reference, endpoint.Method)
 		}
 		if method == "GET" {
-			sameWords(t, "parameters of /target/"+path, words(params, "`(\\w+)`"), slices.Clone(endpoint.params))
+			sameWords(t, "parameters of /target/"+path, words(params, "`(\\w+)`"), slices.Clone(endpoint.Params))
 		} else {
-			sameWords(t, "members of /target/"+path, words(params, "`(\\w+)`"), jsonNames(reflect.TypeFor[adminPurgeRequest]()))
+			sameWords(t, "members of /target/"+path, words(params, "`(\\w+)`"), jsonNames(reflect.TypeFor[admin.PurgeRequest]()))
 		}
 		if path != "names/NAME" {
 			paths = append(paths, path)
 		}
 	}
-	_, source, _ := strings.Cut(readFile(t, "admin.go"), ") endpoint(")
+	_, source, _ := strings.Cut(readFile(t, "internal/admin/admin.go"), ") Endpoint(")
 	source, _, _ = strings.Cut(source, "\n}\n")
 	slices.Sort(paths)
 	sameWords(t, "endpoints", paths, words(source, `(?m)^\tcase "(\w*)":$`))

@@ -68,7 +68,7 @@ type Transport struct {
 	// The connections that are kept open to the targets that are called most. Default: none.
 	Warm *Warm `json:"warm,omitempty"`
 
-	pool     *sharedPool
+	pool     *pool.Shared
 	via      exchange.Transport
 	shared   *shared
 	released bool
@@ -268,7 +268,8 @@ func (t *Transport) Cleanup() error {
 		return nil
 	}
 	t.released = true // requests in flight still use it
-	return t.shared.releasePool(t.pool)
+	t.shared.pools.Release(t.pool)
+	return nil
 }
 
 // hostTemplate stays as it is, or becomes empty, in requests that no target

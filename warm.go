@@ -129,10 +129,10 @@ func (a *App) keepWarm(app *caddyhttp.App) {
 		}
 		h := s.handler
 		site := &warm.Site{
-			Name:        s.name,
+			Name:        s.Name,
 			Connections: transport.Warm.Connections,
 			Targets:     cmp.Or(transport.Warm.Targets, defaultWarmTargets),
-			Unused:      transport.pool.config.IdleTimeout,
+			Unused:      transport.pool.Config.IdleTimeout,
 			Group:       h.resolver,
 			Pool:        transport.pool.Pool,
 			Find: func(ctx context.Context, t warm.Target) *warm.Found {

@@ -70,6 +70,7 @@ var scenarios = []struct {
 	{"nameserver", "the first of two nameservers goes silent, and comes back: new names", oneNameserver},
 	{"outage", "both nameservers go silent after warm-up, and come back", outage},
 	{"names", "many names are kept fresh: queries a second, memory", names},
+	{"beside", "requests while 100 000 names are listed, and while they are saved", beside},
 	{"waiters", "10 000 clients wait for one new name, half of them leave", waiters},
 	{"move", "a name moves to another address", move},
 	{"reload", "100 reloads under load", reload},

@@ -77,6 +77,15 @@ func (p *Purge) matches(e *entry) bool {
 		(!p.Addr.IsValid() || slices.Contains(e.addrs(), p.Addr))
 }
 
+// Chooses reports whether the purge chooses the name of a record.
+func (p *Purge) Chooses(r *Record) bool {
+	if p.Name == "" && p.Suffix == "" && !p.Addr.IsValid() {
+		return false
+	}
+	return (p.Name == "" || p.Name == r.Name) && (p.Suffix == "" || IsBelow(r.Name, p.Suffix)) &&
+		(!p.Addr.IsValid() || slices.Contains(r.Addrs[0], p.Addr) || slices.Contains(r.Addrs[1], p.Addr))
+}
+
 // IsBelow reports whether a name is a suffix or below it.
 func IsBelow(name, suffix string) bool {
 	rest, ok := strings.CutSuffix(name, suffix)

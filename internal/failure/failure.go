@@ -198,7 +198,7 @@ func OfLookup(target string, err error) *Error {
 
 // OfPool returns the error of an attempt.
 func OfPool(target, address string, e *pool.Error) *Error {
-	phase := phaseOfPool[e.Phase]
+	phase := PhaseOf(e.Phase)
 	err := e.Err
 	if isAlert(err) {
 		phase = TLS
@@ -213,6 +213,9 @@ func OfPool(target, address string, e *pool.Error) *Error {
 var phaseOfPool = map[pool.Phase]Phase{
 	pool.Connect: Connect, pool.Handshake: TLS, pool.Send: Send, pool.Response: Response, pool.Prepare: Request,
 }
+
+// PhaseOf returns the phase of a request that a phase of package pool is.
+func PhaseOf(p pool.Phase) Phase { return phaseOfPool[p] }
 
 // RuleOf returns the rule by which a request was refused; "" if it was not, but failed.
 func RuleOf(err error) string {

@@ -67,5 +67,6 @@
 //     socket), writer.go (buffers), combined_*.go (combinedIO).
 //   - Backends that have gone silent: silence_*.go.
 //   - Connections that are opened for requests to come: spare.go.
+//   - The pools of all transports, which outlive a reload: set.go.
 //   - What there is, for operators: usage.go; slots.go, by which that is read in parts.
 package pool

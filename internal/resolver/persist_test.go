@@ -130,6 +130,68 @@ func TestSavedByOthers(t *testing.T) {
 	}
 }
 
+// TestSavedByOneThatEnded: names, services and what names are short for stay in the file
+// while another process goes on to save, until they are purged there.
+func TestSavedByOneThatEnded(t *testing.T) {
+	checkLeaks(t)
+	s := testlab.NewNameserver(t)
+	conf := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(conf, []byte("search a.test b.test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := Config{Nameservers: []string{s.Addr}, Search: true, ResolvConf: conf, Family: "ipv4", Refresh: -1}
+	s.Has("web.b.test", "192.0.2.3")
+	s.Has("a.example", "192.0.2.1")
+	s.Has("b.example", "192.0.2.2")
+	s.Has("c.example", "192.0.2.3")
+	s.Set("_http._tcp.example", testlab.Reply{SRV: []string{"1 2 80 a.example."}, TTL: 600})
+	store := new(memoryStore)
+	ended, other := savedResolver(t, config, store), savedResolver(t, config, store)
+	mustLookup(t, ended, "web")
+	mustLookup(t, ended, "a.example")
+	mustLookup(t, ended, "b.example")
+	if _, err := ended.LookupService(t.Context(), "_http._tcp.example"); err != nil {
+		t.Fatal(err)
+	}
+	ended.Save(t.Context())
+	mustLookup(t, other, "c.example")
+	asked := func(names ...string) (n int) {
+		t.Helper()
+		for _, name := range names {
+			before := s.Asked(name)
+			if name[0] == '_' {
+				_, _ = savedResolver(t, config, store).LookupService(t.Context(), name)
+			} else {
+				mustLookup(t, savedResolver(t, config, store), name)
+			}
+			n += s.Asked(name) - before
+		}
+		return n
+	}
+	for range 3 {
+		mustLookup(t, other, "c.example") // something new
+		other.Save(t.Context())
+		if n := asked("web.b.test", "a.example", "b.example", "c.example", "_http._tcp.example"); n > 0 {
+			t.Fatalf("%d names are not in the file", n)
+		}
+		if as, ok := savedResolver(t, config, store).search.Load().recall("web", time.Hour); !ok || as != "web.b.test" {
+			t.Fatalf("web is known to be short for %q, want web.b.test", as)
+		}
+	}
+	other.Purge(dnscache.Purge{Name: "a.example"})
+	other.Purge(dnscache.Purge{Addr: netip.MustParseAddr("192.0.2.2")})
+	other.Purge(dnscache.Purge{Name: "web"})
+	other.Save(t.Context())
+	if _, ok := savedResolver(t, config, store).search.Load().recall("web", time.Hour); ok {
+		t.Error("what web was short for was purged, but is in the file")
+	}
+	for name, want := range map[string]int{"a.example": 1, "b.example": 1, "web.b.test": 1, "c.example": 0, "_http._tcp.example": 0} {
+		if n := asked(name); n != want {
+			t.Errorf("after the purges %s is asked for %d times, want %d", name, n, want)
+		}
+	}
+}
+
 // exampleFile returns what a resolver saves that knows names of each kind.
 func exampleFile(t testing.TB) (file []byte, r *Resolver) {
 	s := testlab.NewNameserver(t)

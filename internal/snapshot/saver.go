@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io/fs"
 	"math/rand/v2"
@@ -10,8 +11,8 @@ import (
 	"time"
 )
 
-// Store is a place for one file. Its methods may take long, and need not end with their
-// context. The file of the last one who saved it counts.
+// Store is a place for one file, which several processes may share. Its methods may take
+// long, and need not end with their context. The file of the last one who saved it counts.
 type Store interface {
 	// Stat returns the size of the file and when it was saved. The error is
 	// fs.ErrNotExist if there is none.
@@ -31,9 +32,13 @@ type Owner interface {
 	// Restore takes over what was saved.
 	Restore(f *File) error
 
-	// Snapshot returns what is to be saved. If others is not nil, it is what another
-	// process has saved meanwhile, which should not be lost.
+	// Snapshot returns what is to be saved. If others is not nil, it is the file that is
+	// replaced. It has what other processes know, which should not be lost.
 	Snapshot(others *File) []byte
+
+	// Lacks reports whether a file does not have all that Snapshot would return, and has
+	// room for it.
+	Lacks(f *File) bool
 
 	// Changes returns a number that changes when there is something new to be saved.
 	Changes() uint64
@@ -56,10 +61,23 @@ const (
 
 	// maxLoads is how often it is tried to load a file before it is overwritten.
 	maxLoads = 3
+
+	// maxFinalSaves is how often the file is saved at the end, if other processes replace
+	// it by one in which something is missing.
+	maxFinalSaves = 8
+
+	// minSettle is how long it takes at least until it is known at the end whether another
+	// process has replaced the file.
+	minSettle = 50 * time.Millisecond
 )
 
 // Saver loads a file once and then saves it now and then. All work is done in the
 // background, so that a store that is slow or gone holds up nothing.
+//
+// Several processes may save to one store without a lock. Each of them reads the file that
+// it replaces, once it has seen one there that is not its own, and keeps what it has of
+// others. Two that do so at the same time may still lose what one of them has written. That
+// one sees it when it saves the next time, or at the end a moment later, and saves again.
 type Saver struct {
 	owner    Owner
 	interval time.Duration
@@ -74,9 +92,12 @@ type Saver struct {
 	loads   int // tries that failed
 	done    bool
 	seen    Stamp
-	changes uint64        // when it was last saved
-	calling chan struct{} // for one call of a store, which may have been given up
-	failed  string        // what has been reported
+	changes uint64            // when it was last saved
+	sum     [sha256.Size]byte // of the file that was last saved
+	took    time.Duration     // to save it
+	shared  bool              // other processes save to the store, too
+	calling chan struct{}     // for one call of a store, which may have been given up
+	failed  string            // what has been reported
 }
 
 // NewSaver returns a saver that saves about once in each interval, if there is something
@@ -131,7 +152,7 @@ func (s *Saver) run() {
 		case <-s.ctx.Done():
 			return
 		case <-time.After(s.interval*9/10 + rand.N(s.interval/5+1)):
-			_ = s.Save(s.ctx)
+			_ = s.exclusively(s.ctx, func(ctx context.Context, store Store) { s.save(ctx, store) })
 		}
 	}
 }
@@ -185,7 +206,7 @@ func call[T any](ctx context.Context, s *Saver, f func(ctx context.Context) (T, 
 
 // load loads the file and hands it to the owner.
 func (s *Saver) load(ctx context.Context, store Store) {
-	f, what, err := s.read(ctx, store)
+	f, what, err := s.read(ctx, store, false)
 	if err == nil && f != nil {
 		if err = s.owner.Restore(f); err != nil {
 			what = Ignoring
@@ -200,19 +221,22 @@ func (s *Saver) load(ctx context.Context, store Store) {
 	} else {
 		s.failed = ""
 	}
+	if f != nil {
+		s.sum = f.sum
+	}
 	s.done = err == nil || what == Ignoring || s.loads == maxLoads
 }
 
-// read reads the file if it is not the one that was saved or read last. It returns nil if
-// there is none; what says what failed.
-func (s *Saver) read(ctx context.Context, store Store) (f *File, what string, err error) {
+// read reads the file, unless it is the one that was saved or read last, which is read only
+// if again is set. It returns nil if there is none; what says what failed.
+func (s *Saver) read(ctx context.Context, store Store, again bool) (f *File, what string, err error) {
 	stamp, err := call(ctx, s, store.Stat)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, "", nil
 	case err != nil:
 		return nil, Loading, err
-	case stamp == s.seen:
+	case stamp == s.seen && !again:
 		return nil, "", nil
 	case stamp.Size > MaxSize:
 		s.seen = stamp
@@ -232,34 +256,86 @@ func (s *Saver) read(ctx context.Context, store Store) (f *File, what string, er
 	return f, "", nil
 }
 
-// Save saves the file now, if there is something new. The error is that of ctx.
+// Save saves the file at the end, if there is something new. If other processes save to the
+// store, too, it waits a moment to see whether one of them has replaced the file by one in
+// which something is missing. The error is that of ctx.
 func (s *Saver) Save(ctx context.Context) error {
 	return s.exclusively(ctx, func(ctx context.Context, store Store) {
-		if !s.done {
-			if s.load(ctx, store); !s.done {
+		s.save(ctx, store)
+		for i := 0; i < maxFinalSaves && s.shared; i++ {
+			// as long as it may take those that have read the file before
+			settle := minSettle + s.took
+			select {
+			case <-time.After(settle + rand.N(settle)):
+			case <-ctx.Done():
+				return
+			}
+			others, _, _ := s.read(ctx, store, true)
+			if others == nil || others.sum == s.sum || !s.owner.Lacks(others) || !s.write(ctx, store, others) {
 				return
 			}
 		}
-		changes := s.owner.Changes()
-		if changes == s.changes {
-			return
-		}
-		// a file that cannot be used was reported before, or is of a process that was
-		// started later; it is replaced
-		others, _, _ := s.read(ctx, store)
-		data := s.owner.Snapshot(others)
-		_, err := call(ctx, s, func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, store.Save(ctx, data)
-		})
-		if err != nil {
-			if ctx.Err() == nil {
-				s.report(Saving, err)
-			}
-			return
-		}
-		s.changes, s.failed = changes, ""
-		s.seen, _ = call(ctx, s, store.Stat)
 	})
+}
+
+// save saves the file if there is something new, or something is missing in the file of
+// another process.
+func (s *Saver) save(ctx context.Context, store Store) {
+	if !s.done {
+		if s.load(ctx, store); !s.done {
+			return
+		}
+	}
+	// a file that cannot be used was reported before, or is of a process that was started
+	// later; it is replaced
+	others, what, err := s.read(ctx, store, false)
+	if others != nil && others.sum != s.sum {
+		s.shared = true
+	}
+	isNew := s.owner.Changes() != s.changes
+	if isNew && s.shared && others == nil && err == nil {
+		others, what, err = s.read(ctx, store, true)
+	}
+	switch {
+	case !isNew && (others == nil || !s.shared || !s.owner.Lacks(others)):
+	case s.shared && what == Loading: // what others know would be lost
+		s.reportUnlessEnded(ctx, what, err)
+	case s.shared:
+		s.write(ctx, store, others)
+	default:
+		s.write(ctx, store, nil) // what is there has nothing but what this process knew
+	}
+}
+
+// write saves the file, and reports whether that has worked.
+func (s *Saver) write(ctx context.Context, store Store, others *File) bool {
+	began := time.Now()
+	changes := s.owner.Changes()
+	data := s.owner.Snapshot(others)
+	_, err := call(ctx, s, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, store.Save(ctx, data)
+	})
+	if err != nil {
+		s.reportUnlessEnded(ctx, Saving, err)
+		return false
+	}
+	s.changes, s.failed, s.sum = changes, "", sumOf(data)
+	s.took = time.Since(began)
+	s.seen = Stamp{}
+	if s.shared {
+		return true // the stamp may be that of another file by now
+	}
+	if stamp, err := call(ctx, s, store.Stat); err == nil && stamp.Size == int64(len(data)) {
+		s.seen = stamp
+	}
+	return true
+}
+
+// reportUnlessEnded reports a failure, unless it is that ctx has ended.
+func (s *Saver) reportUnlessEnded(ctx context.Context, what string, err error) {
+	if ctx.Err() == nil {
+		s.report(what, err)
+	}
 }
 
 // report reports a failure, but not that a store that cannot be read cannot be written

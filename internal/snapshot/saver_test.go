@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,8 @@ type fakeStore struct {
 	stamp        Stamp
 	saves, loads int
 	err          error         // of all calls
+	saveErr      error         // of Save
+	more         int64         // octets that it adds
 	slow         time.Duration // before each call, whatever its context says
 }
 
@@ -52,8 +55,8 @@ func (s *fakeStore) Load(context.Context) ([]byte, error) {
 func (s *fakeStore) Save(_ context.Context, data []byte) error {
 	unlock, err := s.call()
 	defer unlock()
-	if err == nil {
-		s.data, s.stamp = data, Stamp{int64(len(data)), time.Now()}
+	if err = cmp.Or(err, s.saveErr); err == nil {
+		s.data, s.stamp = data, Stamp{int64(len(data)) + s.more, time.Now()}
 		s.saves++
 	}
 	return err
@@ -139,6 +142,13 @@ func (o *fakeOwner) Snapshot(others *File) []byte {
 	return w.Finish()
 }
 
+func (o *fakeOwner) Lacks(f *File) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	there := wordsOf(f)
+	return slices.ContainsFunc(o.words, func(word string) bool { return !slices.Contains(there, word) })
+}
+
 // start starts a saver until the test ends.
 func start(t *testing.T, store Store, words ...string) (*fakeOwner, *Saver) {
 	o := new(fakeOwner)
@@ -199,6 +209,112 @@ func TestSeveralSavers(t *testing.T) {
 		o, s := start(t, store)
 		<-s.Loaded()
 		want(t, "the next one knows", o.knows(), "w0 w1 w2 w3 w4")
+	})
+}
+
+// knownIn returns what an owner knows that loads what is in a store.
+func knownIn(t *testing.T, store Store) string {
+	o, s := start(t, store)
+	<-s.Loaded()
+	s.Close()
+	return o.knows()
+}
+
+// finalSave is how long the end of a process waits for it.
+const finalSave = 5 * time.Second
+
+// TestSavedAtOnce: several processes that save at the same time, as at the end of all of
+// them, lose nothing, and it takes none of them long.
+func TestSavedAtOnce(t *testing.T) {
+	for _, slow := range []time.Duration{0, time.Millisecond, 50 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			store := &fakeStore{slow: slow}
+			var owners []*fakeOwner
+			var savers []*Saver
+			for i := range 5 {
+				o, s := start(t, store, "w"+strings.Repeat("w", i)) // files of other sizes
+				owners, savers = append(owners, o), append(savers, s)
+			}
+			time.Sleep(10 * time.Minute) // they know of each other
+			want(t, "known", knownIn(t, store), "w ww www wwww wwwww")
+			var saving sync.WaitGroup
+			for i, o := range owners {
+				o.learn(fmt.Sprint("x", i))
+				saving.Go(func() {
+					began := time.Now()
+					want(t, "error", savers[i].Save(t.Context()), nil)
+					if took := time.Since(began); took > finalSave {
+						t.Errorf("with calls of %v, it took %v to save", slow, took)
+					}
+					savers[i].Close()
+				})
+			}
+			saving.Wait()
+			want(t, "known", knownIn(t, store), "w ww www wwww wwwww x0 x1 x2 x3 x4")
+		})
+	}
+}
+
+// TestSavedByOneThatEnded: what a process has saved that runs no longer is not lost while
+// another one goes on, even if this one fails to save now and then.
+func TestSavedByOneThatEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, _ := start(t, store, "a")
+		_, ended := start(t, store, "b")
+		time.Sleep(2 * time.Minute)
+		want(t, "error", ended.Save(t.Context()), nil)
+		ended.Close()
+		for i := range 5 {
+			o.learn(fmt.Sprint("c", i))
+			if i == 2 {
+				store.set(func() { store.saveErr = errors.New("full") })
+			}
+			time.Sleep(2 * time.Minute)
+			store.set(func() { store.saveErr = nil })
+			time.Sleep(2 * time.Minute)
+		}
+		want(t, "known", knownIn(t, store), "a b c0 c1 c2 c3 c4")
+	})
+}
+
+// TestIdleSaver: a process with nothing new saves again what another one has lost, and
+// otherwise nothing.
+func TestIdleSaver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		start(t, store, "a")
+		time.Sleep(2 * time.Minute)
+		w := NewWriter(time.Now(), 0)
+		w.Begin("word")
+		w.Text("b")
+		want(t, "error", store.Save(t.Context(), w.Finish()), nil)
+		time.Sleep(4 * time.Minute)
+		want(t, "known", knownIn(t, store), "a b")
+		saves, loads := store.counts()
+		time.Sleep(10 * time.Minute)
+		after, loadsAfter := store.counts()
+		want(t, "saves and loads of nothing new", fmt.Sprint(after-saves, loadsAfter-loads), "0 0")
+	})
+}
+
+// TestOtherSizes: a store whose sizes are not those of files, since it encrypts them, is
+// not taken for one to which another process saves.
+func TestOtherSizes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &fakeStore{more: 16}
+		o, s := start(t, store, "a")
+		for i := range 5 {
+			o.learn(fmt.Sprint("b", i))
+			time.Sleep(2 * time.Minute)
+		}
+		if saves, loads := store.counts(); loads > saves {
+			t.Errorf("%d loads and %d saves, want each file loaded once at most", loads, saves)
+		}
+		s.turn <- struct{}{}
+		want(t, "others are known", s.shared, false)
+		<-s.turn
+		want(t, "known", knownIn(t, store), "a b0 b1 b2 b3 b4")
 	})
 }
 

@@ -1,23 +1,21 @@
-package caddytarget
+package command
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/spf13/cobra"
 
+	"caddytarget/internal/admin"
 	"caddytarget/internal/explain"
 )
 
-// newExplainCommand returns the command `caddy target explain`.
-func newExplainCommand() *cobra.Command {
-	cmd := subcommand(showExplanation, "explain [<url>]", "Shows how a request for a target would be treated, and why", 1)
+// newExplain returns the command `caddy target explain`.
+func newExplain(caddy *Caddy) *cobra.Command {
+	cmd := caddy.subcommand(showExplanation, "explain [<url>]", "Shows how a request for a target would be treated, and why", 1)
 	cmd.Long = `
 Shows how a request for a target would be treated: what the rules say, what the
 nameservers reply, which addresses may be called, their state and connections, and
@@ -36,20 +34,20 @@ if no server answered.
 	return cmd
 }
 
-func showExplanation(c *adminClient) error {
+func showExplanation(c *client) error {
 	query := make(url.Values)
 	if c.flags.NArg() > 0 {
 		query.Set("url", c.flags.Arg(0))
 	}
 	for _, param := range []string{"site", "method", "uri"} {
 		if c.flags.Changed(param) {
-			query.Set(param, c.flags.String(param))
+			query.Set(param, c.flag(param))
 		}
 	}
 	if header, err := c.flags.GetStringArray("header"); err == nil && len(header) > 0 {
 		query["header"] = header
 	}
-	if c.flags.Bool("connect") {
+	if c.isSet("connect") {
 		query.Set("connect", "1")
 	}
 	var report explain.Report
@@ -69,9 +67,9 @@ func showExplanation(c *adminClient) error {
 
 // explanation gets the explanation of what a query says, from the server or, with
 // --nameserver, without one.
-func (c *adminClient) explanation(query url.Values, report *explain.Report) error {
+func (c *client) explanation(query url.Values, report *explain.Report) error {
 	if !c.flags.Changed("nameserver") {
-		return c.request(http.MethodGet, "explain?"+query.Encode(), nil, report)
+		return c.get("explain?"+query.Encode(), report)
 	}
 	for _, flag := range []string{"site", "address", "config", "adapter"} {
 		if c.flags.Changed(flag) {
@@ -85,58 +83,21 @@ func (c *adminClient) explanation(query url.Values, report *explain.Report) erro
 	for name := range query {
 		params[name] = query.Get(name)
 	}
-	q, err := newExplainQuery(params, query["header"])
+	in, err := explain.NewInput(params, query["header"])
 	if err != nil {
-		return errors.New(printable(err.Error()))
+		return errors.New(admin.Printable(err.Error()))
 	}
-	site, release, err := newServerlessSite(c.flags.String("nameserver"))
+	found, err := c.caddy.Explain(c.flag("nameserver"), in)
 	if err != nil {
-		return errors.New(printable(err.Error()))
+		return errors.New(admin.Printable(err.Error()))
 	}
-	defer release()
-	*report = *newExplanation(site, q.request, q.url, q.connect).run()
+	*report = *found
 	if !c.json {
 		return nil
 	}
 	text, err := json.Marshal(report)
-	if err == nil {
-		_, err = fmt.Fprintf(c.out, "%s\n", asciiJSON(bytes.TrimSpace(text)))
-	}
-	return err
-}
-
-// newServerlessSite returns a site with the defaults that asks one nameserver, for a
-// process that is no server. release has to be called in the end.
-func newServerlessSite(nameserver string) (site *targetSite, release func(), err error) {
-	// what a server has saved would be an answer that the nameserver has not given
-	resolver, err := json.Marshal(&App{Resolver: &Resolver{Nameservers: []string{nameserver}, Persist: -1}})
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	base, err := caddy.ProvisionContext(&caddy.Config{
-		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{
-			caddy.DefaultLoggerName: {BaseLog: caddy.BaseLog{Level: "ERROR"}},
-		}},
-		AppsRaw: caddy.ModuleMap{"target": resolver},
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	ctx, cancel := caddy.NewContext(base)
-	release = func() {
-		cancel()
-		if app, err := base.App("target"); err == nil {
-			_ = app.(*App).Cleanup() // base itself has no end
-		}
-	}
-	module, err := ctx.LoadModuleByID("http.handlers.target", []byte(`{
-		"url": "{http.request.uri}",
-		"proxy": {"handler": "reverse_proxy", "dynamic_upstreams": {"source": "target"}, "transport": {"protocol": "target"}}
-	}`))
-	if err != nil {
-		release()
-		return nil, nil, err
-	}
-	h := module.(*Handler)
-	return &targetSite{name: "(defaults)", handler: h, proxy: h.proxy.(*reverseproxy.Handler)}, release, nil
+	return c.printJSON(text)
 }

@@ -1,4 +1,4 @@
-package caddytarget
+package explain
 
 import (
 	"errors"
@@ -8,49 +8,25 @@ import (
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
-
-	"caddytarget/internal/explain"
 )
 
-// explainParams are the parameters of /target/explain.
-var explainParams = []string{"url", "site", "method", "uri", "header", "connect"}
-
-// adminGetExplain serves /target/explain: how a request would be treated.
-func adminGetExplain(r *http.Request, params map[string]string) (any, error) {
-	q, err := newExplainQuery(params, r.URL.Query()["header"])
-	if err != nil {
-		return nil, adminErrorf(http.StatusBadRequest, "%v", err)
-	}
-	site, err := selectSite(targetSites(), params["site"])
-	if err != nil {
-		return nil, err
-	}
-	q.request.RemoteAddr = r.RemoteAddr
-	return q.explain(r, site), nil
+// Input is the request to be explained.
+type Input struct {
+	Request *http.Request
+	URL     *string // what the template of the target gives; nil: it is read from the request
+	Connect bool    // a connection is opened
 }
 
-// explainQuery is what is to be explained.
-type explainQuery struct {
-	request *http.Request
-	url     *string // what the template of the target gives; nil: it is read from the request
-	connect bool
-}
-
-// explain explains the request at a site, for one to the admin API.
-func (q *explainQuery) explain(by *http.Request, site *targetSite) *explain.Report {
-	return newExplanation(site, q.request.WithContext(by.Context()), q.url, q.connect).run()
-}
-
-// newExplainQuery reads parameters. The request gets a line and header fields as they may
-// come over HTTP.
-func newExplainQuery(params map[string]string, header []string) (*explainQuery, error) {
-	q := new(explainQuery)
+// NewInput reads the parameters url, method, uri and connect, and the lines of a header. The
+// request gets a line and header fields as they may come over HTTP.
+func NewInput(params map[string]string, header []string) (*Input, error) {
+	in := new(Input)
 	if value, ok := params["url"]; ok {
-		q.url = &value
+		in.URL = &value
 	}
 	uri, ok := params["uri"]
 	switch {
-	case q.url == nil && !ok && header == nil:
+	case in.URL == nil && !ok && header == nil:
 		return nil, errors.New("missing url: expecting the target or, if the site's template takes it from the request, uri or header")
 	case !ok:
 		uri = "/"
@@ -58,7 +34,7 @@ func newExplainQuery(params map[string]string, header []string) (*explainQuery, 
 	switch params["connect"] {
 	case "", "0":
 	case "1":
-		q.connect = true
+		in.Connect = true
 	default:
 		return nil, fmt.Errorf("connect %q is neither 0 nor 1", params["connect"])
 	}
@@ -70,12 +46,12 @@ func newExplainQuery(params map[string]string, header []string) (*explainQuery, 
 		return nil, fmt.Errorf("method %q is not one of HTTP", method)
 	}
 	var err error
-	q.request, err = newExplainedRequest(method, uri, header)
-	return q, err
+	in.Request, err = newRequest(method, uri, header)
+	return in, err
 }
 
-// newExplainedRequest makes a request of its parts, as a server does.
-func newExplainedRequest(method, uri string, header []string) (*http.Request, error) {
+// newRequest makes a request of its parts, as a server does.
+func newRequest(method, uri string, header []string) (*http.Request, error) {
 	r := &http.Request{
 		Method: method, RequestURI: uri, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Host: "localhost", Header: make(http.Header), Body: http.NoBody,
@@ -110,3 +86,20 @@ func newExplainedRequest(method, uri string, header []string) (*http.Request, er
 	}
 	return r, nil
 }
+
+// NoResponse is the response to a request that is only explained.
+type NoResponse struct{}
+
+// Header implements http.ResponseWriter.
+func (NoResponse) Header() http.Header { return make(http.Header) }
+
+// Write implements http.ResponseWriter.
+func (NoResponse) Write(p []byte) (int, error) { return len(p), nil }
+
+// WriteHeader implements http.ResponseWriter.
+func (NoResponse) WriteHeader(int) {}
+
+// Interface guards
+var (
+	_ http.ResponseWriter = NoResponse{}
+)

@@ -1,0 +1,115 @@
+package caddytarget
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"caddytarget/internal/testlab"
+)
+
+// instance is a gateway in a process of its own, one of several.
+type instance struct {
+	*world
+	process *gatewayProcess
+	targets []string // that it is the first to be asked for
+	slowest time.Duration
+}
+
+// ask sends requests to targets, which have to be answered by the backend.
+func (i *instance) ask(targets ...string) {
+	i.Helper()
+	var failed []string
+	for _, target := range targets {
+		began := time.Now()
+		res, err := i.try(http.MethodGet, "/", target, nil)
+		if i.slowest = max(i.slowest, time.Since(began)); err != nil || res.StatusCode != http.StatusOK {
+			failed = append(failed, fmt.Sprintf("%s: %v, %v", target, res, err))
+		}
+	}
+	if len(failed) > 0 {
+		i.Errorf("%d of %d targets failed; the first one: %s", len(failed), len(targets), failed[0])
+	}
+}
+
+// each does something for all instances at once.
+func each(instances []*instance, f func(*instance)) {
+	var running sync.WaitGroup
+	for _, i := range instances {
+		running.Go(func() { f(i) })
+	}
+	running.Wait()
+}
+
+// stopAll stops all at the same time, in good order.
+func stopAll(t *testing.T, instances []*instance) {
+	t.Helper()
+	each(instances, func(i *instance) {
+		began := time.Now()
+		if err := i.process.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Error(err)
+		}
+		if err := i.process.Wait(); err != nil {
+			t.Errorf("the end of an instance: %v", err)
+		}
+		if took := time.Since(began); took > 2*finalSave {
+			t.Errorf("an instance took %v to end", took)
+		}
+		i.client.CloseIdleConnections()
+	})
+}
+
+// TestInstances: several instances share a storage. They save at the same time, also when
+// all are stopped at once, and none holds up another one. After that each of them knows
+// what one of them has learned, be all nameservers silent.
+func TestInstances(t *testing.T) {
+	for _, test := range []struct {
+		storage string
+		n       int
+	}{{"file", 2}, {"file", 5}, {"redis", 2}, {"redis", 5}} {
+		t.Run(fmt.Sprintf("%d on one %s", test.n, test.storage), func(t *testing.T) {
+			w := newWorld(t)
+			w.resolver = "persist 1s"
+			if test.storage == "redis" {
+				w.store = fmt.Sprintf("test_redis %q", startRedis(t))
+			}
+			b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+			const early, late = 20, 10
+			targets := w.names(test.n*(early+late), 600, b)
+			var instances []*instance
+			for own := range slices.Chunk(targets, early+late) {
+				here := *w
+				here.port = testlab.FreePort(t)
+				instances = append(instances, &instance{world: &here, targets: own})
+			}
+			start := func(i *instance) {
+				i.process = i.spawn(i.proxy())
+				i.firstGet(i.targets[0])
+			}
+			each(instances, start)
+			if t.Failed() {
+				t.FailNow()
+			}
+			each(instances, func(i *instance) {
+				for began := time.Now(); time.Since(began) < 4*time.Second; time.Sleep(20 * time.Millisecond) {
+					i.ask(i.targets[:early]...) // so that there is something new each time
+				}
+				i.ask(i.targets[early:]...)
+			})
+			stopAll(t, instances)
+			w.dns.SetSilent(true)
+			each(instances, start)
+			each(instances, func(i *instance) { i.ask(targets...) })
+			var slowest time.Duration
+			for _, i := range instances {
+				slowest = max(slowest, i.slowest)
+			}
+			t.Logf("the slowest request took %v", slowest)
+			stopAll(t, instances)
+		})
+	}
+}

@@ -29,21 +29,6 @@ func acquire(t testing.TB, config Resolver) *resolver.Resolver {
 	return r.Resolver
 }
 
-// newResolver returns a resolver of a configuration that was changed, until the test
-// ends.
-func newResolver(t testing.TB, config Resolver, change func(*resolver.Config)) *resolver.Resolver {
-	t.Helper()
-	c := testConfig(config)
-	change(&c)
-	compiled, err := c.Compile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := resolver.New(compiled)
-	t.Cleanup(r.Close)
-	return r
-}
-
 func testConfig(config Resolver) resolver.Config {
 	if config.Hosts == "" {
 		config.Hosts = "off"
@@ -52,26 +37,6 @@ func testConfig(config Resolver) resolver.Config {
 		config.Family = "ipv4"
 	}
 	return config.config()
-}
-
-// writeFile returns the path of a file with this text.
-func writeFile(t testing.TB, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// mustLookup returns the addresses of a name and where they came from.
-func mustLookup(t testing.TB, r *resolver.Resolver, name string) string {
-	t.Helper()
-	a, err := r.Lookup(t.Context(), name)
-	if err != nil {
-		return err.Error()
-	}
-	return fmt.Sprint(a.From, " ", a.Addrs)
 }
 
 // TestEqualResolvers: configurations that mean the same share a resolver.

@@ -6,7 +6,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"slices"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -314,10 +314,10 @@ func TestListeners(t *testing.T) {
 		port, _ := strconv.Atoi(testlab.FreePort(t))
 		return uint16(port)
 	}
-	sites := make(map[listenAddr]bool)
+	account := &localnet.Account{Usage: caddy.ListenerUsage}
 	site := func(host string) uint16 {
 		port := free()
-		sites[listenAt(t, host, port)] = true
+		account.AddSite(listenAt(t, host, port))
 		return port
 	}
 	any4, anyAddr, one, localhost := site("0.0.0.0"), site(""), site("127.0.0.1"), site("localhost")
@@ -335,7 +335,7 @@ func TestListeners(t *testing.T) {
 			return []netip.Prefix{netip.MustParsePrefix(own + "/32"), netip.MustParsePrefix(own6 + "/128")}, nil
 		},
 		Sites:   new(localnet.Sites),
-		Account: siteListeners{addrs: sites}.owner,
+		Account: account.Owner,
 	})
 
 	for _, test := range []struct {
@@ -425,7 +425,7 @@ func checkRules(t *testing.T, l *localnet.Listeners, a netip.AddrPort, owner loc
 }
 
 // listenAt opens a listener as Caddy does, until the test ends.
-func listenAt(t *testing.T, host string, port uint16) listenAddr {
+func listenAt(t *testing.T, host string, port uint16) (network, hostport string) {
 	t.Helper()
 	na := caddy.NetworkAddress{Network: "tcp", Host: host, StartPort: uint(port), EndPort: uint(port)}
 	l, err := na.Listen(t.Context(), 0, net.ListenConfig{})
@@ -433,7 +433,7 @@ func listenAt(t *testing.T, host string, port uint16) listenAddr {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.(net.Listener).Close() })
-	return listenAddr{na.Network, na.JoinHostPort(0)}
+	return na.Network, na.JoinHostPort(0)
 }
 
 // TestReportedAddresses checks which addresses of an answer remain when refusals
@@ -475,19 +475,23 @@ func TestReportedAddresses(t *testing.T) {
 
 // TestListenersOf checks what is taken from the configuration of sites.
 func TestListenersOf(t *testing.T) {
-	got := listenersOf(&caddyhttp.App{Servers: map[string]*caddyhttp.Server{
+	got := accountOf(&caddyhttp.App{Servers: map[string]*caddyhttp.Server{
 		"a": {Listen: []string{":443", "192.0.2.1:8000-8002", "tcp6/[2001:DB8::1]:81", "unix//run/a.sock"}},
 		"b": {Listen: []string{"gateway.example:80", ":443", "[2001:db8::1]:81"}},
 	}})
-	want := siteListeners{
-		addrs: map[listenAddr]bool{
-			{"tcp", ":443"}: true, {"tcp", "gateway.example:80"}: true,
-			{"tcp", "192.0.2.1:8000"}: true, {"tcp", "192.0.2.1:8001"}: true, {"tcp", "192.0.2.1:8002"}: true,
-			{"tcp6", "[2001:DB8::1]:81"}: true, {"tcp", "[2001:db8::1]:81"}: true, {"unix", "/run/a.sock"}: true,
-		},
-		hosts: []string{"", "/run/a.sock", "2001:DB8::1", "gateway.example"},
+	got.Usage = nil
+	want := new(localnet.Account)
+	for _, at := range [][2]string{
+		{"tcp", ":443"}, {"tcp", "gateway.example:80"},
+		{"tcp", "192.0.2.1:8000"}, {"tcp", "192.0.2.1:8001"}, {"tcp", "192.0.2.1:8002"},
+		{"tcp6", "[2001:DB8::1]:81"}, {"tcp", "[2001:db8::1]:81"}, {"unix", "/run/a.sock"},
+	} {
+		want.AddSite(at[0], at[1])
 	}
-	if !maps.Equal(got.addrs, want.addrs) || !slices.Equal(got.hosts, want.hosts) {
+	for _, host := range []string{"", "/run/a.sock", "2001:DB8::1", "gateway.example"} {
+		want.AddHost(host)
+	}
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }

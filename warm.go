@@ -45,32 +45,15 @@ type Warm struct {
 	Targets int `json:"targets,omitempty"`
 }
 
-const (
-	defaultWarmTargets = 100
-	maxWarmTargets     = 10000
-	maxWarm            = 100
-)
-
 // defaultIdleTimeout is how long a connection is idle before it is closed.
 const defaultIdleTimeout = 150 * time.Second
-
-// check checks the numbers.
-func (w *Warm) check() error {
-	switch {
-	case w.Connections < 1 || w.Connections > maxWarm:
-		return fmt.Errorf("warm: %d connections are not from 1 to %d", w.Connections, maxWarm)
-	case w.Targets < 0 || w.Targets > maxWarmTargets:
-		return fmt.Errorf("warm: %d targets are not from 1 to %d", w.Targets, maxWarmTargets)
-	}
-	return nil
-}
 
 // checkWarm checks that connections can be kept open for requests to come.
 func (t *Transport) checkWarm() error {
 	if t.Warm == nil {
 		return nil
 	}
-	if err := t.Warm.check(); err != nil {
+	if err := warm.Check(t.Warm.Connections, t.Warm.Targets); err != nil {
 		return err
 	}
 	n, keepAlive := t.Warm.Connections, t.KeepAlive
@@ -107,7 +90,7 @@ func warmOption(to **Warm) func(*caddyfile.Dispenser) error {
 			numbers[i] = n
 		}
 		*to = &Warm{Connections: numbers[0], Targets: numbers[1]}
-		return wrap(d, (*to).check())
+		return wrap(d, warm.Check(numbers[0], numbers[1]))
 	}
 }
 
@@ -131,7 +114,7 @@ func (a *App) keepWarm(app *caddyhttp.App) {
 		site := &warm.Site{
 			Name:        s.Name,
 			Connections: transport.Warm.Connections,
-			Targets:     cmp.Or(transport.Warm.Targets, defaultWarmTargets),
+			Targets:     cmp.Or(transport.Warm.Targets, warm.DefaultTargets),
 			Unused:      transport.pool.Config.IdleTimeout,
 			Group:       h.resolver,
 			Pool:        transport.pool.Pool,

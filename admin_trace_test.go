@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/record"
 	"caddytarget/internal/testlab"
 	"caddytarget/internal/trace"
@@ -304,13 +305,13 @@ func TestUnrecordedIsFree(t *testing.T) {
 	hub, log := acquiredShared(w).trace, zap.NewNop()
 	r, _ := http.NewRequest(http.MethodGet, "http://site.example/", nil)
 	begun := time.Now()
-	c := &call{state: new(requestState), scheme: "http"}
-	a := &attempt{call: c}
+	c := &exchange.Call{State: new(exchange.State), Scheme: "http"}
+	a := exchange.NewAttempt(nil, c, nil)
 	if n := testing.AllocsPerRun(100, func() {
 		rec := record.New(r, begun, log, hub)
 		rec.TargetRead(c)
 		rec.Resolved(c, nil)
-		if rec != nil || a.beginRecord(r) {
+		if rec != nil || a.BeginRecord(r) {
 			t.Error("it is recorded")
 		}
 	}); n != 0 {

@@ -262,7 +262,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	default:
 		return d.ArgErr()
 	}
-	u.dynamic = strings.Contains(u.Name, "{")
+	u.source.Dynamic = strings.Contains(u.Name, "{")
 	args := *d
 	seen, err := parseBlock(d, u.options(), nil)
 	if err != nil {
@@ -271,7 +271,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	// an error is about subdirectives that have no meaning here, or about
 	// the arguments
 	var useless []string
-	if !u.dynamic {
+	if !u.source.Dynamic {
 		useless = guardOptions
 	}
 	if u.Name == "" {

@@ -1,15 +1,15 @@
 package caddytarget
 
 import (
+	"errors"
 	"net"
 	"net/http"
-	"strings"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-	"go.uber.org/zap"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/failure"
-	"caddytarget/internal/record"
 )
 
 // The values of Handler.ProxyStatus.
@@ -19,51 +19,46 @@ const (
 	proxyStatusOff     = "off"
 )
 
-// failure returns why the request failed; the zero value: it has not, or for a reason
-// that has nothing to do with its target.
-func (st *requestState) failure() failure.Failure {
-	f := failure.Of(st.err)
-	if st.unavailable {
-		f = f.Unavailable()
-	}
-	return f
-}
-
-// errorText returns the text of the error for people. It begins with the target's host.
-func (st *requestState) errorText() string {
-	text := failure.Text(st.err)
-	if c := st.call; text != "" && c != nil && !strings.HasPrefix(text, c.Host) {
-		text = c.Host + ": " + text
-	}
-	return text
-}
-
 // report tells of a request that has failed: in the log, in metrics and, if an error is
 // still to be answered, in the response.
-func (h *Handler) report(w http.ResponseWriter, st *requestState, err error) {
-	f := st.failure()
+func (h *Handler) report(w http.ResponseWriter, st *exchange.State, err error) {
+	f := st.Failure()
 	if f.Token == "" {
 		return
 	}
 	if err != nil && h.ProxyStatus != proxyStatusOff {
 		details := ""
 		if h.ProxyStatus == proxyStatusDetails {
-			details = st.errorText()
+			details = st.ErrorText()
 		}
 		f.SetProxyStatus(w.Header(), details)
 	}
-	if st.reported { // by a handler that came after this one
+	if st.Reported { // by a handler that came after this one
 		return
 	}
-	st.reported = true
-	h.policy.counters.Failures.WithLabelValues(string(f.Phase), string(f.Token)).Inc()
-	o := st.outcome(err)
-	h.failures.Failed(&o, st.err, st.address)
+	st.Reported = true
+	h.policy.Metrics.Failures.WithLabelValues(string(f.Phase), string(f.Token)).Inc()
+	o := st.Outcome(statusOf(err))
+	h.failures.Failed(&o, st.Err, st.Address)
 }
 
-// fields describes a request that failed, for the log; c may be nil.
-func fields(c *call, err error) []zap.Field {
-	return record.FailureFields(c.caller(), err, failure.Of(err))
+// statusOf returns the status of an error that is to be answered; 0: the response had begun.
+func statusOf(err error) int {
+	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok {
+		return e.StatusCode
+	}
+	return 0
+}
+
+// forProxy returns an error of an attempt as reverse_proxy has to have it.
+func forProxy(err error) error {
+	switch e := err.(type) {
+	case *exchange.Refused:
+		return caddyhttp.Error(e.Status, forProxy(e.Err))
+	case exchange.Unsent:
+		return dialError{e.Failure}
+	}
+	return err
 }
 
 // dialError is a failure before anything of the request was sent. For reverse_proxy it is

@@ -470,7 +470,7 @@ func (w *fuzzWorld) handlerWith(rules Guard) *Handler {
 		w.t.Fatalf("no rule can be made of a host that was called: %v", err)
 	}
 	p := *w.handler.policy
-	p.gate.Rules = compiled
+	p.Rules = compiled
 	return &Handler{URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, policy: &p, trace: w.handler.trace}
 }
 

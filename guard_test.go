@@ -17,7 +17,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/failure"
+	"caddytarget/internal/gate"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/localnet"
 	"caddytarget/internal/outgoing"
@@ -25,7 +27,7 @@ import (
 )
 
 // newTestPolicy returns the policy of a server that has no site.
-func newTestPolicy(t testing.TB, g Guard) *policy {
+func newTestPolicy(t testing.TB, g Guard) *exchange.Policy {
 	t.Helper()
 	s := newShared()
 	app := &App{listeners: newListeners(caddy.Context{}, s), shared: s}
@@ -408,15 +410,15 @@ func checkRules(t *testing.T, l *localnet.Listeners, a netip.AddrPort, owner loc
 			rule = guard.RuleOwnListener
 		}
 		p := newTestPolicy(t, config)
-		p.gate.Listeners = l
-		if err := p.gate.Check(a); (err == nil) != (rule == "") || err != nil && err.Rule != rule {
+		p.Listeners = l
+		if err := p.Check(a); (err == nil) != (rule == "") || err != nil && err.Rule != rule {
 			t.Errorf("%s with %s: %v, want %s", a, name, err, rule)
 		}
-		if got := p.gate.Allows(a); got != (rule == "") {
+		if got := p.Allows(a); got != (rule == "") {
 			t.Errorf("%s with %s: allowed: got %t, want %t", a, name, got, rule == "")
 		}
-		p.gate.Report = true
-		if err := p.gate.Permit("", a); (err == nil) != (owner != localnet.OwnOther) {
+		p.Report = true
+		if err := p.Permit("", a); (err == nil) != (owner != localnet.OwnOther) {
 			t.Errorf("%s with %s, only reported: got %v, want an error: %t", a, name, err, owner == localnet.OwnOther)
 		}
 	}
@@ -444,7 +446,7 @@ func TestReportedAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer admin.(net.Listener).Close()
-	p := newTestPolicy(t, Guard{Mode: report})
+	p := newTestPolicy(t, Guard{Mode: gate.ModeReport})
 	for _, test := range [][2]string{
 		{"127.0.0.1", ""},
 		{"127.0.0.1 10.0.0.1", "10.0.0.1"},
@@ -453,20 +455,20 @@ func TestReportedAddresses(t *testing.T) {
 		{"127.0.0.1 10.0.0.1 8.8.8.8", "10.0.0.1 8.8.8.8"},
 		{"10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
 	} {
-		c := &call{policy: p}
+		c := &exchange.Call{Policy: p}
 		c.Host, c.Port = "a.example", uint16(port)
 		var addrs []netip.Addr
 		for text := range strings.FieldsSeq(test[0]) {
 			addrs = append(addrs, netip.MustParseAddr(text))
 		}
-		kept, preferred, err := p.gate.Filter(c.Host, c.Port, addrs, len(addrs), c)
+		kept, preferred, err := p.Filter(c.Host, c.Port, addrs, len(addrs), c)
 		if got := strings.Trim(fmt.Sprint(kept), "[]"); got != test[1] || (err == nil) != (got != "") || preferred != len(kept) {
 			t.Errorf("%s: got %s of which %d are preferred, %v, want %s", test[0], got, preferred, err, test[1])
 		}
 	}
 
 	// neither a name nor a socket has been checked
-	if err := p.gate.Permit("", netip.AddrPort{}); failure.RuleOf(err) != guard.RuleInvalid {
+	if err := p.Permit("", netip.AddrPort{}); failure.RuleOf(err) != guard.RuleInvalid {
 		t.Errorf("no address: got %v, want a refusal by the rule %s", err, guard.RuleInvalid)
 	}
 }
@@ -511,13 +513,13 @@ func BenchmarkPolicy(b *testing.B) {
 		for _, addr := range []string{"8.8.8.8", "2606:4700::1111"} {
 			b.Run(test.name+"/"+addr, func(b *testing.B) {
 				p := newTestPolicy(b, test.Guard)
-				c := &call{scheme: "https", policy: p}
+				c := &exchange.Call{Scheme: "https", Policy: p}
 				c.Host, c.Port = "api.customer400.example", 443
 				addrs := []netip.Addr{netip.MustParseAddr(addr)}
 				b.ReportAllocs()
 				for b.Loop() {
-					_, _, err := p.gate.Filter(c.Host, c.Port, addrs, 1, c)
-					if p.checkTarget(c) != nil || err != nil {
+					_, _, err := p.Filter(c.Host, c.Port, addrs, 1, c)
+					if c.Check() != nil || err != nil {
 						b.Fatal("refused, want it allowed")
 					}
 				}

@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap/zapcore"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/health"
@@ -127,7 +128,7 @@ type Handler struct {
 
 	strip    string       // the header field that is not sent on
 	limit    health.Limit // the timeout, if it is fixed
-	policy   *policy
+	policy   *exchange.Policy
 	resolver *resolver.Resolver
 	inFlight guard.InFlight
 	warm     atomic.Pointer[warm.Site] // that counts its targets; nil: none
@@ -161,8 +162,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.policy, err = app.policy(&h.Guard, ctx.Logger()); err != nil {
 		return err
 	}
-	h.policy.quiet, h.trace = true, app.shared.trace
-	h.failures.Log = h.policy.log
+	h.policy.Quiet, h.trace = true, app.shared.trace
+	h.failures.Log = h.policy.Log
 	if h.failures.Level, err = h.failureLevel(); err != nil || h.ProxyRaw == nil {
 		return err
 	}
@@ -236,27 +237,27 @@ func (h *Handler) Validate() error {
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	st := stateOf(r.Context())
-	last, returned := st.begin()
+	st := &stateOf(r.Context()).State
+	last, returned := st.Begin()
 	failure.DropProxyStatus(w.Header())
-	var c *callContext
+	var c *exchange.Context
 	begun := time.Now()
-	rec := record.New(r, begun, h.policy.log, h.trace)
-	if st.record = rec; rec != nil {
+	rec := record.New(r, begun, h.policy.Log, h.trace)
+	if st.Record = rec; rec != nil {
 		w = rec.Watch(w)
 	}
 	defer func() {
 		if c != nil {
-			h.policy.counters.Top.Observe(c.call.Host, topk.Observation{
-				Failed: err != nil || st.err != nil, Latency: time.Since(begun), NewConn: st.opened,
+			h.policy.Metrics.Top.Observe(c.Call.Host, topk.Observation{
+				Failed: err != nil || st.Err != nil, Latency: time.Since(begun), NewConn: st.Opened,
 			})
 			if site := h.warm.Load(); site != nil && err == nil {
-				st.usedOf(site)
+				usedOf(st, site)
 			}
 		}
 		h.report(w, st, err)
 		if rec != nil {
-			st.endRecord(rec, err)
+			st.EndRecord(rec, statusOf(err))
 		}
 	}()
 	var u targeturl.URL
@@ -265,9 +266,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.refuse(w, r, st, err)
 	}
 	defer stop()
-	last.reopenBody(r, returned)
+	last.ReopenBody(r, returned)
 	if err := h.awaitBody(r); err != nil {
-		return h.refuse(w, r, st, bodyFailed(c.call.Host, err))
+		return h.refuse(w, r, st, exchange.BodyFailed(c.Call.Host, err))
 	}
 	if h.FollowRedirects != nil && redirect.CanFollow(r) {
 		return h.follow(w, r, c, u, next)
@@ -278,14 +279,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 // admit makes the call of a request, if it may be called, and gives it the time that the
 // timeout says. stop has to be called at the end, unless there is an error. c is nil if
 // there is no target.
-func (h *Handler) admit(w http.ResponseWriter, r *http.Request, repl *caddy.Replacer, last *call, st *requestState) (c *callContext, u targeturl.URL, stop func(), err error) {
+func (h *Handler) admit(w http.ResponseWriter, r *http.Request, repl *caddy.Replacer, last *exchange.Call, st *exchange.State) (c *exchange.Context, u targeturl.URL, stop func(), err error) {
 	if err = acceptable(r); err != nil {
 		return c, u, nil, err
 	}
 	if c, u, err = h.newCall(r, repl, last, st); err != nil {
 		return c, u, nil, err
 	}
-	st.record.TargetRead(&c.call)
+	st.Record.TargetRead(&c.Call)
 	stop, err = h.limitTime(w, r, repl, c)
 	return c, u, stop, err
 }
@@ -308,37 +309,37 @@ func acceptable(r *http.Request) error {
 
 // forward resolves the target of a request and hands the request on to be sent
 // there.
-func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext, u targeturl.URL, next caddyhttp.Handler) error {
-	st := c.call.state
+func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *exchange.Context, u targeturl.URL, next caddyhttp.Handler) error {
+	st := c.Call.State
 	if h.MaxRequests > 0 {
-		done, ok := h.inFlight.Enter(c.call.origin(), h.MaxRequests)
+		done, ok := h.inFlight.Enter(c.Call.Origin(), h.MaxRequests)
 		if !ok {
-			return h.refuse(w, r, st, h.tooMany(&c.call))
+			return h.refuse(w, r, st, h.tooMany(&c.Call))
 		}
 		defer done()
 	}
-	err := c.call.resolve(c.Context, u.Addr)
-	st.record.Resolved(&c.call, err)
+	err := c.Call.Resolve(c.Context, u.Addr)
+	st.Record.Resolved(&c.Call, err)
 	if err != nil {
 		return h.refuse(w, r, st, err)
 	}
 	if u.HasPath {
 		u.Apply(r.URL)
-		r.RequestURI = c.call.uri
+		r.RequestURI = c.Call.URI
 	}
 	err = h.callNext(w, r.WithContext(c), next)
-	st.returned = true
+	st.Returned = true
 	if errors.Is(err, pool.ErrLimit) {
 		retryLater(w)
 	}
-	if x := c.call.exchange; err != nil && (x == nil || x.body == nil || !x.body.Complete()) {
-		h.answerAtOnce(w, r, &c.call)
+	if err != nil && !c.Call.IsBodySent() {
+		h.answerAtOnce(w, r, &c.Call)
 	}
 	return err
 }
 
 // tooMany returns the error of a request beyond MaxRequests.
-func (h *Handler) tooMany(c *call) error {
+func (h *Handler) tooMany(c *exchange.Call) error {
 	return fmt.Errorf("%s: %w: %d", c.Host, failure.ErrMaxRequests, h.MaxRequests)
 }
 
@@ -355,10 +356,10 @@ func (h *Handler) callNext(w http.ResponseWriter, r *http.Request, next caddyhtt
 // read the rest first, for which a client may let it wait. (EnableFullDuplex would let it
 // answer, too; but then net/http does not serve the next request, as of Go 1.26: what it
 // starts at the end of the body reads from the connection, beside its own reading.)
-func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request, c *call) {
+func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request, c *exchange.Call) {
 	length, read := r.ContentLength, replay.IsRead(r.Body)
-	if c != nil && c.follower != nil {
-		if ofClient, all, ok := c.follower.ClientBody(); ok {
+	if c != nil && c.Follower != nil {
+		if ofClient, all, ok := c.Follower.ClientBody(); ok {
 			length, read = ofClient, all
 		}
 	}
@@ -377,14 +378,14 @@ func (h *Handler) awaitBody(r *http.Request) (err error) {
 }
 
 // refuse ends a request that cannot be sent on.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *requestState, err error) error {
-	h.answerAtOnce(w, r, st.call)
-	st.err = err
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *exchange.State, err error) error {
+	h.answerAtOnce(w, r, st.Call)
+	st.Err = err
 	status := failure.StatusOf(err)
 	if status == http.StatusServiceUnavailable {
 		retryLater(w)
 	}
-	h.policy.failed(st.call, status, err)
+	h.policy.Failed(st.Call, status, err)
 	return caddyhttp.Error(status, err)
 }
 

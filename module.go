@@ -12,17 +12,14 @@
 // passes these files:
 //
 //	handler.go    the handler: its options, the order of its steps, timeout, max_requests
-//	call.go       what is called: read from templates, checked, resolved
-//	guard.go      the options of the guard; the rules applied, counted and logged
+//	call.go       what is called: read from templates
+//	guard.go      the options of the guard
 //	upstreams.go  the source: which addresses reverse_proxy gets
-//	service.go    the source for SRV records: the addresses of their hosts
 //	transport.go  the transport: its options, the steps of one attempt
-//	attempt.go    these steps; how an attempt ends
-//	outgoing.go   what an attempt sends: connection key, Host, header
+//	outgoing.go   what an attempt sends: connection key, Host
 //	redirect.go   redirects that the handler follows
-//	state.go      what is known of a request: placeholders, all attempts, bodies
-//	failure.go    errors: rule, status, what reverse_proxy has to know
-//	record.go     what is recorded of a request: for live traces, spans and the debug log
+//	state.go      what is known of a request, by its variables; which call an upstream is of
+//	failure.go    errors: the report, what reverse_proxy has to know
 //
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
@@ -34,7 +31,8 @@
 // takes a request through the steps above without sending it. Defaults stand in Provision
 // of their module, those of the resolver in internal/resolver/config.go.
 //
-// The work is done below internal: resolver, dnscache, dnsclient, dnsname (names to
+// The work is done below internal: exchange (the core of a request: what it calls, its
+// attempts, what is known of it); resolver, dnscache, dnsclient, dnsname (names to
 // addresses), snapshot (the file of what they know); failover, health (which address
 // next), ejection (counted and logged); pool (connections); guard, gate, localnet (what
 // may be called); targeturl, redirect, replay, outgoing, httpfield (URLs, redirects,

@@ -8,6 +8,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"caddytarget/internal/exchange"
+	"caddytarget/internal/httpfield"
 	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/targeturl"
@@ -17,22 +19,21 @@ import (
 // needs to know for the PROXY protocol.
 const proxyProtocolVar = "reverse_proxy.proxy_protocol_info"
 
+// newAttempt returns an attempt at a request.
+func (t *Transport) newAttempt(req *http.Request, info reverseproxy.DialInfo) *exchange.Attempt {
+	c, x := callOf(req, info.Upstream)
+	if x == nil && httpfield.HasBody(req) {
+		x = stateOf(req.Context()).Current()
+	}
+	return exchange.NewAttempt(&t.via, c, x)
+}
+
 // setOrder sets what the attempt wants of the pool.
-func (a *attempt) setOrder(req *http.Request, info reverseproxy.DialInfo) {
-	t, c, o := a.transport, a.call, &a.order
-	if o.Last = true; c != nil {
-		a.exchange.plan.FillOrder(&c.Target, &t.via, o)
-	}
-	key := &o.Key
-	outgoing.SetKey(key, info.Network, info.Address, t.schemeOf(c), req.Header)
-	if c != nil {
-		c.state.attempts++
-		o.Reused = &c.state.reused
-		c.state.address = key.Addr
-	}
-	key.Host = o.Target
+func (t *Transport) setOrder(a *exchange.Attempt, req *http.Request, info reverseproxy.DialInfo) {
+	a.SetOrder(info.Network, info.Address, t.schemeOf(a.Call), req.Header)
+	key := &a.Order.Key
 	if key.Protocol == pool.TLS || key.Protocol == pool.TLSHTTP1 {
-		key.ServerName = t.serverName(req, c, info)
+		key.ServerName = t.serverName(req, a.Call, info)
 	}
 	if t.ShareConnections && key.ServerName == "" {
 		key.Host = ""
@@ -45,33 +46,23 @@ func (a *attempt) setOrder(req *http.Request, info reverseproxy.DialInfo) {
 }
 
 // prepare makes what is sent of the request, but for its body.
-func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
-	t, c := a.transport, a.call
-	changes := outgoing.Changes{Scheme: "http", Address: info.Address, Operations: t.headerOps}
-	if a.order.Key.ServerName != "" {
-		changes.Scheme = "https"
+func (t *Transport) prepare(a *exchange.Attempt, req *http.Request, info reverseproxy.DialInfo) {
+	scheme := "http"
+	if a.Order.Key.ServerName != "" {
+		scheme = "https"
 	}
-	if c != nil {
-		changes.Strip = c.strip
-		if c.foreign {
-			c.follower.DropCredentials(req.Header)
-		}
-	}
-	a.out.Set(req, a.body, changes)
-	if !t.hostViaHeaderOps || a.out.Host == hostTemplate || a.out.Host == "" {
-		a.out.Host = hostOf(req, c, info, changes.Scheme)
-	}
-	if r := a.recorded; r != nil && r.span != nil {
-		a.out.Header = r.span.Header(req.Header)
+	a.SetOut(req, outgoing.Changes{Scheme: scheme, Address: info.Address, Operations: t.headerOps})
+	if !t.hostViaHeaderOps || a.Out.Host == hostTemplate || a.Out.Host == "" {
+		a.Out.Host = hostOf(req, a.Call, info, scheme)
 	}
 }
 
 // schemeOf returns the scheme for a call.
-func (t *Transport) schemeOf(c *call) string {
+func (t *Transport) schemeOf(c *exchange.Call) string {
 	scheme := "http"
 	switch {
-	case c != nil && c.scheme != "":
-		scheme = c.scheme
+	case c != nil && c.Scheme != "":
+		scheme = c.Scheme
 	case t.TLS != nil:
 		scheme = "https"
 	}
@@ -82,7 +73,7 @@ func (t *Transport) schemeOf(c *call) string {
 }
 
 // serverName returns the name that the backend has to prove.
-func (t *Transport) serverName(req *http.Request, c *call, info reverseproxy.DialInfo) string {
+func (t *Transport) serverName(req *http.Request, c *exchange.Call, info reverseproxy.DialInfo) string {
 	switch {
 	case t.TLS != nil && t.TLS.ServerName != "":
 		if repl, ok := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
@@ -98,10 +89,10 @@ func (t *Transport) serverName(req *http.Request, c *call, info reverseproxy.Dia
 // hostOf returns the Host header: that of the target, or, where no target
 // handler has seen the request, what the HTTP transport would send, but the
 // name instead of one of its addresses.
-func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme string) string {
+func hostOf(req *http.Request, c *exchange.Call, info reverseproxy.DialInfo, scheme string) string {
 	switch {
-	case c != nil && c.scheme != "":
-		return c.hostport
+	case c != nil && c.Scheme != "":
+		return c.HostPort
 	case scheme == "https" && c != nil:
 		return targeturl.JoinHostPort(scheme, c.Host, c.Port)
 	case scheme == "https":
@@ -109,7 +100,7 @@ func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme strin
 	case req.Host != hostTemplate && req.Host != "":
 		return req.Host
 	case c != nil:
-		return c.hostport
+		return c.HostPort
 	}
 	if orig, ok := req.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
 		return orig.Host

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"math"
 	"net/http"
-	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -14,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/redirect"
 	"caddytarget/internal/targeturl"
@@ -110,7 +110,7 @@ func (f *Redirects) options() *redirect.Options { return (*redirect.Options)(f) 
 func (f *Redirects) validate() error { return f.options().Validate() }
 
 // follow calls the target of a request, and those of the redirects that it leads to.
-func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext, u targeturl.URL, next caddyhttp.Handler) error {
+func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *exchange.Context, u targeturl.URL, next caddyhttp.Handler) error {
 	client := r
 	f := redirect.NewFollower(h.FollowRedirects.options(), &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, r)
 	// the handlers that come next change these, and get them unchanged for each redirect
@@ -119,7 +119,7 @@ func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext,
 	satisfied := maps.Clone(groups)
 
 	for {
-		c.call.follower = f
+		c.Call.Follower = f
 		f.Begin()
 		err := h.forward(f, r, c, u, next)
 		if err != nil {
@@ -131,13 +131,13 @@ func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *callContext,
 		restore(w.Header(), response.Clone())
 		restore(groups, satisfied)
 		r, u = f.Next(r, header.Clone())
-		from := c.call.Host
-		if c, err = h.newHop(c, r, u); err != nil {
-			c.call.state.returned = true
+		from := c.Call.Host
+		if c, err = c.Hop(r, u); err != nil {
+			c.Call.State.Returned = true
 			f.RestoreBody(client)
-			return h.refuse(w, r, c.call.state, err)
+			return h.refuse(w, r, c.Call.State, err)
 		}
-		h.followed(r, &c.call, from)
+		h.followed(r, &c.Call, from)
 	}
 }
 
@@ -150,33 +150,14 @@ func restore[M ~map[K]V, K comparable, V any](to, from M) {
 }
 
 // followed notes that a redirect, which a target has sent, leads to c.
-func (h *Handler) followed(r *http.Request, c *call, from string) {
-	if c.foreign {
+func (h *Handler) followed(r *http.Request, c *exchange.Call, from string) {
+	if c.Foreign {
 		r.Trailer = nil
 	}
-	c.state.redirects++
-	if ce := h.policy.log.Check(zapcore.DebugLevel, "redirect followed"); ce != nil {
-		ce.Write(zap.Int("redirects", c.state.redirects), zap.String("from", from), zap.String("scheme", c.scheme),
-			zap.String("name", c.Host), zap.Uint16("port", c.Port), zap.String("method", r.Method), zap.String("remote", c.client.remote))
-	}
-}
-
-// responded notes a response to c, which may be a redirect that is followed.
-func (c *call) responded(req *http.Request, res *http.Response, handlers []caddyhttp.ResponseHandler) {
-	c.follower.Begin()
-	if !redirect.IsStatus(res.StatusCode) {
-		return
-	}
-	taken := slices.ContainsFunc(handlers, func(h caddyhttp.ResponseHandler) bool {
-		return h.Match == nil || h.Match.Match(res.StatusCode, res.Header)
-	})
-	err := c.follower.Responded(c.url(req.URL.RequestURI()), req, res, taken)
-	if err == nil {
-		return
-	}
-	c.state.notFollowed = err
-	if ce := c.policy.log.Check(zapcore.DebugLevel, "redirect not followed"); ce != nil {
-		ce.Write(append(fields(c, err), zap.Int("status", res.StatusCode), zap.Int("redirects", c.follower.Count()))...)
+	c.State.Redirects++
+	if ce := h.policy.Log.Check(zapcore.DebugLevel, "redirect followed"); ce != nil {
+		ce.Write(zap.Int("redirects", c.State.Redirects), zap.String("from", from), zap.String("scheme", c.Scheme),
+			zap.String("name", c.Host), zap.Uint16("port", c.Port), zap.String("method", r.Method), zap.String("remote", c.Client.Remote))
 	}
 }
 
@@ -186,17 +167,17 @@ const locationURL = "{http.reverse_proxy.header.Location}"
 
 // read reads the target of a request. A Location is relative to last, the call before, if
 // there was one.
-func (h *Handler) read(text string, last, c *call) (targeturl.URL, error) {
+func (h *Handler) read(text string, last, c *exchange.Call) (targeturl.URL, error) {
 	if h.URL != locationURL || last == nil || text == "" {
 		return targeturl.Parse(text)
 	}
-	from := last.url(last.uri)
+	from := last.URL(last.URI)
 	u, err := from.Resolve(text)
 	if err == targeturl.ErrDowngrade {
 		err = fmt.Errorf("a redirect from https: %w", &guard.Refusal{Kind: guard.KindScheme, Value: u.Scheme, Rule: guard.RuleSchemes})
 	}
 	if err == nil {
-		c.foreign = last.foreign || !targeturl.SameOrigin(from, &u)
+		c.Foreign = last.Foreign || !targeturl.SameOrigin(from, &u)
 	}
 	return u, err
 }

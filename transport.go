@@ -18,7 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"caddytarget/internal/failover"
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/health"
 	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
@@ -69,13 +69,12 @@ type Transport struct {
 	Warm *Warm `json:"warm,omitempty"`
 
 	pool     *pool.Shared
-	via      failover.Transport
+	via      exchange.Transport
 	shared   *shared
 	released bool
 
-	hostViaHeaderOps bool                        // the Host header is set by header operations, before those of the user
-	headerOps        []string                    // the names in those of the user
-	handlers         []caddyhttp.ResponseHandler // of reverse_proxy
+	hostViaHeaderOps bool     // the Host header is set by header operations, before those of the user
+	headerOps        []string // the names in those of the user
 }
 
 // CaddyModule returns the Caddy module information.
@@ -101,15 +100,20 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	t.shared, t.via.Health = app.shared, app.shared.health
 	app.log = ctx.Logger()
 	t.readProxyConfig(proxyOf(ctx))
-	t.via.Limit = t.limit()
+	t.via.Limit, t.via.Answered = t.limit(), app.shared.metrics.Requests.Answered
+	t.via.Continue = t.ExpectContinueTimeout > 0
+	t.via.UnhealthyStatus, t.via.UnhealthyLatency = t.UnhealthyStatus, time.Duration(t.UnhealthyLatency)
 	config, err := t.poolConfig(ctx)
 	if err != nil {
 		return err
 	}
 	t.via.Timeouts = [2]time.Duration{pool.Connect: config.DialTimeout, pool.Handshake: config.HandshakeTimeout}
 	app.warms = app.warms || t.Warm != nil
-	t.pool, err = app.acquirePool(t, config)
-	return err
+	if t.pool, err = app.acquirePool(t, config); err != nil {
+		return err
+	}
+	t.via.Probe = t.pool.Probe
+	return nil
 }
 
 // poolConfig returns what the pool has to know. What is configured stays as it is.
@@ -289,7 +293,13 @@ func (t *Transport) readProxyConfig(proxy *reverseproxy.Handler) {
 		t.hostViaHeaderOps = true
 		return
 	}
-	t.handlers = proxy.HandleResponse
+	if handlers := proxy.HandleResponse; handlers != nil {
+		t.via.Takes = func(res *http.Response) bool {
+			return slices.ContainsFunc(handlers, func(h caddyhttp.ResponseHandler) bool {
+				return h.Match == nil || h.Match.Match(res.StatusCode, res.Header)
+			})
+		}
+	}
 	if proxy.Headers != nil && proxy.Headers.Request != nil {
 		t.headerOps = operationsOf(proxy.Headers.Request)
 		t.hostViaHeaderOps = outgoing.Touches(t.headerOps, "Host")
@@ -327,28 +337,31 @@ func (t *Transport) RoundTrip(req *http.Request) (res *http.Response, err error)
 	if !ok {
 		return nil, errors.New("transport target: called by something other than reverse_proxy")
 	}
-	a := newAttempt(t, req, info)
-	defer a.end()
-	if err := a.refuse(req); err != nil {
+	a := t.newAttempt(req, info)
+	defer func() {
+		a.End()
+		err = forProxy(err)
+	}()
+	if err := a.Refuse(req); err != nil {
 		return nil, err
 	}
-	a.setOrder(req, info)
-	if a.beginRecord(req) {
-		defer func() { a.endRecord(res, err) }()
+	t.setOrder(a, req, info)
+	if a.BeginRecord(req) {
+		defer func() { a.EndRecord(res, err) }()
 	}
-	if err := a.checkAddress(); err != nil {
+	if err := a.CheckAddress(); err != nil {
 		return nil, err
 	}
-	if err := a.takeBody(req); err != nil {
+	if err := a.TakeBody(req); err != nil {
 		return nil, err
 	}
-	a.prepare(req, info)
-	a.begin()
-	res, err = t.pool.RoundTrip(&a.out.Request, &a.order)
+	t.prepare(a, req, info)
+	a.Begin()
+	res, err = t.pool.RoundTrip(&a.Out.Request, &a.Order)
 	if err != nil {
-		return nil, a.failed(err.(*pool.Error))
+		return nil, a.Failed(err.(*pool.Error))
 	}
-	a.worked(req, res)
+	a.Worked(req, res)
 	return res, nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
@@ -118,7 +119,7 @@ func (a *App) keepWarm(app *caddyhttp.App) {
 			Group:       h.resolver,
 			Pool:        transport.pool.Pool,
 			Find: func(ctx context.Context, t warm.Target) *warm.Found {
-				return h.findWarm(ctx, transport, &source.source, t)
+				return h.findWarm(ctx, transport, &source.source.Source, t)
 			},
 		}
 		if site.Unused <= 0 {
@@ -142,38 +143,38 @@ func (h *Handler) findWarm(ctx context.Context, t *Transport, source *failover.S
 		return nil
 	}
 	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
-	st := &requestState{explained: new(explained)}
+	st := &exchange.State{Explained: new(exchange.Explained)}
 	r := (&http.Request{Method: http.MethodGet, URL: new(url.URL), Header: make(http.Header), Body: http.NoBody}).WithContext(ctx)
-	c := new(call)
-	c.setURL(u)
-	if h.admitCall(c, r, st) != nil || c.resolve(ctx, u.Addr) != nil {
+	c := new(exchange.Call)
+	c.SetURL(u)
+	if h.admitCall(c, r, st) != nil || c.Resolve(ctx, u.Addr) != nil {
 		return nil
 	}
-	c.enter(st.enter(r))
+	c.Enter(st.Enter(r))
 	found := new(warm.Found)
 	for _, addr := range c.Addrs {
-		found.Keys = append(found.Keys, c.attemptAt(t, r, netip.AddrPortFrom(addr, c.Port)).order.Key)
+		found.Keys = append(found.Keys, t.attemptAt(c, r, netip.AddrPortFrom(addr, c.Port)).Order.Key)
 	}
 	peek := *source
 	peek.Peek = true
-	offer := peek.Next(ctx, &c.exchange.plan, &c.Target, true)
+	offer := peek.Next(ctx, &c.Exchange.Plan, &c.Target, true)
 	for _, addr := range offer.Append(nil, c.Port, peek.Max) {
 		if peek.State(&c.Target, addr.Addr()) == health.Healthy {
-			found.Orders = append(found.Orders, c.spareOrder(t, r, addr))
+			found.Orders = append(found.Orders, t.spareOrder(c, r, addr))
 		}
 	}
 	return found
 }
 
 // spareOrder returns the order of a connection for requests to come.
-func (c *call) spareOrder(t *Transport, r *http.Request, addr netip.AddrPort) *pool.Order {
-	order := c.attemptAt(t, r, addr).order
+func (t *Transport) spareOrder(c *exchange.Call, r *http.Request, addr netip.AddrPort) *pool.Order {
+	order := t.attemptAt(c, r, addr).Order
 	return &pool.Order{Key: order.Key, Target: order.Target, Owner: order.Owner, Last: true}
 }
 
 // usedOf counts a request that was answered for its site.
-func (st *requestState) usedOf(site *warm.Site) {
-	if c := st.call; st.attempts > 0 && st.err == nil && c.scheme != "" {
-		site.Used(c.scheme, c.Host, c.Port, !st.reused)
+func usedOf(st *exchange.State, site *warm.Site) {
+	if c := st.Call; st.Attempts > 0 && st.Err == nil && c.Scheme != "" {
+		site.Used(c.Scheme, c.Host, c.Port, !st.Reused)
 	}
 }

@@ -19,6 +19,12 @@ import (
 	"caddytarget/internal/targeturl"
 )
 
+// The modes of a site.
+const (
+	ModeEnforce = "enforce"
+	ModeReport  = "report"
+)
+
 // Gate decides what a site may call: by its rules, and by what listens there.
 type Gate struct {
 	*guard.Rules

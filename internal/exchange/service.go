@@ -1,21 +1,15 @@
-package caddytarget
+package exchange
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/netip"
-	"strings"
 	"time"
-
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
 	"caddytarget/internal/resolver"
-	"caddytarget/internal/targeturl"
 )
 
 const (
@@ -28,76 +22,39 @@ const (
 	serviceGrace = 50 * time.Millisecond
 )
 
-// service resolves the records of a service for one request: a call for each.
-type service struct {
+// Service resolves the records of a service for one request: a call for each.
+type Service struct {
+	Calls []Call // of the records
+
+	source   *Source
 	name     string
-	calls    []call
 	records  *failover.Service
-	exchange *exchange
+	exchange *Exchange
 	end      time.Time // after it, what is not known is not waited for
 	err      error     // why there is no address, if it is known
 }
 
-// isService reports whether the name is that of a service (RFC 2782).
-func (u *Upstreams) isService() bool { return strings.HasPrefix(u.Name, "_") }
-
-// newService looks up the records of the source's service.
-func (u *Upstreams) newService(r *http.Request, repl *caddy.Replacer, x *exchange, st *requestState) (*service, error) {
-	name, _, err := targeturl.NormalizeHost(repl.ReplaceAll(u.Name, ""))
-	if err != nil {
-		return nil, failure.NewMalformed(err)
+// Next returns the addresses of the service that should be tried now, and which of them belong
+// to which of Calls.
+func (s *Service) Next(ctx context.Context) ([]netip.AddrPort, []failover.Part, error) {
+	x := s.exchange
+	addrs, parts, found := s.records.Next(ctx, &s.source.Source, &x.Plan, x.resendable())
+	if !found {
+		return nil, nil, s.unavailable()
 	}
-	if u.dynamic {
-		c := &call{client: clientOf(r), policy: u.policy}
-		c.Host = name
-		if err := u.policy.gate.Enforce(u.policy.gate.CheckName(name), c); err != nil {
-			return nil, err
-		}
-	}
-	found, err := u.resolver.LookupService(r.Context(), name)
-	if err != nil {
-		return nil, failure.OfLookup(name, err)
-	}
-	sample, drawn := u.source.Sample(found)
-	s := &service{name: name, calls: make([]call, len(sample)), exchange: x, end: time.Now().Add(u.resolver.Deadline())}
-	records := make([]failover.Record, len(sample))
-	for i, record := range sample {
-		c := &s.calls[i]
-		if err := u.newRecord(c, r, record, x, st); err != nil {
-			s.failed(err)
-		}
-		records[i] = failover.Record{Target: &c.Target, Priority: record.Priority, Weight: record.Weight}
-	}
-	s.records = failover.NewService(records, drawn, s)
-	return s, nil
+	return addrs, parts, nil
 }
 
 // failed records why there is no address of a record. A refusal counts more than
 // anything else.
-func (s *service) failed(err error) {
+func (s *Service) failed(err error) {
 	if s.err == nil || failure.RuleOf(s.err) == "" && failure.RuleOf(err) != "" {
 		s.err = err
 	}
 }
 
-// offerService returns upstreams for the addresses of the service that should be tried
-// now.
-func (n *named) offerService(ctx context.Context) ([]*reverseproxy.Upstream, error) {
-	s, x := n.service, n.service.exchange
-	n.offers = n.offers[:0]
-	addrs, parts, found := s.records.Next(ctx, &n.source.source, &x.plan, x.resendable())
-	if !found {
-		return nil, s.unavailable()
-	}
-	upstreams := upstreamsFor(addrs)
-	for _, p := range parts {
-		n.offers = append(n.offers, offer{&s.calls[p.Record], upstreams[p.From:p.To]})
-	}
-	return upstreams, nil
-}
-
 // unavailable returns why no record has an address.
-func (s *service) unavailable() error {
+func (s *Service) unavailable() error {
 	switch {
 	case s.err == nil:
 		return &failure.Error{Target: s.name, Phase: failure.DNS, Err: errNotOffered}
@@ -124,7 +81,7 @@ var atOnce = func() context.Context {
 }()
 
 // Resolve implements failover.Names.
-func (s *service) Resolve(ctx context.Context, from, to int, last bool) {
+func (s *Service) Resolve(ctx context.Context, from, to int, last bool) {
 	end := s.end
 	if next := time.Now().Add(priorityWait); !last && next.Before(end) {
 		end = next
@@ -133,26 +90,26 @@ func (s *service) Resolve(ctx context.Context, from, to int, last bool) {
 	defer cancel()
 
 	known := false
-	var unknown, stale []*call
+	var unknown, stale []*Call
 	for i := from; i < to; i++ {
-		c := &s.calls[i]
+		c := &s.Calls[i]
 		if c.Host == "" || len(c.Addrs) > 0 {
 			known = known || c.Host != ""
 			continue
 		}
-		switch err := c.resolve(atOnce, netip.Addr{}); {
+		switch err := c.Resolve(atOnce, netip.Addr{}); {
 		case errors.Is(err, errNotYet):
 			unknown = append(unknown, c)
 		case err != nil:
 			s.failed(err)
-		case c.answer.From == resolver.Stale:
+		case c.Answer.From == resolver.Stale:
 			stale = append(stale, c) // what is known may be over by the time that they have waited
 		default:
 			known = true
 		}
 	}
 	for _, c := range stale { // they may have to wait, all for the same time
-		if err := c.resolve(ctx, netip.Addr{}); err != nil {
+		if err := c.Resolve(ctx, netip.Addr{}); err != nil {
 			s.failed(err)
 			continue
 		}
@@ -165,9 +122,9 @@ func (s *service) Resolve(ctx context.Context, from, to int, last bool) {
 
 // await resolves targets that were not known: as many as come in time, if there
 // are others, or the first of them and those that follow soon.
-func (s *service) await(ctx context.Context, calls []*call, others bool) {
+func (s *Service) await(ctx context.Context, calls []*Call, others bool) {
 	type result struct {
-		call *call
+		call *Call
 		a    addresses
 		err  error
 	}
@@ -205,6 +162,6 @@ func (s *service) await(ctx context.Context, calls []*call, others bool) {
 }
 
 // Renew implements failover.Names.
-func (s *service) Renew(ctx context.Context, record int) (changed bool) {
-	return s.calls[record].renew(ctx)
+func (s *Service) Renew(ctx context.Context, record int) (changed bool) {
+	return s.Calls[record].Renew(ctx)
 }

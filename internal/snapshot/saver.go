@@ -29,12 +29,12 @@ type Stamp struct {
 
 // Owner is whose knowledge is saved and loaded.
 type Owner interface {
-	// Restore takes over what was saved.
-	Restore(f *File) error
+	// Restore takes over what was saved, and returns of how many things.
+	Restore(f *File) (n int, err error)
 
-	// Snapshot returns what is to be saved. If others is not nil, it is the file that is
-	// replaced. It has what other processes know, which should not be lost.
-	Snapshot(others *File) []byte
+	// Snapshot returns what is to be saved, of so many things. If others is not nil, it is
+	// the file that is replaced. It has what other processes know, which should not be lost.
+	Snapshot(others *File) (data []byte, n int)
 
 	// Lacks reports whether a file does not have all that Snapshot would return, and has
 	// room for it.
@@ -96,8 +96,42 @@ type Saver struct {
 	sum     [sha256.Size]byte // of the file that was last saved
 	took    time.Duration     // to save it
 	shared  bool              // other processes save to the store, too
-	calling chan struct{}     // for one call of a store, which may have been given up
-	failed  string            // what has been reported
+
+	statusMu sync.Mutex
+	status   Status
+	calling  chan struct{} // for one call of a store, which may have been given up
+	failed   string        // what has been reported
+}
+
+// Status is how loading and saving went.
+type Status struct {
+	Saved, Loaded Transfer // the last ones that worked; zero: there was none
+
+	// Err is why the file could not be loaded, used or saved, the last time it was tried;
+	// nil: it could.
+	Err   error
+	ErrAt time.Time
+}
+
+// Transfer is a file that was saved or loaded.
+type Transfer struct {
+	At   time.Time
+	From time.Time // when it was saved
+	N    int       // how many things are in it
+	Size int       // octets
+}
+
+// Status returns how loading and saving went. It does not wait for a store.
+func (s *Saver) Status() Status {
+	s.statusMu.Lock()
+	defer s.statusMu.Unlock()
+	return s.status
+}
+
+func (s *Saver) setStatus(change func(*Status)) {
+	s.statusMu.Lock()
+	defer s.statusMu.Unlock()
+	change(&s.status)
 }
 
 // NewSaver returns a saver that saves about once in each interval, if there is something
@@ -207,8 +241,9 @@ func call[T any](ctx context.Context, s *Saver, f func(ctx context.Context) (T, 
 // load loads the file and hands it to the owner.
 func (s *Saver) load(ctx context.Context, store Store) {
 	f, what, err := s.read(ctx, store, false)
+	n := 0
 	if err == nil && f != nil {
-		if err = s.owner.Restore(f); err != nil {
+		if n, err = s.owner.Restore(f); err != nil {
 			what = Ignoring
 		}
 	}
@@ -219,7 +254,11 @@ func (s *Saver) load(ctx context.Context, store Store) {
 	if err != nil {
 		s.report(what, err)
 	} else {
-		s.failed = ""
+		if f != nil {
+			loaded := Transfer{At: time.Now(), From: f.SavedAt, N: n, Size: f.Size()}
+			s.setStatus(func(status *Status) { status.Loaded = loaded })
+		}
+		s.succeeded()
 	}
 	if f != nil {
 		s.sum = f.sum
@@ -311,7 +350,7 @@ func (s *Saver) save(ctx context.Context, store Store) {
 func (s *Saver) write(ctx context.Context, store Store, others *File) bool {
 	began := time.Now()
 	changes := s.owner.Changes()
-	data := s.owner.Snapshot(others)
+	data, n := s.owner.Snapshot(others)
 	_, err := call(ctx, s, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, store.Save(ctx, data)
 	})
@@ -319,7 +358,10 @@ func (s *Saver) write(ctx context.Context, store Store, others *File) bool {
 		s.reportUnlessEnded(ctx, Saving, err)
 		return false
 	}
-	s.changes, s.failed, s.sum = changes, "", sumOf(data)
+	s.changes, s.sum = changes, sumOf(data)
+	now := time.Now()
+	s.setStatus(func(status *Status) { status.Saved = Transfer{At: now, From: now, N: n, Size: len(data)} })
+	s.succeeded()
 	s.took = time.Since(began)
 	s.seen = Stamp{}
 	if s.shared {
@@ -345,4 +387,12 @@ func (s *Saver) report(what string, err error) {
 		s.owner.Failed(what, err)
 	}
 	s.failed = what
+	now := time.Now()
+	s.setStatus(func(status *Status) { status.Err, status.ErrAt = err, now })
+}
+
+// succeeded ends what was reported.
+func (s *Saver) succeeded() {
+	s.failed = ""
+	s.setStatus(func(status *Status) { status.Err, status.ErrAt = nil, time.Time{} })
 }

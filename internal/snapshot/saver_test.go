@@ -124,22 +124,24 @@ func wordsOf(f *File) (words []string) {
 	return words
 }
 
-func (o *fakeOwner) Restore(f *File) error {
-	o.learn(wordsOf(f)...)
-	return nil
+func (o *fakeOwner) Restore(f *File) (int, error) {
+	words := wordsOf(f)
+	o.learn(words...)
+	return len(words), nil
 }
 
-func (o *fakeOwner) Snapshot(others *File) []byte {
+func (o *fakeOwner) Snapshot(others *File) (data []byte, n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	all := slices.Concat(o.words, wordsOf(others))
 	slices.Sort(all)
 	w := NewWriter(time.Now(), 0)
-	for _, word := range slices.Compact(all) {
+	all = slices.Compact(all)
+	for _, word := range all {
 		w.Begin("word")
 		w.Text(word)
 	}
-	return w.Finish()
+	return w.Finish(), len(all)
 }
 
 func (o *fakeOwner) Lacks(f *File) bool {
@@ -389,6 +391,47 @@ func TestUnusableFile(t *testing.T) {
 		<-s.Loaded()
 		want(t, "failures", o.failures(), fmt.Sprintf("[ignoring: it has %d octets, more than %d]", MaxSize+1, MaxSize))
 		want(t, "loads of what is too large", second(store.counts()), 1)
+	})
+}
+
+// TestStatus: what was saved and loaded last, and why it could not be.
+func TestStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, s := start(t, store, "a", "b")
+		<-s.Loaded()
+		want(t, "status at the start", s.Status(), Status{})
+		time.Sleep(2 * time.Minute)
+		status := s.Status()
+		if saved := status.Saved; saved.N != 2 || saved.Size != len(store.data) || time.Since(saved.At) > 2*time.Minute || saved.From != saved.At {
+			t.Errorf("saved %+v", saved)
+		}
+		store.set(func() { store.err = errors.New("gone") })
+		o.learn("c")
+		time.Sleep(2 * time.Minute)
+		if failed := s.Status(); failed.Saved != status.Saved || fmt.Sprint(failed.Err) != "gone" || time.Since(failed.ErrAt) > 2*time.Minute {
+			t.Errorf("after a failure the status is %+v", failed)
+		}
+		store.set(func() { store.err = nil })
+		time.Sleep(2 * time.Minute)
+		status = s.Status()
+		if status.Saved.N != 3 || status.Err != nil || !status.ErrAt.IsZero() || status.Loaded != (Transfer{}) {
+			t.Errorf("after it the status is %+v", status)
+		}
+		time.Sleep(time.Second)
+		_, s = start(t, store)
+		<-s.Loaded()
+		loaded := s.Status().Loaded
+		if loaded.N != 3 || loaded.Size != len(store.data) || !loaded.At.Equal(time.Now()) || loaded.At.Sub(loaded.From) < time.Second {
+			t.Errorf("loaded %+v", loaded)
+		}
+		s.turn <- struct{}{} // while it is busy
+		_ = s.Status()
+		<-s.turn
+		store.set(func() { store.data = []byte("something else") })
+		_, s = start(t, store)
+		<-s.Loaded()
+		want(t, "error of a file that is ignored", s.Status().Err, "it is no snapshot")
 	})
 }
 

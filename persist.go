@@ -2,6 +2,8 @@ package caddytarget
 
 import (
 	"context"
+	"path"
+	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -16,12 +18,15 @@ import (
 // This file is how what a resolver knows outlives it: in Caddy's storage, and in the
 // resolver of the next configuration.
 
+// storagePrefix is below which key of the storage all of it is.
+const storagePrefix = "caddytarget/dns"
+
 // storageKey returns where in the storage it is saved what a resolver of the app knows. All
 // instances whose resolver has the same nameservers and zones share it. If there are several
 // of these in one configuration, as a site for strangers may have one of its own, the names
 // of one do not get to the others: then the options of those of sites are a part of it.
 func (a *App) storageKey(r *resolver.Resolver) string {
-	key := "caddytarget/dns/" + r.Identity()
+	key := storagePrefix + "/" + r.Identity()
 	for _, other := range a.acquired {
 		if r != a.resolver && other.Resolver != r && other.Identity() == r.Identity() {
 			return key + "-" + r.ID()
@@ -61,6 +66,37 @@ func (s *storage) Load(ctx context.Context) ([]byte, error) { return s.Storage.L
 // whole.
 func (s *storage) Save(ctx context.Context, data []byte) error {
 	return s.Store(ctx, s.key, data)
+}
+
+// savedKey matches the names of keys below storagePrefix: those of storageKey, and of files
+// that Caddy's file storage was writing when its process was killed.
+var savedKey = regexp.MustCompile("^(?:[0-9a-f]{32}(?:-[0-9a-f]+)?|[0-9]{1,10})$")
+
+// DeleteOld implements snapshot.Store. The storage's own times are compared with each other,
+// so that it does not matter if the clock of this machine is wrong.
+func (s *storage) DeleteOld(ctx context.Context, age time.Duration) (n int, err error) {
+	own, err := s.Storage.Stat(ctx, s.key)
+	if err != nil {
+		return 0, err
+	}
+	keys, err := s.List(ctx, storagePrefix, false)
+	if err != nil {
+		return 0, err
+	}
+	for _, key := range keys {
+		if key == s.key || path.Dir(key) != storagePrefix || !savedKey.MatchString(path.Base(key)) {
+			continue
+		}
+		info, err := s.Storage.Stat(ctx, key)
+		if err != nil || !info.IsTerminal || own.Modified.Sub(info.Modified) < age {
+			continue // another instance may have deleted it
+		}
+		if err := s.Delete(ctx, key); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
 }
 
 // lineage knows which resolvers the configuration that runs has, so that those of the next

@@ -155,6 +155,11 @@ func (s saved) Changes() (n uint64) {
 	return n + s.memory.purges.count()
 }
 
+// Deleted implements snapshot.Owner.
+func (s saved) Deleted(n int) {
+	s.logger().Info("files of names were deleted that nothing has saved for 30 days", zap.Int("files", n))
+}
+
 // Failed implements snapshot.Owner.
 func (s saved) Failed(what string, err error) {
 	switch what {

@@ -48,6 +48,8 @@ func (s *memoryStore) Save(_ context.Context, data []byte) error {
 	return nil
 }
 
+func (s *memoryStore) DeleteOld(context.Context, time.Duration) (int, error) { return 0, nil }
+
 // savedResolver returns a resolver that has loaded what is in a store.
 func savedResolver(t testing.TB, config Config, store snapshot.Store) *Resolver {
 	t.Helper()

@@ -19,6 +19,10 @@ type Store interface {
 	Stat(ctx context.Context) (Stamp, error)
 	Load(ctx context.Context) ([]byte, error)
 	Save(ctx context.Context, data []byte) error
+
+	// DeleteOld deletes files of other owners that were saved so long before the one of this
+	// store, and returns how many.
+	DeleteOld(ctx context.Context, age time.Duration) (int, error)
 }
 
 // Stamp changes when a file is saved.
@@ -43,6 +47,9 @@ type Owner interface {
 	// Changes returns a number that changes when there is something new to be saved.
 	Changes() uint64
 
+	// Deleted is called with how many files of other owners were deleted.
+	Deleted(n int)
+
 	// Failed is called with why a file cannot be loaded, is ignored or cannot be saved:
 	// once, until it works again.
 	Failed(what string, err error)
@@ -61,6 +68,11 @@ const (
 
 	// maxLoads is how often it is tried to load a file before it is overwritten.
 	maxLoads = 3
+
+	// keepFor is how long a file is kept that is not saved any more, since no process has its
+	// configuration. deleteInterval is how often it is looked for such files at most.
+	keepFor        = 30 * 24 * time.Hour
+	deleteInterval = 24 * time.Hour
 
 	// maxFinalSaves is how often the file is saved at the end, if other processes replace
 	// it by one in which something is missing.
@@ -96,6 +108,8 @@ type Saver struct {
 	sum     [sha256.Size]byte // of the file that was last saved
 	took    time.Duration     // to save it
 	shared  bool              // other processes save to the store, too
+
+	deleted time.Time // when it was looked for old files
 
 	statusMu sync.Mutex
 	status   Status
@@ -186,7 +200,11 @@ func (s *Saver) run() {
 		case <-s.ctx.Done():
 			return
 		case <-time.After(s.interval*9/10 + rand.N(s.interval/5+1)):
-			_ = s.exclusively(s.ctx, func(ctx context.Context, store Store) { s.save(ctx, store) })
+			_ = s.exclusively(s.ctx, func(ctx context.Context, store Store) {
+				if s.save(ctx, store) {
+					s.deleteOld(ctx, store)
+				}
+			})
 		}
 	}
 }
@@ -318,11 +336,11 @@ func (s *Saver) Save(ctx context.Context) error {
 }
 
 // save saves the file if there is something new, or something is missing in the file of
-// another process.
-func (s *Saver) save(ctx context.Context, store Store) {
+// another process. It reports whether it did.
+func (s *Saver) save(ctx context.Context, store Store) bool {
 	if !s.done {
 		if s.load(ctx, store); !s.done {
-			return
+			return false
 		}
 	}
 	// a file that cannot be used was reported before, or is of a process that was started
@@ -337,13 +355,14 @@ func (s *Saver) save(ctx context.Context, store Store) {
 	}
 	switch {
 	case !isNew && (others == nil || !s.shared || !s.owner.Lacks(others)):
+		return false
 	case s.shared && what == Loading: // what others know would be lost
 		s.reportUnlessEnded(ctx, what, err)
-	case s.shared:
-		s.write(ctx, store, others)
-	default:
-		s.write(ctx, store, nil) // what is there has nothing but what this process knew
+		return false
+	case !s.shared:
+		others = nil // it has nothing but what this process knew
 	}
+	return s.write(ctx, store, others)
 }
 
 // write saves the file, and reports whether that has worked.
@@ -371,6 +390,19 @@ func (s *Saver) write(ctx context.Context, store Store, others *File) bool {
 		s.seen = stamp
 	}
 	return true
+}
+
+// deleteOld deletes files that are not saved any more. If that fails, it is tried again
+// later.
+func (s *Saver) deleteOld(ctx context.Context, store Store) {
+	if !s.deleted.IsZero() && time.Since(s.deleted) < deleteInterval {
+		return
+	}
+	s.deleted = time.Now()
+	n, _ := call(ctx, s, func(ctx context.Context) (int, error) { return store.DeleteOld(ctx, keepFor) })
+	if n > 0 {
+		s.owner.Deleted(n)
+	}
 }
 
 // reportUnlessEnded reports a failure, unless it is that ctx has ended.

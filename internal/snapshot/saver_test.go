@@ -23,6 +23,7 @@ type fakeStore struct {
 	saves, loads int
 	err          error         // of all calls
 	saveErr      error         // of Save
+	looked       int           // how often for old files
 	more         int64         // octets that it adds
 	slow         time.Duration // before each call, whatever its context says
 }
@@ -62,6 +63,18 @@ func (s *fakeStore) Save(_ context.Context, data []byte) error {
 	return err
 }
 
+func (s *fakeStore) DeleteOld(_ context.Context, age time.Duration) (int, error) {
+	unlock, err := s.call()
+	defer unlock()
+	if s.looked++; age != keepFor {
+		err = errors.New("another age")
+	}
+	if err != nil {
+		return 0, err
+	}
+	return 2, nil
+}
+
 // counts returns how often there was a call that ended.
 func (s *fakeStore) counts() (saves, loads int) {
 	s.mu.Lock()
@@ -80,6 +93,7 @@ type fakeOwner struct {
 	mu      sync.Mutex
 	words   []string
 	failed  []string
+	deleted int
 	changes atomic.Uint64
 }
 
@@ -107,6 +121,12 @@ func (o *fakeOwner) failures() []string {
 }
 
 func (o *fakeOwner) Changes() uint64 { return o.changes.Load() }
+
+func (o *fakeOwner) Deleted(n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.deleted += n
+}
 
 func (o *fakeOwner) Failed(what string, err error) {
 	o.mu.Lock()
@@ -432,6 +452,37 @@ func TestStatus(t *testing.T) {
 		_, s = start(t, store)
 		<-s.Loaded()
 		want(t, "error of a file that is ignored", s.Status().Err, "it is no snapshot")
+	})
+}
+
+// TestDeleteOld: it is looked for old files after a file was saved, once a day.
+func TestDeleteOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, s := start(t, store)
+		looks := func() string {
+			store.mu.Lock()
+			defer store.mu.Unlock()
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			return fmt.Sprint(store.looked, " ", o.deleted)
+		}
+		time.Sleep(72 * time.Hour)
+		want(t, "looks and files while nothing is saved", looks(), "0 0")
+		for range 60 {
+			o.learn("a")
+			time.Sleep(time.Hour)
+		}
+		want(t, "looks and files", looks(), "3 6")
+		store.set(func() { store.slow = 100 * time.Hour })
+		o.learn("b")
+		time.Sleep(24 * time.Hour)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_ = s.Save(ctx)
+		s.Close()
+		time.Sleep(300 * time.Hour) // until the call ends that was given up
+		want(t, "looks and files", looks(), "3 6")
 	})
 }
 

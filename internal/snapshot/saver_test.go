@@ -23,6 +23,8 @@ type fakeStore struct {
 	saves, loads int
 	err          error         // of all calls
 	saveErr      error         // of Save
+	loadErr      error         // of Load
+	saved        func()        // is called after the next Save, which has not returned
 	looked       int           // how often for old files
 	more         int64         // octets that it adds
 	slow         time.Duration // before each call, whatever its context says
@@ -50,12 +52,19 @@ func (s *fakeStore) Load(context.Context) ([]byte, error) {
 	unlock, err := s.call()
 	defer unlock()
 	s.loads++
-	return s.data, err
+	return s.data, cmp.Or(err, s.loadErr)
 }
 
 func (s *fakeStore) Save(_ context.Context, data []byte) error {
 	unlock, err := s.call()
-	defer unlock()
+	defer func() {
+		saved := s.saved
+		s.saved = nil
+		unlock()
+		if saved != nil {
+			saved()
+		}
+	}()
 	if err = cmp.Or(err, s.saveErr); err == nil {
 		s.data, s.stamp = data, Stamp{int64(len(data)) + s.more, time.Now()}
 		s.saves++
@@ -317,6 +326,53 @@ func TestIdleSaver(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		after, loadsAfter := store.counts()
 		want(t, "saves and loads of nothing new", fmt.Sprint(after-saves, loadsAfter-loads), "0 0")
+	})
+}
+
+// TestUnreadable: a store that can be written but not read is left alone if others save to
+// it, which is reported once.
+func TestUnreadable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, _ := start(t, store, "a")
+		_, ended := start(t, store, "b")
+		time.Sleep(2 * time.Minute)
+		want(t, "error", ended.Save(t.Context()), nil)
+		ended.Close()
+		o.learn("c")
+		time.Sleep(2 * time.Minute)
+		store.set(func() { store.loadErr = errors.New("unreadable") })
+		for range 5 {
+			o.learn("d")
+			time.Sleep(2 * time.Minute)
+		}
+		store.set(func() { store.loadErr = nil })
+		want(t, "known", knownIn(t, store), "a b c")
+		time.Sleep(2 * time.Minute)
+		want(t, "known once it can be read", knownIn(t, store), "a b c d")
+		want(t, "failures", o.failures(), "[loading: unreadable]")
+	})
+}
+
+// TestReplacedAtOnce: a file that takes the place of one that was saved just now, and is as
+// large, is seen to be another one.
+func TestReplacedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fileOf := func(words ...string) []byte {
+			o := new(fakeOwner)
+			o.learn(words...)
+			data, _ := o.Snapshot(nil)
+			return data
+		}
+		store := new(fakeStore)
+		o, _ := start(t, store, "a")
+		time.Sleep(2 * time.Minute)
+		want(t, "error", store.Save(t.Context(), fileOf("b")), nil)
+		time.Sleep(2 * time.Minute)
+		o.learn("c")
+		store.set(func() { store.saved = func() { _ = store.Save(t.Context(), fileOf("a", "b", "d")) } })
+		time.Sleep(4 * time.Minute)
+		want(t, "known", knownIn(t, store), "a b c d")
 	})
 }
 

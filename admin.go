@@ -1,11 +1,7 @@
 package caddytarget
 
 import (
-	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -55,11 +51,10 @@ func newAdminAPI() *admin.API {
 			return version
 		},
 		Resolvers: usedResolvers,
-		Pools:     usedPools,
 		Sites:     usedSites,
 		Shared: func() *admin.Shared {
 			for s := range usedShared() {
-				return &admin.Shared{ID: s.id, Health: s.health, Top: s.counters.top, Trace: s.trace}
+				return &admin.Shared{ID: s.id, Health: s.health, Pools: &s.pools, Top: s.counters.Top, Trace: s.trace}
 			}
 			return nil
 		},
@@ -73,18 +68,6 @@ func usedResolvers() (used []*resolver.Resolver) {
 		return true
 	})
 	slices.SortFunc(used, func(a, b *resolver.Resolver) int { return strings.Compare(a.ID(), b.ID()) })
-	return used
-}
-
-// usedPools returns the pools in use, by name.
-func usedPools() (used []*admin.Pool) {
-	for s := range usedShared() {
-		for _, p := range s.usedPools() {
-			sum := sha256.Sum256(fmt.Appendf(nil, "%s%d", p.settings.text, p.settings.index))
-			used = append(used, &admin.Pool{Pool: p.Pool, Name: hex.EncodeToString(sum[:4]), ID: p.id})
-		}
-	}
-	slices.SortFunc(used, func(a, b *admin.Pool) int { return cmp.Or(strings.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
 	return used
 }
 

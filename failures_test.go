@@ -139,6 +139,11 @@ func TestFailures(t *testing.T) {
 	t.Run("timeout in DNS", func(t *testing.T) {
 		w.checkFault(t, fault{target: "http://silent.example/", phase: "dns", token: "dns_timeout", status: 504, details: "timeout of 300ms"}, "timeout 300ms")
 	})
+	w.run("metrics /metrics")
+	series := w.dnsSeries("failures_total")
+	if got, want := len(series), len(failure.RequestFailures()); got != want || len(notZero(series)) < 15 {
+		t.Errorf("got %d series of failures, %d not 0, want the %d that were there from the start", got, len(series), want)
+	}
 }
 
 // checkFault checks one fault at a new site.

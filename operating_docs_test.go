@@ -36,7 +36,7 @@ func docsWorld(t *testing.T) (w *world, unify *strings.Replacer) {
 	w.mustGet("/", "http://shop.example:"+b.Port)
 	w.get("/", "http://127.0.0.3:"+b.Port) // where nothing listens
 	return w, strings.NewReplacer(
-		w.dns.Addr, "10.0.0.53:53", corp.Addr, "10.1.0.53:53", r.ID(), "6f1e2a9c", usedPools()[0].Name, "0d5b7c31",
+		w.dns.Addr, "10.0.0.53:53", corp.Addr, "10.1.0.53:53", r.ID(), "6f1e2a9c", acquiredShared(w).pools.All()[0].Name(), "0d5b7c31",
 		"127.0.0.2:"+b.Port, "192.0.2.10:80", "127.0.0.3:"+b.Port, "192.0.2.11:80", "127.0.0.2", "192.0.2.10",
 		"127.0.0.1:"+w.port, "127.0.0.1:8080",
 	)

@@ -63,6 +63,7 @@ func (a *API) unhealthyAddresses() map[string]int {
 	return count
 }
 
+// getAddresses serves /target/addresses.
 func (a *API) getAddresses(_ *http.Request, p params) (any, error) {
 	q, err := p.listQuery()
 	if err != nil {

@@ -43,9 +43,6 @@ type API struct {
 	// Resolvers returns the resolvers in use, by ID.
 	Resolvers func() []*resolver.Resolver
 
-	// Pools returns the pools in use, and those that have connections still, by name.
-	Pools func() []*Pool
-
 	// Sites returns the target handlers of the running configuration, by place.
 	Sites func() []*Site
 
@@ -53,17 +50,11 @@ type API struct {
 	Shared func() *Shared
 }
 
-// Pool is one of the pools in use.
-type Pool struct {
-	*pool.Pool
-	Name string // short, and the same for as long as the settings of its transport
-	ID   uint64 // random: no other pool has it
-}
-
 // Shared is what all configurations of a process share.
 type Shared struct {
 	ID     uint64 // random: those of an earlier process do not have it
 	Health *health.Tracker
+	Pools  *pool.Set
 	Top    *topk.Sketch
 	Trace  *trace.Hub
 }

@@ -97,6 +97,7 @@ func newName(id string, n *resolver.Name) Name {
 	return a
 }
 
+// getNames serves /target/names.
 func (a *API) getNames(r *http.Request, p params) (any, error) {
 	limit, err := p.pageLimit()
 	if err != nil {
@@ -158,6 +159,7 @@ type ResolverName struct {
 	Names      []Name       `json:"names,omitempty"`
 }
 
+// getName serves /target/names/NAME.
 func (a *API) getName(name string) (any, error) {
 	normal, err := guard.NormalizeHost(name)
 	if err != nil {

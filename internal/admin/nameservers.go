@@ -32,6 +32,7 @@ type Nameserver struct {
 	Malformed  uint64            `json:"malformed"`
 }
 
+// getNameservers serves /target/nameservers.
 func (a *API) getNameservers(*http.Request, params) (any, error) {
 	all := Nameservers{[]Nameserver{}}
 	for _, r := range a.Resolvers() {

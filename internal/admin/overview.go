@@ -40,6 +40,7 @@ type Zone struct {
 	Evictions   uint64            `json:"evictions"`
 }
 
+// getOverview serves /target/.
 func (a *API) getOverview(*http.Request, params) (any, error) {
 	o := Overview{Version: version(), Caddy: a.CaddyVersion(), Go: runtime.Version(), Sites: append([]*Site{}, a.Sites()...), Resolvers: []Resolver{}}
 	for _, r := range a.Resolvers() {

@@ -12,7 +12,10 @@ import (
 )
 
 // The limits of a page of a list.
-const DefaultPage, MaxPage = 100, 1000
+const (
+	DefaultPage = 100
+	MaxPage     = 1000
+)
 
 // pageLimit returns how many elements there may be on a page.
 func (p params) pageLimit() (int, error) {

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -44,9 +45,9 @@ type Dial struct {
 	Seconds float64 `json:"seconds"`
 }
 
-func newUsage(p *Pool, u *pool.Usage) Usage {
+func newUsage(p *pool.Shared, u *pool.Usage) Usage {
 	a := Usage{
-		Pool: p.Name, Draining: p.Closed(), Target: u.Key.Host, ServerName: u.Key.ServerName, Protocol: u.Protocol(),
+		Pool: p.Name(), Draining: p.Closed(), Target: u.Key.Host, ServerName: u.Key.ServerName, Protocol: u.Protocol(),
 		Idle: u.Idle, InUse: u.InUse, Requests: u.Requests, Waiting: u.Waiting, Dialling: u.Dialling,
 		Oldest: secondsOf(u.Oldest), Newest: secondsOf(u.Newest), Unused: secondsOf(u.Unused),
 	}
@@ -80,6 +81,19 @@ func hasState(u *pool.Usage, states []string) bool {
 	return states == nil || slices.ContainsFunc(states, func(s string) bool { return count[s] > 0 })
 }
 
+// usedPools returns the pools in use, and those that have connections still, by name.
+func (a *API) usedPools() []*pool.Shared {
+	s := a.Shared()
+	if s == nil {
+		return nil
+	}
+	list := s.Pools.All()
+	slices.SortFunc(list, func(a, b *pool.Shared) int {
+		return cmp.Or(strings.Compare(a.Name(), b.Name()), cmp.Compare(a.ID, b.ID))
+	})
+	return list
+}
+
 // PoolCounts is how many connections a pool has.
 type PoolCounts struct {
 	ID       string `json:"pool"`
@@ -93,8 +107,8 @@ type PoolCounts struct {
 // poolCounts returns how many connections the pools in use have.
 func (a *API) poolCounts() []PoolCounts {
 	list := []PoolCounts{}
-	for _, p := range a.Pools() {
-		of, n := p.Counts(), PoolCounts{ID: p.Name, Draining: p.Closed()}
+	for _, p := range a.usedPools() {
+		of, n := p.Counts(), PoolCounts{ID: p.Name(), Draining: p.Closed()}
 		for protocol := range of.Idle {
 			n.Idle += of.Idle[protocol]
 			n.InUse += of.InUse[protocol]
@@ -108,6 +122,7 @@ func (a *API) poolCounts() []PoolCounts {
 	return list
 }
 
+// getPools serves /target/pools.
 func (a *API) getPools(r *http.Request, p params) (any, error) {
 	q, err := p.listQuery()
 	if err != nil {
@@ -117,14 +132,14 @@ func (a *API) getPools(r *http.Request, p params) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return poolsOf(r.Context(), a.Pools(), q, states)
+	return poolsOf(r.Context(), a.usedPools(), q, states)
 }
 
 // poolsOf returns a page of what there is in pools, one pool after the other.
-func poolsOf(ctx context.Context, used []*Pool, q listQuery, states []string) (Pools, error) {
+func poolsOf(ctx context.Context, used []*pool.Shared, q listQuery, states []string) (Pools, error) {
 	page := Pools{Pools: []Usage{}}
 	if q.from.list != 0 {
-		i := slices.IndexFunc(used, func(p *Pool) bool { return p.ID == q.from.list })
+		i := slices.IndexFunc(used, func(p *pool.Shared) bool { return p.ID == q.from.list })
 		if i < 0 {
 			return page, errCursor()
 		}

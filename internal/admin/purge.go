@@ -37,6 +37,7 @@ type ResolverPurged struct {
 	Names    int    `json:"names"`
 }
 
+// purge serves /target/purge.
 func (a *API) purge(r *http.Request, _ params) (any, error) {
 	var request PurgeRequest
 	d := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxPurgeBody))
@@ -60,7 +61,7 @@ func (a *API) purge(r *http.Request, _ params) (any, error) {
 	if s := a.Shared(); s != nil {
 		purged.Ejections = scope.Ejections(s.Health)
 	}
-	for _, p := range a.Pools() {
+	for _, p := range a.usedPools() {
 		purged.Connections += scope.Connections(p.Pool)
 	}
 	return purged, nil

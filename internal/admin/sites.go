@@ -63,7 +63,7 @@ func siteNames(sites []*Site) string {
 	return list
 }
 
-// getExplanation explains how a site would treat a request.
+// getExplanation serves /target/explain: how a site would treat a request.
 func (a *API) getExplanation(r *http.Request, p params) (any, error) {
 	in, err := explain.NewInput(p, r.URL.Query()["header"])
 	if err != nil {

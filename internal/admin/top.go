@@ -7,7 +7,10 @@ import (
 )
 
 // The limits of a list of targets.
-const DefaultTop, MaxTop = 20, 1000
+const (
+	DefaultTop = 20
+	MaxTop     = 1000
+)
 
 // topOrders are the orders of the list of targets.
 var topOrders = map[string]topk.By{
@@ -41,6 +44,7 @@ func (t *Target) add(other Target) {
 	t.Connections += other.Connections
 }
 
+// getTop serves /target/top.
 func (a *API) getTop(_ *http.Request, p params) (any, error) {
 	by := "requests"
 	if text, ok := p["by"]; ok {

@@ -67,7 +67,8 @@ func (p params) traceQuery() (q traceQuery, err error) {
 	return q, err
 }
 
-// streamTrace sends the requests of target handlers as server-sent events while they end.
+// streamTrace serves /target/trace: it sends the requests of target handlers as server-sent
+// events while they end.
 func (a *API) streamTrace(w http.ResponseWriter, r *http.Request, p params) error {
 	q, err := p.traceQuery()
 	if err != nil {

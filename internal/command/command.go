@@ -177,8 +177,8 @@ func (c *client) request(method, endpoint string, body, answer any) error {
 	if err != nil {
 		return fmt.Errorf("reading the response: %w", err)
 	}
-	if err := json.Unmarshal(text, answer); err != nil {
-		return fmt.Errorf("reading the response: %w", err)
+	if err := decode(text, answer); err != nil {
+		return err
 	}
 	if c.json {
 		var line bytes.Buffer
@@ -195,6 +195,14 @@ func (c *client) send(method, endpoint string, body io.Reader) (*http.Response, 
 		return nil, requestError(err)
 	}
 	return res, nil
+}
+
+// decode reads JSON of a response.
+func decode(text []byte, to any) error {
+	if err := json.Unmarshal(text, to); err != nil {
+		return fmt.Errorf("reading the response: %w", err)
+	}
+	return nil
 }
 
 // printJSON prints a line of valid JSON.

@@ -34,6 +34,7 @@ if no server answered.
 	return cmd
 }
 
+// showExplanation is the command `caddy target explain`.
 func showExplanation(c *client) error {
 	query := make(url.Values)
 	if c.flags.NArg() > 0 {

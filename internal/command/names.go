@@ -11,6 +11,7 @@ import (
 	"caddytarget/internal/explain"
 )
 
+// showNames is the command `caddy target names`.
 func showNames(c *client) error {
 	if name := c.flags.Arg(0); name != "" {
 		for _, flag := range []string{"prefix", "state", "after", "limit", "all"} {
@@ -54,6 +55,7 @@ func addressesOf(n *admin.Name) string {
 	return strings.Join(all, ",")
 }
 
+// showName shows all that is known of a name.
 func showName(c *client, name string) error {
 	var report admin.NameReport
 	if err := c.get("names/"+url.PathEscape(name), &report); err != nil || c.json {

@@ -11,6 +11,7 @@ import (
 	"caddytarget/internal/explain"
 )
 
+// showNameservers is the command `caddy target nameservers`.
 func showNameservers(c *client) error {
 	var all admin.Nameservers
 	if err := c.get("nameservers", &all); err != nil || c.json {

@@ -76,20 +76,20 @@ func (c *client) printEvent(name, data string) error {
 			return c.printJSON([]byte(data))
 		}
 		var e trace.Event
-		if err := json.Unmarshal([]byte(data), &e); err != nil {
-			return fmt.Errorf("reading the response: %w", err)
+		if err := decode([]byte(data), &e); err != nil {
+			return err
 		}
 		_, err = fmt.Fprintln(c.out, admin.Printable(e.Line()))
 	case admin.EventDropped:
 		var d admin.TraceDropped
-		if err := json.Unmarshal([]byte(data), &d); err != nil {
-			return fmt.Errorf("reading the response: %w", err)
+		if err := decode([]byte(data), &d); err != nil {
+			return err
 		}
 		_, err = fmt.Fprintf(c.err, "%d requests are left out: this is too slow for them\n", d.Dropped)
 	case admin.EventEnd:
 		var end admin.TraceEnd
-		if err := json.Unmarshal([]byte(data), &end); err != nil {
-			return fmt.Errorf("reading the response: %w", err)
+		if err := decode([]byte(data), &end); err != nil {
+			return err
 		}
 		if end.Reason == "reload" {
 			_, err = fmt.Fprintln(c.err, "The server has loaded another configuration, or stops")

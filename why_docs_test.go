@@ -25,7 +25,7 @@ func whyWorld(t *testing.T) (w *world, typed, shown *strings.Replacer) {
 		w.dns.Set(name, testlab.Reply{Addrs: []string{addr}, TTL: 3000})
 	}
 	w.run("target_proxy {header.X-Target} {\nallow_ips 127.0.0.0/8\nfail_duration 1h\n}") // no trust in w.ca
-	w.client.Transport.(*http.Transport).DisableKeepAlives = true // as curl, which ends
+	w.client.Transport.(*http.Transport).DisableKeepAlives = true                         // as curl, which ends
 	typed = strings.NewReplacer(
 		"//api.example/", "//api.example:"+untrusted.Port+"/", "//slow.example/", "//slow.example:"+slow.Port+"/", "//dead.example/", "//dead.example:"+closed+"/",
 	)

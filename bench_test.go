@@ -28,6 +28,7 @@ import (
 	"caddytarget/internal/health"
 	"caddytarget/internal/targeturl"
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/topk"
 )
 
 // The benchmarks here compare whole requests, in process and without a
@@ -339,6 +340,25 @@ func BenchmarkTarget(b *testing.B) {
 					_ = run(list[rand.N(n)])
 				}
 			})
+		})
+	}
+}
+
+// BenchmarkTelemetry measures what is counted of a request that works, of one of n targets:
+// the metrics and the sketch. What BenchmarkRequest measures has it in it.
+func BenchmarkTelemetry(b *testing.B) {
+	m := newShared().metrics.Requests
+	for _, n := range benchSizes {
+		hosts := make([]string, n)
+		for i := range hosts {
+			hosts[i] = fmt.Sprintf("d%d.test", i)
+		}
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				m.Answered(true)
+				m.Top.Observe(hosts[rand.N(n)], topk.Observation{Latency: time.Millisecond})
+			}
 		})
 	}
 }

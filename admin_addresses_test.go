@@ -192,6 +192,9 @@ func TestEjectionLogFlood(t *testing.T) {
 	if list := w.addresses(""); families != 1 || len(list.Families) != 1 || list.Families[0].Family != "ipv4" || list.Families[0].State != "ejected" || list.Families[0].Networks != 3 {
 		t.Errorf("got %d lines of a family and %+v, want one, and IPv4", families, list.Families)
 	}
+	if list := w.addresses("state=healthy"); len(list.Families) != 0 {
+		t.Errorf("got %+v of those that are healthy, want none", list.Families)
+	}
 	_, stdout, stderr := caddyTarget(t, "addresses", "--limit", "1", "--address", w.admin)
 	if !strings.Contains(stdout, "(all ipv4)") || !strings.Contains(stderr, "There are more") {
 		t.Errorf("got %s, %s, want the family and that there are more", stdout, stderr)

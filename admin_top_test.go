@@ -31,7 +31,7 @@ func TestTop(t *testing.T) {
 	get("calm.example", 4)
 	get("dead.example", 6)
 	get("cut.example", 2)
-	w.get("/", "not a target") // which is nobody's
+	w.get("/", "not a target") // which counts for no target
 	for by, want := range map[string]string{"": "busy.example", "?by=requests": "busy.example", "?by=failures": "dead.example", "?by=latency&limit=1": ""} {
 		var top admin.Top
 		w.mustAdmin(http.MethodGet, "/target/top"+by, "", &top)

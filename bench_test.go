@@ -313,7 +313,8 @@ func BenchmarkTarget(b *testing.B) {
 			if err != nil {
 				return err
 			}
-			c := exchange.Call{Resolver: r.Resolver, Policy: policy}
+			c := &new(exchange.Context).Call // as the handler makes it
+			c.Resolver, c.Policy = r.Resolver, policy
 			c.SetURL(u)
 			if err := c.Check(); err != nil {
 				return err

@@ -1,7 +1,6 @@
 package caddytarget
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -38,6 +37,7 @@ func docsWorld(t *testing.T) (w *world, unify *strings.Replacer) {
 	return w, strings.NewReplacer(
 		w.dns.Addr, "10.0.0.53:53", corp.Addr, "10.1.0.53:53", r.ID(), "6f1e2a9c", acquiredShared(w).pools.All()[0].Name(), "0d5b7c31",
 		"127.0.0.2:"+b.Port, "192.0.2.10:80", "127.0.0.3:"+b.Port, "192.0.2.11:80", "127.0.0.2", "192.0.2.10",
+		"127.0.0.3", "192.0.2.11",
 		"127.0.0.1:"+w.port, "127.0.0.1:8080",
 	)
 }
@@ -49,7 +49,7 @@ var changing = []string{
 }
 
 // sameJSON returns JSON with the values of changing members left out.
-func sameJSON(t *testing.T, text string) string {
+func sameJSON(t testing.TB, text string) string {
 	t.Helper()
 	var value any
 	if err := json.Unmarshal([]byte(text), &value); err != nil {
@@ -81,11 +81,52 @@ func sameJSON(t *testing.T, text string) string {
 }
 
 // sameTable returns the lines of a table, sorted, without times and widths of columns.
+// Numbers with four decimals are seconds; a time of the day has three.
 func sameTable(text string) string {
-	text = regexp.MustCompile(`-?\b([0-9.]+(ms|s|m|h))+\b`).ReplaceAllString(text, "*")
+	text = regexp.MustCompile(`-?\b(([0-9.]+(ms|s|m|h))+|[0-9]+\.[0-9]{4}|[0-9:]{8}\.[0-9]{3})\b`).ReplaceAllString(text, "*")
 	text = regexp.MustCompile(` +`).ReplaceAllString(text, " ")
 	text = strings.ReplaceAll(text, " \n", "\n")
 	return strings.Join(slices.Sorted(strings.Lines(strings.TrimRight(text, " \n")+"\n")), "")
+}
+
+// example is a command in the documentation, and what it prints there.
+type example struct{ command, want string }
+
+// examplesIn returns the examples of a page, without what the lines of a list are indented by.
+func examplesIn(text string) (examples []example) {
+	for _, block := range regexp.MustCompile("(?ms)^( *)```console\n(.*?)^ *```$").FindAllStringSubmatch(text, -1) {
+		lines := strings.ReplaceAll("\n"+block[2], "\n"+block[1], "\n")
+		for text := range strings.SplitSeq(strings.TrimPrefix(lines, "\n$ "), "\n$ ") {
+			command, want, _ := strings.Cut(text, "\n")
+			examples = append(examples, example{command, want})
+		}
+	}
+	return examples
+}
+
+var curlAdmin = regexp.MustCompile(`^curl -s (?:-d '(.*)' )?'localhost:2019(/.*)' \| jq$`)
+
+// runExample runs a command of the documentation, and returns what it prints and the
+// function that leaves out what is not the same each time.
+func (w *world) runExample(command string) (got string, same func(string) string) {
+	w.Helper()
+	if args, ok := strings.CutPrefix(command, "caddy target "); ok {
+		_, stdout, stderr := caddyTarget(w, append(strings.Fields(args), "--address", w.admin)...)
+		if strings.HasPrefix(stderr, `{"level":"error"`) {
+			stderr = "" // Caddy's log says what the exit status does
+		}
+		return stdout + stderr, sameTable
+	}
+	parts := curlAdmin.FindStringSubmatch(command)
+	if parts == nil {
+		w.Fatalf("unknown command %s", command)
+	}
+	method := http.MethodGet
+	if parts[1] != "" {
+		method = http.MethodPost
+	}
+	_, body := w.askAdmin(method, parts[2], parts[1])
+	return body, func(text string) string { return sameJSON(w, text) }
 }
 
 // TestOperatingDocs checks that the examples of docs/operating.md show what the commands
@@ -96,44 +137,16 @@ func TestOperatingDocs(t *testing.T) {
 		t.Fatal(err)
 	}
 	w, unify := docsWorld(t)
-	type example struct{ command, want string }
-	var examples []example
-	for _, block := range regexp.MustCompile("(?s)```console\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
-		for text := range strings.SplitSeq(strings.TrimPrefix(block[1], "$ "), "\n$ ") {
-			command, want, _ := strings.Cut(text, "\n")
-			examples = append(examples, example{command, want})
-		}
-	}
+	examples := examplesIn(string(text))
 	if len(examples) < 9 {
 		t.Errorf("got %d examples in docs/operating.md, want one of each command and endpoint", len(examples))
 	}
 	// those that change something are the last ones; explain looks names up
 	changes := func(e example) int { return 2*strings.Count(e.command, "purge") + strings.Count(e.command, "explain") }
 	slices.SortStableFunc(examples, func(a, b example) int { return changes(a) - changes(b) })
-	curl := regexp.MustCompile(`^curl -s (?:-d '(.*)' )?'localhost:2019(/.*)' \| jq$`)
 	for _, e := range examples {
-		var got string
-		same := sameTable
-		if args, ok := strings.CutPrefix(e.command, "caddy target "); ok {
-			_, stdout, stderr := caddyTarget(t, append(strings.Fields(args), "--address", w.admin)...)
-			if strings.HasPrefix(stderr, `{"level":"error"`) {
-				stderr = "" // Caddy's log says what the exit status does
-			}
-			got = unify.Replace(stdout + stderr)
-		} else if parts := curl.FindStringSubmatch(e.command); parts != nil {
-			method := http.MethodGet
-			if parts[1] != "" {
-				method = http.MethodPost
-			}
-			_, body := w.askAdmin(method, parts[2], parts[1])
-			var indented bytes.Buffer
-			_ = json.Indent(&indented, []byte(unify.Replace(body)), "", "  ")
-			got = indented.String()
-			same = func(text string) string { return sameJSON(t, text) }
-		} else {
-			t.Errorf("unknown command %s", e.command)
-			continue
-		}
+		got, same := w.runExample(e.command)
+		got = unify.Replace(got)
 		if same(got) != same(e.want) {
 			t.Errorf("%s: got\n%s\nwant, as in docs/operating.md,\n%s", e.command, got, e.want)
 		}

@@ -120,12 +120,13 @@ func TestFailingStorage(t *testing.T) {
 			w.resolver = "persist 1s"
 			lines := w.storageLines()
 			w.run(w.proxy())
-			last := w.requestsBeside(time.Second, 5*time.Second, b)
+			const limit = 5 * time.Second
+			last, _ := w.requestsBeside(time.Second, limit, b)
 			testlab.Eventually(t, "it is saved", func() bool { return w.isSaved(last) })
 			if err := test.spoil(w); err != nil {
 				t.Fatal(err)
 			}
-			last = w.requestsBeside(4*time.Second, time.Second, b)
+			last, _ = w.requestsBeside(4*time.Second, limit, b)
 			if test.want != "" {
 				testlab.Eventually(t, "it is warned", func() bool { return len(lines()) > 0 })
 			}
@@ -133,7 +134,7 @@ func TestFailingStorage(t *testing.T) {
 				if err := test.mend(w); err != nil {
 					t.Fatal(err)
 				}
-				last = w.requestsBeside(time.Second, time.Second, b)
+				last, _ = w.requestsBeside(time.Second, limit, b)
 			}
 			testlab.Eventually(t, "it is saved again", func() bool { return w.isSaved(last) })
 			// as after a start while it is locked

@@ -453,12 +453,11 @@ func (w *world) useHeldStorage(hold func(call string, end <-chan struct{})) {
 
 // requestsBeside sends requests for a while to a name that is known, to new ones and to one
 // that fails. All have to be answered as without a storage, and in less than a time.
-// It returns the last new name.
-func (w *world) requestsBeside(d, limit time.Duration, b *testlab.Backend) (last string) {
+// It returns the last new name, and how often it asked for all.
+func (w *world) requestsBeside(d, limit time.Duration, b *testlab.Backend) (last string, n int) {
 	w.Helper()
 	w.dns.Set("known.example", testlab.Reply{Addrs: []string{"127.0.0.2"}, TTL: 600})
 	w.dns.Set("refused.example", testlab.Reply{Rcode: 5})
-	n := 0
 	var slowest time.Duration
 	for began := time.Now(); time.Since(began) < d; time.Sleep(10 * time.Millisecond) {
 		n++
@@ -476,7 +475,7 @@ func (w *world) requestsBeside(d, limit time.Duration, b *testlab.Backend) (last
 	if slowest > limit {
 		w.Errorf("a request took %v, want %v at most", slowest, limit)
 	}
-	return last
+	return last, n
 }
 
 // storageLines returns a function that returns what is logged of the storage. The next
@@ -494,8 +493,10 @@ func TestSilentStorage(t *testing.T) {
 	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
 	w.resolver = "persist 1s"
 	w.run(w.proxy())
-	w.requestsBeside(time.Second, 3*time.Second, b)
-	w.requestsBeside(time.Second, time.Second, b)
+	w.requestsBeside(time.Second, testlab.Timeout, b)
+	if _, n := w.requestsBeside(3*time.Second, testlab.Timeout, b); n <= 3 {
+		t.Errorf("in 3 s there were %d failing requests: each of them waits for the storage", n)
+	}
 	w.stop()
 }
 

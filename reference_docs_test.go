@@ -189,7 +189,7 @@ func TestReferenceJSON(t *testing.T) {
 func TestReferenceWords(t *testing.T) {
 	text := readFile(t, reference)
 
-	_, source, _ := strings.Cut(readFile(t, "state.go"), `CutPrefix(key, "http.target.")`)
+	_, source, _ := strings.Cut(readFile(t, "internal/exchange/state.go"), `CutPrefix(key, "http.target.")`)
 	source, _, _ = strings.Cut(source, "// exchange is")
 	placeholders := words(source, `(?m)^\tcase "(\w+)":$`)
 	sameWords(t, "placeholders", words(sectionOf(t, text, "## Placeholders"), "(?m)^\\| `\\{http\\.target\\.(\\w+)\\}`"), placeholders)

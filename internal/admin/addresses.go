@@ -81,11 +81,12 @@ func (a *API) getAddresses(_ *http.Request, p params) (any, error) {
 	if q.from.list != 0 && q.from.list != s.ID {
 		return nil, errCursor()
 	}
+	inState := func(state health.State) bool { return states == nil || slices.Contains(states, state) }
 	if q.from.at == 0 {
-		page.Families = append(page.Families, failedFamilies(s.Health)...)
+		page.Families = append(page.Families, failedFamilies(s.Health, inState)...)
 	}
 	list, next := s.Health.Records(q.from.at, q.limit, func(r *health.Record) bool {
-		return q.filter.matches(r.Target, r.Addr) && (states == nil || slices.Contains(states, r.State))
+		return q.filter.matches(r.Target, r.Addr) && inState(r.State)
 	})
 	for i := range list {
 		page.Addresses = append(page.Addresses, newAddress(&list[i]))
@@ -94,10 +95,10 @@ func (a *API) getAddresses(_ *http.Request, p params) (any, error) {
 	return page, nil
 }
 
-// failedFamilies returns what is known of the families that failed.
-func failedFamilies(t *health.Tracker) (list []Family) {
+// failedFamilies returns what is known of the families that failed and are in a state.
+func failedFamilies(t *health.Tracker, inState func(health.State) bool) (list []Family) {
 	for i, f := range t.Families() {
-		if f.Networks > 0 {
+		if f.Networks > 0 && inState(f.State) {
 			list = append(list, Family{[]string{"ipv4", "ipv6"}[i], f.State.String(), f.Networks, secondsOf(f.Last), secondsOf(f.Left)})
 		}
 	}

@@ -79,10 +79,12 @@ func (s *Source) CallService(r *http.Request, service string, x *Exchange, st *S
 		return nil, failure.NewMalformed(err)
 	}
 	if s.Dynamic {
-		c := &Call{Client: ClientOf(r), Policy: s.Policy}
-		c.Host = name
-		if err := s.Policy.Enforce(s.Policy.CheckName(name), c); err != nil {
-			return nil, err
+		if err := s.Policy.CheckName(name); err != nil {
+			c := &Call{Client: ClientOf(r), Policy: s.Policy}
+			c.Host = name
+			if err := s.Policy.Enforce(err, c); err != nil {
+				return nil, err
+			}
 		}
 	}
 	found, err := s.Resolver.LookupService(r.Context(), name)

@@ -54,6 +54,12 @@ func TestRows(t *testing.T) {
 		Connect: NewConnect(addr.String(), &pool.Check{Connect: 2 * time.Millisecond, Handshake: 3 * time.Second, CertificateWanted: true}, err),
 		Outcome: NewOutcome(err, failure.Of(err), failure.Text(err)),
 	}
+	until := time.Date(2027, 1, 2, 3, 4, 5, 0, time.UTC)
+	r.Connect.Certificates = []Certificate{
+		{Names: []string{"a.example", "b.example"}, Until: until, Issuer: "CN=One"},
+		{Subject: "CN=One", Until: until, Issuer: "CN=Root"},
+		{Subject: "CN=c", Names: []string{"c.example"}, Until: until, Issuer: "CN=Root"},
+	}
 	want := `
 site|www.example
 target|GET https://a.example port 443 /x, Host a.example, timeout 2.5s
@@ -72,6 +78,9 @@ address|192.0.2.1:443: allowed, needs trial, offered as number 1, connections: 3
 address|192.0.2.1:443: refused: documentation
 dial|192.0.2.1:443 or another of 2 that are offered, a connection that is open, TLS for a.example
 connect|192.0.2.1:443: connect 2.00ms, TLS handshake 3s, the backend asks for a client certificate
+  certificate|for a.example b.example, until 2027-01-02T03:04:05Z, by CN=One
+  certificate|CN=One, until 2027-01-02T03:04:05Z, by CN=Root
+  certificate|CN=c for c.example, until 2027-01-02T03:04:05Z, by CN=Root
   error|a.example at 192.0.2.1:443: TLS handshake: bad 'record'
 result|status 502, tls_protocol_error in phase tls: a.example at 192.0.2.1:443: TLS handshake: bad 'record'
 `

@@ -167,7 +167,11 @@ func (c *Connect) lines(t *table) {
 	}
 	t.add("connect", "%s", line)
 	for _, n := range c.Certificates {
-		t.add("  certificate", "%s for %s, until %s, by %s", n.Subject, strings.Join(n.Names, " "), n.Until.Format(time.RFC3339), n.Issuer)
+		whose := n.Subject // may be empty where there are names; authorities have no names
+		if len(n.Names) > 0 {
+			whose = strings.TrimSpace(whose + " for " + strings.Join(n.Names, " "))
+		}
+		t.add("  certificate", "%s, until %s, by %s", whose, n.Until.Format(time.RFC3339), n.Issuer)
 	}
 	if c.Error != "" {
 		t.add("  error", "%s", c.Error)

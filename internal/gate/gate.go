@@ -30,7 +30,7 @@ type Gate struct {
 	*guard.Rules
 	*localnet.Listeners
 
-	// Report says that refusals are only reported, as far as OnlyReports goes.
+	// Report says that refusals are only reported, where OnlyReports allows that.
 	Report bool
 }
 

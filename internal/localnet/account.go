@@ -61,7 +61,7 @@ func (c *Account) Owner(a netip.AddrPort) (o Owner) {
 // maxWrappers bounds how many wrappers a listener has.
 const maxWrappers = 32
 
-// IDsOf returns the IDs of the sockets of listeners, as far as they are known: wrappers that
+// IDsOf returns the IDs of the sockets of listeners. Unknown ones are left out: wrappers that
 // a server, TLS and others put around a socket have to embed the listener that they wrap.
 func IDsOf(listeners []net.Listener) (ids []uint64) {
 	for _, l := range listeners {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"iter"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,7 @@ type memory struct {
 
 	part   atomic.Pointer[Part]
 	begin  sync.Once
+	ending atomic.Bool // it is saved for the last time
 	purges purges
 }
 
@@ -124,6 +126,8 @@ func (r *Resolver) Save(ctx context.Context) {
 	if !r.config.persists() {
 		return
 	}
+	r.memory.ending.Store(true)
+	defer r.memory.ending.Store(false)
 	if err := r.memory.saver.Save(ctx); err != nil {
 		r.logger().Warn("what is known of names was not saved at the end", zap.Error(err))
 	}
@@ -225,7 +229,11 @@ func (o *others) of(suffix string, servers []serverHash, most int) iter.Seq[dnsc
 			if z.suffix != suffix || !sameServers(z.servers, servers) {
 				continue
 			}
+			done := 0
 			for record := range z.records(most) {
+				if done++; done%pausedAfter == 0 {
+					runtime.Gosched()
+				}
 				chooses := func(p dnscache.Purge) bool { return p.Chooses(&record) }
 				if slices.ContainsFunc(o.purges, chooses) {
 					continue

@@ -85,7 +85,7 @@ func (r *Resolver) newIdentity() string {
 }
 
 // While a zone is written, others may use the processor: after so many names there is a
-// pause.
+// pause, but not at the end, when time is short.
 const (
 	pausedAfter = 256
 	pause       = time.Millisecond
@@ -112,7 +112,7 @@ func (r *Resolver) appendZone(w *snapshot.Writer, suffix string, z *zone, from *
 		if n == most || w.Room() < maxRecordSize {
 			return false
 		}
-		if done++; done%pausedAfter == 0 {
+		if done++; done%pausedAfter == 0 && !r.memory.ending.Load() {
 			time.Sleep(pause)
 		}
 		if isSavable(record.Name) {

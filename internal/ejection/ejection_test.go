@@ -47,7 +47,7 @@ func TestEjectionReasons(t *testing.T) {
 
 // TestLoggers: lines go to the last logger that was not released, if there is one.
 func TestLoggers(t *testing.T) {
-	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ejections_total"}, []string{"phase", "error"})
+	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ejections_total", Help: "Ejections."}, []string{"phase", "error"})
 	l := New(total)
 	eject := func() {
 		l.Ejected(&health.Ejection{Addr: netip.MustParseAddrPort("192.0.2.1:443"), Reason: health.Reason{Phase: "connect", Token: "connection_refused"}})

@@ -68,23 +68,6 @@ func CallOf(ctx context.Context) *Call {
 	return c
 }
 
-// Hop makes the call of the target of a redirect that a request was answered with, and checks
-// it.
-func (c *Context) Hop(r *http.Request, u targeturl.URL) (*Context, error) {
-	last, ctx := &c.Call, &Context{Context: c.Context}
-	next, st := &ctx.Call, last.State
-	next.SetURL(u)
-	if next.Foreign = last.Foreign || !targeturl.SameOrigin(last.URL(""), &u); !next.Foreign {
-		next.HostPort = last.HostPort // that of the option host, maybe
-	}
-	// what is left of the timeout is not what the site gives an address
-	next.Retryable = IsRetryable(r.Method)
-	next.Client, next.Strip, next.Policy, next.Resolver = last.Client, last.Strip, last.Policy, last.Resolver
-	next.State, next.Follower = st, last.Follower
-	st.Call, st.Returned, st.Err = next, false, nil
-	return ctx, next.Check()
-}
-
 // LimitTime gives a request the time of the handler's timeout. stop has to be called at its
 // end.
 func (c *Context) LimitTime(w http.ResponseWriter, r *http.Request, timeout time.Duration) (stop func()) {

@@ -54,7 +54,7 @@ func newAdminAPI() *admin.API {
 		Sites:     usedSites,
 		Shared: func() *admin.Shared {
 			for s := range usedShared() {
-				return &admin.Shared{ID: s.id, Health: s.health, Pools: &s.pools, Top: s.counters.Top, Trace: s.trace}
+				return &admin.Shared{ID: s.id, Health: s.health, Pools: &s.pools, Top: s.metrics.Requests.Top, Trace: s.trace}
 			}
 			return nil
 		},

@@ -136,7 +136,7 @@ func (r *Resolver) options() options {
 		"max_lookups":          numberOption(&r.MaxLookups),
 		"new_names":            numberOption(&r.NewNames),
 		"persist":              orOff(&r.Persist, checked(durationOption(&r.Persist), r.checkPersist)),
-		"hosts":                textOption(&r.Hosts),
+		"hosts":                checked(textOption(&r.Hosts), r.checkHosts),
 		"search":               flagOption(&r.Search),
 	}
 }
@@ -163,6 +163,8 @@ func (r *Resolver) checkNameservers() error { return resolver.CheckNameservers(r
 func (r *Resolver) checkFamily() error { return resolver.CheckFamily(r.Family) }
 
 func (r *Resolver) checkPersist() error { return resolver.CheckPersist(time.Duration(r.Persist)) }
+
+func (r *Resolver) checkHosts() error { return resolver.CheckHosts(r.Hosts) }
 
 func (r *Resolver) checkPreload() error { return resolver.CheckPreload(r.Preload) }
 

@@ -3,12 +3,19 @@ package caddytarget
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"path"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/caddyserver/certmagic"
+
+	"caddytarget/internal/resolver"
 	"caddytarget/internal/testlab"
 )
 
@@ -110,6 +117,71 @@ func TestInstances(t *testing.T) {
 			}
 			t.Logf("the slowest request took %v", slowest)
 			stopAll(t, instances)
+		})
+	}
+}
+
+// TestDeletedFiles: what no instance has saved for 30 days is deleted, and nothing else.
+func TestDeletedFiles(t *testing.T) {
+	const (
+		used    = "0123456789abcdef0123456789abcdef"
+		unused  = "f123456789abcdef0123456789abcdef"
+		ofSite  = unused + "-0123abcd"
+		partial = "1234567890"
+		foreign = "notes.txt"
+	)
+	for _, kind := range []string{"file", "redis"} {
+		t.Run(kind, func(t *testing.T) {
+			w := newWorld(t)
+			var storage certmagic.Storage = &certmagic.FileStorage{Path: w.storage()}
+			age := func(key string, at time.Time) error { return os.Chtimes(filepath.Join(w.storage(), key), at, at) }
+			if kind == "redis" {
+				socket := startRedis(t)
+				w.store = fmt.Sprintf("test_redis %q", socket)
+				redis := &redisStorage{Socket: socket}
+				t.Cleanup(func() { _ = redis.Cleanup() })
+				age = func(key string, at time.Time) error {
+					_, err := redis.do(t.Context(), "HSET", key, "modified", fmt.Sprint(at.UnixNano()))
+					return err
+				}
+				storage = redis
+			}
+			for name, days := range map[string]int{used: 29, unused: 31, ofSite: 31, partial: 31, foreign: 31, "x/" + unused: 31} {
+				key := resolver.StoragePrefix + "/" + name
+				if err := storage.Store(t.Context(), key, []byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				if err := age(key, time.Now().AddDate(0, 0, -days)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+			w.resolver = "persist 1s"
+			lines := w.logTo("INFO", "target.resolver", "files of names were deleted that nothing has saved for 30 days")
+			w.run(w.proxy())
+			w.mustGet("/", w.names(1, 600, b)[0])
+			testlab.Eventually(t, "files are deleted", func() bool { return len(lines()) > 0 })
+			w.stop()
+			if got := lines(); len(got) != 1 || got[0]["files"] != 3.0 {
+				t.Errorf("logged %v, want three files", got)
+			}
+			keys, err := storage.List(t.Context(), resolver.StoragePrefix, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			own := 0
+			for _, key := range keys {
+				switch name := strings.TrimPrefix(key, resolver.StoragePrefix+"/"); name {
+				case unused, ofSite, partial:
+					t.Errorf("%s was not deleted", key)
+				case used, foreign, "x", "x/" + unused:
+				default:
+					own++
+				}
+			}
+			if want := own + 3; own != 1 || len(slices.DeleteFunc(keys, func(key string) bool { return path.Base(key) == "x" })) != want {
+				t.Errorf("left are %v", keys)
+			}
 		})
 	}
 }

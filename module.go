@@ -105,7 +105,6 @@ type shared struct {
 	health    *health.Tracker
 	ejections *ejection.Log
 	metrics   *metrics.Metrics
-	counters  *counters
 	pools     pool.Set
 	limits    *pool.Limits
 	sockets   *localnet.Sockets // nil: Caddy's account of its listeners is asked
@@ -136,7 +135,6 @@ func newShared() *shared {
 		warm:    warm.New(),
 	}
 	s.metrics = metrics.New(s.countPools, s.health)
-	s.counters = newCounters(s.metrics.Requests)
 	s.ejections = ejection.New(s.metrics.Ejections)
 	s.health.Observe(s.ejections)
 	return s

@@ -2,6 +2,8 @@ package caddytarget
 
 import (
 	"context"
+	"path"
+	"regexp"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -36,6 +38,37 @@ func (s *storage) Load(ctx context.Context) ([]byte, error) { return s.Storage.L
 // whole.
 func (s *storage) Save(ctx context.Context, data []byte) error {
 	return s.Store(ctx, s.key, data)
+}
+
+// savedKey matches the names of keys below resolver.StoragePrefix: those of resolver.Generation, and of files
+// that Caddy's file storage was writing when its process was killed.
+var savedKey = regexp.MustCompile("^(?:[0-9a-f]{32}(?:-[0-9a-f]+)?|[0-9]{1,10})$")
+
+// DeleteOld implements snapshot.Store. The storage's own times are compared with each other,
+// so that it does not matter if the clock of this machine is wrong.
+func (s *storage) DeleteOld(ctx context.Context, age time.Duration) (n int, err error) {
+	own, err := s.Storage.Stat(ctx, s.key)
+	if err != nil {
+		return 0, err
+	}
+	keys, err := s.List(ctx, resolver.StoragePrefix, false)
+	if err != nil {
+		return 0, err
+	}
+	for _, key := range keys {
+		if key == s.key || path.Dir(key) != resolver.StoragePrefix || !savedKey.MatchString(path.Base(key)) {
+			continue
+		}
+		info, err := s.Storage.Stat(ctx, key)
+		if err != nil || !info.IsTerminal || own.Modified.Sub(info.Modified) < age {
+			continue // another instance may have deleted it
+		}
+		if err := s.Delete(ctx, key); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
 }
 
 // useStorage makes a resolver save what it knows in Caddy's storage, and which targets of the

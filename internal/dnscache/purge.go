@@ -38,11 +38,12 @@ func (c *Cache) Purge(p Purge) int {
 	n := 0
 	var preload []*node
 	for _, old := range nodes {
-		if !c.forget(old) {
+		wasPinned, ok := c.forget(old)
+		if !ok {
 			continue
 		}
 		n++
-		if old.pinned.Load() {
+		if wasPinned {
 			preload = append(preload, c.pin(old.entry.Load().name()))
 		}
 	}
@@ -92,21 +93,21 @@ func IsBelow(name, suffix string) bool {
 	return suffix == "." || ok && (rest == "" || rest[len(rest)-1] == '.')
 }
 
-// forget removes a node, whatever lookup of it is in flight. It reports false if it was
-// evicted before.
-func (c *Cache) forget(n *node) bool {
+// forget removes a node, whatever lookup of it is in flight. It reports whether it was one
+// of Config.Preload, or not ok if it was evicted before.
+func (c *Cache) forget(n *node) (wasPinned, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if n.evicted {
-		return false
+		return false, false
 	}
 	c.unlink(n)
-	if n.pinned.Load() {
+	if wasPinned = n.pinned.Swap(false); wasPinned {
 		c.preloaded--
 	} else {
 		n.links[evictionList].in.remove(n)
 	}
-	return true
+	return wasPinned, true
 }
 
 // askChunk is for how many nodes askAgain holds the lock of the scheduler at a time.

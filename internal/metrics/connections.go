@@ -54,8 +54,8 @@ var (
 // protocols.
 var protocols = [...]string{"http/1.1", "http/2", "other"}
 
-// DialPhases are the words for the phases of dials.
-var DialPhases = [...]string{pool.Connect: "connect", pool.Handshake: "tls"}
+// dialPhases are the labels of the phases of dials.
+var dialPhases = [...]string{pool.Connect: "connect", pool.Handshake: "tls"}
 
 // Addresses knows how many addresses are in each state.
 type Addresses interface {
@@ -81,7 +81,7 @@ func (c *connections) Collect(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), labels...)
 	}
 	var idle, inUse [len(protocols)]int
-	var dials [len(DialPhases)]int
+	var dials [len(dialPhases)]int
 	for of := range c.pools {
 		for i := range of.Idle {
 			idle[i] += of.Idle[i]
@@ -98,7 +98,7 @@ func (c *connections) Collect(metrics chan<- prometheus.Metric) {
 			gauge(descConnections, idle[i], "idle", protocol)
 		}
 	}
-	for i, phase := range DialPhases {
+	for i, phase := range dialPhases {
 		gauge(descDials, dials[i], phase)
 	}
 	for state, n := range c.addresses.States() {

@@ -4,14 +4,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"caddytarget/internal/failure"
+	"caddytarget/internal/gate"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/topk"
-)
-
-// The values of the label mode.
-const (
-	enforce = "enforce"
-	report  = "report"
 )
 
 // Requests are the metrics of requests.
@@ -39,11 +34,11 @@ func newRequests() *Requests {
 	r.overNew, r.overOld = r.answered.WithLabelValues("new"), r.answered.WithLabelValues("reused")
 	startAtZero(r.Failures, failure.RequestFailures())
 	for _, rule := range guard.RefusalRules() {
-		r.Refused.WithLabelValues(enforce, rule)
-		r.Refused.WithLabelValues(report, rule)
+		r.Refused.WithLabelValues(gate.ModeEnforce, rule)
+		r.Refused.WithLabelValues(gate.ModeReport, rule)
 	}
 	for _, rule := range []string{failure.RuleNoTarget, failure.RuleLoop, failure.RuleMaxRequests, failure.RuleMaxLookups, failure.RuleNewNames} {
-		r.Refused.WithLabelValues(enforce, rule)
+		r.Refused.WithLabelValues(gate.ModeEnforce, rule)
 	}
 	return r
 }

@@ -28,12 +28,15 @@ func (g *Generation) Resolvers() []*Resolver {
 	return slices.Clone(g.list)
 }
 
+// StoragePrefix is what all keys of Caddy's storage begin with.
+const StoragePrefix = "caddytarget/dns"
+
 // StorageKey returns where it is saved what a resolver of the configuration knows. All
 // instances whose resolver has the same nameservers and zones share it. If there are several
 // of these in one configuration, as a site for strangers may have one of its own, the names
 // of one do not get to the others: then the options of those of sites are a part of it.
 func (g *Generation) StorageKey(r *Resolver) string {
-	key := "caddytarget/dns/" + r.Identity()
+	key := StoragePrefix + "/" + r.Identity()
 	all := g.Resolvers()
 	if len(all) > 0 && all[0] == r {
 		return key

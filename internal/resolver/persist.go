@@ -129,6 +129,21 @@ func (r *Resolver) Save(ctx context.Context) {
 	}
 }
 
+// Persistence is how it is with what is saved of a resolver.
+type Persistence struct {
+	Interval time.Duration // how often it is saved; 0: never
+
+	// Saved is the file that was saved last, Loaded the one of the start, each with the
+	// number of its names; zero: there was none. Err is why the last try failed; nil: it
+	// did not.
+	snapshot.Status
+}
+
+// Persistence returns how it is with what is saved. It does not wait for the storage.
+func (r *Resolver) Persistence() Persistence {
+	return Persistence{max(r.config.Persist, 0), r.memory.saver.Status()}
+}
+
 // Changes implements snapshot.Owner.
 func (s saved) Changes() (n uint64) {
 	for z := range s.all {
@@ -138,6 +153,11 @@ func (s saved) Changes() (n uint64) {
 		n += (*part).Changes()
 	}
 	return n + s.memory.purges.count()
+}
+
+// Deleted implements snapshot.Owner.
+func (s saved) Deleted(n int) {
+	s.logger().Info("files of names were deleted that nothing has saved for 30 days", zap.Int("files", n))
 }
 
 // Failed implements snapshot.Owner.
@@ -157,12 +177,12 @@ func (s saved) Failed(what string, err error) {
 }
 
 // Snapshot implements snapshot.Owner.
-func (s saved) Snapshot(others *snapshot.File) []byte {
+func (s saved) Snapshot(others *snapshot.File) (data []byte, n int) {
 	now := time.Now()
 	from := s.others(others, now)
 	w := snapshot.NewWriter(now, s.memory.size)
 	for suffix, z := range s.named() {
-		s.appendZone(w, suffix, z, &from)
+		n += s.appendZone(w, suffix, z, &from)
 	}
 	if list := s.search.Load(); list != nil {
 		list.writeTo(w, now, from.names)
@@ -170,9 +190,9 @@ func (s saved) Snapshot(others *snapshot.File) []byte {
 	if part := s.memory.part.Load(); part != nil {
 		(*part).Write(w)
 	}
-	data := w.Finish()
+	data = w.Finish()
 	s.memory.size = len(data) + len(data)/8
-	return data
+	return data, n
 }
 
 // others is what is in a file that other resolvers have written, too.
@@ -321,16 +341,15 @@ func (r *Resolver) read(f *snapshot.File) (zones []savedZone, names []savedName,
 }
 
 // Restore implements snapshot.Owner.
-func (s saved) Restore(f *snapshot.File) error {
+func (s saved) Restore(f *snapshot.File) (n int, err error) {
 	zones, names, err := s.read(f)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	age := f.Age(time.Now())
 	if err := s.readPart(f, age); err != nil {
-		return err
+		return 0, err
 	}
-	n := 0
 	for _, z := range zones {
 		n += s.take(z.servers, z.records(s.maxNames()), age)
 	}
@@ -340,7 +359,7 @@ func (s saved) Restore(f *snapshot.File) error {
 	if n > 0 {
 		s.logger().Info("names were loaded that were saved before", zap.Int("names", n), zap.Duration("age", age))
 	}
-	return nil
+	return n, nil
 }
 
 // readPart has the added section read.

@@ -48,6 +48,8 @@ func (s *memoryStore) Save(_ context.Context, data []byte) error {
 	return nil
 }
 
+func (s *memoryStore) DeleteOld(context.Context, time.Duration) (int, error) { return 0, nil }
+
 // savedResolver returns a resolver that has loaded what is in a store.
 func savedResolver(t testing.TB, config Config, store snapshot.Store) *Resolver {
 	t.Helper()
@@ -192,6 +194,37 @@ func TestSavedByOneThatEnded(t *testing.T) {
 	}
 }
 
+// TestPersistence: it is known how many names were saved and loaded, and when.
+func TestPersistence(t *testing.T) {
+	checkLeaks(t)
+	s := testlab.NewNameserver(t)
+	s.Has("a.example", "192.0.2.1")
+	s.Set("_http._tcp.example", testlab.Reply{SRV: []string{"1 2 80 a.example."}, TTL: 600})
+	config := Config{Nameservers: []string{s.Addr}, Persist: 7 * time.Minute}
+	store := new(memoryStore)
+	r := savedResolver(t, config, store)
+	if got := r.Persistence(); got != (Persistence{Interval: 7 * time.Minute}) {
+		t.Errorf("at the start: %+v", got)
+	}
+	mustLookup(t, r, "a.example")
+	if _, err := r.LookupService(t.Context(), "_http._tcp.example"); err != nil {
+		t.Fatal(err)
+	}
+	r.Save(t.Context())
+	saved := r.Persistence().Saved
+	if saved.N != 2 || saved.Size != len(store.data) || time.Since(saved.At) > testlab.Timeout {
+		t.Errorf("saved %+v", saved)
+	}
+	loaded := savedResolver(t, config, store).Persistence().Loaded
+	if loaded.N != 2 || loaded.Size != saved.Size || loaded.From.Sub(saved.From).Abs() > time.Second {
+		t.Errorf("loaded %+v after %+v", loaded, saved)
+	}
+	config.Persist = -1
+	if got := newResolver(t, config).Persistence(); got != (Persistence{}) {
+		t.Errorf("without: %+v", got)
+	}
+}
+
 // exampleFile returns what a resolver saves that knows names of each kind.
 func exampleFile(t testing.TB) (file []byte, r *Resolver) {
 	s := testlab.NewNameserver(t)
@@ -210,7 +243,8 @@ func exampleFile(t testing.TB) (file []byte, r *Resolver) {
 	if _, err := r.LookupService(t.Context(), "_http._tcp.example"); err != nil {
 		t.Fatal(err)
 	}
-	return saved{r}.Snapshot(nil), newResolver(t, config)
+	file, _ = saved{r}.Snapshot(nil)
+	return file, newResolver(t, config)
 }
 
 // TestDamagedSnapshot: a part of a file, and one with another octet, is not used.
@@ -221,7 +255,8 @@ func TestDamagedSnapshot(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return saved{r}.Restore(f)
+		_, err = saved{r}.Restore(f)
+		return err
 	}
 	for i := range data {
 		damaged := slices.Clone(data)
@@ -265,7 +300,7 @@ func FuzzRestore(f *testing.F) {
 			t.Fatal(err)
 		}
 		fresh.Purge(dnscache.Purge{Suffix: "."})
-		if (saved{fresh}).Restore(parsed) != nil {
+		if _, err := (saved{fresh}).Restore(parsed); err != nil {
 			if page, _ := fresh.Names(t.Context(), dnscache.Query{Limit: 10}); len(page.Names) > 0 {
 				t.Errorf("names %v of a section that cannot be read", page.Names)
 			}
@@ -285,7 +320,8 @@ func FuzzRestore(f *testing.F) {
 				}
 			}
 		}
-		_ = saved{fresh}.Snapshot(parsed)
+		_, _ = saved{fresh}.Snapshot(parsed)
+		_ = saved{fresh}.Lacks(parsed)
 	})
 }
 
@@ -327,10 +363,10 @@ func BenchmarkSnapshot(b *testing.B) {
 		}
 	}
 	r.take(nil, records, 0)
-	data := saved{r}.Snapshot(nil)
+	data, _ := saved{r}.Snapshot(nil)
 	b.Run("save", func(b *testing.B) {
 		for b.Loop() {
-			_ = saved{r}.Snapshot(nil)
+			_, _ = saved{r}.Snapshot(nil)
 		}
 		b.ReportMetric(float64(len(data))/names, "octets/name")
 	})
@@ -343,8 +379,8 @@ func BenchmarkSnapshot(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			if err := (saved{other}).Restore(f); err != nil || other.cache.Len() != names {
-				b.Fatal(err, other.cache.Len())
+			if n, err := (saved{other}).Restore(f); err != nil || n != names {
+				b.Fatal(err, n)
 			}
 		}
 	})

@@ -96,8 +96,9 @@ func savedServers(servers []serverHash) []serverHash {
 	return servers[:min(len(servers), maxSavedServers)]
 }
 
-// appendZone writes a zone, with the names of others that are not known here.
-func (r *Resolver) appendZone(w *snapshot.Writer, suffix string, z *zone, from *others) {
+// appendZone writes a zone, with the names of others that are not known here. It returns
+// how many names it has written.
+func (r *Resolver) appendZone(w *snapshot.Writer, suffix string, z *zone, from *others) (n int) {
 	w.Begin(zoneSection)
 	w.Text(suffix)
 	servers := savedServers(r.serversOf(z))
@@ -105,31 +106,32 @@ func (r *Resolver) appendZone(w *snapshot.Writer, suffix string, z *zone, from *
 	for _, hash := range servers {
 		w.Octets(hash[:])
 	}
-	left := r.maxNames()
+	most := r.maxNames()
 	done := 0
 	add := func(record *dnscache.Record) bool {
-		if left == 0 || w.Room() < maxRecordSize {
+		if n == most || w.Room() < maxRecordSize {
 			return false
 		}
 		if done++; done%pausedAfter == 0 {
 			time.Sleep(pause)
 		}
 		if isSavable(record.Name) {
-			left--
+			n++
 			appendRecord(w, record)
 		}
 		return true
 	}
 	for record := range z.cache.Records() {
 		if !add(&record) {
-			return
+			return n
 		}
 	}
-	for record := range from.of(suffix, servers, r.maxNames()) {
+	for record := range from.of(suffix, servers, most) {
 		if r.mayServe(&record) && !z.cache.Has(record.Name, record.Service) && !add(&record) {
-			return
+			return n
 		}
 	}
+	return n
 }
 
 // maxNames returns how many names a zone may have, those to preload included.

@@ -19,6 +19,10 @@ type Store interface {
 	Stat(ctx context.Context) (Stamp, error)
 	Load(ctx context.Context) ([]byte, error)
 	Save(ctx context.Context, data []byte) error
+
+	// DeleteOld deletes files of other owners that were saved so long before the one of this
+	// store, and returns how many.
+	DeleteOld(ctx context.Context, age time.Duration) (int, error)
 }
 
 // Stamp changes when a file is saved.
@@ -29,12 +33,12 @@ type Stamp struct {
 
 // Owner is whose knowledge is saved and loaded.
 type Owner interface {
-	// Restore takes over what was saved.
-	Restore(f *File) error
+	// Restore takes over what was saved, and returns of how many things.
+	Restore(f *File) (n int, err error)
 
-	// Snapshot returns what is to be saved. If others is not nil, it is the file that is
-	// replaced. It has what other processes know, which should not be lost.
-	Snapshot(others *File) []byte
+	// Snapshot returns what is to be saved, of so many things. If others is not nil, it is
+	// the file that is replaced. It has what other processes know, which should not be lost.
+	Snapshot(others *File) (data []byte, n int)
 
 	// Lacks reports whether a file does not have all that Snapshot would return, and has
 	// room for it.
@@ -42,6 +46,9 @@ type Owner interface {
 
 	// Changes returns a number that changes when there is something new to be saved.
 	Changes() uint64
+
+	// Deleted is called with how many files of other owners were deleted.
+	Deleted(n int)
 
 	// Failed is called with why a file cannot be loaded, is ignored or cannot be saved:
 	// once, until it works again.
@@ -61,6 +68,11 @@ const (
 
 	// maxLoads is how often it is tried to load a file before it is overwritten.
 	maxLoads = 3
+
+	// keepFor is how long a file is kept that is not saved any more, since no process has its
+	// configuration. deleteInterval is how often it is looked for such files at most.
+	keepFor        = 30 * 24 * time.Hour
+	deleteInterval = 24 * time.Hour
 
 	// maxFinalSaves is how often the file is saved at the end, if other processes replace
 	// it by one in which something is missing.
@@ -96,8 +108,44 @@ type Saver struct {
 	sum     [sha256.Size]byte // of the file that was last saved
 	took    time.Duration     // to save it
 	shared  bool              // other processes save to the store, too
-	calling chan struct{}     // for one call of a store, which may have been given up
-	failed  string            // what has been reported
+
+	deleted time.Time // when it was looked for old files
+
+	statusMu sync.Mutex
+	status   Status
+	calling  chan struct{} // for one call of a store, which may have been given up
+	failed   string        // what has been reported
+}
+
+// Status is how loading and saving went.
+type Status struct {
+	Saved, Loaded Transfer // the last ones that worked; zero: there was none
+
+	// Err is why the file could not be loaded, used or saved, the last time it was tried;
+	// nil: it could.
+	Err   error
+	ErrAt time.Time
+}
+
+// Transfer is a file that was saved or loaded.
+type Transfer struct {
+	At   time.Time
+	From time.Time // when it was saved
+	N    int       // how many things are in it
+	Size int       // octets
+}
+
+// Status returns how loading and saving went. It does not wait for a store.
+func (s *Saver) Status() Status {
+	s.statusMu.Lock()
+	defer s.statusMu.Unlock()
+	return s.status
+}
+
+func (s *Saver) setStatus(change func(*Status)) {
+	s.statusMu.Lock()
+	defer s.statusMu.Unlock()
+	change(&s.status)
 }
 
 // NewSaver returns a saver that saves about once in each interval, if there is something
@@ -152,7 +200,11 @@ func (s *Saver) run() {
 		case <-s.ctx.Done():
 			return
 		case <-time.After(s.interval*9/10 + rand.N(s.interval/5+1)):
-			_ = s.exclusively(s.ctx, func(ctx context.Context, store Store) { s.save(ctx, store) })
+			_ = s.exclusively(s.ctx, func(ctx context.Context, store Store) {
+				if s.save(ctx, store) {
+					s.deleteOld(ctx, store)
+				}
+			})
 		}
 	}
 }
@@ -207,8 +259,9 @@ func call[T any](ctx context.Context, s *Saver, f func(ctx context.Context) (T, 
 // load loads the file and hands it to the owner.
 func (s *Saver) load(ctx context.Context, store Store) {
 	f, what, err := s.read(ctx, store, false)
+	n := 0
 	if err == nil && f != nil {
-		if err = s.owner.Restore(f); err != nil {
+		if n, err = s.owner.Restore(f); err != nil {
 			what = Ignoring
 		}
 	}
@@ -219,7 +272,11 @@ func (s *Saver) load(ctx context.Context, store Store) {
 	if err != nil {
 		s.report(what, err)
 	} else {
-		s.failed = ""
+		if f != nil {
+			loaded := Transfer{At: time.Now(), From: f.SavedAt, N: n, Size: f.Size()}
+			s.setStatus(func(status *Status) { status.Loaded = loaded })
+		}
+		s.succeeded()
 	}
 	if f != nil {
 		s.sum = f.sum
@@ -279,11 +336,11 @@ func (s *Saver) Save(ctx context.Context) error {
 }
 
 // save saves the file if there is something new, or something is missing in the file of
-// another process.
-func (s *Saver) save(ctx context.Context, store Store) {
+// another process. It reports whether it did.
+func (s *Saver) save(ctx context.Context, store Store) bool {
 	if !s.done {
 		if s.load(ctx, store); !s.done {
-			return
+			return false
 		}
 	}
 	// a file that cannot be used was reported before, or is of a process that was started
@@ -298,20 +355,21 @@ func (s *Saver) save(ctx context.Context, store Store) {
 	}
 	switch {
 	case !isNew && (others == nil || !s.shared || !s.owner.Lacks(others)):
+		return false
 	case s.shared && what == Loading: // what others know would be lost
 		s.reportUnlessEnded(ctx, what, err)
-	case s.shared:
-		s.write(ctx, store, others)
-	default:
-		s.write(ctx, store, nil) // what is there has nothing but what this process knew
+		return false
+	case !s.shared:
+		others = nil // it has nothing but what this process knew
 	}
+	return s.write(ctx, store, others)
 }
 
 // write saves the file, and reports whether that has worked.
 func (s *Saver) write(ctx context.Context, store Store, others *File) bool {
 	began := time.Now()
 	changes := s.owner.Changes()
-	data := s.owner.Snapshot(others)
+	data, n := s.owner.Snapshot(others)
 	_, err := call(ctx, s, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, store.Save(ctx, data)
 	})
@@ -319,7 +377,10 @@ func (s *Saver) write(ctx context.Context, store Store, others *File) bool {
 		s.reportUnlessEnded(ctx, Saving, err)
 		return false
 	}
-	s.changes, s.failed, s.sum = changes, "", sumOf(data)
+	s.changes, s.sum = changes, sumOf(data)
+	now := time.Now()
+	s.setStatus(func(status *Status) { status.Saved = Transfer{At: now, From: now, N: n, Size: len(data)} })
+	s.succeeded()
 	s.took = time.Since(began)
 	s.seen = Stamp{}
 	if s.shared {
@@ -329,6 +390,19 @@ func (s *Saver) write(ctx context.Context, store Store, others *File) bool {
 		s.seen = stamp
 	}
 	return true
+}
+
+// deleteOld deletes files that are not saved any more. If that fails, it is tried again
+// later.
+func (s *Saver) deleteOld(ctx context.Context, store Store) {
+	if !s.deleted.IsZero() && time.Since(s.deleted) < deleteInterval {
+		return
+	}
+	s.deleted = time.Now()
+	n, _ := call(ctx, s, func(ctx context.Context) (int, error) { return store.DeleteOld(ctx, keepFor) })
+	if n > 0 {
+		s.owner.Deleted(n)
+	}
 }
 
 // reportUnlessEnded reports a failure, unless it is that ctx has ended.
@@ -345,4 +419,12 @@ func (s *Saver) report(what string, err error) {
 		s.owner.Failed(what, err)
 	}
 	s.failed = what
+	now := time.Now()
+	s.setStatus(func(status *Status) { status.Err, status.ErrAt = err, now })
+}
+
+// succeeded ends what was reported.
+func (s *Saver) succeeded() {
+	s.failed = ""
+	s.setStatus(func(status *Status) { status.Err, status.ErrAt = nil, time.Time{} })
 }

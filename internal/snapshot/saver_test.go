@@ -23,6 +23,9 @@ type fakeStore struct {
 	saves, loads int
 	err          error         // of all calls
 	saveErr      error         // of Save
+	loadErr      error         // of Load
+	saved        func()        // is called after the next Save, which has not returned
+	looked       int           // how often for old files
 	more         int64         // octets that it adds
 	slow         time.Duration // before each call, whatever its context says
 }
@@ -49,17 +52,36 @@ func (s *fakeStore) Load(context.Context) ([]byte, error) {
 	unlock, err := s.call()
 	defer unlock()
 	s.loads++
-	return s.data, err
+	return s.data, cmp.Or(err, s.loadErr)
 }
 
 func (s *fakeStore) Save(_ context.Context, data []byte) error {
 	unlock, err := s.call()
-	defer unlock()
+	defer func() {
+		saved := s.saved
+		s.saved = nil
+		unlock()
+		if saved != nil {
+			saved()
+		}
+	}()
 	if err = cmp.Or(err, s.saveErr); err == nil {
 		s.data, s.stamp = data, Stamp{int64(len(data)) + s.more, time.Now()}
 		s.saves++
 	}
 	return err
+}
+
+func (s *fakeStore) DeleteOld(_ context.Context, age time.Duration) (int, error) {
+	unlock, err := s.call()
+	defer unlock()
+	if s.looked++; age != keepFor {
+		err = errors.New("another age")
+	}
+	if err != nil {
+		return 0, err
+	}
+	return 2, nil
 }
 
 // counts returns how often there was a call that ended.
@@ -80,6 +102,7 @@ type fakeOwner struct {
 	mu      sync.Mutex
 	words   []string
 	failed  []string
+	deleted int
 	changes atomic.Uint64
 }
 
@@ -108,6 +131,12 @@ func (o *fakeOwner) failures() []string {
 
 func (o *fakeOwner) Changes() uint64 { return o.changes.Load() }
 
+func (o *fakeOwner) Deleted(n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.deleted += n
+}
+
 func (o *fakeOwner) Failed(what string, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -124,22 +153,24 @@ func wordsOf(f *File) (words []string) {
 	return words
 }
 
-func (o *fakeOwner) Restore(f *File) error {
-	o.learn(wordsOf(f)...)
-	return nil
+func (o *fakeOwner) Restore(f *File) (int, error) {
+	words := wordsOf(f)
+	o.learn(words...)
+	return len(words), nil
 }
 
-func (o *fakeOwner) Snapshot(others *File) []byte {
+func (o *fakeOwner) Snapshot(others *File) (data []byte, n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	all := slices.Concat(o.words, wordsOf(others))
 	slices.Sort(all)
 	w := NewWriter(time.Now(), 0)
-	for _, word := range slices.Compact(all) {
+	all = slices.Compact(all)
+	for _, word := range all {
 		w.Begin("word")
 		w.Text(word)
 	}
-	return w.Finish()
+	return w.Finish(), len(all)
 }
 
 func (o *fakeOwner) Lacks(f *File) bool {
@@ -298,6 +329,53 @@ func TestIdleSaver(t *testing.T) {
 	})
 }
 
+// TestUnreadable: a store that can be written but not read is left alone if others save to
+// it, which is reported once.
+func TestUnreadable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, _ := start(t, store, "a")
+		_, ended := start(t, store, "b")
+		time.Sleep(2 * time.Minute)
+		want(t, "error", ended.Save(t.Context()), nil)
+		ended.Close()
+		o.learn("c")
+		time.Sleep(2 * time.Minute)
+		store.set(func() { store.loadErr = errors.New("unreadable") })
+		for range 5 {
+			o.learn("d")
+			time.Sleep(2 * time.Minute)
+		}
+		store.set(func() { store.loadErr = nil })
+		want(t, "known", knownIn(t, store), "a b c")
+		time.Sleep(2 * time.Minute)
+		want(t, "known once it can be read", knownIn(t, store), "a b c d")
+		want(t, "failures", o.failures(), "[loading: unreadable]")
+	})
+}
+
+// TestReplacedAtOnce: a file that takes the place of one that was saved just now, and is as
+// large, is seen to be another one.
+func TestReplacedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fileOf := func(words ...string) []byte {
+			o := new(fakeOwner)
+			o.learn(words...)
+			data, _ := o.Snapshot(nil)
+			return data
+		}
+		store := new(fakeStore)
+		o, _ := start(t, store, "a")
+		time.Sleep(2 * time.Minute)
+		want(t, "error", store.Save(t.Context(), fileOf("b")), nil)
+		time.Sleep(2 * time.Minute)
+		o.learn("c")
+		store.set(func() { store.saved = func() { _ = store.Save(t.Context(), fileOf("a", "b", "d")) } })
+		time.Sleep(4 * time.Minute)
+		want(t, "known", knownIn(t, store), "a b c d")
+	})
+}
+
 // TestOtherSizes: a store whose sizes are not those of files, since it encrypts them, is
 // not taken for one to which another process saves.
 func TestOtherSizes(t *testing.T) {
@@ -389,6 +467,78 @@ func TestUnusableFile(t *testing.T) {
 		<-s.Loaded()
 		want(t, "failures", o.failures(), fmt.Sprintf("[ignoring: it has %d octets, more than %d]", MaxSize+1, MaxSize))
 		want(t, "loads of what is too large", second(store.counts()), 1)
+	})
+}
+
+// TestStatus: what was saved and loaded last, and why it could not be.
+func TestStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, s := start(t, store, "a", "b")
+		<-s.Loaded()
+		want(t, "status at the start", s.Status(), Status{})
+		time.Sleep(2 * time.Minute)
+		status := s.Status()
+		if saved := status.Saved; saved.N != 2 || saved.Size != len(store.data) || time.Since(saved.At) > 2*time.Minute || saved.From != saved.At {
+			t.Errorf("saved %+v", saved)
+		}
+		store.set(func() { store.err = errors.New("gone") })
+		o.learn("c")
+		time.Sleep(2 * time.Minute)
+		if failed := s.Status(); failed.Saved != status.Saved || fmt.Sprint(failed.Err) != "gone" || time.Since(failed.ErrAt) > 2*time.Minute {
+			t.Errorf("after a failure the status is %+v", failed)
+		}
+		store.set(func() { store.err = nil })
+		time.Sleep(2 * time.Minute)
+		status = s.Status()
+		if status.Saved.N != 3 || status.Err != nil || !status.ErrAt.IsZero() || status.Loaded != (Transfer{}) {
+			t.Errorf("after it the status is %+v", status)
+		}
+		time.Sleep(time.Second)
+		_, s = start(t, store)
+		<-s.Loaded()
+		loaded := s.Status().Loaded
+		if loaded.N != 3 || loaded.Size != len(store.data) || !loaded.At.Equal(time.Now()) || loaded.At.Sub(loaded.From) < time.Second {
+			t.Errorf("loaded %+v", loaded)
+		}
+		s.turn <- struct{}{} // while it is busy
+		_ = s.Status()
+		<-s.turn
+		store.set(func() { store.data = []byte("something else") })
+		_, s = start(t, store)
+		<-s.Loaded()
+		want(t, "error of a file that is ignored", s.Status().Err, "it is no snapshot")
+	})
+}
+
+// TestDeleteOld: it is looked for old files after a file was saved, once a day.
+func TestDeleteOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, s := start(t, store)
+		looks := func() string {
+			store.mu.Lock()
+			defer store.mu.Unlock()
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			return fmt.Sprint(store.looked, " ", o.deleted)
+		}
+		time.Sleep(72 * time.Hour)
+		want(t, "looks and files while nothing is saved", looks(), "0 0")
+		for range 60 {
+			o.learn("a")
+			time.Sleep(time.Hour)
+		}
+		want(t, "looks and files", looks(), "3 6")
+		store.set(func() { store.slow = 100 * time.Hour })
+		o.learn("b")
+		time.Sleep(24 * time.Hour)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_ = s.Save(ctx)
+		s.Close()
+		time.Sleep(300 * time.Hour) // until the call ends that was given up
+		want(t, "looks and files", looks(), "3 6")
 	})
 }
 

@@ -33,7 +33,7 @@ type Transport struct {
 }
 
 // Attempt is one attempt at a request. The transport calls its methods in the order in
-// which they stand here.
+// which they stand here, up to End.
 type Attempt struct {
 	Call     *Call     // nil: no handler or source has seen the request
 	Exchange *Exchange // nil: none, and there is no body
@@ -267,8 +267,8 @@ func (a *Attempt) Address() string {
 	return a.Order.Key.Dial
 }
 
-// NotConnected returns the error of the attempt if its connection could not be opened, and
-// nothing comes of that.
+// NotConnected returns the error of an attempt whose connection could not be opened. It
+// records nothing.
 func (a *Attempt) NotConnected(e *pool.Error) error {
 	if failure.RuleOf(e) != "" {
 		return e.Err

@@ -17,7 +17,8 @@ import (
 )
 
 // Call describes what a request calls: the request's target, the name of a source, or
-// one record of a service.
+// one record of a service. What makes one sets its fields; after that only this package
+// writes them.
 type Call struct {
 	failover.Target // name, port and addresses, and what was tried of them
 

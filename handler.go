@@ -296,7 +296,7 @@ func acceptable(r *http.Request) error {
 	switch {
 	case outgoing.HasLoopID(r.Header):
 		return failure.ErrLoop
-	case r.Method == http.MethodConnect && !isExtendedConnect(r):
+	case r.Method == http.MethodConnect && !httpfield.IsExtendedConnect(r):
 		// a backend that is a proxy, too, would open a tunnel
 		return failure.NewMalformed(failure.ErrConnect)
 	case r.URL.Opaque != "":
@@ -392,18 +392,6 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *exchange.St
 // retryLater says when a request that comes at a bad time may be made again (RFC 9110,
 // section 10.2.3).
 func retryLater(w http.ResponseWriter) { w.Header().Set("Retry-After", "1") }
-
-// isExtendedConnect reports whether a request opens a WebSocket over HTTP/2 or
-// HTTP/3 (RFC 8441, RFC 9220), which reverse_proxy turns into one of HTTP/1.1.
-func isExtendedConnect(r *http.Request) bool {
-	switch r.ProtoMajor {
-	case 2:
-		return r.Header.Get(":protocol") == "websocket"
-	case 3:
-		return r.Proto == "websocket"
-	}
-	return false
-}
 
 // Interface guards
 var (

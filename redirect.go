@@ -1,7 +1,6 @@
 package caddytarget
 
 import (
-	"fmt"
 	"maps"
 	"math"
 	"net/http"
@@ -10,11 +9,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/dustin/go-humanize"
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"caddytarget/internal/exchange"
-	"caddytarget/internal/guard"
 	"caddytarget/internal/redirect"
 	"caddytarget/internal/targeturl"
 )
@@ -137,7 +133,7 @@ func (h *Handler) follow(w http.ResponseWriter, r *http.Request, c *exchange.Con
 			f.RestoreBody(client)
 			return h.refuse(w, r, c.Call.State, err)
 		}
-		h.followed(r, &c.Call, from)
+		c.Call.Followed(r, from)
 	}
 }
 
@@ -147,18 +143,6 @@ const routeGroups = caddy.CtxKey("route_group")
 func restore[M ~map[K]V, K comparable, V any](to, from M) {
 	clear(to)
 	maps.Copy(to, from)
-}
-
-// followed notes that a redirect, which a target has sent, leads to c.
-func (h *Handler) followed(r *http.Request, c *exchange.Call, from string) {
-	if c.Foreign {
-		r.Trailer = nil
-	}
-	c.State.Redirects++
-	if ce := h.policy.Log.Check(zapcore.DebugLevel, "redirect followed"); ce != nil {
-		ce.Write(zap.Int("redirects", c.State.Redirects), zap.String("from", from), zap.String("scheme", c.Scheme),
-			zap.String("name", c.Host), zap.Uint16("port", c.Port), zap.String("method", r.Method), zap.String("remote", c.Client.Remote))
-	}
 }
 
 // locationURL is the URL of a handler that follows a redirect by itself, in a
@@ -171,15 +155,7 @@ func (h *Handler) read(text string, last, c *exchange.Call) (targeturl.URL, erro
 	if h.URL != locationURL || last == nil || text == "" {
 		return targeturl.Parse(text)
 	}
-	from := last.URL(last.URI)
-	u, err := from.Resolve(text)
-	if err == targeturl.ErrDowngrade {
-		err = fmt.Errorf("a redirect from https: %w", &guard.Refusal{Kind: guard.KindScheme, Value: u.Scheme, Rule: guard.RuleSchemes})
-	}
-	if err == nil {
-		c.Foreign = last.Foreign || !targeturl.SameOrigin(from, &u)
-	}
-	return u, err
+	return c.ReadLocation(text, last)
 }
 
 // Interface guards

@@ -2,13 +2,9 @@ package exchange
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"time"
-
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
@@ -16,7 +12,6 @@ import (
 	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/record"
-	"caddytarget/internal/redirect"
 	"caddytarget/internal/replay"
 )
 
@@ -38,7 +33,7 @@ type Transport struct {
 }
 
 // Attempt is one attempt at a request. The transport calls its methods in the order in
-// which they stand here.
+// which they stand here, up to End.
 type Attempt struct {
 	Call     *Call     // nil: no handler or source has seen the request
 	Exchange *Exchange // nil: none, and there is no body
@@ -58,24 +53,6 @@ type Attempt struct {
 func NewAttempt(t *Transport, c *Call, x *Exchange) *Attempt {
 	return &Attempt{transport: t, Call: c, Exchange: x}
 }
-
-// Refused is why a request is not sent: an error that is answered with a status.
-type Refused struct {
-	Status int
-	Err    error
-}
-
-func (e *Refused) Error() string { return e.Err.Error() }
-
-func (e *Refused) Unwrap() error { return e.Err }
-
-// Unsent is a failure before anything of a request was sent, or after which all of it can be
-// sent again: any request may be tried elsewhere.
-type Unsent struct{ Failure *failure.Error }
-
-func (e Unsent) Error() string { return e.Failure.Error() }
-
-func (e Unsent) Unwrap() error { return e.Failure }
 
 // Refuse returns why a request is not sent at all.
 func (a *Attempt) Refuse(req *http.Request) error {
@@ -157,11 +134,6 @@ func (a *Attempt) openBody(req *http.Request) (io.ReadCloser, error) {
 	return a.body.Open(IsRetryable(req.Method) || mayBeRefused || mayBeSentOn)
 }
 
-// BodyFailed returns the error of a request whose body could not be read.
-func BodyFailed(target string, err error) error {
-	return &failure.Error{Target: target, Phase: failure.Request, Err: fmt.Errorf("reading the request's body: %w", err)}
-}
-
 // SetOut makes what is sent of the request, but for its body.
 func (a *Attempt) SetOut(req *http.Request, changes outgoing.Changes) {
 	if c := a.Call; c != nil {
@@ -229,20 +201,6 @@ func (a *Attempt) notDialled(e *pool.Error) error {
 	return &Refused{status, err}
 }
 
-// NotConnected returns the error of the attempt if its connection could not be opened, and
-// nothing comes of that.
-func (a *Attempt) NotConnected(e *pool.Error) error {
-	if failure.RuleOf(e) != "" {
-		return e.Err
-	}
-	failed := a.failure(e)
-	if ended := a.Out.Context().Err(); ended != nil {
-		failed.Err = ended
-		a.Call.ranOut(ended, failed)
-	}
-	return failed
-}
-
 // Worked records an attempt that got a response. If that is a redirect, it may be
 // followed.
 func (a *Attempt) Worked(req *http.Request, res *http.Response) {
@@ -280,23 +238,6 @@ func (t *Transport) unhealthy(status int, begun time.Time) error {
 	return nil
 }
 
-// redirected has a response followed if it is a redirect.
-func (a *Attempt) redirected(req *http.Request, res *http.Response) {
-	c, t := a.Call, a.transport
-	c.Follower.Begin()
-	if !redirect.IsStatus(res.StatusCode) {
-		return
-	}
-	err := c.Follower.Responded(c.URL(req.URL.RequestURI()), req, res, t.Takes != nil && t.Takes(res))
-	if err == nil {
-		return
-	}
-	c.State.notFollowed = err
-	if ce := c.Policy.Log.Check(zapcore.DebugLevel, "redirect not followed"); ce != nil {
-		ce.Write(append(fields(c, err), zap.Int("status", res.StatusCode), zap.Int("redirects", c.Follower.Count()))...)
-	}
-}
-
 // End gives up what was claimed and has not begun, or has ended without an outcome.
 func (a *Attempt) End() {
 	a.trial.End()
@@ -324,4 +265,18 @@ func (a *Attempt) Address() string {
 		return a.Order.Key.Addr.String()
 	}
 	return a.Order.Key.Dial
+}
+
+// NotConnected returns the error of an attempt whose connection could not be opened. It
+// records nothing.
+func (a *Attempt) NotConnected(e *pool.Error) error {
+	if failure.RuleOf(e) != "" {
+		return e.Err
+	}
+	failed := a.failure(e)
+	if ended := a.Out.Context().Err(); ended != nil {
+		failed.Err = ended
+		a.Call.ranOut(ended, failed)
+	}
+	return failed
 }

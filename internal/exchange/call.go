@@ -17,7 +17,8 @@ import (
 )
 
 // Call describes what a request calls: the request's target, the name of a source, or
-// one record of a service.
+// one record of a service. What makes one sets its fields; after that only this package
+// writes them.
 type Call struct {
 	failover.Target // name, port and addresses, and what was tried of them
 
@@ -66,23 +67,6 @@ func (c *Context) Value(key any) any {
 func CallOf(ctx context.Context) *Call {
 	c, _ := ctx.Value(callKey{}).(*Call)
 	return c
-}
-
-// Hop makes the call of the target of a redirect that a request was answered with, and checks
-// it.
-func (c *Context) Hop(r *http.Request, u targeturl.URL) (*Context, error) {
-	last, ctx := &c.Call, &Context{Context: c.Context}
-	next, st := &ctx.Call, last.State
-	next.SetURL(u)
-	if next.Foreign = last.Foreign || !targeturl.SameOrigin(last.URL(""), &u); !next.Foreign {
-		next.HostPort = last.HostPort // that of the option host, maybe
-	}
-	// what is left of the timeout is not what the site gives an address
-	next.Retryable = IsRetryable(r.Method)
-	next.Client, next.Strip, next.Policy, next.Resolver = last.Client, last.Strip, last.Policy, last.Resolver
-	next.State, next.Follower = st, last.Follower
-	st.Call, st.Returned, st.Err = next, false, nil
-	return ctx, next.Check()
 }
 
 // LimitTime gives a request the time of the handler's timeout. stop has to be called at its

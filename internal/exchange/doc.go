@@ -14,6 +14,8 @@
 //   - policy.go: Policy, what may be called, counted and logged.
 //   - source.go: [Source], the calls of a source that has a name; service.go: Service.
 //   - state.go: State, the placeholders and why a request failed; exchange.go: Exchange.
-//   - attempt.go: Attempt and [Transport]; response.go: how the response ends.
+//   - attempt.go: Attempt and [Transport]; errors.go: what it returns; response.go: how the
+//     response ends.
+//   - redirect.go: redirects, which lead to other calls.
 //   - record.go: what is recorded of a request and its attempts.
 package exchange

@@ -122,7 +122,7 @@ func TestExchanges(t *testing.T) {
 	}
 }
 
-// TestFailed has what comes of an attempt that failed.
+// TestFailed checks the error of an attempt that failed.
 func TestFailed(t *testing.T) {
 	refusal := &guard.Refusal{Kind: guard.KindAddress, Value: "192.0.2.1", Rule: guard.RulePrivate}
 	for _, test := range []struct {

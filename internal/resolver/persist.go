@@ -68,16 +68,18 @@ func (c *Config) persists() bool { return c.Persist > 0 }
 // does so once, at the start or when the first reader would have to wait.
 func (r *Resolver) remember() {
 	r.memory.begin.Do(func() {
-		load := true
+		var before *snapshot.Saver // that of what is known already
 		if r.config.Predecessor != nil {
 			if old := r.config.Predecessor(r); old != nil {
 				r.Inherit(old)
-				load = !old.hasLoaded() || old.Identity() != r.Identity()
+				if old.hasLoaded() && old.Identity() == r.Identity() {
+					before = old.memory.saver
+				}
 			}
 			r.config.Predecessor = nil // it may hold a whole configuration
 		}
 		if r.config.persists() {
-			r.memory.saver.Begin(load)
+			r.memory.saver.Begin(before)
 		} else {
 			r.memory.saver.Close()
 		}
@@ -301,6 +303,16 @@ func (p *purges) add(what []dnscache.Purge) {
 	}
 }
 
+// inherit remembers what was purged of another resolver, too.
+func (p *purges) inherit(old *purges) {
+	old.mu.Lock()
+	list := slices.Clone(old.list)
+	old.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.list = append(list, p.list...)
+}
+
 func (p *purges) count() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -428,6 +440,7 @@ func (r *Resolver) Inherit(old *Resolver) {
 	if list, from := r.search.Load(), old.search.Load(); list != nil && from != nil {
 		list.add(from.all())
 	}
+	r.memory.purges.inherit(&old.memory.purges)
 	if n > 0 {
 		r.logger().Debug("names were taken over from the resolver before", zap.Int("names", n))
 	}

@@ -104,17 +104,18 @@ type Saver struct {
 	loads   int // tries that failed
 	done    bool
 	seen    Stamp
-	changes uint64            // when it was last saved
-	sum     [sha256.Size]byte // of the file that was last saved
-	took    time.Duration     // to save it
-	shared  bool              // other processes save to the store, too
+	changes uint64        // when it was last saved
+	took    time.Duration // to save it
+	calling chan struct{} // for one call of a store, which may have been given up
+	failed  string        // what has been reported
+	deleted time.Time     // when it was looked for old files
 
-	deleted time.Time // when it was looked for old files
+	// For the saver that comes after this one, too.
+	sum    atomic.Pointer[[sha256.Size]byte] // of the file that was last saved or loaded
+	shared atomic.Bool                       // other processes save to the store, too
 
 	statusMu sync.Mutex
 	status   Status
-	calling  chan struct{} // for one call of a store, which may have been given up
-	failed   string        // what has been reported
 }
 
 // Status is how loading and saving went.
@@ -165,11 +166,16 @@ func (s *Saver) Use(store Store) {
 	s.store.Store(&store)
 }
 
-// Begin begins to load the file, unless there is no need, as what it has is known
-// already; and then to save it. It may be called many times.
-func (s *Saver) Begin(load bool) {
+// Begin begins to load the file, and then to save it. If what is in it is known already,
+// since the owner took over from the one of another saver, it only saves: then before is
+// that saver, and nil otherwise. Begin may be called many times.
+func (s *Saver) Begin(before *Saver) {
 	s.begin.Do(func() {
-		if s.store.Load() == nil || !load {
+		if before != nil {
+			s.sum.Store(before.sum.Load())
+			s.shared.Store(before.shared.Load())
+		}
+		if s.store.Load() == nil || before != nil {
 			s.done = true
 			close(s.loaded)
 		}
@@ -279,7 +285,8 @@ func (s *Saver) load(ctx context.Context, store Store) {
 		s.succeeded()
 	}
 	if f != nil {
-		s.sum = f.sum
+		sum := f.sum // without the rest of the file
+		s.sum.Store(&sum)
 	}
 	s.done = err == nil || what == Ignoring || s.loads == maxLoads
 }
@@ -319,7 +326,7 @@ func (s *Saver) read(ctx context.Context, store Store, again bool) (f *File, wha
 func (s *Saver) Save(ctx context.Context) error {
 	return s.exclusively(ctx, func(ctx context.Context, store Store) {
 		s.save(ctx, store)
-		for i := 0; i < maxFinalSaves && s.shared; i++ {
+		for i := 0; i < maxFinalSaves && s.shared.Load(); i++ {
 			// as long as it may take those that have read the file before
 			settle := minSettle + s.took
 			select {
@@ -328,7 +335,7 @@ func (s *Saver) Save(ctx context.Context) error {
 				return
 			}
 			others, _, _ := s.read(ctx, store, true)
-			if others == nil || others.sum == s.sum || !s.owner.Lacks(others) || !s.write(ctx, store, others) {
+			if others == nil || s.isOwn(others) || !s.owner.Lacks(others) || !s.write(ctx, store, others) {
 				return
 			}
 		}
@@ -346,23 +353,31 @@ func (s *Saver) save(ctx context.Context, store Store) bool {
 	// a file that cannot be used was reported before, or is of a process that was started
 	// later; it is replaced
 	others, what, err := s.read(ctx, store, false)
-	if others != nil && others.sum != s.sum {
-		s.shared = true
+	if others != nil && !s.isOwn(others) {
+		s.shared.Store(true)
 	}
+	merge := s.shared.Load()
 	isNew := s.owner.Changes() != s.changes
-	if isNew && s.shared && others == nil && err == nil {
+	if isNew && merge && others == nil && err == nil {
 		others, what, err = s.read(ctx, store, true)
 	}
 	switch {
-	case !isNew && (others == nil || !s.shared || !s.owner.Lacks(others)):
+	case !isNew && (others == nil || !merge || !s.owner.Lacks(others)):
 		return false
-	case s.shared && what == Loading: // what others know would be lost
+	case merge && what == Loading: // what others know would be lost
 		s.reportUnlessEnded(ctx, what, err)
 		return false
-	case !s.shared:
+	case !merge:
 		others = nil // it has nothing but what this process knew
 	}
 	return s.write(ctx, store, others)
+}
+
+// isOwn reports whether a file is the one that this saver, or the one before it, has saved or
+// loaded last.
+func (s *Saver) isOwn(f *File) bool {
+	sum := s.sum.Load()
+	return sum != nil && *sum == f.sum
 }
 
 // write saves the file, and reports whether that has worked.
@@ -377,13 +392,15 @@ func (s *Saver) write(ctx context.Context, store Store, others *File) bool {
 		s.reportUnlessEnded(ctx, Saving, err)
 		return false
 	}
-	s.changes, s.sum = changes, sumOf(data)
+	s.changes = changes
+	sum := sumOf(data)
+	s.sum.Store(&sum)
 	now := time.Now()
 	s.setStatus(func(status *Status) { status.Saved = Transfer{At: now, From: now, N: n, Size: len(data)} })
 	s.succeeded()
 	s.took = time.Since(began)
 	s.seen = Stamp{}
-	if s.shared {
+	if s.shared.Load() {
 		return true // the stamp may be that of another file by now
 	}
 	if stamp, err := call(ctx, s, store.Stat); err == nil && stamp.Size == int64(len(data)) {

@@ -189,7 +189,7 @@ func start(t *testing.T, store Store, words ...string) (*fakeOwner, *Saver) {
 	s := NewSaver(o, time.Minute)
 	s.Use(store)
 	t.Cleanup(s.Close)
-	s.Begin(true)
+	s.Begin(nil)
 	return o, s
 }
 
@@ -329,6 +329,38 @@ func TestIdleSaver(t *testing.T) {
 	})
 }
 
+// TestFollowingSaver: a saver that follows another one in the process does not take its file
+// for that of another process, and loses nothing of what is in it.
+func TestFollowingSaver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, before := start(t, store, "a")
+		time.Sleep(2 * time.Minute)
+		for i := range 3 {
+			if i == 1 {
+				_, other := start(t, store, "b")
+				want(t, "error", other.Save(t.Context()), nil)
+				other.Close()
+			}
+			if i == 2 {
+				o.learn("c")
+				time.Sleep(2 * time.Minute)
+			}
+			next := NewSaver(o, time.Minute)
+			next.Use(store)
+			next.Begin(before)
+			before.Close()
+			<-next.Loaded()
+			o.learn("d")
+			time.Sleep(2 * time.Minute)
+			want(t, "others are known", next.shared.Load(), i > 0)
+			want(t, "known", knownIn(t, store), []string{"a d", "a b d", "a b c d"}[i])
+			before = next
+		}
+		before.Close()
+	})
+}
+
 // TestUnreadable: a store that can be written but not read is left alone if others save to
 // it, which is reported once.
 func TestUnreadable(t *testing.T) {
@@ -389,9 +421,7 @@ func TestOtherSizes(t *testing.T) {
 		if saves, loads := store.counts(); loads > saves {
 			t.Errorf("%d loads and %d saves, want each file loaded once at most", loads, saves)
 		}
-		s.turn <- struct{}{}
-		want(t, "others are known", s.shared, false)
-		<-s.turn
+		want(t, "others are known", s.shared.Load(), false)
 		want(t, "known", knownIn(t, store), "a b0 b1 b2 b3 b4")
 	})
 }

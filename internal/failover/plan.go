@@ -31,8 +31,9 @@
 //     this target alone. A POST would end here, with an error: B may have acted on it.
 //   - It meets H, and has its response.
 //
-// The next request is offered H alone. An ejection lasts for Source.EjectFor from the
-// failure; that of S begins when its dial fails. Once that of R or S is over, a request
+// The next request is offered H alone. An ejection lasts for Source.EjectFor, which is the
+// option fail_duration, from the failure; that of S begins when its dial fails. Once that of
+// R or S is over, a request
 // to H begins a probe, which only opens a connection. B is on trial instead: a GET is
 // sent there first, since only a request shows whether it answers, and then to H if that
 // fails. Of several requests at the same time one claims the trial or the probe; for the

@@ -9,8 +9,9 @@
 //
 // Each attempt takes four steps. Package exchange takes them: its Call.Offer and
 // Service.Next the first one, the methods of Attempt the others. The loop is that of
-// reverse_proxy. It makes another attempt while retries are left, for any request if the error is an
-// exchange.Unsent, and after any other error for a GET, or what lb_retry_match says.
+// reverse_proxy: while retries are left, it makes another attempt. It does so for any
+// request if the error is an exchange.Unsent, and after any other error for a GET, or for
+// what lb_retry_match says.
 //
 //  1. [Source.Next] or [Service.Next] offers addresses: healthy ones that were not
 //     tried yet; if there are none, whatever may help. The load balancing policy of

@@ -70,8 +70,8 @@ func (p *Pool) recheck(c *conn) {
 }
 
 // serveWaiters gives streams of a connection to requests that wait, and reports whether the
-// connection is in use; shard.mu is held. If
-// the connection was just opened, by is its dial, else nil.
+// connection is in use; shard.mu is held. If the connection was just opened, by is its dial,
+// else nil.
 func (p *Pool) serveWaiters(c *conn, by *dial) bool {
 	d := c.destination
 	for len(d.waiters) > 0 && c.index >= 0 && c.reserveStream() {

@@ -131,8 +131,12 @@ func (p *Plan) Add(t *Target) {
 // reverse_proxy makes no further attempt.
 func (p *Plan) FillOrder(t *Target, via *Transport, o *pool.Order) {
 	o.Target, o.Owner = t.Host, t.Owner
-	o.Deadlines, o.Pending = p.deadlines, p.pending()
-	o.Last = !t.more && !p.offersBeside(t) || p.Tries() >= via.Retries
+	o.Deadlines = p.deadlines
+	isLastTry := p.Tries() >= via.Retries
+	if !isLastTry { // there is another one for an address whose dial was given up, and has completed
+		o.Pending = p.pending()
+	}
+	o.Last = isLastTry || !t.more && !p.offersBeside(t)
 	if p.deadlines != [2]time.Time{} {
 		p.began = time.Now()
 	}

@@ -10,16 +10,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"caddytarget/internal/failure"
-	"caddytarget/internal/health"
+	"caddytarget/internal/admin"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/testlab"
 )
 
 // addresses returns what /target/addresses shows for a query.
-func (w *world) addresses(query string) (list adminAddressList) {
+func (w *world) addresses(query string) (list admin.Addresses) {
 	w.Helper()
 	w.mustAdmin(http.MethodGet, "/target/addresses?"+query, "", &list)
 	return list
@@ -61,8 +59,8 @@ func TestAdminAddresses(t *testing.T) {
 		t.Errorf("got %v, want the backend's 503", res)
 	}
 	list := w.addresses("state=ejected")
-	slices.SortFunc(list.Addresses, func(a, b adminAddress) int { return strings.Compare(a.Address, b.Address) })
-	want := []adminAddress{
+	slices.SortFunc(list.Addresses, func(a, b admin.Address) int { return strings.Compare(a.Address, b.Address) })
+	want := []admin.Address{
 		{Address: "127.0.0.2:" + b.Port, Phase: "connect", Failure: "connection_refused"},
 		{Address: "127.0.0.3:" + b.Port, Target: "status.example", Limit: "unhealthy_status [503]", Phase: "response", Failure: "unhealthy_status", Error: "response: status 503"},
 		{Address: "127.0.0.4:" + b.Port, Target: "reset.example", Phase: "response", Failure: "connection_terminated"},
@@ -127,7 +125,7 @@ func TestAdminAddresses(t *testing.T) {
 
 	// the ends: by a purge of a name, which has the address that is ejected for all, by one
 	// of an address, and because the address works
-	var purged adminPurged
+	var purged admin.Purged
 	w.mustAdmin("POST", "/target/purge", `{"name": "refused.example"}`, &purged)
 	if purged.Ejections != 1 || purged.Names != 1 {
 		t.Errorf("got %+v, want one name and its ejection", purged)
@@ -201,7 +199,11 @@ func TestEjectionLogFlood(t *testing.T) {
 	if !strings.Contains(stdout, "(all ipv4)") || !strings.Contains(stderr, "There are more") {
 		t.Errorf("got %s, %s, want the family and that there are more", stdout, stderr)
 	}
-	var purged adminPurged
+	_, stdout, _ = caddyTarget(t, "addresses", "--all", "--limit", "1000", "--address", w.admin)
+	if pages, families := strings.Count(stdout, "ADDRESS "), strings.Count(stdout, "(all ipv4)"); pages < 5 || families != 1 {
+		t.Errorf("got the family %d times on %d pages, want once on 5 or more", families, pages)
+	}
+	var purged admin.Purged
 	w.mustAdmin("POST", "/target/purge", `{"suffix": "."}`, &purged)
 	if purged.Ejections != flood+1 {
 		t.Errorf("got %+v, want all ejections", purged)
@@ -229,7 +231,7 @@ func TestEjectionLogger(t *testing.T) {
 			t.Errorf("%s: got %v, want %d lines", when, got, want)
 		}
 		for s := range usedShared() {
-			if n := len(s.ejections.logs); n != 1 {
+			if n := s.ejections.Loggers(); n != 1 {
 				t.Errorf("%s: got %d loggers, want one", when, n)
 			}
 		}
@@ -251,34 +253,6 @@ func TestEjectionLogger(t *testing.T) {
 	w.run(w.proxy("fail_duration 0"))
 	refused()
 	check("without ejections", 1)
-}
-
-// TestEjectionReasons: each error of an attempt has phase and token, of those whose series
-// are there from the start.
-func TestEjectionReasons(t *testing.T) {
-	known := make(map[failure.Failure]bool)
-	for _, f := range failure.AddressFailures() {
-		known[f] = true
-	}
-	evil := "\x1b[2J\"\\\u202e\xff" + strings.Repeat("x", 500)
-	for _, err := range []error{
-		&pool.Error{Phase: pool.Connect, Err: fmt.Errorf("%s", evil)},
-		&pool.Error{Phase: pool.Handshake, Err: fmt.Errorf("%s", evil)},
-		&pool.Error{Phase: pool.Send, Err: fmt.Errorf("%s", evil)},
-		&pool.Error{Phase: pool.Response, Err: pool.ErrSilent},
-		&failure.Unhealthy{Status: 503}, &failure.Unhealthy{Latency: time.Second},
-	} {
-		r := (&ejections{}).Reason(err)
-		if !known[failure.Failure{Phase: failure.Phase(r.Phase), Token: failure.Token(r.Token)}] {
-			t.Errorf("%v: got %+v, want one that is known", err, r)
-		}
-		if r.Text == "" || len(r.Text) > 210 || strings.ContainsAny(r.Text, "\x1b\"\\") {
-			t.Errorf("got the text %q, want a short one without control characters", r.Text)
-		}
-	}
-	if r := (&ejections{}).Reason(nil); r != (health.Reason{}) {
-		t.Errorf("got %+v without an error, want nothing", r)
-	}
 }
 
 // TestCommandHostileLists checks that the commands show nothing of what a server sends in

@@ -10,14 +10,15 @@ import (
 	"sync"
 	"testing"
 
+	"caddytarget/internal/admin"
 	"caddytarget/internal/testlab"
 )
 
 // pools returns all that /target/pools shows for a query, page by page.
-func (w *world) pools(query string) (all []adminUsage) {
+func (w *world) pools(query string) (all []admin.Usage) {
 	w.Helper()
 	for after := ""; ; {
-		var page adminPoolList
+		var page admin.Pools
 		w.mustAdmin(http.MethodGet, "/target/pools?"+query+after, "", &page)
 		if all = append(all, page.Pools...); page.Next == "" {
 			return all
@@ -58,9 +59,9 @@ func TestAdminPools(t *testing.T) {
 	}
 	slow.Go(func() { w.get("/", "https://silent.example:"+silent.Port) })
 
-	var got map[string]adminUsage
+	var got map[string]admin.Usage
 	testlab.Eventually(t, "the requests are under way", func() bool {
-		got = make(map[string]adminUsage)
+		got = make(map[string]admin.Usage)
 		for _, u := range w.pools("limit=1") {
 			got[u.Target] = u
 		}
@@ -68,7 +69,7 @@ func TestAdminPools(t *testing.T) {
 			got["plain.example"].Idle == 1 && got["secure.example"].Idle == 1
 	})
 	id := got["plain.example"].Pool
-	for target, want := range map[string]adminUsage{
+	for target, want := range map[string]admin.Usage{
 		"plain.example":  {Address: "127.0.0.2:" + plain.Port, Protocol: "http/1.1", Idle: 1},
 		"slow.example":   {Address: "127.0.0.2:" + plain.Port, Protocol: "http/1.1", InUse: 2, Requests: 2},
 		"secure.example": {Address: "127.0.0.3:" + secure.Port, Protocol: "h2", ServerName: "secure.example", Idle: 1},
@@ -114,7 +115,7 @@ func TestAdminPools(t *testing.T) {
 	}
 
 	// a reload with another pool: what is idle is closed, and what is in use is shown
-	var page adminPoolList
+	var page admin.Pools
 	w.mustAdmin(http.MethodGet, "/target/pools?limit=1", "", &page)
 	silent.CloseConns()
 	w.run("metrics /metrics\n" + w.proxy("dial_timeout 9s"))
@@ -153,7 +154,7 @@ func TestConnectionMetrics(t *testing.T) {
 	get()
 	get()
 	check("after two requests", 1, 1, 0)
-	var purged adminPurged
+	var purged admin.Purged
 	w.mustAdmin("POST", "/target/purge", `{"name": "a.example"}`, &purged)
 	if purged.Connections != 1 || purged.Ejections != 0 {
 		t.Errorf("got %+v, want one closed connection", purged)

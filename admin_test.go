@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 
+	"caddytarget/internal/admin"
+	"caddytarget/internal/resolver"
 	"caddytarget/internal/testlab"
 )
 
@@ -78,7 +80,7 @@ func (w *world) mustAdmin(method, path, body string, response any) {
 }
 
 // lookup looks names up in a resolver in use, many at a time.
-func (w *world) lookup(r usedResolver, names []string) {
+func (w *world) lookup(r *resolver.Resolver, names []string) {
 	w.Helper()
 	var all sync.WaitGroup
 	for part := range slices.Chunk(names, (len(names)+15)/16) {
@@ -165,8 +167,8 @@ func TestAdminBadInput(t *testing.T) {
 		if status != tc.status || !strings.Contains(got.Error, tc.want) {
 			t.Errorf("%s %s %s: got %d: %s, want %d: %s", tc.method, tc.path, tc.body, status, got.Error, tc.status, tc.want)
 		}
-		if len(got.Error) > maxErrorLength+len("...") {
-			t.Errorf("%s %.100s: got an error of %d octets, want at most %d", tc.method, tc.path, len(got.Error), maxErrorLength)
+		if len(got.Error) > admin.MaxErrorLength+len("...") {
+			t.Errorf("%s %.100s: got an error of %d octets, want at most %d", tc.method, tc.path, len(got.Error), admin.MaxErrorLength)
 		}
 	}
 	if status, text := w.askAdmin("GET", "/target/", "", header("Host", "elsewhere.example")); status != http.StatusForbidden {
@@ -195,7 +197,7 @@ func TestAdminHostileText(t *testing.T) {
 	longest := strings.Repeat(strings.Repeat("a", 62)+".", 4) + "a"
 	w.lookup(used[0], []string{"x" + escapes + ".example", longest, strings.Repeat("\x9b", 60) + ".example"})
 
-	var page adminNames
+	var page admin.Names
 	w.mustAdmin("GET", "/target/names?limit=1000", "", &page)
 	if len(page.Names) < 2 {
 		t.Errorf("got %d names, want those that were looked up", len(page.Names))
@@ -216,31 +218,6 @@ func TestAdminHostileText(t *testing.T) {
 			t.Errorf("purge of %s: got status %d: %s, want 400", body, status, text)
 		}
 		w.askAdmin("POST", "/target/purge", `{"`+key+`": "`+escapes+`"}`)
-	}
-}
-
-// TestPrintable checks both escapes of hostile text.
-func TestPrintable(t *testing.T) {
-	for in, want := range map[string]string{
-		"":                   "",
-		"a \"b\" \\":         "a \"b\" \\",
-		"\x1b[1m\x00\n\x7f":  `\x1b[1m\x00\n\x7f`,
-		"\u009b\u202e":       `\u009b\u202e`,
-		"é\U0001f600\xff":    `\u00e9\U0001f600\xff`,
-		"\xed\xa0\x80\ufffd": `\xed\xa0\x80\ufffd`,
-	} {
-		if got := printable(in); got != want {
-			t.Errorf("printable(%q): got %s, want %s", in, got, want)
-		}
-		text, err := json.Marshal(in)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ascii := asciiJSON(text)
-		var got, same string
-		if json.Unmarshal(ascii, &got) != nil || json.Unmarshal(text, &same) != nil || got != same || !isPrintable(string(ascii)) {
-			t.Errorf("asciiJSON(%q): got %q, want printable ASCII that reads the same", text, ascii)
-		}
 	}
 }
 
@@ -282,7 +259,7 @@ func TestAdminPages(t *testing.T) {
 	} {
 		var got []string
 		for after := ""; ; {
-			var page adminNames
+			var page admin.Names
 			w.mustAdmin("GET", "/target/names?"+tc.query+after, "", &page)
 			for _, n := range page.Names {
 				got = append(got, n.Name)
@@ -309,7 +286,7 @@ func TestAdminPages(t *testing.T) {
 		}
 	}
 	// a cursor of a resolver that is gone
-	var page adminNames
+	var page admin.Names
 	w.mustAdmin("GET", "/target/names?limit=10&prefix=p", "", &page)
 	w.resolver = "max_ttl 3h"
 	w.run(w.proxy())
@@ -321,7 +298,7 @@ func TestAdminPages(t *testing.T) {
 // zonesOf returns the zones of a resolver in use.
 func zonesOf(w *world, id string) (zones []string) {
 	for _, r := range usedResolvers() {
-		if r.id == id {
+		if r.ID() == id {
 			for _, z := range r.Nameservers() {
 				zones = append(zones, z.Zone)
 			}
@@ -354,7 +331,7 @@ func TestAdminPurge(t *testing.T) {
 		{`{"suffix": "oved.example"}`, 0},
 		{`{"address": "127.0.0.3"}`, 0},
 	} {
-		var purged adminPurged
+		var purged admin.Purged
 		w.mustAdmin("POST", "/target/purge", `{"suffix": "."}`, &purged)
 		w.dns.Set(name, testlab.Reply{Addrs: []string{"127.0.0.2"}, TTL: 600})
 		if res := w.mustGet("/", target); res.seen.Address != "127.0.0.2" {
@@ -373,7 +350,7 @@ func TestAdminPurge(t *testing.T) {
 	// ask again, and serve meanwhile what is known
 	hold := make(chan struct{})
 	w.dns.Set(name, testlab.Reply{Addrs: []string{"127.0.0.3"}, TTL: 600, Hold: hold})
-	var purged adminPurged
+	var purged admin.Purged
 	w.mustAdmin("POST", "/target/purge", `{"name": "`+name+`", "ask_again": true}`, &purged)
 	if res := w.mustGet("/", target); res.seen.Address != "127.0.0.2" || purged.Names != 1 {
 		t.Errorf("got the backend %s while %d names are asked for again, want 127.0.0.2 and 1", res.seen.Address, purged.Names)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"caddytarget/internal/admin"
 	"caddytarget/internal/testlab"
 )
 
@@ -19,7 +20,7 @@ func TestTop(t *testing.T) {
 	testlab.ResettingBackend(t, b.Port, "127.0.0.3")
 	w.targetOptions = "metrics_targets"
 	w.run(w.proxy() + "\nmetrics /metrics")
-	var before adminTop
+	var before admin.Top
 	w.mustAdmin(http.MethodGet, "/target/top", "", &before)
 	get := func(host string, n int) {
 		for range n {
@@ -30,9 +31,9 @@ func TestTop(t *testing.T) {
 	get("calm.example", 4)
 	get("dead.example", 6)
 	get("cut.example", 2)
-	w.get("/", "not a target") // which is nobody's
+	w.get("/", "not a target") // which counts for no target
 	for by, want := range map[string]string{"": "busy.example", "?by=requests": "busy.example", "?by=failures": "dead.example", "?by=latency&limit=1": ""} {
-		var top adminTop
+		var top admin.Top
 		w.mustAdmin(http.MethodGet, "/target/top"+by, "", &top)
 		if len(top.Targets) == 0 || want != "" && top.Targets[0].Host != want {
 			t.Fatalf("%s: got %+v, want %s first", by, top.Targets, want)

@@ -15,6 +15,8 @@ import (
 
 	"go.uber.org/zap"
 
+	"caddytarget/internal/exchange"
+	"caddytarget/internal/record"
 	"caddytarget/internal/testlab"
 	"caddytarget/internal/trace"
 )
@@ -300,16 +302,16 @@ func TestTraceCommand(t *testing.T) {
 func TestUnrecordedIsFree(t *testing.T) {
 	w := newAdminWorld(t)
 	w.run(w.proxy())
-	h := &Handler{trace: acquiredShared(w).trace, policy: &policy{log: zap.NewNop()}}
+	hub, log := acquiredShared(w).trace, zap.NewNop()
 	r, _ := http.NewRequest(http.MethodGet, "http://site.example/", nil)
 	begun := time.Now()
-	c := &call{state: new(requestState), scheme: "http"}
-	a := &attempt{call: c}
+	c := &exchange.Call{State: new(exchange.State), Scheme: "http"}
+	a := exchange.NewAttempt(nil, c, nil)
 	if n := testing.AllocsPerRun(100, func() {
-		rec := h.newRecord(r, begun)
-		rec.targetRead(c)
-		rec.resolved(c, nil)
-		if rec != nil || a.beginRecord(r) {
+		rec := record.New(r, begun, log, hub)
+		rec.TargetRead(c)
+		rec.Resolved(c, nil)
+		if rec != nil || a.BeginRecord(r) {
 			t.Error("it is recorded")
 		}
 	}); n != 0 {

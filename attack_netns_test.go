@@ -26,6 +26,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/testlab"
 )
 
@@ -430,7 +431,7 @@ var proxyGroups = []attackGroup{
 		{name: "two ports", site: "named-port", raw: get("/", "X-Target: good.example", "X-Port: 80:22"), want: "503 port"},
 		{name: "a range of ports", site: "named-port", raw: get("/", "X-Target: good.example", "X-Port: 80-8080"), want: "503 port"},
 		{name: "port and path", site: "named-port", raw: get("/", "X-Target: good.example", "X-Port: 80/"), want: "503 port"},
-		{name: "the mark against loops", raw: get("/", "X-Target: good.example", "CDN-Loop: "+loopID), want: "503|508 already"},
+		{name: "the mark against loops", raw: get("/", "X-Target: good.example", "CDN-Loop: "+outgoing.LoopID), want: "503|508 already"},
 		{name: "CONNECT", raw: req("CONNECT SITE:80 HTTP/1.1", "Host: SITE:80", "Connection: close", "X-Target: good.example"), want: "400|403|405|501|503"},
 	}},
 
@@ -533,7 +534,7 @@ var proxyGroups = []attackGroup{
 		}},
 		{name: "what Connection names is left out", raw: get("/", toGood+"/", "X-Secret: 1", "Connection: X-Secret, X-Target", "Keep-Alive: 1", "Proxy-Authorization: Basic x", "Proxy-Connection: close", "TE: gzip"), want: "200 93.184.215.14 good.example /", check: without("X-Secret", "X-Target", "Keep-Alive", "Proxy-Authorization", "Proxy-Connection", "Te", "Connection")},
 		{name: "what Connection names cannot be the mark against loops", raw: get("/", toGood+"/", "Connection: CDN-Loop"), want: "200 93.184.215.14 good.example /", check: func(s testlab.Request) error {
-			if !strings.Contains(s.Header.Get(loopHeader), loopID) {
+			if !strings.Contains(s.Header.Get(outgoing.LoopHeader), outgoing.LoopID) {
 				return errors.New("no mark")
 			}
 			return nil
@@ -642,12 +643,12 @@ func (a *arena) replay(t *testing.T) {
 		return res, s
 	}
 	_, s := send()
-	mark := s.Header.Get(loopHeader)
+	mark := s.Header.Get(outgoing.LoopHeader)
 	if mark == "" {
-		t.Fatalf("no mark, want one in %s: %+v", loopHeader, s)
+		t.Fatalf("no mark, want one in %s: %+v", outgoing.LoopHeader, s)
 	}
 	for range 3 {
-		if res, _ := send(loopHeader + ": " + mark); res.StatusCode != http.StatusLoopDetected {
+		if res, _ := send(outgoing.LoopHeader + ": " + mark); res.StatusCode != http.StatusLoopDetected {
 			t.Errorf("status %d of a replayed mark", res.StatusCode)
 		}
 		if res, _ := send(); res.StatusCode != http.StatusOK {

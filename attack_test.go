@@ -26,6 +26,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/testlab"
 )
 
@@ -1529,13 +1530,13 @@ func (attackRecorder) CaddyModule() caddy.ModuleInfo {
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (attackRecorder) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	c := r.Context().Value(callKey{}).(*call)
+	c := exchange.CallOf(r.Context())
 	var addrs []string
 	for _, addr := range c.Addrs {
 		addrs = append(addrs, addr.String())
 	}
 	w.Header().Set("Content-Type", "application/json")
-	return json.NewEncoder(w).Encode(testlab.Request{Address: strings.Join(addrs, "|"), Host: c.hostport, URI: c.uri})
+	return json.NewEncoder(w).Encode(testlab.Request{Address: strings.Join(addrs, "|"), Host: c.HostPort, URI: c.URI})
 }
 
 var registerRecorder = sync.OnceFunc(func() {

@@ -23,10 +23,12 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"github.com/miekg/dns"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
 	"caddytarget/internal/targeturl"
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/topk"
 )
 
 // The benchmarks here compare whole requests, in process and without a
@@ -259,15 +261,15 @@ func BenchmarkOverhead(b *testing.B) {
 
 func BenchmarkSource(b *testing.B) {
 	u := &Upstreams{MaxUpstreams: defaultMaxUpstreams}
-	u.source = failover.Source{Health: health.New(), Max: u.MaxUpstreams, MaxFails: 1, EjectFor: time.Duration(defaultFailDuration)}
+	u.source.Source = failover.Source{Health: health.New(), Max: u.MaxUpstreams, MaxFails: 1, EjectFor: time.Duration(defaultFailDuration)}
 	for _, n := range []int{1, 4} {
 		b.Run(fmt.Sprintf("addresses/%d", n), func(b *testing.B) {
-			c := &callContext{Context: b.Context()}
-			c.call.Port, c.call.state = 8000, new(requestState)
+			c := &exchange.Context{Context: b.Context()}
+			c.Call.Port, c.Call.State = 8000, new(exchange.State)
 			for i := range n {
-				c.call.Addrs = append(c.call.Addrs, netip.AddrFrom4([4]byte{127, 0, 1, byte(i)}))
+				c.Call.Addrs = append(c.Call.Addrs, netip.AddrFrom4([4]byte{127, 0, 1, byte(i)}))
 			}
-			c.call.Preferred = n
+			c.Call.Preferred = n
 			r := httptest.NewRequest(http.MethodGet, "/", http.NoBody).WithContext(c)
 			b.ReportAllocs()
 			for b.Loop() {
@@ -282,7 +284,7 @@ func BenchmarkSource(b *testing.B) {
 // BenchmarkNamedSource measures a source with a name of its own, in a request of its own.
 func BenchmarkNamedSource(b *testing.B) {
 	u := &Upstreams{Name: "127.0.0.1", Port: "8000", MaxUpstreams: defaultMaxUpstreams}
-	u.source = failover.Source{Health: health.New(), Max: u.MaxUpstreams, MaxFails: 1, EjectFor: time.Duration(defaultFailDuration)}
+	u.source.Source = failover.Source{Health: health.New(), Max: u.MaxUpstreams, MaxFails: 1, EjectFor: time.Duration(defaultFailDuration)}
 	r := httptest.NewRequest(http.MethodGet, "/", http.NoBody)
 	ctx := context.WithValue(r.Context(), caddy.ReplacerCtxKey, caddy.NewEmptyReplacer())
 	b.ReportAllocs()
@@ -312,12 +314,13 @@ func BenchmarkTarget(b *testing.B) {
 			if err != nil {
 				return err
 			}
-			c := call{resolver: r.Resolver, policy: policy}
-			c.setURL(u)
-			if err := policy.checkTarget(&c); err != nil {
+			c := &new(exchange.Context).Call // as the handler makes it
+			c.Resolver, c.Policy = r.Resolver, policy
+			c.SetURL(u)
+			if err := c.Check(); err != nil {
 				return err
 			}
-			return c.resolve(b.Context(), u.Addr)
+			return c.Resolve(b.Context(), u.Addr)
 		}
 		for _, s := range list {
 			if err := run(s); err != nil {
@@ -337,6 +340,25 @@ func BenchmarkTarget(b *testing.B) {
 					_ = run(list[rand.N(n)])
 				}
 			})
+		})
+	}
+}
+
+// BenchmarkTelemetry measures what is counted of a request that works, of one of n targets:
+// the metrics and the sketch. What BenchmarkRequest measures has it in it.
+func BenchmarkTelemetry(b *testing.B) {
+	m := newShared().metrics.Requests
+	for _, n := range benchSizes {
+		hosts := make([]string, n)
+		for i := range hosts {
+			hosts[i] = fmt.Sprintf("d%d.test", i)
+		}
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				m.Answered(true)
+				m.Top.Observe(hosts[rand.N(n)], topk.Observation{Latency: time.Millisecond})
+			}
 		})
 	}
 }

@@ -136,7 +136,7 @@ func (r *Resolver) options() options {
 		"max_lookups":          numberOption(&r.MaxLookups),
 		"new_names":            numberOption(&r.NewNames),
 		"persist":              orOff(&r.Persist, checked(durationOption(&r.Persist), r.checkPersist)),
-		"hosts":                textOption(&r.Hosts),
+		"hosts":                checked(textOption(&r.Hosts), r.checkHosts),
 		"search":               flagOption(&r.Search),
 	}
 }
@@ -163,6 +163,8 @@ func (r *Resolver) checkNameservers() error { return resolver.CheckNameservers(r
 func (r *Resolver) checkFamily() error { return resolver.CheckFamily(r.Family) }
 
 func (r *Resolver) checkPersist() error { return resolver.CheckPersist(time.Duration(r.Persist)) }
+
+func (r *Resolver) checkHosts() error { return resolver.CheckHosts(r.Hosts) }
 
 func (r *Resolver) checkPreload() error { return resolver.CheckPreload(r.Preload) }
 
@@ -262,7 +264,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	default:
 		return d.ArgErr()
 	}
-	u.dynamic = strings.Contains(u.Name, "{")
+	u.source.Dynamic = strings.Contains(u.Name, "{")
 	args := *d
 	seen, err := parseBlock(d, u.options(), nil)
 	if err != nil {
@@ -271,7 +273,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	// an error is about subdirectives that have no meaning here, or about
 	// the arguments
 	var useless []string
-	if !u.dynamic {
+	if !u.source.Dynamic {
 		useless = guardOptions
 	}
 	if u.Name == "" {

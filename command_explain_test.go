@@ -98,11 +98,12 @@ func TestExplainKnowsNothing(t *testing.T) {
 	}
 	defer release()
 	target := "http://name.example"
-	q, err := newExplainQuery(map[string]string{"url": target}, nil)
+	in, err := explain.NewInput(map[string]string{"url": target}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := newExplanation(site, q.request.WithContext(ctx), q.url, false).run(); got.WouldSend {
+	in.Request = in.Request.WithContext(ctx)
+	if got := newExplanation(site, in).run(); got.WouldSend {
 		t.Errorf("explained as %+v by a nameserver that is silent, want a failure", got.Lookup)
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
+	"caddytarget/internal/admin"
 	"caddytarget/internal/testlab"
 )
 
@@ -164,7 +165,7 @@ func TestCommandJSON(t *testing.T) {
 	var got []string
 	pages := 0
 	for d := run("names", "--all", "--limit", "10"); d.More(); pages++ {
-		var page adminNames
+		var page admin.Names
 		if err := d.Decode(&page); err != nil {
 			t.Fatal(err)
 		}
@@ -176,15 +177,15 @@ func TestCommandJSON(t *testing.T) {
 	if !slices.Equal(got, names) || pages != 3 {
 		t.Errorf("got %v on %d pages, want %v on 3", got, pages, names)
 	}
-	var report adminNameReport
+	var report admin.NameReport
 	if err := run("names", "n01.example").Decode(&report); err != nil || report.Name != "n01.example" {
 		t.Errorf("got %+v, %v, want n01.example", report, err)
 	}
-	var servers adminNameservers
+	var servers admin.Nameservers
 	if err := run("nameservers").Decode(&servers); err != nil || len(servers.Nameservers) != 1 || servers.Nameservers[0].Nameserver != w.dns.Addr {
 		t.Errorf("got %+v, %v, want the nameserver %s", servers, err, w.dns.Addr)
 	}
-	var purged adminPurged
+	var purged admin.Purged
 	if err := run("purge", "--suffix", ".").Decode(&purged); err != nil || purged.Names != 25 {
 		t.Errorf("got %+v, %v, want 25 names", purged, err)
 	}

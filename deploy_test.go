@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"caddytarget/internal/command"
 	"caddytarget/internal/testlab"
 )
 
@@ -114,17 +115,17 @@ func TestDeployRuns(t *testing.T) {
 
 	// the health check of deploy/Dockerfile, here with the address of the admin API
 	dockerfile := readFile(t, "deploy/Dockerfile")
-	var command []string
-	if err := json.Unmarshal([]byte(find(t, "deploy/Dockerfile", dockerfile, `^HEALTHCHECK .* CMD (\[.*\])$`)), &command); err != nil {
+	var check []string
+	if err := json.Unmarshal([]byte(find(t, "deploy/Dockerfile", dockerfile, `^HEALTHCHECK .* CMD (\[.*\])$`)), &check); err != nil {
 		t.Fatal(err)
 	}
-	is(t, "program", strings.Join(command[:2], " "), "/usr/bin/caddy target")
-	status, _, errors := caddyTarget(t, append(command[2:], "--address", w.admin)...)
+	is(t, "program", strings.Join(check[:2], " "), "/usr/bin/caddy target")
+	status, _, errors := caddyTarget(t, append(check[2:], "--address", w.admin)...)
 	if status != 0 {
 		t.Errorf("got exit status %d of the health check, want 0: %s", status, errors)
 	}
-	status, _, _ = caddyTarget(t, append(command[2:], "--address", "127.0.0.1:"+testlab.FreePort(t))...)
-	is(t, "exit status of the health check without a server", status, exitNoServer)
+	status, _, _ = caddyTarget(t, append(check[2:], "--address", "127.0.0.1:"+testlab.FreePort(t))...)
+	is(t, "exit status of the health check without a server", status, command.ExitNoServer)
 
 	w.port = health
 	d.send(200, "GET", "/healthz", "")

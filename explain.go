@@ -5,18 +5,14 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"caddytarget/internal/dnsclient"
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/explain"
-	"caddytarget/internal/failure"
-	"caddytarget/internal/pool"
-	"caddytarget/internal/resolver"
 )
 
 // explanation takes one request through the steps of the handler, the source and the
@@ -24,8 +20,8 @@ import (
 // request is marked as explained: it is not counted, logged or sent.
 type explanation struct {
 	site    *targetSite
-	state   *requestState
-	call    *call // nil: there is no target
+	state   *exchange.State
+	call    *exchange.Call // nil: there is no target
 	request *http.Request
 	repl    *caddy.Replacer
 	connect bool // a connection is opened
@@ -34,15 +30,14 @@ type explanation struct {
 	endLookup func(err error) // completes what the report has of the lookup; nil: there is none
 }
 
-// newExplanation prepares the explanation of a request. url, if it is not nil, is what the
-// template of the site's target gives.
-func newExplanation(site *targetSite, r *http.Request, url *string, connect bool) *explanation {
-	e := &explanation{site: site, repl: caddy.NewReplacer(), connect: connect}
-	e.request = caddyhttp.PrepareRequest(r, e.repl, noResponse{}, site.server)
-	e.state = stateOf(e.request.Context())
-	e.state.explained = &explained{url}
-	e.report.Site, e.report.Method = site.name, r.Method
-	client, err := netip.ParseAddrPort(r.RemoteAddr)
+// newExplanation prepares the explanation of a request.
+func newExplanation(site *targetSite, in *explain.Input) *explanation {
+	e := &explanation{site: site, repl: caddy.NewReplacer(), connect: in.Connect}
+	e.request = caddyhttp.PrepareRequest(in.Request, e.repl, explain.NoResponse{}, site.server)
+	e.state = &stateOf(e.request.Context()).State
+	e.state.Explained = &exchange.Explained{URL: in.URL}
+	e.report.Site, e.report.Method = site.Name, in.Request.Method
+	client, err := netip.ParseAddrPort(in.Request.RemoteAddr)
 	if err != nil { // it came over a Unix socket
 		client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
 	}
@@ -52,12 +47,12 @@ func newExplanation(site *targetSite, r *http.Request, url *string, connect bool
 
 // run goes through the steps, and returns the report.
 func (e *explanation) run() *explain.Report {
-	c, u, stop, err := e.site.handler.admit(noResponse{}, e.request, e.repl, nil, e.state)
+	c, u, stop, err := e.site.handler.admit(explain.NoResponse{}, e.request, e.repl, nil, e.state)
 	if stop != nil {
 		defer stop()
 	}
 	if c != nil {
-		e.call = &c.call
+		e.call = &c.Call
 		e.request = e.request.WithContext(c)
 		e.describeTarget()
 	}
@@ -73,8 +68,8 @@ func (e *explanation) run() *explain.Report {
 	if e.endLookup != nil {
 		e.endLookup(err)
 	}
-	e.state.err = err
-	e.report.Outcome = explain.NewOutcome(err, e.state.failure(), e.state.errorText())
+	e.state.Err = err
+	e.report.Outcome = explain.NewOutcome(err, e.state.Failure(), e.state.ErrorText())
 	return &e.report
 }
 
@@ -82,18 +77,18 @@ func (e *explanation) run() *explain.Report {
 func (e *explanation) describeTarget() {
 	c, h := e.call, e.site.handler
 	e.report.Target = &explain.Target{
-		Scheme: c.scheme, Host: c.Host, Port: c.Port, HostHeader: c.hostport, URI: c.uri, Timeout: e.state.timeout.Seconds(),
+		Scheme: c.Scheme, Host: c.Host, Port: c.Port, HostHeader: c.HostPort, URI: c.URI, Timeout: e.state.Timeout.Seconds(),
 	}
-	gate := h.policy.gate
+	gate := h.policy.Gate
 	for _, check := range []struct {
 		what, value string
 		err         error
 	}{
-		{"scheme", c.scheme, gate.CheckScheme(c.scheme)},
+		{"scheme", c.Scheme, gate.CheckScheme(c.Scheme)},
 		{"name", c.Host, gate.CheckName(c.Host)},
 		{"port", strconv.Itoa(int(c.Port)), gate.CheckPort(c.Port)},
 	} {
-		e.report.Rules = append(e.report.Rules, explain.NewRule(check.what, check.value, check.err, h.policy.onlyReports))
+		e.report.Rules = append(e.report.Rules, explain.NewRule(check.what, check.value, check.err, gate.OnlyReports))
 	}
 }
 
@@ -103,7 +98,7 @@ func (e *explanation) mayEnter() error {
 	if h.MaxRequests == 0 {
 		return nil
 	}
-	n := h.inFlight.Count(e.call.origin())
+	n := h.inFlight.Count(e.call.Origin())
 	e.report.InFlight = &explain.InFlight{Requests: n, Max: h.MaxRequests}
 	if n >= h.MaxRequests {
 		return h.tooMany(e.call)
@@ -115,93 +110,37 @@ func (e *explanation) mayEnter() error {
 func (e *explanation) resolve(ctx context.Context, literal netip.Addr) error {
 	c := e.call
 	if literal.IsValid() {
-		err := c.resolve(ctx, literal)
+		err := c.Resolve(ctx, literal)
 		e.describeAddresses()
 		return err
 	}
-	l := &explain.Lookup{Resolver: resolverID(c.resolver)}
+	l, end := explain.NewLookup(c.Resolver, c.Host)
 	e.report.Lookup = l
-	places := c.resolver.Places(c.Host)
-	observed := newObservation(places)
-	stop := c.resolver.Observe(observed.add)
-	e.endLookup = func(err error) {
-		stop()
-		for _, lookup := range observed.end() {
-			l.AddQueries(lookup.Type, lookup.Tries)
-		}
-		known, _ := c.resolver.Name(c.Host)
-		l.AddNames(places, known.Names)
-		if len(c.answer.Addrs) == 0 {
-			l.AddEarlier(err)
-			l.Error = failure.Text(err)
-		}
-	}
-	err := c.resolve(ctx, literal)
-	l.From, l.Seconds = c.answer.From, c.answer.Waited.Round(time.Microsecond).Seconds()
-	if found := c.answer.Found; found != "" && found != c.Host {
+	e.endLookup = func(err error) { end(len(c.Answer.Addrs) > 0, err) }
+	err := c.Resolve(ctx, literal)
+	l.From, l.Seconds = c.Answer.From, c.Answer.Waited.Round(time.Microsecond).Seconds()
+	if found := c.Answer.Found; found != "" && found != c.Host {
 		l.Found = found
-		e.report.Rules = append(e.report.Rules, explain.NewRule("name", found, c.policy.checkComplete(found), c.policy.onlyReports))
+		e.report.Rules = append(e.report.Rules, explain.NewRule("name", found, c.Policy.CheckComplete(found), c.Policy.OnlyReports))
 	}
 	e.describeAddresses()
 	return err
-}
-
-// observation is the lookups that a resolver makes of some names.
-type observation struct {
-	mu      sync.Mutex
-	names   map[string]bool
-	lookups []*dnsclient.Trace
-	ended   bool
-}
-
-func newObservation(places []resolver.Place) *observation {
-	o := &observation{names: make(map[string]bool)}
-	for _, p := range places {
-		o.names[p.Name] = true
-	}
-	return o
-}
-
-func (o *observation) add(t *dnsclient.Trace) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.names[t.Name] && !o.ended {
-		o.lookups = append(o.lookups, t)
-	}
-}
-
-// end returns all lookups until now.
-func (o *observation) end() []*dnsclient.Trace {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.ended = true
-	return o.lookups
-}
-
-// resolverID returns the id of a resolver in use.
-func resolverID(r *resolver.Resolver) string {
-	for _, used := range usedResolvers() {
-		if used.Resolver == r {
-			return used.id
-		}
-	}
-	return ""
 }
 
 // describeAddresses describes all addresses of the target, and whether they may be called.
 func (e *explanation) describeAddresses() {
 	c := e.call
 	e.report.Found = nil
-	for i, addr := range c.answer.Addrs {
-		a := &explain.Address{Address: netip.AddrPortFrom(addr, c.Port), Preferred: i < c.answer.Preferred}
-		a.Refuse(c.policy.gate.Check(a.Address), c.policy.onlyReports)
+	for i, addr := range c.Answer.Addrs {
+		a := &explain.Address{Address: netip.AddrPortFrom(addr, c.Port), Preferred: i < c.Answer.Preferred}
+		a.Refuse(c.Policy.Check(a.Address), c.Policy.OnlyReports)
 		e.report.Found = append(e.report.Found, a)
 	}
 }
 
 // offer describes which addresses reverse_proxy would be offered, and the connection over
 // which the request would be sent.
-func (e *explanation) offer(ctx *callContext) error {
+func (e *explanation) offer(ctx *exchange.Context) error {
 	c, proxy := e.call, e.site.proxy
 	if proxy == nil {
 		return nil
@@ -210,10 +149,10 @@ func (e *explanation) offer(ctx *callContext) error {
 	if source == nil {
 		return nil // it does not call the addresses of the target
 	}
-	c.enter(e.state.enter(e.request))
-	peek := source.source
+	c.Enter(e.state.Enter(e.request))
+	peek := source.source.Source
 	peek.Peek = true
-	offer := choose(ctx, &peek, c)
+	offer := c.Offer(ctx, &peek)
 	e.describeAddresses() // they may be others now
 	addrs := offer.Append(nil, c.Port, source.MaxUpstreams)
 	for _, a := range e.report.Found {
@@ -221,7 +160,7 @@ func (e *explanation) offer(ctx *callContext) error {
 			continue
 		}
 		a.SetState(peek.State(&c.Target, a.Address.Addr()), peek.Causes(&c.Target, a.Address.Addr()))
-		n := transport.pool.Connections(e.attempt(transport, a.Address).order.Key)
+		n := transport.pool.Connections(e.attempt(transport, a.Address).Order.Key)
 		a.Connections = &explain.Connections{Open: n.Open, Idle: n.Idle, HTTP2: n.HTTP2, Dials: n.Dials, Waiting: n.Waiting}
 		for i, offered := range addrs {
 			if offered == a.Address {
@@ -232,7 +171,7 @@ func (e *explanation) offer(ctx *callContext) error {
 	if len(addrs) == 0 {
 		return nil
 	}
-	return e.dial(e.attempt(transport, addrs[0]), len(addrs))
+	return e.dial(transport, e.attempt(transport, addrs[0]), len(addrs))
 }
 
 // targetModules returns the transport and the source of a reverse_proxy that calls the
@@ -247,16 +186,16 @@ func targetModules(proxy *reverseproxy.Handler) (*Transport, *Upstreams) {
 }
 
 // attempt returns the attempt at an address that the request would make.
-func (e *explanation) attempt(t *Transport, addr netip.AddrPort) *attempt {
-	a := e.call.attemptAt(t, e.request, addr)
-	a.out = *e.request
+func (e *explanation) attempt(t *Transport, addr netip.AddrPort) *exchange.Attempt {
+	a := t.attemptAt(e.call, e.request, addr)
+	a.Out.Request = *e.request
 	return a
 }
 
 // attemptAt returns the attempt at an address that a request for c would make.
-func (c *call) attemptAt(t *Transport, r *http.Request, addr netip.AddrPort) *attempt {
-	a := &attempt{transport: t, call: c, exchange: c.exchange}
-	a.setOrder(r, reverseproxy.DialInfo{
+func (t *Transport) attemptAt(c *exchange.Call, r *http.Request, addr netip.AddrPort) *exchange.Attempt {
+	a := exchange.NewAttempt(&t.via, c, c.Exchange)
+	t.setOrder(a, r, reverseproxy.DialInfo{
 		Network: "tcp", Address: addr.String(), Host: addr.Addr().String(), Port: strconv.Itoa(int(addr.Port())),
 	})
 	return a
@@ -264,51 +203,21 @@ func (c *call) attemptAt(t *Transport, r *http.Request, addr netip.AddrPort) *at
 
 // dial describes the connection for an attempt at one of some addresses, and opens it if
 // that is wanted.
-func (e *explanation) dial(a *attempt, of int) error {
-	key := &a.order.Key
-	e.report.Dial = explain.NewDial(a.address(), of, key, a.transport.pool.Connections(*key))
-	if err := a.checkAddress(); err != nil {
-		return e.state.err // which it has set
+func (e *explanation) dial(t *Transport, a *exchange.Attempt, of int) error {
+	key := &a.Order.Key
+	e.report.Dial = explain.NewDial(a.Address(), of, key, t.pool.Connections(*key))
+	if err := a.CheckAddress(); err != nil {
+		return e.state.Err // which it has set
 	}
 	if !e.connect {
 		return nil
 	}
-	check, failed := a.transport.pool.Check(e.request.Context(), &a.order)
+	check, failed := t.pool.Check(e.request.Context(), &a.Order)
 	if failed == nil {
-		e.report.Connect = explain.NewConnect(a.address(), &check, nil)
+		e.report.Connect = explain.NewConnect(a.Address(), &check, nil)
 		return nil
 	}
-	err := a.notConnected(failed)
-	e.report.Connect = explain.NewConnect(a.address(), &check, err)
+	err := a.NotConnected(failed)
+	e.report.Connect = explain.NewConnect(a.Address(), &check, err)
 	return err
 }
-
-// notConnected returns the error of the attempt if its connection could not be opened.
-func (a *attempt) notConnected(e *pool.Error) error {
-	if failure.RuleOf(e) != "" {
-		return e.Err
-	}
-	failed := a.failure(e)
-	if ended := a.out.Context().Err(); ended != nil {
-		failed.Err = ended
-		a.call.ranOut(ended, failed)
-	}
-	return failed
-}
-
-// noResponse is the response to a request that is only explained.
-type noResponse struct{}
-
-// Header implements http.ResponseWriter.
-func (noResponse) Header() http.Header { return make(http.Header) }
-
-// Write implements http.ResponseWriter.
-func (noResponse) Write(p []byte) (int, error) { return len(p), nil }
-
-// WriteHeader implements http.ResponseWriter.
-func (noResponse) WriteHeader(int) {}
-
-// Interface guards
-var (
-	_ http.ResponseWriter = noResponse{}
-)

@@ -156,8 +156,8 @@ func (x *explainedArena) compare(t *testing.T, at attack, r *http.Request, live 
 func (x *explainedArena) defaultSite(t *testing.T) string {
 	t.Helper()
 	for _, s := range targetSites() {
-		if len(s.hosts) == 0 {
-			return s.name
+		if len(s.Hosts) == 0 {
+			return s.Name
 		}
 	}
 	t.Fatal("there is no site for all hosts")

@@ -4,16 +4,12 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"strings"
-	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/failure"
-	"caddytarget/internal/guard"
 )
 
 // The values of Handler.ProxyStatus.
@@ -23,105 +19,46 @@ const (
 	proxyStatusOff     = "off"
 )
 
-// failure returns why the request failed; the zero value: it has not, or for a reason
-// that has nothing to do with its target.
-func (st *requestState) failure() failure.Failure {
-	f := failure.Of(st.err)
-	switch f.Phase {
-	case failure.Connect, failure.TLS, failure.Send, failure.Response:
-		if st.unavailable && f.Token != failure.ClientDisconnected {
-			f.Token = failure.DestinationUnavailable
-		}
-	}
-	return f
-}
-
-// errorText returns the text of the error for people. It begins with the target's host.
-func (st *requestState) errorText() string {
-	text := failure.Text(st.err)
-	if c := st.call; text != "" && c != nil && !strings.HasPrefix(text, c.Host) {
-		text = c.Host + ": " + text
-	}
-	return text
-}
-
 // report tells of a request that has failed: in the log, in metrics and, if an error is
 // still to be answered, in the response.
-func (h *Handler) report(w http.ResponseWriter, st *requestState, err error) {
-	f := st.failure()
+func (h *Handler) report(w http.ResponseWriter, st *exchange.State, err error) {
+	f := st.Failure()
 	if f.Token == "" {
 		return
 	}
 	if err != nil && h.ProxyStatus != proxyStatusOff {
 		details := ""
 		if h.ProxyStatus == proxyStatusDetails {
-			details = st.errorText()
+			details = st.ErrorText()
 		}
 		f.SetProxyStatus(w.Header(), details)
 	}
-	if st.reported { // by a handler that came after this one
+	if st.Reported { // by a handler that came after this one
 		return
 	}
-	st.reported = true
-	h.policy.counters.failures.WithLabelValues(string(f.Phase), string(f.Token)).Inc()
-	ce := h.policy.log.Check(h.logLevel, failedMessage(f))
-	if ce == nil {
-		return
-	}
-	suppressed, ok := 0, true
-	if h.logLevel > zapcore.DebugLevel {
-		suppressed, ok = h.limiter.Allow(f.Token, time.Now())
-	}
-	if !ok {
-		return
-	}
-	list := append(failureFields(st.call, st.err, f), zap.Int("attempts", st.attempts))
-	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok { // else the response had begun
-		list = append(list, zap.Int("status", e.StatusCode))
-	}
-	if st.address.IsValid() {
-		list = append(list, zap.Stringer("dialled", st.address))
-	}
-	if suppressed > 0 {
-		list = append(list, zap.Int("suppressed", suppressed))
-	}
-	ce.Write(list...)
+	st.Reported = true
+	h.policy.Metrics.Failures.WithLabelValues(string(f.Phase), string(f.Token)).Inc()
+	o := st.Outcome(statusOf(err))
+	h.failures.Failed(&o, st.Err, st.Address)
 }
 
-// failedMessage returns the message of the log for a failure.
-func failedMessage(f failure.Failure) string {
-	switch {
-	case f.Rule != "":
-		return "target refused"
-	case f.Phase == failure.DNS:
-		return "target not resolved"
+// statusOf returns the status of an error that is to be answered; 0: the response had begun.
+func statusOf(err error) int {
+	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok {
+		return e.StatusCode
 	}
-	return "target failed"
+	return 0
 }
 
-// fields describes a request that failed, for the log: without the path and the query,
-// which may hold secrets.
-func fields(c *call, err error) []zap.Field { return failureFields(c, err, failure.Of(err)) }
-
-// failureFields is fields for a failure that is known.
-func failureFields(c *call, err error, f failure.Failure) []zap.Field {
-	list := []zap.Field{zap.Error(err)}
-	if f.Token != "" {
-		list = append(list, zap.String("phase", string(f.Phase)), zap.String("failure", string(f.Token)))
-		if f.Rule != "" {
-			list = append(list, zap.String("rule", f.Rule))
-		}
+// forProxy returns an error of an attempt as reverse_proxy has to have it.
+func forProxy(err error) error {
+	switch e := err.(type) {
+	case *exchange.Refused:
+		return caddyhttp.Error(e.Status, forProxy(e.Err))
+	case exchange.Unsent:
+		return dialError{e.Failure}
 	}
-	if c != nil {
-		list = append(list, zap.String("scheme", c.scheme), zap.String("name", c.Host), zap.Uint16("port", c.Port))
-		if c.client.remote != "" {
-			list = append(list, zap.String("host", c.client.host), zap.String("remote", c.client.remote))
-		}
-	}
-	if r, ok := errors.AsType[*guard.Refusal](err); ok && r.Kind == guard.KindAddress {
-		list = append(list, zap.String("address", r.Value))
-	}
-	return list
+	return err
 }
 
 // dialError is a failure before anything of the request was sent. For reverse_proxy it is

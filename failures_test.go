@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -138,6 +139,11 @@ func TestFailures(t *testing.T) {
 	t.Run("timeout in DNS", func(t *testing.T) {
 		w.checkFault(t, fault{target: "http://silent.example/", phase: "dns", token: "dns_timeout", status: 504, details: "timeout of 300ms"}, "timeout 300ms")
 	})
+	w.run("metrics /metrics")
+	series := w.dnsSeries("failures_total")
+	if got, want := len(series), len(failure.RequestFailures()); got != want || len(notZero(series)) < 15 {
+		t.Errorf("got %d series of failures, %d not 0, want the %d that were there from the start", got, len(series), want)
+	}
 }
 
 // checkFault checks one fault at a new site.
@@ -243,36 +249,41 @@ func (w *world) checkTold(t *testing.T, f fault, res response) {
 func TestStuckUpload(t *testing.T) {
 	w := newWorld(t)
 	w.dns.Has("name.example", "127.0.0.3")
-	port := testlab.SilentBackend(t, "", "127.0.0.3").Port
-	for _, option := range []string{"timeout 1s", "read_timeout 1s", "write_timeout 1s"} {
-		for size, want := range map[int64]string{1: "response ", 64 << 20: "send connection_write_timeout"} {
-			if size == 1 && option == "write_timeout 1s" {
-				continue // ends nothing
-			}
-			w.run(fmt.Sprintf(`target_proxy {header.X-Target} {
-				allow_ips 127.0.0.0/8
-				fail_duration 0
-				lb_retries 0
-				%s
-			}
-			handle_errors {
-				respond "{http.target.phase} {http.target.failure} {http.target.error}"
-			}`, option))
-			conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
-			if err != nil {
-				t.Fatal(err)
-			}
-			_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
-			fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nX-Target: http://name.example:%s\r\n\r\n", size, port)
-			go func() { _, _ = io.CopyN(conn, zeros{}, size) }()
-			res, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			body, _ := io.ReadAll(res.Body)
-			_ = conn.Close()
-			if res.StatusCode != http.StatusGatewayTimeout || !strings.HasPrefix(string(body), want) {
-				t.Errorf("%s, %d octets: status %d, %q, want 504 and %q", option, size, res.StatusCode, body, want)
+	wait := make(chan struct{})
+	t.Cleanup(func() { close(wait) })
+	h2 := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, CA: w.ca, HTTP2: true, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-wait })})
+	for _, target := range []string{"http://name.example:" + testlab.SilentBackend(t, "", "127.0.0.3").Port, "https://name.example:" + h2.Port} {
+		for _, option := range []string{"timeout 1s", "read_timeout 1s", "write_timeout 1s"} {
+			for size, want := range map[int64]string{1: "response ", 64 << 20: "send connection_write_timeout"} {
+				if option == "write_timeout 1s" && (size == 1 || strings.HasPrefix(target, "https")) {
+					continue // ends nothing
+				}
+				w.run(fmt.Sprintf(`target_proxy {header.X-Target} {
+					allow_ips 127.0.0.0/8
+					tls_trust_pool file %q
+					fail_duration 0
+					lb_retries 0
+					%s
+				}
+				handle_errors {
+					respond "{http.target.phase} {http.target.failure} {http.target.error}"
+				}`, w.ca.File, option))
+				conn, err := net.Dial("tcp", "127.0.0.1:"+w.port)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = conn.SetDeadline(time.Now().Add(testlab.Timeout))
+				fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nX-Target: %s\r\n\r\n", size, target)
+				go func() { _, _ = io.CopyN(conn, zeros{}, size) }()
+				res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, _ := io.ReadAll(res.Body)
+				_ = conn.Close()
+				if res.StatusCode != http.StatusGatewayTimeout || !strings.HasPrefix(string(body), want) {
+					t.Errorf("%s, %s, %d octets: status %d, %q, want 504 and %q", target, option, size, res.StatusCode, body, want)
+				}
 			}
 		}
 	}
@@ -416,6 +427,48 @@ func TestFailureLog(t *testing.T) {
 	})
 	if n := len(lines()); n < 101 || n > 290 {
 		t.Errorf("%d lines of 300 equal failures and another one, want 101 and a few", n)
+	}
+}
+
+// TestFailureSeries: the series of all failures are there when a configuration is loaded, so
+// that the first failure of its kind is an increase. They are those of docs/failures.md.
+func TestFailureSeries(t *testing.T) {
+	w := newWorld(t)
+	w.run("metrics /metrics\n" + w.proxy())
+	before := w.dnsSeries("failures_total")
+	series := func(phase, token string) string {
+		return fmt.Sprintf("failures_total{error=%q,phase=%q}", token, phase)
+	}
+	documented, inAny := make(map[string]bool), make(map[string]bool)
+	for _, row := range regexp.MustCompile("(?m)^\\| (`\\w+`|any) \\| `(\\w+)` \\|").FindAllStringSubmatch(readFile(t, "docs/failures.md"), -1) {
+		if row[1] == "any" {
+			inAny[row[2]] = true
+			continue
+		}
+		s := series(strings.Trim(row[1], "`"), row[2])
+		documented[s] = true
+		if _, ok := before[s]; !ok {
+			t.Errorf("got no series %s at the start", s)
+		}
+	}
+	if len(documented) < 25 || len(inAny) != 2 {
+		t.Errorf("got %d failures and %d of any phase in the docs, want more", len(documented), len(inAny))
+	}
+	token := regexp.MustCompile(`error="(\w+)"`)
+	for s, n := range before {
+		if parts := token.FindStringSubmatch(s); n != 0 || !documented[s] && !inAny[parts[1]] {
+			t.Errorf("got %s with %g at the start, want 0 and a failure that is documented", s, n)
+		}
+	}
+	w.get("/", "ftp://name.example/")
+	w.get("/", "http://none.example/")
+	want := map[string]float64{series("policy", "http_request_denied"): 1, series("dns", "destination_not_found"): 1}
+	after := w.dnsSeries("failures_total")
+	if len(after) != len(before) {
+		t.Errorf("got %d series after two failures, want the %d of the start", len(after), len(before))
+	}
+	if got := notZero(after); !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

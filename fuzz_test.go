@@ -26,6 +26,7 @@ import (
 
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/record"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
 
@@ -38,6 +39,7 @@ import (
 	"golang.org/x/net/idna"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/testlab"
 )
 
@@ -165,7 +167,7 @@ func (g *fuzzGateway) newWorld(t *testing.T) *fuzzWorld {
 	w.resolver = resolver.New(config)
 	tracker := health.New()
 	g.source.source.Health, g.transport.via.Health = tracker, tracker
-	g.transport.pool.Pool = pool.New(g.transport.pool.config, tracker, pool.NewLimits(0, nil))
+	g.transport.pool.Pool = pool.New(g.transport.pool.Config, tracker, pool.NewLimits(0, nil))
 	g.transport.pool.Dial = w.dial
 	return w
 }
@@ -469,8 +471,11 @@ func (w *fuzzWorld) handlerWith(rules Guard) *Handler {
 		w.t.Fatalf("no rule can be made of a host that was called: %v", err)
 	}
 	p := *w.handler.policy
-	p.gate.Rules = compiled
-	return &Handler{URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, policy: &p, trace: w.handler.trace}
+	p.Rules = compiled
+	return &Handler{
+		URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, policy: &p, trace: w.handler.trace,
+		failures: record.FailureLog{Log: p.Log},
+	}
 }
 
 // finish ends the execution; what arrived must have been requests and no more.
@@ -570,7 +575,7 @@ func (d *fuzzDial) defaultPort() string {
 // fuzzFields are those that arrive beside Host, whatever the target is.
 func fuzzFields() []string {
 	return []string{
-		"Accept-Encoding: br", "Cdn-Loop: " + loopID, "User-Agent: fuzz", "Via: 1.1 Caddy",
+		"Accept-Encoding: br", "Cdn-Loop: " + outgoing.LoopID, "User-Agent: fuzz", "Via: 1.1 Caddy",
 		"X-Forwarded-For: 192.0.2.7", "X-Forwarded-Host: gateway.example", "X-Forwarded-Proto: http",
 	}
 }

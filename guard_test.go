@@ -6,7 +6,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"slices"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,14 +17,17 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/failure"
+	"caddytarget/internal/gate"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/localnet"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/testlab"
 )
 
 // newTestPolicy returns the policy of a server that has no site.
-func newTestPolicy(t testing.TB, g Guard) *policy {
+func newTestPolicy(t testing.TB, g Guard) *exchange.Policy {
 	t.Helper()
 	s := newShared()
 	app := &App{listeners: newListeners(caddy.Context{}, s), shared: s}
@@ -141,7 +144,7 @@ func TestRefusals(t *testing.T) {
 	}
 	want := map[string]any{"msg": "target refused", "rule": failure.RuleLoop, "status": 508.0}
 	w.checkRefusal("loop", lines, counterOf("refused", "enforce", failure.RuleLoop), want, func() {
-		if res := w.get("/", "http://half.example/", header("CDN-Loop", "other, "+loopID)); res.StatusCode != 508 {
+		if res := w.get("/", "http://half.example/", header("CDN-Loop", "other, "+outgoing.LoopID)); res.StatusCode != 508 {
 			t.Errorf("got %v, want status 508", res)
 		}
 	})
@@ -311,10 +314,10 @@ func TestListeners(t *testing.T) {
 		port, _ := strconv.Atoi(testlab.FreePort(t))
 		return uint16(port)
 	}
-	sites := make(map[listenAddr]bool)
+	account := &localnet.Account{Usage: caddy.ListenerUsage}
 	site := func(host string) uint16 {
 		port := free()
-		sites[listenAt(t, host, port)] = true
+		account.AddSite(listenAt(t, host, port))
 		return port
 	}
 	any4, anyAddr, one, localhost := site("0.0.0.0"), site(""), site("127.0.0.1"), site("localhost")
@@ -332,7 +335,7 @@ func TestListeners(t *testing.T) {
 			return []netip.Prefix{netip.MustParsePrefix(own + "/32"), netip.MustParsePrefix(own6 + "/128")}, nil
 		},
 		Sites:   new(localnet.Sites),
-		Account: siteListeners{addrs: sites}.owner,
+		Account: account.Owner,
 	})
 
 	for _, test := range []struct {
@@ -407,22 +410,22 @@ func checkRules(t *testing.T, l *localnet.Listeners, a netip.AddrPort, owner loc
 			rule = guard.RuleOwnListener
 		}
 		p := newTestPolicy(t, config)
-		p.gate.Listeners = l
-		if err := p.gate.Check(a); (err == nil) != (rule == "") || err != nil && err.Rule != rule {
+		p.Listeners = l
+		if err := p.Check(a); (err == nil) != (rule == "") || err != nil && err.Rule != rule {
 			t.Errorf("%s with %s: %v, want %s", a, name, err, rule)
 		}
-		if got := p.gate.Allows(a); got != (rule == "") {
+		if got := p.Allows(a); got != (rule == "") {
 			t.Errorf("%s with %s: allowed: got %t, want %t", a, name, got, rule == "")
 		}
-		p.report = true
-		if err := p.permit(new(call), a); (err == nil) != (owner != localnet.OwnOther) {
+		p.Report = true
+		if err := p.Permit("", a); (err == nil) != (owner != localnet.OwnOther) {
 			t.Errorf("%s with %s, only reported: got %v, want an error: %t", a, name, err, owner == localnet.OwnOther)
 		}
 	}
 }
 
 // listenAt opens a listener as Caddy does, until the test ends.
-func listenAt(t *testing.T, host string, port uint16) listenAddr {
+func listenAt(t *testing.T, host string, port uint16) (network, hostport string) {
 	t.Helper()
 	na := caddy.NetworkAddress{Network: "tcp", Host: host, StartPort: uint(port), EndPort: uint(port)}
 	l, err := na.Listen(t.Context(), 0, net.ListenConfig{})
@@ -430,7 +433,7 @@ func listenAt(t *testing.T, host string, port uint16) listenAddr {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.(net.Listener).Close() })
-	return listenAddr{na.Network, na.JoinHostPort(0)}
+	return na.Network, na.JoinHostPort(0)
 }
 
 // TestReportedAddresses checks which addresses of an answer remain when refusals
@@ -443,7 +446,7 @@ func TestReportedAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer admin.(net.Listener).Close()
-	p := newTestPolicy(t, Guard{Mode: report})
+	p := newTestPolicy(t, Guard{Mode: gate.ModeReport})
 	for _, test := range [][2]string{
 		{"127.0.0.1", ""},
 		{"127.0.0.1 10.0.0.1", "10.0.0.1"},
@@ -452,39 +455,43 @@ func TestReportedAddresses(t *testing.T) {
 		{"127.0.0.1 10.0.0.1 8.8.8.8", "10.0.0.1 8.8.8.8"},
 		{"10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
 	} {
-		c := new(call)
+		c := &exchange.Call{Policy: p}
 		c.Host, c.Port = "a.example", uint16(port)
 		var addrs []netip.Addr
 		for text := range strings.FieldsSeq(test[0]) {
 			addrs = append(addrs, netip.MustParseAddr(text))
 		}
-		kept, preferred, err := p.filter(c, addrs, len(addrs))
+		kept, preferred, err := p.Filter(c.Host, c.Port, addrs, len(addrs), c)
 		if got := strings.Trim(fmt.Sprint(kept), "[]"); got != test[1] || (err == nil) != (got != "") || preferred != len(kept) {
 			t.Errorf("%s: got %s of which %d are preferred, %v, want %s", test[0], got, preferred, err, test[1])
 		}
 	}
 
 	// neither a name nor a socket has been checked
-	if err := p.permit(new(call), netip.AddrPort{}); failure.RuleOf(err) != guard.RuleInvalid {
+	if err := p.Permit("", netip.AddrPort{}); failure.RuleOf(err) != guard.RuleInvalid {
 		t.Errorf("no address: got %v, want a refusal by the rule %s", err, guard.RuleInvalid)
 	}
 }
 
 // TestListenersOf checks what is taken from the configuration of sites.
 func TestListenersOf(t *testing.T) {
-	got := listenersOf(&caddyhttp.App{Servers: map[string]*caddyhttp.Server{
+	got := accountOf(&caddyhttp.App{Servers: map[string]*caddyhttp.Server{
 		"a": {Listen: []string{":443", "192.0.2.1:8000-8002", "tcp6/[2001:DB8::1]:81", "unix//run/a.sock"}},
 		"b": {Listen: []string{"gateway.example:80", ":443", "[2001:db8::1]:81"}},
 	}})
-	want := siteListeners{
-		addrs: map[listenAddr]bool{
-			{"tcp", ":443"}: true, {"tcp", "gateway.example:80"}: true,
-			{"tcp", "192.0.2.1:8000"}: true, {"tcp", "192.0.2.1:8001"}: true, {"tcp", "192.0.2.1:8002"}: true,
-			{"tcp6", "[2001:DB8::1]:81"}: true, {"tcp", "[2001:db8::1]:81"}: true, {"unix", "/run/a.sock"}: true,
-		},
-		hosts: []string{"", "/run/a.sock", "2001:DB8::1", "gateway.example"},
+	got.Usage = nil
+	want := new(localnet.Account)
+	for _, at := range [][2]string{
+		{"tcp", ":443"}, {"tcp", "gateway.example:80"},
+		{"tcp", "192.0.2.1:8000"}, {"tcp", "192.0.2.1:8001"}, {"tcp", "192.0.2.1:8002"},
+		{"tcp6", "[2001:DB8::1]:81"}, {"tcp", "[2001:db8::1]:81"}, {"unix", "/run/a.sock"},
+	} {
+		want.AddSite(at[0], at[1])
 	}
-	if !maps.Equal(got.addrs, want.addrs) || !slices.Equal(got.hosts, want.hosts) {
+	for _, host := range []string{"", "/run/a.sock", "2001:DB8::1", "gateway.example"} {
+		want.AddHost(host)
+	}
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
@@ -506,13 +513,13 @@ func BenchmarkPolicy(b *testing.B) {
 		for _, addr := range []string{"8.8.8.8", "2606:4700::1111"} {
 			b.Run(test.name+"/"+addr, func(b *testing.B) {
 				p := newTestPolicy(b, test.Guard)
-				c := &call{scheme: "https"}
+				c := &exchange.Call{Scheme: "https", Policy: p}
 				c.Host, c.Port = "api.customer400.example", 443
 				addrs := []netip.Addr{netip.MustParseAddr(addr)}
 				b.ReportAllocs()
 				for b.Loop() {
-					_, _, err := p.filter(c, addrs, 1)
-					if p.checkTarget(c) != nil || err != nil {
+					_, _, err := p.Filter(c.Host, c.Port, addrs, 1, c)
+					if c.Check() != nil || err != nil {
 						b.Fatal("refused, want it allowed")
 					}
 				}

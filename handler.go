@@ -13,14 +13,19 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap/zapcore"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
 	"caddytarget/internal/health"
 	"caddytarget/internal/httpfield"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/record"
+	"caddytarget/internal/redirect"
 	"caddytarget/internal/replay"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
+	"caddytarget/internal/topk"
 	"caddytarget/internal/trace"
 	"caddytarget/internal/warm"
 )
@@ -118,13 +123,12 @@ type Handler struct {
 	confineURL, confinePath targeturl.Confinement
 	values                  targeturl.SingleValues // of which a request has one each
 
-	logLevel zapcore.Level
-	limiter  failure.Limiter // of the lines about failures
+	failures record.FailureLog
 	trace    *trace.Hub
 
 	strip    string       // the header field that is not sent on
 	limit    health.Limit // the timeout, if it is fixed
-	policy   *policy
+	policy   *exchange.Policy
 	resolver *resolver.Resolver
 	inFlight guard.InFlight
 	warm     atomic.Pointer[warm.Site] // that counts its targets; nil: none
@@ -158,8 +162,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.policy, err = app.policy(&h.Guard, ctx.Logger()); err != nil {
 		return err
 	}
-	h.policy.quiet, h.trace = true, app.shared.trace
-	if h.logLevel, err = h.failureLevel(); err != nil || h.ProxyRaw == nil {
+	h.policy.Quiet, h.trace = true, app.shared.trace
+	h.failures.Log = h.policy.Log
+	if h.failures.Level, err = h.failureLevel(); err != nil || h.ProxyRaw == nil {
 		return err
 	}
 	proxy, err := ctx.LoadModule(h, "ProxyRaw")
@@ -232,25 +237,27 @@ func (h *Handler) Validate() error {
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	st := stateOf(r.Context())
-	last, returned := st.begin()
+	st := &stateOf(r.Context()).State
+	last, returned := st.Begin()
 	failure.DropProxyStatus(w.Header())
-	var c *callContext
+	var c *exchange.Context
 	begun := time.Now()
-	rec := h.newRecord(r, begun)
-	if st.record = rec; rec != nil {
-		w = rec.watch(w)
+	rec := record.New(r, begun, h.policy.Log, h.trace)
+	if st.Record = rec; rec != nil {
+		w = rec.Watch(w)
 	}
 	defer func() {
 		if c != nil {
-			h.policy.counters.observe(c.call.Host, st, err, begun)
+			h.policy.Metrics.Top.Observe(c.Call.Host, topk.Observation{
+				Failed: err != nil || st.Err != nil, Latency: time.Since(begun), NewConn: st.Opened,
+			})
 			if site := h.warm.Load(); site != nil && err == nil {
-				st.usedOf(site)
+				usedOf(st, site)
 			}
 		}
 		h.report(w, st, err)
 		if rec != nil {
-			h.endRecord(rec, st, err)
+			st.EndRecord(rec, statusOf(err))
 		}
 	}()
 	var u targeturl.URL
@@ -259,11 +266,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.refuse(w, r, st, err)
 	}
 	defer stop()
-	last.reopenBody(r, returned)
+	last.ReopenBody(r, returned)
 	if err := h.awaitBody(r); err != nil {
-		return h.refuse(w, r, st, bodyFailed(c.call.Host, err))
+		return h.refuse(w, r, st, exchange.BodyFailed(c.Call.Host, err))
 	}
-	if h.canFollow(r) {
+	if h.FollowRedirects != nil && redirect.CanFollow(r) {
 		return h.follow(w, r, c, u, next)
 	}
 	return h.forward(w, r, c, u, next)
@@ -272,14 +279,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 // admit makes the call of a request, if it may be called, and gives it the time that the
 // timeout says. stop has to be called at the end, unless there is an error. c is nil if
 // there is no target.
-func (h *Handler) admit(w http.ResponseWriter, r *http.Request, repl *caddy.Replacer, last *call, st *requestState) (c *callContext, u targeturl.URL, stop func(), err error) {
+func (h *Handler) admit(w http.ResponseWriter, r *http.Request, repl *caddy.Replacer, last *exchange.Call, st *exchange.State) (c *exchange.Context, u targeturl.URL, stop func(), err error) {
 	if err = acceptable(r); err != nil {
 		return c, u, nil, err
 	}
 	if c, u, err = h.newCall(r, repl, last, st); err != nil {
 		return c, u, nil, err
 	}
-	st.record.targetRead(&c.call)
+	st.Record.TargetRead(&c.Call)
 	stop, err = h.limitTime(w, r, repl, c)
 	return c, u, stop, err
 }
@@ -287,9 +294,9 @@ func (h *Handler) admit(w http.ResponseWriter, r *http.Request, repl *caddy.Repl
 // acceptable returns why no target can have a request, or nil.
 func acceptable(r *http.Request) error {
 	switch {
-	case hasLoopID(r.Header):
+	case outgoing.HasLoopID(r.Header):
 		return failure.ErrLoop
-	case r.Method == http.MethodConnect && !isExtendedConnect(r):
+	case r.Method == http.MethodConnect && !httpfield.IsExtendedConnect(r):
 		// a backend that is a proxy, too, would open a tunnel
 		return failure.NewMalformed(failure.ErrConnect)
 	case r.URL.Opaque != "":
@@ -302,37 +309,37 @@ func acceptable(r *http.Request) error {
 
 // forward resolves the target of a request and hands the request on to be sent
 // there.
-func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *callContext, u targeturl.URL, next caddyhttp.Handler) error {
-	st := c.call.state
+func (h *Handler) forward(w http.ResponseWriter, r *http.Request, c *exchange.Context, u targeturl.URL, next caddyhttp.Handler) error {
+	st := c.Call.State
 	if h.MaxRequests > 0 {
-		done, ok := h.inFlight.Enter(c.call.origin(), h.MaxRequests)
+		done, ok := h.inFlight.Enter(c.Call.Origin(), h.MaxRequests)
 		if !ok {
-			return h.refuse(w, r, st, h.tooMany(&c.call))
+			return h.refuse(w, r, st, h.tooMany(&c.Call))
 		}
 		defer done()
 	}
-	err := c.call.resolve(c.Context, u.Addr)
-	st.record.resolved(&c.call, err)
+	err := c.Call.Resolve(c.Context, u.Addr)
+	st.Record.Resolved(&c.Call, err)
 	if err != nil {
 		return h.refuse(w, r, st, err)
 	}
 	if u.HasPath {
 		u.Apply(r.URL)
-		r.RequestURI = c.call.uri
+		r.RequestURI = c.Call.URI
 	}
 	err = h.callNext(w, r.WithContext(c), next)
-	st.returned = true
+	st.Returned = true
 	if errors.Is(err, pool.ErrLimit) {
 		retryLater(w)
 	}
-	if x := c.call.exchange; err != nil && (x == nil || x.body == nil || !x.body.Complete()) {
-		h.answerAtOnce(w, r, &c.call)
+	if err != nil && !c.Call.IsBodySent() {
+		h.answerAtOnce(w, r, &c.Call)
 	}
 	return err
 }
 
 // tooMany returns the error of a request beyond MaxRequests.
-func (h *Handler) tooMany(c *call) error {
+func (h *Handler) tooMany(c *exchange.Call) error {
 	return fmt.Errorf("%s: %w: %d", c.Host, failure.ErrMaxRequests, h.MaxRequests)
 }
 
@@ -349,11 +356,12 @@ func (h *Handler) callNext(w http.ResponseWriter, r *http.Request, next caddyhtt
 // read the rest first, for which a client may let it wait. (EnableFullDuplex would let it
 // answer, too; but then net/http does not serve the next request, as of Go 1.26: what it
 // starts at the end of the body reads from the connection, beside its own reading.)
-func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request, c *call) {
+func (h *Handler) answerAtOnce(w http.ResponseWriter, r *http.Request, c *exchange.Call) {
 	length, read := r.ContentLength, replay.IsRead(r.Body)
-	if c != nil && c.follower != nil && c.follower.all != nil {
-		all := c.follower.all
-		length, read = c.follower.length, all.Complete() || replay.IsRead(all.Source())
+	if c != nil && c.Follower != nil {
+		if ofClient, all, ok := c.Follower.ClientBody(); ok {
+			length, read = ofClient, all
+		}
 	}
 	if h.Timeout != "" && length != 0 && r.ProtoMajor == 1 && !read {
 		w.Header().Set("Connection", "close")
@@ -370,42 +378,20 @@ func (h *Handler) awaitBody(r *http.Request) (err error) {
 }
 
 // refuse ends a request that cannot be sent on.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *requestState, err error) error {
-	h.answerAtOnce(w, r, st.call)
-	st.err = err
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, st *exchange.State, err error) error {
+	h.answerAtOnce(w, r, st.Call)
+	st.Err = err
 	status := failure.StatusOf(err)
 	if status == http.StatusServiceUnavailable {
 		retryLater(w)
 	}
-	h.policy.failed(st.call, status, err)
+	h.policy.Failed(st.Call, status, err)
 	return caddyhttp.Error(status, err)
 }
 
 // retryLater says when a request that comes at a bad time may be made again (RFC 9110,
 // section 10.2.3).
 func retryLater(w http.ResponseWriter) { w.Header().Set("Retry-After", "1") }
-
-// isExtendedConnect reports whether a request opens a WebSocket over HTTP/2 or
-// HTTP/3 (RFC 8441, RFC 9220), which reverse_proxy turns into one of HTTP/1.1.
-func isExtendedConnect(r *http.Request) bool {
-	switch r.ProtoMajor {
-	case 2:
-		return r.Header.Get(":protocol") == "websocket"
-	case 3:
-		return r.Proto == "websocket"
-	}
-	return false
-}
-
-// hasLoopID reports whether a request has come through this process before.
-func hasLoopID(header http.Header) bool {
-	for _, value := range header[loopHeader] {
-		if strings.Contains(value, loopID) {
-			return true
-		}
-	}
-	return false
-}
 
 // Interface guards
 var (

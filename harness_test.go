@@ -72,6 +72,7 @@ type world struct {
 	resolver      string // more of the default resolver
 	targetOptions string // more of the global option target
 	log           string // the default log, instead of none
+	store         string // the storage, instead of a folder of files
 	admin         string // where the admin API listens, instead of nowhere
 }
 
@@ -101,7 +102,7 @@ func (w *world) caddyfile(site string) string {
 	admin %s
 	auto_https off
 	persist_config off
-	storage file_system %q
+	storage %s
 	log default {
 		%s
 	}
@@ -123,7 +124,7 @@ http://:%s {
 	respond @run %d
 	%s
 }
-%s`, cmp.Or(w.admin, "off"), w.storage(), cmp.Or(w.log, "output discard\nlevel ERROR"), w.global, w.dns.Addr, w.resolver, w.targetOptions, w.port, w.runs, site, more)
+%s`, cmp.Or(w.admin, "off"), cmp.Or(w.store, fmt.Sprintf("file_system %q", w.storage())), cmp.Or(w.log, "output discard\nlevel ERROR"), w.global, w.dns.Addr, w.resolver, w.targetOptions, w.port, w.runs, site, more)
 }
 
 // logTo makes the next configuration log from a level on. It returns a function

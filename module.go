@@ -12,44 +12,41 @@
 // passes these files:
 //
 //	handler.go    the handler: its options, the order of its steps, timeout, max_requests
-//	call.go       what is called: read from templates, checked, resolved
-//	guard.go      the options of the guard; the rules applied, counted and logged
+//	call.go       what is called: read from templates
+//	guard.go      the options of the guard; the warning where it only reports
 //	upstreams.go  the source: which addresses reverse_proxy gets
-//	service.go    the source for SRV records: the addresses of their hosts
 //	transport.go  the transport: its options, the steps of one attempt
-//	attempt.go    these steps; how an attempt ends
-//	outgoing.go   what an attempt sends: connection key, Host, header; trailers.go its trailers
+//	outgoing.go   what an attempt sends: connection key, Host
 //	redirect.go   redirects that the handler follows
-//	state.go      what is known of a request: placeholders, all attempts, bodies
-//	failure.go    errors: rule, status, what reverse_proxy has to know
-//	record.go     what is recorded of a request: for live traces, spans and the debug log
+//	state.go      what is known of a request, by its variables; which call an upstream is of
+//	failure.go    errors: the report, what reverse_proxy has to know
 //
 // and these are there for a configuration: module.go (the app, what configurations
 // share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
 // of connections, which outlive a reload); persist.go (what resolvers know outlives them);
-// listeners.go (this server's own); metrics.go, metrics_dns.go, metrics_pool.go;
-// ejections.go (counted and logged); admin.go and admin_… (the admin API, a file for each
-// list), command.go; routes.go, sites.go (the target handlers of a configuration),
-// mistakes.go (warnings); caddyfile.go (parses the subdirectives of all modules).
-// warm.go keeps connections open to the targets that are called most. explain.go takes a
-// request through the steps above without sending it; admin_explain.go
-// and command_explain.go ask for that. Defaults stand in Provision of their module, those
-// of the resolver in internal/resolver/config.go. The work is done below internal:
-// resolver, dnscache, dnsclient, dnsname (names to addresses), snapshot (the file of what
-// they know); failover, health (which address next); pool (connections); guard, localnet
-// (what may be called); targeturl, redirect, replay, httpfield (URLs, redirects, bodies,
-// header fields); failure (the words for what failed); explain (the words for what would
-// be done with a request); topk (counts by target); warm (connections for
-// requests to come); trace, clientspan (single requests:
-// live, and as spans); purge (what an operator forgets).
+// listeners.go (this server's own); admin.go (what the admin API shows of this process),
+// command.go (the command line); routes.go, sites.go (the target handlers of a
+// configuration), mistakes.go (warnings); caddyfile.go (parses the subdirectives of all
+// modules). warm.go keeps connections open to the targets that are called most. explain.go
+// takes a request through the steps above without sending it. A new option is a field of
+// its module's struct, and an entry in options() of that module in caddyfile.go. Defaults
+// stand in Provision of their module, those of the resolver in internal/resolver/config.go.
+//
+// The work is done below internal: exchange (the core of a request: what it calls, its
+// attempts, what is known of it); resolver, dnscache, dnsclient, dnsname (names to
+// addresses), snapshot (the file of what they know); failover, health (which address
+// next), ejection (counted and logged); pool (connections); guard, gate, localnet (what
+// may be called); targeturl, redirect, replay, outgoing, httpfield (URLs, redirects,
+// bodies, requests as they are sent, header fields); failure (the words for what failed);
+// explain (the words for what would be done with a request); topk (counts by target);
+// metrics (for Prometheus); warm (connections for requests to come); record, trace,
+// clientspan (single requests: in the log, live, and as spans); purge (what an operator
+// forgets); admin, command (the endpoints of the admin API, and the command that asks
+// them).
 package caddytarget
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"iter"
 	mathrand "math/rand/v2"
@@ -58,13 +55,14 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/certmagic"
-	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/ejection"
 	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
 	"caddytarget/internal/localnet"
+	"caddytarget/internal/metrics"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/trace"
@@ -90,9 +88,10 @@ type App struct {
 	MetricsTargets bool `json:"metrics_targets,omitempty"`
 
 	resolver   *resolver.Resolver
+	resolvers  resolver.Generation // of this app and of the modules of its configuration
 	storage    certmagic.Storage
-	acquired   []*sharedResolver // by this app and by the modules of its configuration
-	transports []*poolSettings   // those of its transports
+	acquired   []*sharedResolver // those of resolvers, to be released
+	transports []*pool.Settings  // those of its transports
 	listeners  *localnet.Listeners
 	sockets    []uint64 // on which its sites listen
 	shared     *shared
@@ -105,16 +104,14 @@ type App struct {
 type shared struct {
 	id        uint64 // random
 	health    *health.Tracker
-	ejections *ejections
-	counters  *counters
-	pools     *caddy.UsagePool
-	draining  drainingPools
+	ejections *ejection.Log
+	metrics   *metrics.Metrics
+	pools     pool.Set
 	limits    *pool.Limits
 	sockets   *localnet.Sockets // nil: Caddy's account of its listeners is asked
 	sites     localnet.Sites
-	dns       *dnsCollector
 	trace     *trace.Hub
-	lineage   lineage
+	lineage   resolver.Lineage
 	warm      *warm.List
 }
 
@@ -131,27 +128,17 @@ const sharedKey = "shared"
 
 func newShared() *shared {
 	s := &shared{
-		id:        mathrand.Uint64(),
-		health:    health.New(),
-		ejections: newEjections(),
-		counters:  newCounters(),
-		pools:     caddy.NewUsagePool(),
-		limits:    pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
-		sockets:   newSockets(),
-		dns:       newDNSCollector(),
-		trace:     new(trace.Hub),
-		warm:      warm.New(),
+		id:      mathrand.Uint64(),
+		health:  health.New(),
+		limits:  pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
+		sockets: newSockets(),
+		trace:   new(trace.Hub),
+		warm:    warm.New(),
 	}
+	s.metrics = metrics.New(s.countPools, s.health)
+	s.ejections = ejection.New(s.metrics.Ejections)
 	s.health.Observe(s.ejections)
 	return s
-}
-
-// collectors returns its metrics.
-func (s *shared) collectors() []prometheus.Collector {
-	c := s.counters
-	return []prometheus.Collector{
-		c.refused, c.leftOut, c.failures, c.requests, c.dials.dial, c.dials.handshake, c.dials.resumed, s.ejections.total, poolCollector{s}, s.dns,
-	}
 }
 
 // newSockets returns what finds the sockets of this process. It is a variable for
@@ -190,11 +177,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.watchSites(ctx); err != nil {
 		return err
 	}
-	if err := register(ctx.GetMetricsRegistry(), a.shared.collectors()...); err != nil {
+	if err := a.shared.metrics.Register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
 	if a.MetricsTargets {
-		if err := ctx.GetMetricsRegistry().Register(topCollector{a.shared.counters.top}); err != nil {
+		if err := a.shared.metrics.RegisterTargets(ctx.GetMetricsRegistry()); err != nil {
 			return err
 		}
 	}
@@ -248,6 +235,7 @@ func (a *App) acquire(config *Resolver) (*resolver.Resolver, error) {
 		return nil, err
 	}
 	a.acquired = append(a.acquired, r)
+	a.resolvers.Add(r.Resolver)
 	return r.Resolver, nil
 }
 
@@ -259,13 +247,13 @@ func (a *App) useEjections(s *failover.Source) {
 // Start starts the resolvers that were acquired.
 func (a *App) Start() error {
 	if a.log != nil {
-		a.releases = append(a.releases, a.shared.ejections.logTo(a.log))
+		a.releases = append(a.releases, a.shared.ejections.Use(a.log))
 	}
 	for _, r := range a.acquired {
-		a.useStorage(r.Resolver) // that of the configuration before may be gone soon
+		a.useStorage(r.Resolver, a.shared) // that of the configuration before may be gone soon
 		r.Start()
 	}
-	a.shared.lineage.started(a)
+	a.shared.lineage.Started(&a.resolvers)
 	return nil
 }
 
@@ -274,7 +262,7 @@ func (a *App) Start() error {
 // released when this one is cleaned up.
 func (a *App) Stop() error {
 	a.shared.trace.Disconnect()
-	if a.shared.lineage.isLast(a) {
+	if a.shared.lineage.IsLast(&a.resolvers) {
 		a.saveAll()
 	}
 	a.shared.warm.Release(a)
@@ -289,7 +277,7 @@ func (a *App) Cleanup() error {
 	a.releases = nil
 	if a.shared != nil {
 		a.shared.sites.Release(a.sockets)
-		a.shared.lineage.ended(a)
+		a.shared.lineage.Ended(&a.resolvers)
 		releaseShared()
 		a.shared = nil
 	}
@@ -308,21 +296,6 @@ func appOf(ctx caddy.Context) (*App, error) {
 		return nil, err
 	}
 	return app.(*App), nil
-}
-
-// loopHeader names the header field by which a request that comes back is
-// recognized (RFC 8586). Its value holds an HMAC under a key that only this
-// process has. A client that sends it on harms only its own request.
-const loopHeader = "Cdn-Loop"
-
-var loopID = newLoopID()
-
-func newLoopID() string {
-	var key [32]byte
-	_, _ = rand.Read(key[:]) // never fails
-	mac := hmac.New(sha256.New, key[:])
-	mac.Write([]byte(loopHeader))
-	return "caddytarget; id=" + hex.EncodeToString(mac.Sum(nil)[:16])
 }
 
 // Interface guards

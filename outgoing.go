@@ -2,14 +2,15 @@ package caddytarget
 
 import (
 	"net/http"
-	"net/netip"
 	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/httpfield"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/targeturl"
 )
@@ -18,35 +19,21 @@ import (
 // needs to know for the PROXY protocol.
 const proxyProtocolVar = "reverse_proxy.proxy_protocol_info"
 
+// newAttempt returns an attempt at a request.
+func (t *Transport) newAttempt(req *http.Request, info reverseproxy.DialInfo) *exchange.Attempt {
+	c, x := callOf(req, info.Upstream)
+	if x == nil && httpfield.HasBody(req) {
+		x = stateOf(req.Context()).Current()
+	}
+	return exchange.NewAttempt(&t.via, c, x)
+}
+
 // setOrder sets what the attempt wants of the pool.
-func (a *attempt) setOrder(req *http.Request, info reverseproxy.DialInfo) {
-	t, c, o := a.transport, a.call, &a.order
-	if o.Last = true; c != nil {
-		a.exchange.plan.FillOrder(&c.Target, &t.via, o)
-	}
-	key := &o.Key
-	if addr, err := netip.ParseAddrPort(info.Address); err == nil && info.Network == "tcp" {
-		key.Addr = addr
-	} else {
-		key.Dial = info.Network + " " + info.Address
-	}
-	if c != nil {
-		c.state.attempts++
-		o.Reused = &c.state.reused
-		c.state.address = key.Addr
-	}
-	key.Host = o.Target
-	switch t.schemeOf(c) {
-	case "https":
-		key.Protocol = pool.TLS
-		if httpfield.IsUpgrade(req.Header) {
-			key.Protocol = pool.TLSHTTP1
-		}
-		key.ServerName = t.serverName(req, c, info)
-	case "h2c":
-		if !httpfield.IsUpgrade(req.Header) { // which HTTP/2 does not have
-			key.Protocol = pool.HTTP2
-		}
+func (t *Transport) setOrder(a *exchange.Attempt, req *http.Request, info reverseproxy.DialInfo) {
+	a.SetOrder(info.Network, info.Address, t.schemeOf(a.Call), req.Header)
+	key := &a.Order.Key
+	if key.Protocol == pool.TLS || key.Protocol == pool.TLSHTTP1 {
+		key.ServerName = t.serverName(req, a.Call, info)
 	}
 	if t.ShareConnections && key.ServerName == "" {
 		key.Host = ""
@@ -59,44 +46,23 @@ func (a *attempt) setOrder(req *http.Request, info reverseproxy.DialInfo) {
 }
 
 // prepare makes what is sent of the request, but for its body.
-func (a *attempt) prepare(req *http.Request, info reverseproxy.DialInfo) {
-	// header and trailer are reverse_proxy's copies, made for this request; an
-	// attempt before this one may still be reading them, but then has changed
-	// them already
-	httpfield.DropH2CUpgrade(req.Header)
-	if a.call != nil {
-		httpfield.Delete(req.Header, a.call.strip)
-		if a.call.foreign {
-			a.call.dropCredentials(req.Header)
-		}
-	}
-	a.dropTrailers(req)
-	body, getBody := a.out.Body, a.out.GetBody
-	a.out, a.url = *req, *req.URL
-	a.out.Body, a.out.GetBody = body, getBody
+func (t *Transport) prepare(a *exchange.Attempt, req *http.Request, info reverseproxy.DialInfo) {
 	scheme := "http"
-	if a.order.Key.ServerName != "" {
+	if a.Order.Key.ServerName != "" {
 		scheme = "https"
 	}
-	a.url.Scheme, a.url.Host, a.url.Opaque = scheme, info.Address, ""
-	a.out.URL = &a.url
-	if t := a.transport; !t.hostViaHeaderOps || a.out.Host == hostTemplate || a.out.Host == "" {
-		a.out.Host = hostOf(req, a.call, info, scheme)
-	}
-	if !slices.Contains(req.Header[loopHeader], loopID) {
-		req.Header[loopHeader] = append(req.Header[loopHeader], loopID)
-	}
-	if r := a.recorded; r != nil && r.span != nil {
-		a.out.Header = r.span.Header(req.Header)
+	a.SetOut(req, outgoing.Changes{Scheme: scheme, Address: info.Address, Operations: t.headerOps})
+	if !t.hostViaHeaderOps || a.Out.Host == hostTemplate || a.Out.Host == "" {
+		a.Out.Host = hostOf(req, a.Call, info, scheme)
 	}
 }
 
 // schemeOf returns the scheme for a call.
-func (t *Transport) schemeOf(c *call) string {
+func (t *Transport) schemeOf(c *exchange.Call) string {
 	scheme := "http"
 	switch {
-	case c != nil && c.scheme != "":
-		scheme = c.scheme
+	case c != nil && c.Scheme != "":
+		scheme = c.Scheme
 	case t.TLS != nil:
 		scheme = "https"
 	}
@@ -107,7 +73,7 @@ func (t *Transport) schemeOf(c *call) string {
 }
 
 // serverName returns the name that the backend has to prove.
-func (t *Transport) serverName(req *http.Request, c *call, info reverseproxy.DialInfo) string {
+func (t *Transport) serverName(req *http.Request, c *exchange.Call, info reverseproxy.DialInfo) string {
 	switch {
 	case t.TLS != nil && t.TLS.ServerName != "":
 		if repl, ok := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
@@ -123,10 +89,10 @@ func (t *Transport) serverName(req *http.Request, c *call, info reverseproxy.Dia
 // hostOf returns the Host header: that of the target, or, where no target
 // handler has seen the request, what the HTTP transport would send, but the
 // name instead of one of its addresses.
-func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme string) string {
+func hostOf(req *http.Request, c *exchange.Call, info reverseproxy.DialInfo, scheme string) string {
 	switch {
-	case c != nil && c.scheme != "":
-		return c.hostport
+	case c != nil && c.Scheme != "":
+		return c.HostPort
 	case scheme == "https" && c != nil:
 		return targeturl.JoinHostPort(scheme, c.Host, c.Port)
 	case scheme == "https":
@@ -134,7 +100,7 @@ func hostOf(req *http.Request, c *call, info reverseproxy.DialInfo, scheme strin
 	case req.Host != hostTemplate && req.Host != "":
 		return req.Host
 	case c != nil:
-		return c.hostport
+		return c.HostPort
 	}
 	if orig, ok := req.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
 		return orig.Host

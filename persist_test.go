@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/certmagic"
 
+	"caddytarget/internal/admin"
 	"caddytarget/internal/testlab"
 )
 
@@ -374,7 +375,7 @@ func TestUnusableStorage(t *testing.T) {
 			w.stop()
 			file := w.savedFiles()[0]
 			test.spoil(t, w, file)
-			lines := w.logTo("INFO", "target.resolver", "what was saved of names is ignored", "what was saved of names cannot be read", "what is known of names cannot be saved")
+			lines := w.storageLines()
 			w.run(w.proxy())
 			w.mustGet("/", target)
 			testlab.Eventually(t, "it is warned", func() bool { return len(lines()) > 0 })
@@ -390,6 +391,44 @@ func TestUnusableStorage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPersistIsShown: the admin API shows what was saved and loaded, and why it cannot be.
+func TestPersistIsShown(t *testing.T) {
+	w := newAdminWorld(t)
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	w.resolver = "persist 1s"
+	target := w.names(1, 600, b)[0]
+	shown := func() (persist admin.Persist) {
+		var o admin.Overview
+		w.mustAdmin(http.MethodGet, "/target/", "", &o)
+		return o.Resolvers[0].Persist
+	}
+	w.run(w.proxy())
+	if got := shown(); got.Interval != 1 || got.Saved != nil || got.Loaded != nil || got.Error != "" {
+		t.Errorf("at first got %+v, want the interval alone", got)
+	}
+	w.mustGet("/", target)
+	testlab.Eventually(t, "it was saved", func() bool {
+		got := shown()
+		return got.Saved != nil && got.Saved.Names == 1 && got.Saved.Octets > 0 && got.Loaded == nil
+	})
+	w.stop()
+	w.run(w.proxy())
+	w.mustGet("/", target)
+	if got := shown(); got.Loaded == nil || got.Loaded.Names != 1 || got.Loaded.FileAge < got.Loaded.Age || got.Error != "" {
+		t.Errorf("after a restart got %+v, want that one name was loaded", got)
+	}
+	if err := os.RemoveAll(w.storage()); err != nil {
+		t.Fatal(err)
+	}
+	write(t, w.storage(), "")
+	testlab.Eventually(t, "an error", func() bool {
+		w.dns.Has("more.example", "127.0.0.2")
+		w.get("/", "http://more.example:"+b.Port)
+		got := shown()
+		return strings.Contains(got.Error, "not a directory") && got.ErrorAge != nil
+	})
 }
 
 func read(t *testing.T, file string) string {
@@ -408,55 +447,126 @@ func write(t *testing.T, file, text string) {
 	}
 }
 
-// silentStorage is a storage whose calls do not end before the test does.
-type silentStorage struct {
+// heldStorage is a storage whose calls wait.
+type heldStorage struct {
 	certmagic.FileStorage
-	end chan struct{}
+	hold func(call string)
 }
 
-// theSilentStorage is that of the test that runs.
-var theSilentStorage *silentStorage
+// theHeldStorage is that of the test that runs.
+var theHeldStorage *heldStorage
 
-func init() { caddy.RegisterModule(new(silentStorage)) }
+func init() { caddy.RegisterModule(new(heldStorage)) }
 
-func (*silentStorage) CaddyModule() caddy.ModuleInfo {
-	return caddy.ModuleInfo{ID: "caddy.storage.silent", New: func() caddy.Module { return theSilentStorage }}
+func (*heldStorage) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "caddy.storage.test_held", New: func() caddy.Module { return theHeldStorage }}
 }
 
-func (s *silentStorage) UnmarshalCaddyfile(*caddyfile.Dispenser) error { return nil }
+func (s *heldStorage) UnmarshalCaddyfile(*caddyfile.Dispenser) error { return nil }
 
-func (s *silentStorage) CertMagicStorage() (certmagic.Storage, error) { return s, nil }
+func (s *heldStorage) CertMagicStorage() (certmagic.Storage, error) { return s, nil }
 
-func (s *silentStorage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
-	<-s.end
+func (s *heldStorage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
+	s.hold("stat")
 	return s.FileStorage.Stat(ctx, key)
 }
 
-// TestSilentStorage: a storage that does not answer holds up neither the start nor a
-// request nor the end.
+func (s *heldStorage) Load(ctx context.Context, key string) ([]byte, error) {
+	s.hold("load")
+	return s.FileStorage.Load(ctx, key)
+}
+
+func (s *heldStorage) Store(ctx context.Context, key string, value []byte) error {
+	s.hold("store")
+	return s.FileStorage.Store(ctx, key, value)
+}
+
+// useHeldStorage makes the gateway use a storage whose calls wait, until the test ends at
+// most.
+func (w *world) useHeldStorage(hold func(call string, end <-chan struct{})) {
+	end := make(chan struct{})
+	theHeldStorage = &heldStorage{certmagic.FileStorage{Path: w.storage()}, func(call string) { hold(call, end) }}
+	w.Cleanup(func() { close(end) })
+	w.store = "test_held"
+}
+
+// requestsBeside sends requests for a while to a name that is known, to new ones and to one
+// that fails. All have to be answered as without a storage, and in less than a time.
+// It returns the last new name, and how often it asked for all.
+func (w *world) requestsBeside(d, limit time.Duration, b *testlab.Backend) (last string, n int) {
+	w.Helper()
+	w.dns.Set("known.example", testlab.Reply{Addrs: []string{"127.0.0.2"}, TTL: 600})
+	w.dns.Set("refused.example", testlab.Reply{Rcode: 5})
+	var slowest time.Duration
+	for began := time.Now(); time.Since(began) < d; time.Sleep(10 * time.Millisecond) {
+		n++
+		last = fmt.Sprintf("new%d.example", n)
+		w.dns.Set(last, testlab.Reply{Addrs: []string{"127.0.0.2"}, TTL: 600})
+		for name, status := range map[string]int{"known.example": 200, last: 200, "refused.example": 502} {
+			sent := time.Now()
+			if res := w.get("/", "http://"+name+":"+b.Port); res.StatusCode != status {
+				w.Errorf("%s: got %v, want status %d", name, res, status)
+			}
+			slowest = max(slowest, time.Since(sent))
+		}
+	}
+	w.Logf("%d requests, the slowest one took %v", 3*n, slowest)
+	if slowest > limit {
+		w.Errorf("a request took %v, want %v at most", slowest, limit)
+	}
+	return last, n
+}
+
+// storageLines returns a function that returns what is logged of the storage. The next
+// configuration logs it.
+func (w *world) storageLines() func() []map[string]any {
+	return w.logTo("INFO", "target.resolver", "what was saved of names is ignored", "what was saved of names cannot be read",
+		"what is known of names cannot be saved", "what is known of names was not saved at the end")
+}
+
+// TestSilentStorage: a storage that does not answer holds up neither the start nor the end,
+// and of the requests none but those that fail in the first second.
 func TestSilentStorage(t *testing.T) {
 	w := newWorld(t)
-	theSilentStorage = &silentStorage{certmagic.FileStorage{Path: w.storage()}, make(chan struct{})}
-	t.Cleanup(func() { close(theSilentStorage.end) })
+	w.useHeldStorage(func(_ string, end <-chan struct{}) { <-end })
 	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
-	target := w.names(1, 600, b)[0]
-	w.dns.Set("refused.example", testlab.Reply{Rcode: 5})
 	w.resolver = "persist 1s"
-	file := fmt.Sprintf("storage file_system %q", w.storage())
-	w.runs++
-	config, err := adapt(strings.Replace(w.caddyfile(w.proxy()), file, "storage silent", 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := caddy.Load(config, true); err != nil {
-		t.Fatal(err)
-	}
-	w.settle()
-	w.mustGet("/", target)
-	if res := w.get("/", "http://refused.example:"+b.Port); res.StatusCode != http.StatusBadGateway {
-		t.Errorf("got %v, want status 502", res)
+	w.run(w.proxy())
+	w.requestsBeside(time.Second, testlab.Timeout, b)
+	if _, n := w.requestsBeside(3*time.Second, testlab.Timeout, b); n <= 3 {
+		t.Errorf("in 3 s there were %d failing requests: each of them waits for the storage", n)
 	}
 	w.stop()
+}
+
+// TestSlowStorage: each call of a storage takes 10 s, which holds up no request, and the end
+// no longer than it may. That it was not saved then is one warning.
+func TestSlowStorage(t *testing.T) {
+	w := newWorld(t)
+	const slow = 10 * time.Second
+	w.useHeldStorage(func(_ string, end <-chan struct{}) {
+		select {
+		case <-time.After(slow):
+		case <-end:
+		}
+	})
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	w.resolver = "persist 1s"
+	lines := w.storageLines()
+	began := time.Now()
+	w.run(w.proxy())
+	if took := time.Since(began); took > slow/2 {
+		t.Errorf("the start took %v", took)
+	}
+	w.requestsBeside(3*time.Second, slow/2, b)
+	began = time.Now()
+	w.stop()
+	if took := time.Since(began); took < finalSave || took > finalSave+slow/2 {
+		t.Errorf("the end took %v, want about %v", took, finalSave)
+	}
+	if got := lines(); len(got) != 1 || got[0]["level"] != "warn" {
+		t.Errorf("logged %v, want one warning", got)
+	}
 }
 
 // TestSavedApart: resolvers of one configuration with the same nameservers have files of
@@ -488,4 +598,34 @@ func TestSavedApart(t *testing.T) {
 	if n, m := w.dns.Asked("n0.example"), w.dns.Asked("n1.example"); n != 1 || m != 2 {
 		t.Errorf("asked %d and %d times, want 1 and 2", n, m)
 	}
+}
+
+// TestSavedApartAtTheEnd: a resolver has a file of its own also where its first lookup comes
+// when its configuration has ended, as one of a configuration that could not start.
+func TestSavedApartAtTheEnd(t *testing.T) {
+	w := newWorld(t)
+	of := func(deadline string) string {
+		return "handle /" + deadline + " {\n" + strings.Replace(w.proxy("resolver "+w.dns.Addr+" {\nhosts off\nfamily ipv4\ndeadline "+deadline+"\n}"),
+			"handle_errors {\n\t\trespond \"{err.status_code} {http.target.error}\"\n\t}", "", 1) + "\n}\n"
+	}
+	w.run(of("1s") + of("2s"))
+	loaded, err := caddy.ActiveContext().AppIfConfigured("target")
+	if err != nil {
+		t.Fatal(err)
+	}
+	app := loaded.(*App)
+	ofSite, s := app.acquired[1].Resolver, app.shared
+	key := app.resolvers.StorageKey(ofSite)
+	if !strings.HasSuffix(key, "-"+ofSite.ID()) {
+		t.Errorf("got the key %s, want one of its own", key)
+	}
+	w.run("respond ok")
+	if app.acquired != nil {
+		t.Fatal("the app was not cleaned up")
+	}
+	if got := app.resolvers.StorageKey(ofSite); got != key {
+		t.Errorf("got the key %s at the end, want %s", got, key)
+	}
+	app.warms = true
+	app.useStorage(ofSite, s) // as the first lookup does
 }

@@ -2,6 +2,7 @@ package caddytarget
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -20,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"caddytarget/internal/admin"
 	"caddytarget/internal/failure"
 	"caddytarget/internal/guard"
 )
@@ -224,8 +226,7 @@ func TestDocComments(t *testing.T) {
 func TestReferenceWords(t *testing.T) {
 	text := readFile(t, reference)
 
-	_, source, _ := strings.Cut(readFile(t, "state.go"), `CutPrefix(key, "http.target.")`)
-	source, _, _ = strings.Cut(source, "// exchange is")
+	_, source, _ := strings.Cut(readFile(t, "internal/exchange/state.go"), `CutPrefix(key, "http.target.")`)
 	placeholders := words(source, `(?m)^\tcase "(\w+)":$`)
 	sameWords(t, "placeholders", words(sectionOf(t, text, "## Placeholders"), "(?m)^\\| `\\{http\\.target\\.(\\w+)\\}`"), placeholders)
 	sameWords(t, "placeholders of the doc comment", words(readFile(t, "handler.go"), "(?m)^// `\\{http\\.target\\.(\\w+)\\}`"), placeholders)
@@ -282,12 +283,11 @@ func TestReferenceMetrics(t *testing.T) {
 		documented = append(documented, row[1]+" "+strings.TrimSpace(strings.ReplaceAll(row[2], "`", "")))
 	}
 	slices.Sort(documented)
-	shared := newShared()
-	var inCode []string
-	for _, c := range append(shared.collectors(), topCollector{shared.counters.top}) {
-		inCode = append(inCode, describedBy(c)...)
+	shared, registry := newShared(), prometheus.NewRegistry()
+	if err := errors.Join(shared.metrics.Register(registry), shared.metrics.RegisterTargets(registry)); err != nil {
+		t.Fatal(err)
 	}
-	sameWords(t, "metrics", documented, inCode)
+	sameWords(t, "metrics", documented, describedBy(registry))
 }
 
 // TestReferenceOperating checks the endpoints and the commands.
@@ -296,24 +296,24 @@ func TestReferenceOperating(t *testing.T) {
 	var paths []string
 	for _, row := range regexp.MustCompile("(?m)^\\| `(GET|POST) /target/(\\S*)` \\| ([^|]*)\\|").FindAllStringSubmatch(text, -1) {
 		method, path, params := row[1], row[2], row[3]
-		endpoint := adminAPI{}.endpoint(path)
+		endpoint := newAdminAPI().Endpoint(path)
 		if endpoint == nil {
 			t.Errorf("there is no endpoint /target/%s", path)
 			continue
 		}
-		if method != endpoint.method {
-			t.Errorf("/target/%s: got the method %s in %s, want %s", path, method, reference, endpoint.method)
+		if method != endpoint.Method {
+			t.Errorf("/target/%s: got the method %s in %s, want %s", path, method, reference, endpoint.Method)
 		}
 		if method == "GET" {
-			sameWords(t, "parameters of /target/"+path, words(params, "`(\\w+)`"), slices.Clone(endpoint.params))
+			sameWords(t, "parameters of /target/"+path, words(params, "`(\\w+)`"), slices.Clone(endpoint.Params))
 		} else {
-			sameWords(t, "members of /target/"+path, words(params, "`(\\w+)`"), jsonNames(reflect.TypeFor[adminPurgeRequest]()))
+			sameWords(t, "members of /target/"+path, words(params, "`(\\w+)`"), jsonNames(reflect.TypeFor[admin.PurgeRequest]()))
 		}
 		if path != "names/NAME" {
 			paths = append(paths, path)
 		}
 	}
-	_, source, _ := strings.Cut(readFile(t, "admin.go"), ") endpoint(")
+	_, source, _ := strings.Cut(readFile(t, "internal/admin/admin.go"), ") Endpoint(")
 	source, _, _ = strings.Cut(source, "\n}\n")
 	slices.Sort(paths)
 	sameWords(t, "endpoints", paths, words(source, `(?m)^\tcase "(\w*)":$`))

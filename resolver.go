@@ -175,7 +175,7 @@ type sharedResolver struct {
 
 func newSharedResolver(config *resolver.Compiled, key string) *sharedResolver {
 	r := &sharedResolver{resolver.New(config), key, acquireShared()}
-	r.shared.dns.add(r.Resolver)
+	r.shared.metrics.DNS.Add(r.Resolver)
 	return r
 }
 
@@ -215,7 +215,7 @@ func (r *sharedResolver) release() error {
 // Destruct implements caddy.Destructor.
 func (r *sharedResolver) Destruct() error {
 	r.Close()
-	r.shared.dns.retire(r.Resolver)
+	r.shared.metrics.DNS.Retire(r.Resolver)
 	releaseShared()
 	return nil
 }

@@ -2,10 +2,8 @@ package caddytarget
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,21 +29,6 @@ func acquire(t testing.TB, config Resolver) *resolver.Resolver {
 	return r.Resolver
 }
 
-// newResolver returns a resolver of a configuration that was changed, until the test
-// ends.
-func newResolver(t testing.TB, config Resolver, change func(*resolver.Config)) *resolver.Resolver {
-	t.Helper()
-	c := testConfig(config)
-	change(&c)
-	compiled, err := c.Compile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := resolver.New(compiled)
-	t.Cleanup(r.Close)
-	return r
-}
-
 func testConfig(config Resolver) resolver.Config {
 	if config.Hosts == "" {
 		config.Hosts = "off"
@@ -54,26 +37,6 @@ func testConfig(config Resolver) resolver.Config {
 		config.Family = "ipv4"
 	}
 	return config.config()
-}
-
-// writeFile returns the path of a file with this text.
-func writeFile(t testing.TB, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// mustLookup returns the addresses of a name and where they came from.
-func mustLookup(t testing.TB, r *resolver.Resolver, name string) string {
-	t.Helper()
-	a, err := r.Lookup(t.Context(), name)
-	if err != nil {
-		return err.Error()
-	}
-	return fmt.Sprint(a.From, " ", a.Addrs)
 }
 
 // TestEqualResolvers: configurations that mean the same share a resolver.
@@ -126,30 +89,6 @@ func TestRotatedRoots(t *testing.T) {
 	write(second)
 	if acquire(t, config) == before {
 		t.Error("other contents make the same resolver")
-	}
-}
-
-// TestRenewSearched: the first renewal of a name that was searched for asks, and says
-// that there are other addresses only if there are.
-func TestRenewSearched(t *testing.T) {
-	checkLeaks(t)
-	s := testlab.NewNameserver(t)
-	s.Has("web.b.test", "192.0.2.1")
-	r := newResolver(t, Resolver{Nameservers: []string{s.Addr}, StaleWait: caddy.Duration(testlab.Timeout), Search: true}, func(c *resolver.Config) {
-		c.ResolvConf = writeFile(t, "search a.test b.test\n")
-	})
-	c := &call{resolver: r}
-	c.Host, c.Port = "web", 80
-	if err := c.resolve(t.Context(), netip.Addr{}); err != nil {
-		t.Fatal(err)
-	}
-	if c.renew(t.Context()) || s.Asked("web.b.test") != 2 {
-		t.Errorf("the same addresses, and %d queries", s.Asked("web.b.test"))
-	}
-	s.Has("web.b.test", "192.0.2.2")
-	testlab.Eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
-	if !slices.Equal(c.Addrs, []netip.Addr{netip.MustParseAddr("192.0.2.2")}) || c.answer.Found != "web.b.test" {
-		t.Errorf("got %v of %s, want [192.0.2.2] of web.b.test", c.Addrs, c.answer.Found)
 	}
 }
 

@@ -1,48 +1,15 @@
 package caddytarget
 
 import (
-	"errors"
 	"fmt"
 	"math"
-	"net"
-	"net/http"
-	"net/http/httptest"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"caddytarget/internal/failure"
-	"caddytarget/internal/resolver"
 	"caddytarget/internal/testlab"
 )
-
-// TestNewRecord has the records that cannot be called.
-func TestNewRecord(t *testing.T) {
-	policy := newTestPolicy(t, Guard{Ports: []string{"80"}, AllowIPs: []string{"10.0.0.1"}})
-	for _, test := range []struct {
-		record  net.SRV
-		checked bool
-		host    string
-		reason  string
-	}{
-		{record: net.SRV{Target: "A.example", Port: 1}, host: "a.example"},
-		{record: net.SRV{Target: "a.example", Port: 80}, checked: true, host: "a.example"},
-		{record: net.SRV{Target: "10.0.0.1", Port: 80}, checked: true, host: "10.0.0.1"},
-		{record: net.SRV{Target: "10.0.0.2", Port: 80}, checked: true, reason: "10.0.0.2 is refused"},
-		{record: net.SRV{Target: "a.example", Port: 81}, checked: true, reason: "port 81 is refused"},
-		{record: net.SRV{Target: "a.example", Port: 0}, reason: "port 0"},
-		{record: net.SRV{Target: "a..example", Port: 1}, reason: "empty label"},
-		{record: net.SRV{Target: "", Port: 1}, reason: "no host"},
-	} {
-		c, u := new(call), &Upstreams{dynamic: test.checked, policy: policy}
-		err := u.newRecord(c, httptest.NewRequest(http.MethodGet, "/", nil), test.record, nil, nil)
-		if c.Host != test.host || (err != nil) != (test.reason != "") || err != nil && !strings.Contains(err.Error(), test.reason) {
-			t.Errorf("%v: host %q, %v, want %q", test.record, c.Host, err, test.host)
-		}
-	}
-}
 
 // service is a site that calls a service.
 func (w *world) service(name, options string, more ...string) string {
@@ -353,40 +320,5 @@ func TestServiceSilentTarget(t *testing.T) {
 	w.mustGet("/", "")
 	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("it took %s, want at most 20s", took)
-	}
-}
-
-// TestServiceResolver: services have zones, their targets are complete names,
-// and what never is in the DNS has no services.
-func TestServiceResolver(t *testing.T) {
-	checkLeaks(t)
-	main, zone := testlab.NewNameserver(t), testlab.NewNameserver(t)
-	zone.Set("_http._tcp.web.zone", testlab.Reply{SRV: []string{"1 2 3 a.example."}, TTL: 60})
-	main.Has("a.example", "192.0.2.1")
-	main.Has("a.example.b.test", "192.0.2.2")
-	r := newResolver(t, Resolver{
-		Nameservers: []string{main.Addr}, Zones: map[string][]string{"zone": {zone.Addr}}, Search: true,
-	}, func(c *resolver.Config) { c.ResolvConf = writeFile(t, "search b.test\noptions ndots:5\n") })
-	records, err := r.LookupService(t.Context(), "_http._tcp.web.zone")
-	if err != nil || fmt.Sprint(records) != "[{a.example 3 1 2}]" {
-		t.Errorf("got %v, %v, want one record of a.example", records, err)
-	}
-	if main.Total() > 0 {
-		t.Error("the wrong nameserver was asked")
-	}
-	c := &call{resolver: r, complete: true}
-	c.Host = "a.example"
-	if err := c.resolve(t.Context(), netip.Addr{}); err != nil || fmt.Sprint(c.Addrs) != "[192.0.2.1]" {
-		t.Errorf("%v, %v, want 192.0.2.1", c.Addrs, err)
-	}
-	for _, name := range []string{"_http._tcp.localhost", "_http._tcp.a.onion", "_http._tcp.invalid"} {
-		before := main.Total()
-		if _, err := r.LookupService(t.Context(), name); err == nil || !strings.Contains(err.Error(), "RFC 6761") || main.Total() != before {
-			t.Errorf("%s: got %v, want an error of RFC 6761 and no query", name, err)
-		}
-	}
-	_, err = r.LookupService(t.Context(), "_none._tcp.example")
-	if err == nil || failure.StatusOf(err) != http.StatusBadGateway || errors.Is(err, errNotYet) {
-		t.Error(err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -17,8 +18,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"caddytarget/internal/failover"
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/health"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/pool"
 )
 
@@ -66,14 +68,13 @@ type Transport struct {
 	// The connections that are kept open to the targets that are called most. Default: none.
 	Warm *Warm `json:"warm,omitempty"`
 
-	pool     *sharedPool
-	via      failover.Transport
+	pool     *pool.Shared
+	via      exchange.Transport
 	shared   *shared
 	released bool
 
-	hostViaHeaderOps bool                        // the Host header is set by header operations, before those of the user
-	headerOps        *headers.HeaderOps          // those of the user; nil: none
-	handlers         []caddyhttp.ResponseHandler // of reverse_proxy
+	hostViaHeaderOps bool     // the Host header is set by header operations, before those of the user
+	headerOps        []string // the names in those of the user
 }
 
 // CaddyModule returns the Caddy module information.
@@ -99,15 +100,20 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	t.shared, t.via.Health = app.shared, app.shared.health
 	app.log = ctx.Logger()
 	t.readProxyConfig(proxyOf(ctx))
-	t.via.Limit = t.limit()
+	t.via.Limit, t.via.Answered = t.limit(), app.shared.metrics.Requests.Answered
+	t.via.Continue = t.ExpectContinueTimeout > 0
+	t.via.UnhealthyStatus, t.via.UnhealthyLatency = t.UnhealthyStatus, time.Duration(t.UnhealthyLatency)
 	config, err := t.poolConfig(ctx)
 	if err != nil {
 		return err
 	}
 	t.via.Timeouts = [2]time.Duration{pool.Connect: config.DialTimeout, pool.Handshake: config.HandshakeTimeout}
 	app.warms = app.warms || t.Warm != nil
-	t.pool, err = app.acquirePool(t, config)
-	return err
+	if t.pool, err = app.acquirePool(t, config); err != nil {
+		return err
+	}
+	t.via.Probe = t.pool.Probe
+	return nil
 }
 
 // poolConfig returns what the pool has to know. What is configured stays as it is.
@@ -262,7 +268,8 @@ func (t *Transport) Cleanup() error {
 		return nil
 	}
 	t.released = true // requests in flight still use it
-	return t.shared.releasePool(t.pool)
+	t.shared.pools.Release(t.pool)
+	return nil
 }
 
 // hostTemplate stays as it is, or becomes empty, in requests that no target
@@ -286,10 +293,16 @@ func (t *Transport) readProxyConfig(proxy *reverseproxy.Handler) {
 		t.hostViaHeaderOps = true
 		return
 	}
-	t.handlers = proxy.HandleResponse
+	if handlers := proxy.HandleResponse; handlers != nil {
+		t.via.Takes = func(res *http.Response) bool {
+			return slices.ContainsFunc(handlers, func(h caddyhttp.ResponseHandler) bool {
+				return h.Match == nil || h.Match.Match(res.StatusCode, res.Header)
+			})
+		}
+	}
 	if proxy.Headers != nil && proxy.Headers.Request != nil {
-		t.headerOps = proxy.Headers.Request
-		t.hostViaHeaderOps = touches(t.headerOps, "Host")
+		t.headerOps = operationsOf(proxy.Headers.Request)
+		t.hostViaHeaderOps = outgoing.Touches(t.headerOps, "Host")
 	}
 	if lb := proxy.LoadBalancing; lb != nil {
 		t.via.Retries = lb.Retries
@@ -297,6 +310,14 @@ func (t *Transport) readProxyConfig(proxy *reverseproxy.Handler) {
 			t.via.Retries = math.MaxInt
 		}
 	}
+}
+
+// operationsOf returns the names of fields that header operations have.
+func operationsOf(ops *headers.HeaderOps) []string {
+	names := slices.Clone(ops.Delete)
+	names = slices.AppendSeq(names, maps.Keys(ops.Replace))
+	names = slices.AppendSeq(names, maps.Keys(ops.Set))
+	return slices.AppendSeq(names, maps.Keys(ops.Add))
 }
 
 // proxyOf returns the reverse_proxy to which the module that is being
@@ -316,28 +337,31 @@ func (t *Transport) RoundTrip(req *http.Request) (res *http.Response, err error)
 	if !ok {
 		return nil, errors.New("transport target: called by something other than reverse_proxy")
 	}
-	a := newAttempt(t, req, info)
-	defer a.end()
-	if err := a.refuse(req); err != nil {
+	a := t.newAttempt(req, info)
+	defer func() {
+		a.End()
+		err = forProxy(err)
+	}()
+	if err := a.Refuse(req); err != nil {
 		return nil, err
 	}
-	a.setOrder(req, info)
-	if a.beginRecord(req) {
-		defer func() { a.recorded.end(a, res, err) }()
+	t.setOrder(a, req, info)
+	if a.BeginRecord(req) {
+		defer func() { a.EndRecord(res, err) }()
 	}
-	if err := a.checkAddress(); err != nil {
+	if err := a.CheckAddress(); err != nil {
 		return nil, err
 	}
-	if err := a.takeBody(req); err != nil {
+	if err := a.TakeBody(req); err != nil {
 		return nil, err
 	}
-	a.prepare(req, info)
-	a.begin()
-	res, err = t.pool.RoundTrip(&a.out, &a.order)
+	t.prepare(a, req, info)
+	a.Begin()
+	res, err = t.pool.RoundTrip(&a.Out.Request, &a.Order)
 	if err != nil {
-		return nil, a.failed(err.(*pool.Error))
+		return nil, a.Failed(err.(*pool.Error))
 	}
-	a.worked(req, res)
+	a.Worked(req, res)
 	return res, nil
 }
 

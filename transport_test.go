@@ -26,6 +26,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/quic-go/quic-go/http3"
 
+	"caddytarget/internal/exchange"
+	"caddytarget/internal/failure"
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/testlab"
@@ -529,9 +531,6 @@ func TestInformational(t *testing.T) {
 
 // TestDialError: what reverse_proxy asks of an error.
 func TestDialError(t *testing.T) {
-	a := &attempt{call: new(call)}
-	a.call.Host = "a.example"
-	a.order.Key.Addr = netip.MustParseAddrPort("192.0.2.1:80")
 	for _, test := range []struct {
 		name    string
 		err     error
@@ -542,7 +541,8 @@ func TestDialError(t *testing.T) {
 		{"TLS timeout", fmt.Errorf("TLS handshake: %w", context.DeadlineExceeded), true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var err error = dialError{a.failure(&pool.Error{Phase: pool.Connect, Err: test.err})}
+			failed := failure.OfPool("a.example", "192.0.2.1:80", &pool.Error{Phase: pool.Connect, Err: test.err})
+			err := forProxy(exchange.Unsent{Failure: failed})
 			var dial reverseproxy.DialError
 			if !errors.As(err, &dial) { //nolint:modernize // as reverse_proxy asks
 				t.Error("no DialError, want one")
@@ -574,13 +574,14 @@ func TestDialIsChecked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := &attempt{transport: new(Transport), call: &call{policy: policy, state: new(requestState)}, out: *req}
-		a.call.Host = "a.example"
-		a.order.Key.Addr, a.order.Key.Protocol, a.order.Owner = netip.MustParseAddrPort(address), pool.TLS, a.call
-		_, err = p.RoundTrip(req, &a.order)
+		a := exchange.NewAttempt(new(exchange.Transport), &exchange.Call{Policy: policy, State: new(exchange.State)}, nil)
+		a.Out.Request = *req
+		a.Call.Host = "a.example"
+		a.Order.Key.Addr, a.Order.Key.Protocol, a.Order.Owner = netip.MustParseAddrPort(address), pool.TLS, a.Call
+		_, err = p.RoundTrip(req, &a.Order)
 		p.Close()
 		var handlerErr caddyhttp.HandlerError
-		if err = a.failed(err.(*pool.Error)); !errors.As(err, &handlerErr) || handlerErr.StatusCode != http.StatusForbidden {
+		if err = forProxy(a.Failed(err.(*pool.Error))); !errors.As(err, &handlerErr) || handlerErr.StatusCode != http.StatusForbidden {
 			t.Errorf("%s: got %v, want status 403", address, err)
 		}
 	}

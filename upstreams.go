@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -16,9 +17,10 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
-	"caddytarget/internal/resolver"
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/targeturl"
 )
 
@@ -73,12 +75,9 @@ type Upstreams struct {
 	// For how long an address is left out; 0: never. Default: `10s`.
 	FailDuration *caddy.Duration `json:"fail_duration,omitempty"`
 
-	source   failover.Source
+	source   exchange.Source
 	fallback bool // reverse_proxy has static upstreams, too
-	dynamic  bool // the name has placeholders
 	foreign  bool // reverse_proxy has another transport
-	policy   *policy
-	resolver *resolver.Resolver
 	log      *zap.Logger
 	lastLog  atomic.Int64 // when a failed lookup was last logged, in Unix seconds
 }
@@ -102,18 +101,18 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	if u.resolver, err = app.acquire(u.Resolver); err != nil {
+	if u.source.Resolver, err = app.acquire(u.Resolver); err != nil {
 		return err
 	}
-	u.source = failover.Source{
+	u.source.Source = failover.Source{
 		Health: app.shared.health, MaxFails: u.MaxFails, EjectFor: time.Duration(*u.FailDuration), Max: u.MaxUpstreams,
 	}
 	u.readProxyConfig(proxyOf(ctx))
-	app.useEjections(&u.source)
-	if u.dynamic = strings.Contains(u.Name, "{"); u.Name != "" && !u.isService() {
+	app.useEjections(&u.source.Source)
+	if u.source.Dynamic = strings.Contains(u.Name, "{"); u.Name != "" && !u.isService() {
 		u.Port = cmp.Or(u.Port, "80")
 	}
-	u.policy, err = app.policy(&u.Guard, u.log)
+	u.source.Policy, err = app.policy(&u.Guard, u.log)
 	return err
 }
 
@@ -167,9 +166,9 @@ func (u *Upstreams) Validate() error {
 		return fmt.Errorf("%s is the name of a service, whose SRV records have the ports: no port goes with it", u.Name)
 	case u.Name == "" && (guarded || u.Resolver != nil):
 		return errors.New("without a name, the resolver and what may be called are configured at the target handler")
-	case u.dynamic && !guarded:
+	case u.source.Dynamic && !guarded:
 		return fmt.Errorf("the name %s has placeholders: say what may be called by guard, allow, deny, allow_ips, deny_ips or ports", u.Name)
-	case u.Name != "" && !u.dynamic && guarded:
+	case u.Name != "" && !u.source.Dynamic && guarded:
 		return fmt.Errorf("the name %s has no placeholders and is not checked: guard, allow, deny, allow_ips, deny_ips and ports have no meaning", u.Name)
 	case u.MaxUpstreams < 0:
 		return fmt.Errorf("max_upstreams %d is negative", u.MaxUpstreams)
@@ -181,7 +180,7 @@ func (u *Upstreams) Validate() error {
 	if u.foreign && u.Name == "" {
 		return errors.New("needs transport target in the same reverse_proxy: another one would not follow the scheme and the name of the target")
 	}
-	if u.Name != "" && !u.dynamic {
+	if u.Name != "" && !u.source.Dynamic {
 		if _, _, err := targeturl.NormalizeHost(u.Name); err != nil {
 			return err
 		}
@@ -199,11 +198,11 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	if u.Name != "" {
 		return u.namedUpstreams(r)
 	}
-	c, ok := r.Context().Value(callKey{}).(*call)
-	if !ok {
+	c := exchange.CallOf(r.Context())
+	if c == nil {
 		return nil, errors.New("the request has no target: is there a target handler before reverse_proxy?")
 	}
-	c.enter(c.state.enter(r))
+	c.Enter(c.State.Enter(r))
 	return u.offer(r.Context(), c), nil
 }
 
@@ -211,21 +210,24 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 func (u *Upstreams) namedUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	st := stateOf(r.Context())
-	again := st.exchange != nil && st.exchange.request == r
-	x := st.enter(r)
-	if u.dynamic && !again && hasLoopID(r.Header) {
-		x.looped = true
+	again := st.HasEntered(r)
+	x := st.Enter(r)
+	if u.source.Dynamic && !again && outgoing.HasLoopID(r.Header) {
+		x.Looped = true
 	}
-	if u.dynamic && x.looped {
+	if u.source.Dynamic && x.Looped {
 		return u.failed(st, nil, failure.ErrLoop)
 	}
-	n := x.of(u)
-	if n == nil {
+	var n *named
+	all := st.namedOf(x)
+	if i := slices.IndexFunc(all, func(n *named) bool { return n.source == u }); i >= 0 {
+		n = all[i]
+	} else {
 		n = &named{source: u}
 		if c, err := u.resolveName(r, repl, n, x, st); err != nil {
 			return u.failed(st, c, err)
 		}
-		x.named = append(x.named, n)
+		st.named = append(st.named, n)
 	}
 	if n.service != nil {
 		upstreams, err := n.offerService(r.Context())
@@ -239,26 +241,45 @@ func (u *Upstreams) namedUpstreams(r *http.Request) ([]*reverseproxy.Upstream, e
 	return upstreams, nil
 }
 
+// isService reports whether the name is that of a service (RFC 2782).
+func (u *Upstreams) isService() bool { return strings.HasPrefix(u.Name, "_") }
+
 // resolveName sets what the source calls for a request. On an error it returns the call
 // that failed, if there is one.
-func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, n *named, x *exchange, st *requestState) (c *call, err error) {
+func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, n *named, x *exchange.Exchange, st *requestState) (c *exchange.Call, err error) {
+	name := repl.ReplaceAll(u.Name, "")
 	if u.isService() {
-		n.service, err = u.newService(r, repl, x, st)
+		n.service, err = u.source.CallService(r, name, x, &st.State)
 		return nil, err
 	}
-	if err = u.newNamed(&n.call, r, repl, x, st); err == nil {
-		n.call.enter(x)
+	if err = u.source.CallName(&n.call, r, name, repl.ReplaceAll(u.Port, ""), x, &st.State); err == nil {
+		n.call.Enter(x)
 	}
 	return &n.call, err
+}
+
+// offerService returns upstreams for the addresses of the service that should be tried
+// now.
+func (n *named) offerService(ctx context.Context) ([]*reverseproxy.Upstream, error) {
+	n.offers = n.offers[:0]
+	addrs, parts, err := n.service.Next(ctx)
+	if err != nil {
+		return nil, err
+	}
+	upstreams := upstreamsFor(addrs)
+	for _, p := range parts {
+		n.offers = append(n.offers, offer{&n.service.Calls[p.Record], upstreams[p.From:p.To]})
+	}
+	return upstreams, nil
 }
 
 // failed offers nothing, since there was an error. One that is not the request's
 // is logged, at most one a second. If reverse_proxy has static upstreams, too, they
 // serve the request then, but not one that was refused.
-func (u *Upstreams) failed(st *requestState, c *call, err error) ([]*reverseproxy.Upstream, error) {
-	st.err = err
+func (u *Upstreams) failed(st *requestState, c *exchange.Call, err error) ([]*reverseproxy.Upstream, error) {
+	st.Err = err
 	status := failure.StatusOf(err)
-	u.policy.failed(c, status, err)
+	u.source.Policy.Failed(c, status, err)
 	if status < http.StatusInternalServerError {
 		return nil, nil
 	}
@@ -270,7 +291,7 @@ func (u *Upstreams) failed(st *requestState, c *call, err error) ([]*reverseprox
 		}
 		u.log.Error("no upstreams", zap.String("configured", configured), zap.Error(err))
 	}
-	if u.fallback && (failure.RuleOf(err) == "" || !u.dynamic) {
+	if u.fallback && (failure.RuleOf(err) == "" || !u.source.Dynamic) {
 		return nil, err
 	}
 	return nil, nil
@@ -297,24 +318,10 @@ func slab(n int) ([]reverseproxy.Upstream, []*reverseproxy.Upstream) {
 }
 
 // offer returns upstreams for the addresses of c that should be tried now.
-func (u *Upstreams) offer(ctx context.Context, c *call) []*reverseproxy.Upstream {
-	o := choose(ctx, &u.source, c)
+func (u *Upstreams) offer(ctx context.Context, c *exchange.Call) []*reverseproxy.Upstream {
+	o := c.Offer(ctx, &u.source.Source)
 	var buf [defaultMaxUpstreams]netip.AddrPort
 	return upstreamsFor(o.Append(buf[:0], c.Port, u.MaxUpstreams))
-}
-
-// choose returns the addresses of c that should be tried now. If none is healthy, its
-// name is asked for again.
-func choose(ctx context.Context, s *failover.Source, c *call) failover.Offer {
-	x := c.exchange
-	o := s.Next(ctx, &x.plan, &c.Target, x.resendable())
-	if !o.Healthy && c.renew(ctx) {
-		o = s.Next(ctx, &x.plan, &c.Target, x.resendable())
-	}
-	if !o.Healthy && x.plan.Tries() == 0 && c.state != nil {
-		c.state.unavailable = true
-	}
-	return o
 }
 
 // upstreamsFor returns upstreams for some addresses.

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"caddytarget/internal/exchange"
 	"caddytarget/internal/failover"
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
@@ -44,32 +45,15 @@ type Warm struct {
 	Targets int `json:"targets,omitempty"`
 }
 
-const (
-	defaultWarmTargets = 100
-	maxWarmTargets     = 10000
-	maxWarm            = 100
-)
-
 // defaultIdleTimeout is how long a connection is idle before it is closed.
 const defaultIdleTimeout = 150 * time.Second
-
-// check checks the numbers.
-func (w *Warm) check() error {
-	switch {
-	case w.Connections < 1 || w.Connections > maxWarm:
-		return fmt.Errorf("warm: %d connections are not from 1 to %d", w.Connections, maxWarm)
-	case w.Targets < 0 || w.Targets > maxWarmTargets:
-		return fmt.Errorf("warm: %d targets are not from 1 to %d", w.Targets, maxWarmTargets)
-	}
-	return nil
-}
 
 // checkWarm checks that connections can be kept open for requests to come.
 func (t *Transport) checkWarm() error {
 	if t.Warm == nil {
 		return nil
 	}
-	if err := t.Warm.check(); err != nil {
+	if err := warm.Check(t.Warm.Connections, t.Warm.Targets); err != nil {
 		return err
 	}
 	n, keepAlive := t.Warm.Connections, t.KeepAlive
@@ -106,7 +90,7 @@ func warmOption(to **Warm) func(*caddyfile.Dispenser) error {
 			numbers[i] = n
 		}
 		*to = &Warm{Connections: numbers[0], Targets: numbers[1]}
-		return wrap(d, (*to).check())
+		return wrap(d, warm.Check(numbers[0], numbers[1]))
 	}
 }
 
@@ -128,14 +112,14 @@ func (a *App) keepWarm(app *caddyhttp.App) {
 		}
 		h := s.handler
 		site := &warm.Site{
-			Name:        s.name,
+			Name:        s.Name,
 			Connections: transport.Warm.Connections,
-			Targets:     cmp.Or(transport.Warm.Targets, defaultWarmTargets),
-			Unused:      transport.pool.config.IdleTimeout,
+			Targets:     cmp.Or(transport.Warm.Targets, warm.DefaultTargets),
+			Unused:      transport.pool.Config.IdleTimeout,
 			Group:       h.resolver,
 			Pool:        transport.pool.Pool,
 			Find: func(ctx context.Context, t warm.Target) *warm.Found {
-				return h.findWarm(ctx, transport, &source.source, t)
+				return h.findWarm(ctx, transport, &source.source.Source, t)
 			},
 		}
 		if site.Unused <= 0 {
@@ -159,38 +143,38 @@ func (h *Handler) findWarm(ctx context.Context, t *Transport, source *failover.S
 		return nil
 	}
 	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
-	st := &requestState{explained: new(explained)}
+	st := &exchange.State{Explained: new(exchange.Explained)}
 	r := (&http.Request{Method: http.MethodGet, URL: new(url.URL), Header: make(http.Header), Body: http.NoBody}).WithContext(ctx)
-	c := new(call)
-	c.setURL(u)
-	if h.admitCall(c, r, st) != nil || c.resolve(ctx, u.Addr) != nil {
+	c := new(exchange.Call)
+	c.SetURL(u)
+	if h.admitCall(c, r, st) != nil || c.Resolve(ctx, u.Addr) != nil {
 		return nil
 	}
-	c.enter(st.enter(r))
+	c.Enter(st.Enter(r))
 	found := new(warm.Found)
 	for _, addr := range c.Addrs {
-		found.Keys = append(found.Keys, c.attemptAt(t, r, netip.AddrPortFrom(addr, c.Port)).order.Key)
+		found.Keys = append(found.Keys, t.attemptAt(c, r, netip.AddrPortFrom(addr, c.Port)).Order.Key)
 	}
 	peek := *source
 	peek.Peek = true
-	offer := peek.Next(ctx, &c.exchange.plan, &c.Target, true)
+	offer := peek.Next(ctx, &c.Exchange.Plan, &c.Target, true)
 	for _, addr := range offer.Append(nil, c.Port, peek.Max) {
 		if peek.State(&c.Target, addr.Addr()) == health.Healthy {
-			found.Orders = append(found.Orders, c.spareOrder(t, r, addr))
+			found.Orders = append(found.Orders, t.spareOrder(c, r, addr))
 		}
 	}
 	return found
 }
 
 // spareOrder returns the order of a connection for requests to come.
-func (c *call) spareOrder(t *Transport, r *http.Request, addr netip.AddrPort) *pool.Order {
-	order := c.attemptAt(t, r, addr).order
+func (t *Transport) spareOrder(c *exchange.Call, r *http.Request, addr netip.AddrPort) *pool.Order {
+	order := t.attemptAt(c, r, addr).Order
 	return &pool.Order{Key: order.Key, Target: order.Target, Owner: order.Owner, Last: true}
 }
 
 // usedOf counts a request that was answered for its site.
-func (st *requestState) usedOf(site *warm.Site) {
-	if c := st.call; st.attempts > 0 && st.err == nil && c.scheme != "" {
-		site.Used(c.scheme, c.Host, c.Port, !st.reused)
+func usedOf(st *exchange.State, site *warm.Site) {
+	if c := st.Call; st.Attempts > 0 && st.Err == nil && c.Scheme != "" {
+		site.Used(c.Scheme, c.Host, c.Port, !st.Reused)
 	}
 }

@@ -18,7 +18,7 @@ func (w *world) connectionsTo() map[string]int {
 	w.Helper()
 	counts := make(map[string]int)
 	for s := range usedShared() {
-		for _, p := range s.usedPools() {
+		for _, p := range s.pools.All() {
 			page, _, err := p.Usages(context.Background(), 0, 10000, func(*pool.Key) bool { return true }, func(*pool.Usage) bool { return true })
 			if err != nil {
 				w.Fatal(err)

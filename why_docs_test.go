@@ -29,7 +29,7 @@ func whyWorld(t *testing.T) (w *world, typed, shown *strings.Replacer) {
 		"//api.example/", "//api.example:"+untrusted.Port+"/", "//slow.example/", "//slow.example:"+slow.Port+"/", "//dead.example/", "//dead.example:"+closed+"/",
 	)
 	return w, typed, strings.NewReplacer(
-		w.dns.Addr, "10.0.0.53:53", down, "10.1.0.53:53", usedResolvers()[0].id, "6f1e2a9c", "srv0/routes/1/", "srv0/routes/0/",
+		w.dns.Addr, "10.0.0.53:53", down, "10.1.0.53:53", usedResolvers()[0].ID(), "6f1e2a9c", "srv0/routes/1/", "srv0/routes/0/",
 		"until 2100-01-01T", "until 2027-03-01T", "caddytarget test CA", "Example Corp CA",
 		"port "+untrusted.Port, "port 443", "port "+slow.Port, "port 80", "port "+closed, "port 80",
 		"example:"+untrusted.Port, "example", "example:"+slow.Port, "example", "example:"+closed, "example",

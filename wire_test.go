@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"caddytarget/internal/outgoing"
 	"caddytarget/internal/testlab"
 )
 
@@ -594,7 +595,7 @@ func (p *peer) noteHead(head string) {
 	for line := range strings.SplitSeq(head, "\r\n") {
 		name, value, _ := strings.Cut(line, ": ")
 		switch {
-		case name == loopHeader && !p.client && value == loopID: // what only target_proxy adds
+		case name == outgoing.LoopHeader && !p.client && value == outgoing.LoopID: // what only target_proxy adds
 		case name == "Date" && p.client:
 		case name == "Content-Type" && p.client && guessed[value]:
 		case name == "Trailer":

@@ -103,6 +103,7 @@ type Cache struct {
 	imports              atomic.Uint64 // names
 	id                   uint64        // of this cache, in cursors
 	restored             atomic.Bool   // nothing is being restored
+	restoreUntil         atomic.Int64  // when readers no longer wait for it; 0: that has not begun
 
 	// What limits the lookups for readers.
 	pending     admission     // those in flight and waiting
@@ -211,6 +212,7 @@ func New(ex Exchanger, cfg Config) *Cache {
 // Start begins to refresh names before they expire, and looks up those of
 // Config.Preload. It may be called once.
 func (c *Cache) Start() {
+	c.beginRestoreWait()
 	c.SetPreload(c.cfg.Preload)
 	if c.addWork() {
 		go func() {

@@ -113,9 +113,9 @@ type Config struct {
 
 	// Restoring is called when a reader would have to wait for a lookup. While what was
 	// kept of names is still to be imported, it returns a channel that is closed after
-	// that; otherwise nil, and it is called no more. Readers take what comes first, and
-	// one whose lookup fails waits for it for up to a second. Default: nothing is imported
-	// later.
+	// that; otherwise nil, and it is called no more. Readers take what comes first. One
+	// whose lookup fails within a second after Start, or after the first of these calls,
+	// waits for it until that second has passed. Default: nothing is imported later.
 	Restoring func() <-chan struct{}
 
 	// Now returns the time since some fixed moment. Default: the monotonic clock.

@@ -131,9 +131,7 @@ func (f *flight) received(r reply) {
 	}
 	r.done, r.at = true, c.cfg.Now()
 	if f.record(r) {
-		if f.node.pinned.Load() {
-			c.checkPreloaded(f.node)
-		}
+		c.checkPreloaded(f.node)
 		c.wg.Done()
 		return
 	}

@@ -58,7 +58,7 @@ func (c *Cache) unpin(name string) {
 		return
 	}
 	c.preloaded--
-	c.unresolved.set(name, false)
+	c.unresolved.remove(name)
 	c.makeRoom()
 	c.queues.add(e.state.node, hash, c.cfg.Size)
 }
@@ -70,17 +70,13 @@ type unresolved struct {
 	names map[string]bool
 }
 
-// set makes a name one that cannot be resolved, or no longer one. It reports whether that
-// is a change.
-func (u *unresolved) set(name string, is bool) (changed bool) {
+// add adds the name of a node, unless it is no longer one of Config.Preload: then remove
+// was, or will be, called for the last time. It reports whether that is a change.
+func (u *unresolved) add(n *node, name string) (changed bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.names[name] == is {
+	if u.names[name] || !n.pinned.Load() {
 		return false
-	}
-	if !is {
-		delete(u.names, name)
-		return true
 	}
 	if u.names == nil {
 		u.names = make(map[string]bool)
@@ -89,21 +85,32 @@ func (u *unresolved) set(name string, is bool) (changed bool) {
 	return true
 }
 
-// checkPreloaded calls Config.PreloadChanged if the lookup that has just ended has
+// remove removes a name, and reports whether it was there.
+func (u *unresolved) remove(name string) (changed bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.names[name] {
+		return false
+	}
+	delete(u.names, name)
+	return true
+}
+
+// checkPreloaded calls Config.PreloadChanged if the lookup of a node that has just ended has
 // changed whether a name of Config.Preload can be resolved. One that was given up on this
 // side shows nothing.
 func (c *Cache) checkPreloaded(n *node) {
-	if c.cfg.PreloadChanged == nil {
+	if c.cfg.PreloadChanged == nil || !n.pinned.Load() {
 		return
 	}
 	e := n.entry.Load()
 	switch reason := e.state.err; e.nameState(c.cfg.Now()) {
 	case NameNegative, NameFailing:
-		if !errors.Is(reason, ErrClosed) && !errors.Is(reason, ErrOverloaded) && c.unresolved.set(e.name(), true) {
+		if !errors.Is(reason, ErrClosed) && !errors.Is(reason, ErrOverloaded) && c.unresolved.add(n, e.name()) {
 			c.cfg.PreloadChanged(e.name(), reason)
 		}
 	case NameFresh:
-		if c.unresolved.set(e.name(), false) {
+		if c.unresolved.remove(e.name()) {
 			c.cfg.PreloadChanged(e.name(), nil)
 		}
 	}

@@ -291,3 +291,48 @@ func TestPreloadChanged(t *testing.T) {
 		want("in the end", "good: again")
 	})
 }
+
+// TestPreloadChangedLate: a lookup that ends when its name is no longer one to preload, or
+// was forgotten, changes nothing that is kept of the name.
+func TestPreloadChangedLate(t *testing.T) {
+	calls := 0
+	run(t, Config{Preload: []string{"x"}, PreloadChanged: func(string, error) { calls++ }}, func(w world) {
+		w.fake.set("x A", script{err: errServfail, delay: time.Second})
+		w.fake.set("x AAAA", script{err: errServfail, delay: time.Second})
+		w.Start()
+		w.sleep(500 * time.Millisecond) // its lookup is in flight
+		old := w.table.find(w.hash("x"), "x", 1).state.node
+		w.Purge(Purge{Name: "x"})
+		w.SetPreload(nil)
+		w.sleep(time.Minute) // they have ended
+		w.checkPreloaded(old)
+		w.checkPreloaded(w.table.find(w.hash("x"), "x", 1).state.node)
+		if calls > 0 || len(w.unresolved.names) > 0 {
+			w.Errorf("%d changes were reported, and %v are kept; want none", calls, w.unresolved.names)
+		}
+		w.SetPreload([]string{"x"})
+		w.sleep(time.Minute)
+		if calls != 1 {
+			w.Errorf("%d changes were reported of a name that is preloaded again, want 1", calls)
+		}
+	})
+}
+
+// TestPreloadChangedMeanwhile: a name that is unpinned while its lookup ends is not kept as
+// one that cannot be resolved.
+func TestPreloadChangedMeanwhile(t *testing.T) {
+	c := New(newFake(), Config{PreloadChanged: func(string, error) {}})
+	defer c.Close()
+	for i := range 1000 {
+		name := fmt.Sprintf("x%d", i)
+		n := c.pin(name)
+		n.entry.Load().state.err = errServfail
+		var both sync.WaitGroup
+		both.Go(func() { c.unresolved.add(n, name) })
+		both.Go(func() { c.unpin(name) })
+		both.Wait()
+	}
+	if n := len(c.unresolved.names); n > 0 {
+		t.Errorf("%d names are kept", n)
+	}
+}

@@ -38,11 +38,12 @@ func (c *Cache) Purge(p Purge) int {
 	n := 0
 	var preload []*node
 	for _, old := range nodes {
-		if !c.forget(old) {
+		wasPinned, ok := c.forget(old)
+		if !ok {
 			continue
 		}
 		n++
-		if old.pinned.Load() {
+		if wasPinned {
 			preload = append(preload, c.pin(old.entry.Load().name()))
 		}
 	}
@@ -77,27 +78,36 @@ func (p *Purge) matches(e *entry) bool {
 		(!p.Addr.IsValid() || slices.Contains(e.addrs(), p.Addr))
 }
 
+// Chooses reports whether the purge chooses the name of a record.
+func (p *Purge) Chooses(r *Record) bool {
+	if p.Name == "" && p.Suffix == "" && !p.Addr.IsValid() {
+		return false
+	}
+	return (p.Name == "" || p.Name == r.Name) && (p.Suffix == "" || IsBelow(r.Name, p.Suffix)) &&
+		(!p.Addr.IsValid() || slices.Contains(r.Addrs[0], p.Addr) || slices.Contains(r.Addrs[1], p.Addr))
+}
+
 // IsBelow reports whether a name is a suffix or below it.
 func IsBelow(name, suffix string) bool {
 	rest, ok := strings.CutSuffix(name, suffix)
 	return suffix == "." || ok && (rest == "" || rest[len(rest)-1] == '.')
 }
 
-// forget removes a node, whatever lookup of it is in flight. It reports false if it was
-// evicted before.
-func (c *Cache) forget(n *node) bool {
+// forget removes a node, whatever lookup of it is in flight. It reports whether it was one
+// of Config.Preload, or not ok if it was evicted before.
+func (c *Cache) forget(n *node) (wasPinned, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if n.evicted {
-		return false
+		return false, false
 	}
 	c.unlink(n)
-	if n.pinned.Load() {
+	if wasPinned = n.pinned.Swap(false); wasPinned {
 		c.preloaded--
 	} else {
 		n.links[evictionList].in.remove(n)
 	}
-	return true
+	return wasPinned, true
 }
 
 // askChunk is for how many nodes askAgain holds the lock of the scheduler at a time.

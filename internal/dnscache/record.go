@@ -266,7 +266,9 @@ func (s *scheduler) parkInOrder(nodes []*node, now time.Duration) {
 	}
 }
 
-// restoreWait is how long a reader whose lookup failed waits for what is being restored.
+// restoreWait is how long readers whose lookup failed wait for what is being restored,
+// counted from its beginning: a storage that does not answer costs each cache so much at
+// most, however many lookups fail.
 const restoreWait = time.Second
 
 // restoring returns a channel that is closed when all that was kept of the names has been
@@ -278,24 +280,32 @@ func (c *Cache) restoring() <-chan struct{} {
 	done := c.cfg.Restoring()
 	if done == nil {
 		c.restored.Store(true)
+	} else {
+		c.beginRestoreWait()
 	}
 	return done
 }
 
-// awaitRestored waits for what is being restored, for a while. It reports false at once
-// if that has ended before.
+// beginRestoreWait begins the time for which readers wait for what is being restored,
+// unless it has begun before.
+func (c *Cache) beginRestoreWait() {
+	c.restoreUntil.CompareAndSwap(0, int64(max(1, c.cfg.Now()+restoreWait)))
+}
+
+// awaitRestored waits for what is being restored, until restoreWait has passed since its
+// beginning. It reports false at once if that has ended before.
 func (c *Cache) awaitRestored(ctx context.Context) bool {
 	if c.restored.Load() {
 		return false
 	}
 	if done := c.restoring(); done != nil {
-		c.pause(ctx, restoreWait, done)
+		c.pause(ctx, time.Duration(c.restoreUntil.Load())-c.cfg.Now(), done)
 	}
 	return true
 }
 
 // serveRestored returns the answer of a node if what is restored may serve, for which it
-// waits for a while.
+// may wait: see awaitRestored.
 func (c *Cache) serveRestored(ctx context.Context, n *node) (r result, ok bool) {
 	if c.awaitRestored(ctx) {
 		if e := n.entry.Load(); c.mayServe(e) {

@@ -208,9 +208,6 @@ func TestRestoring(t *testing.T) {
 		}
 		w.want("answered", "miss "+a)
 		w.want("negative", "miss nxdomain")
-		// what is not restored fails as it does anyhow, but a second later
-		w.wantAfter("failing", time.Second, "miss servfail")
-		w.wantAfter("failing", time.Second, "hit servfail")
 		for _, name := range []string{"failing", "silent", "refused", "refused too"} {
 			go w.wantLater(name, "stale "+b)
 		}
@@ -237,7 +234,45 @@ func TestRestoring(t *testing.T) {
 			w.Errorf("got %v after %v, want the end of the context after 2 s", err, time.Since(start))
 		}
 		w.sleep(0)
-		w.wantAfter("x", 4*time.Second, "miss context deadline exceeded") // the rest of the lookup, and a second
+		w.wantAfter("x", 3*time.Second, "miss context deadline exceeded") // the rest of the lookup
+	})
+}
+
+// TestRestoringForEver: all readers together wait no longer than a second for what is never
+// restored, those whose lookups fail and those that are refused.
+func TestRestoringForEver(t *testing.T) {
+	failing := func(w world) {
+		w.Helper()
+		for _, name := range names(100) {
+			w.fake.fail(name, errServfail)
+			w.want(name, "miss servfail")
+			w.want(name, "hit servfail")
+		}
+	}
+	runRestoring(t, Config{NewNames: 1000}, func(w world, _ chan struct{}) {
+		w.fake.fail("first", errServfail)
+		w.wantAfter("first", time.Second, "miss servfail")
+		w.want("first", "hit servfail")
+		failing(w)
+	})
+	runRestoring(t, Config{}, func(w world, _ chan struct{}) {
+		w.Start()
+		w.sleep(600 * time.Millisecond)
+		w.fake.fail("first", errServfail)
+		w.wantAfter("first", 400*time.Millisecond, "miss servfail")
+		failing(w)
+	})
+	runRestoring(t, Config{NewNames: 1}, func(w world, done chan struct{}) {
+		w.fake.a("first", time.Hour, a)
+		w.want("first", "miss "+a)
+		w.wantAfter("refused", time.Second, "miss too many new names")
+		w.fake.a("second", time.Hour, a)
+		w.want("second", "miss "+a)
+		w.want("refused too", "miss too many new names")
+		// what is restored after all serves at once
+		w.Import(slices.Values([]Record{{Name: "refused", TTL: [2]time.Duration{time.Hour}, Addrs: [2][]netip.Addr{ips(b)}}}), Import{})
+		close(done)
+		w.want("refused", "hit "+b)
 	})
 }
 

@@ -18,7 +18,7 @@ const (
 	maxSocketAge     = 10 * time.Second
 
 	// maxIdleSockets bounds the sockets kept for the next queries to a server.
-	maxIdleSockets = 16
+	maxIdleSockets = 64
 
 	// maxQuery is the size of the largest query: the header, a question and an
 	// OPT record.

@@ -99,8 +99,8 @@ type Query struct {
 	Ignored    int     `json:"ignored,omitempty"` // messages that were no reply to it
 }
 
-// AddQueries adds what was sent for one lookup.
-func (l *Lookup) AddQueries(qtype uint16, tries []dnsclient.Try) {
+// addQueries adds what was sent for one lookup.
+func (l *Lookup) addQueries(qtype uint16, tries []dnsclient.Try) {
 	for _, t := range tries {
 		l.Queries = append(l.Queries, Query{
 			t.Name, dns.Type(qtype).String(), t.Server.String(), t.Transport, seconds(t.Duration), t.Outcome, t.Ignored,
@@ -108,17 +108,17 @@ func (l *Lookup) AddQueries(qtype uint16, tries []dnsclient.Try) {
 	}
 }
 
-// AddEarlier adds the queries that a lookup sent whose failure is remembered, if there are
+// addEarlier adds the queries that a lookup sent whose failure is remembered, if there are
 // no others.
-func (l *Lookup) AddEarlier(err error) {
+func (l *Lookup) addEarlier(err error) {
 	if e, ok := errors.AsType[*dnsclient.Error](err); ok && len(l.Queries) == 0 {
-		l.AddQueries(e.Type, e.Tries)
+		l.addQueries(e.Type, e.Tries)
 		l.Earlier = len(l.Queries) > 0
 	}
 }
 
-// AddNames adds what is known of names at the places where they are looked up.
-func (l *Lookup) AddNames(places []resolver.Place, known []resolver.Name) {
+// addNames adds what is known of names at the places where they are looked up.
+func (l *Lookup) addNames(places []resolver.Place, known []resolver.Name) {
 	for _, p := range places {
 		n := Name{Name: p.Name, Zone: p.Zone}
 		for i := range known {

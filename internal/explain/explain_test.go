@@ -23,10 +23,10 @@ func TestRows(t *testing.T) {
 	key := &pool.Key{Protocol: pool.TLS, ServerName: "a.example"}
 	addr := netip.MustParseAddrPort("192.0.2.1:443")
 	lookup := &Lookup{Resolver: "6f1e2a9c", From: resolver.Miss, Seconds: 0.0123, Found: "a.corp.example"}
-	lookup.AddQueries(28, []dnsclient.Try{
+	lookup.addQueries(28, []dnsclient.Try{
 		{Name: "a.corp.example.", Server: dnsclient.Nameserver{Network: "udp", AddrPort: netip.MustParseAddrPort("10.0.0.53:53")}, Transport: "udp", Duration: 1500 * time.Microsecond, Outcome: "answer", Ignored: 2},
 	})
-	lookup.AddNames([]resolver.Place{{Name: "a.corp.example", Zone: "corp.example"}, {Name: "a.example", Zone: "."}}, nil)
+	lookup.addNames([]resolver.Place{{Name: "a.corp.example", Zone: "corp.example"}, {Name: "a.example", Zone: "."}}, nil)
 	lookup.Names[0].State, lookup.Names[0].TTL = "fresh", 90
 	good, bad := &Address{Address: addr, Offered: 1, Connections: &Connections{Open: 3, Idle: 1, HTTP2: 1, Dials: 1, Waiting: 2}}, &Address{Address: addr}
 	good.SetState(health.NeedsTrial, []health.Cause{

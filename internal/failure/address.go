@@ -57,17 +57,10 @@ func OfAddress(err error) (f Failure, text string) {
 
 // AddressFailures are the failures that OfAddress may return.
 func AddressFailures() []Failure {
-	tokens := map[Phase][]Token{
+	return failuresOf(map[Phase][]Token{
 		Connect:  {ConnectionRefused, ConnectionTimeout, ConnectionTerminated, DestinationIPUnroutable},
 		TLS:      {TLSCertificateError, TLSAlertReceived, TLSProtocolError, ConnectionTimeout, ConnectionTerminated},
 		Send:     {ConnectionWriteTimeout, ConnectionTerminated},
 		Response: {HTTPResponseTimeout, ConnectionReadTimeout, ConnectionTerminated, HTTPProtocolError, HTTPResponseHeaderSize, UnhealthyStatus, UnhealthyLatency},
-	}
-	var all []Failure
-	for _, phase := range []Phase{Connect, TLS, Send, Response} {
-		for _, token := range tokens[phase] {
-			all = append(all, Failure{Phase: phase, Token: token})
-		}
-	}
-	return all
+	})
 }

@@ -5,6 +5,13 @@
 // happened. The tokens are a closed set. They are those of Proxy-Status (RFC 9209,
 // section 2.3) where one fits. [Of] finds both for an error. [Error] gives an error the
 // target, the address and the phase that its text has to name.
+//
+// Where to find what:
+//
+//   - failure.go: the tokens, Of, and StatusOf: the status depends on the rule or the kind
+//     of error, not on the token. RequestFailures and AddressFailures have to list each token.
+//   - address.go: the tokens that only addresses have. proxystatus.go: the header.
+//     limiter.go: how many failures are logged.
 package failure
 
 import (
@@ -198,7 +205,7 @@ func OfLookup(target string, err error) *Error {
 
 // OfPool returns the error of an attempt.
 func OfPool(target, address string, e *pool.Error) *Error {
-	phase := phaseOfPool[e.Phase]
+	phase := PhaseOf(e.Phase)
 	err := e.Err
 	if isAlert(err) {
 		phase = TLS
@@ -213,6 +220,9 @@ func OfPool(target, address string, e *pool.Error) *Error {
 var phaseOfPool = map[pool.Phase]Phase{
 	pool.Connect: Connect, pool.Handshake: TLS, pool.Send: Send, pool.Response: Response, pool.Prepare: Request,
 }
+
+// PhaseOf returns the phase of a request that a phase of package pool is.
+func PhaseOf(p pool.Phase) Phase { return phaseOfPool[p] }
 
 // RuleOf returns the rule by which a request was refused; "" if it was not, but failed.
 func RuleOf(err error) string {
@@ -407,6 +417,51 @@ func isAlert(err error) bool {
 // isClosed reports whether the backend has closed a connection, or reset it.
 func isClosed(err error) bool {
 	return pool.IsClosed(err) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// Unavailable returns the failure of a request all of whose addresses were known to fail
+// before the first attempt: if the last attempt failed at the address, that is the reason.
+func (f Failure) Unavailable() Failure {
+	switch f.Phase {
+	case Connect, TLS, Send, Response:
+		if f.Token != ClientDisconnected {
+			f.Token = DestinationUnavailable
+		}
+	}
+	return f
+}
+
+// RequestFailures are the failures that Of and Unavailable may return, without what tells
+// one rule and one rcode from another.
+func RequestFailures() []Failure {
+	return failuresOf(map[Phase][]Token{
+		Request: {HTTPRequestError, ProxyLoopDetected, ClientDisconnected},
+		Policy:  {HTTPRequestDenied, DestinationIPProhibited, ConnectionLimitReached},
+		DNS:     {DestinationNotFound, DNSNoData, DNSError, DNSTimeout, DNSLimitReached, ClientDisconnected},
+		Connect: {
+			ConnectionRefused, ConnectionTimeout, ConnectionTerminated, DestinationIPUnroutable, ConnectionLimitReached, ProxyInternalError,
+			DestinationUnavailable, ClientDisconnected,
+		},
+		TLS: {
+			TLSCertificateError, TLSAlertReceived, TLSProtocolError, ConnectionTimeout, ConnectionTerminated,
+			DestinationUnavailable, ClientDisconnected,
+		},
+		Send: {ConnectionWriteTimeout, ConnectionTerminated, DestinationUnavailable, ClientDisconnected},
+		Response: {
+			HTTPResponseTimeout, ConnectionReadTimeout, ConnectionTerminated, HTTPProtocolError, HTTPResponseHeaderSize, HTTPResponseIncomplete,
+			DestinationUnavailable, ClientDisconnected,
+		},
+	})
+}
+
+// failuresOf returns the failures with these tokens, by phase.
+func failuresOf(tokens map[Phase][]Token) (all []Failure) {
+	for _, phase := range []Phase{Request, Policy, DNS, Connect, TLS, Send, Response} {
+		for _, token := range tokens[phase] {
+			all = append(all, Failure{Phase: phase, Token: token})
+		}
+	}
+	return all
 }
 
 // Text returns an error's text for a placeholder: it may stand in a JSON string, so it has

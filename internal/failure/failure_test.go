@@ -88,6 +88,11 @@ func TestOf(t *testing.T) {
 			if got != test.want {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
+			for _, f := range []Failure{f, f.Unavailable()} {
+				if f.Token != "" && !slices.Contains(RequestFailures(), Failure{Phase: f.Phase, Token: f.Token}) {
+					t.Errorf("%s %s is none of RequestFailures", f.Phase, f.Token)
+				}
+			}
 			if test.err == nil {
 				return
 			}

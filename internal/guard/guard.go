@@ -238,11 +238,17 @@ func parsePorts(entry string) (from, to uint16, err error) {
 }
 
 func parsePort(s string) (uint16, error) {
-	p, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || p == 0 {
+	port, ok := ParsePort(s)
+	if !ok {
 		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
 	}
-	return uint16(p), nil
+	return port, nil
+}
+
+// ParsePort parses a port from 1 to 65535.
+func ParsePort(s string) (port uint16, ok bool) {
+	p, err := strconv.ParseUint(s, 10, 16)
+	return uint16(p), err == nil && p != 0
 }
 
 // CheckPort reports whether this port may be called. Port 0 never may. The

@@ -23,6 +23,18 @@ func IsUpgrade(header http.Header) bool {
 	return header["Upgrade"] != nil && httpguts.HeaderValuesContainsToken(header["Connection"], "Upgrade")
 }
 
+// IsExtendedConnect reports whether a request opens a WebSocket over HTTP/2 or
+// HTTP/3 (RFC 8441, RFC 9220), which reverse_proxy turns into one of HTTP/1.1.
+func IsExtendedConnect(r *http.Request) bool {
+	switch r.ProtoMajor {
+	case 2:
+		return r.Header.Get(":protocol") == "websocket"
+	case 3:
+		return r.Proto == "websocket"
+	}
+	return false
+}
+
 // DropH2CUpgrade deletes a request to go on in HTTP/2 on this connection (RFC 7540,
 // section 3.2; RFC 9113 has it no more). A backend that agreed would take all that the
 // client sends from then on, unchecked.

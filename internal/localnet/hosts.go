@@ -8,10 +8,10 @@ import (
 	"strings"
 )
 
-// ListenHosts returns the hosts that a configuration is likely to have for a listener that
+// listenHosts returns the hosts that a configuration is likely to have for a listener that
 // accepts connections to an address of this machine: the address, all addresses, and the
 // names of this machine, in their usual spellings.
-func ListenHosts(a netip.Addr) []string {
+func listenHosts(a netip.Addr) []string {
 	// a listener on a name of this machine may be on any of its addresses; and with the
 	// network tcp, 0.0.0.0 includes IPv6
 	hosts := slices.Concat(spellings(a), allAddresses, machineNames())

@@ -9,8 +9,8 @@
 //
 // Where to find what:
 //
-//   - gate.go: [Gate] joins Listeners and the rules of package guard: may a site call this?
 //   - listeners.go: Listeners, how long their answers hold; [Sites], the sockets of sites.
+//   - account.go: [Account], where the system does not show the sockets; [IDsOf] listeners.
 //   - hosts.go: under which hosts a configuration may have a listener.
 //   - routes_linux.go: the local addresses by the kernel's routes.
 //   - sockets_linux.go: the sockets.
@@ -101,8 +101,8 @@ func Addresses() ([]netip.Prefix, error) {
 	return append(all, routes...), nil
 }
 
-// IDOf returns the ID of the socket of a listener.
-func IDOf(c syscall.Conn) (id uint64, err error) {
+// connID returns the ID of the socket of a listener.
+func connID(c syscall.Conn) (id uint64, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return 0, err

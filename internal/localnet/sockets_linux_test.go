@@ -26,7 +26,7 @@ func listen(t testing.TB, network, address string, multipath bool) *net.TCPListe
 
 func idOf(t testing.TB, c syscall.Conn) uint64 {
 	t.Helper()
-	id, err := IDOf(c)
+	id, err := connID(c)
 	if err != nil {
 		t.Fatal(err)
 	}

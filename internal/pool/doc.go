@@ -42,7 +42,8 @@
 //     and so is what is recorded. Had the connection been idle before, RoundTrip would
 //     itself have sent the request again, over another connection to B.
 //   - H: the Order is the Last and has the Pending of S. The request waits for the dial
-//     of H until the Deadlines, which have begun with the dial of S. If the dial of S
+//     of H until the deadline: DialTimeout after the dial of S began, and later by the
+//     time that the attempt at B took (dialWait.timeout has the bounds). If the dial of S
 //     succeeds first, RoundTrip returns an Error with the Pending of H, and the caller
 //     goes back to S, whose connection is idle by then.
 //
@@ -67,5 +68,6 @@
 //     socket), writer.go (buffers), combined_*.go (combinedIO).
 //   - Backends that have gone silent: silence_*.go.
 //   - Connections that are opened for requests to come: spare.go.
+//   - The pools of all transports, which outlive a reload: set.go.
 //   - What there is, for operators: usage.go; slots.go, by which that is read in parts.
 package pool

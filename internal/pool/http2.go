@@ -99,7 +99,13 @@ func (f *settingsConn) Close() error {
 // response. The stamps may be nil.
 func (c *conn) roundTripHTTP2(req *http.Request, s *stamps) (*http.Response, error) {
 	ctx := newTracedContext(req.Context(), &c.pool.config, s)
-	res, err := c.h2.RoundTrip(req.WithContext(ctx))
+	req = req.WithContext(ctx)
+	var body *streamUpload
+	if req.Body != nil && req.Body != http.NoBody {
+		body = &streamUpload{ReadCloser: req.Body}
+		req.Body = body
+	}
+	res, err := c.h2.RoundTrip(req)
 	if err == nil {
 		if ctx.err = checkResponse(res); ctx.err != nil {
 			_ = res.Body.Close()
@@ -107,18 +113,19 @@ func (c *conn) roundTripHTTP2(req *http.Request, s *stamps) (*http.Response, err
 		}
 	}
 	if err != nil {
-		return nil, c.failHTTP2(ctx, err)
+		return nil, c.failHTTP2(ctx, body, err)
 	}
 	c.responded.Store(true)
-	body := &streamBody{body: res.Body, c: c}
-	body.changedAt.Store(time.Now().UnixNano())
-	c.bodies.add(body)
-	res.Body = body
+	received := &streamBody{body: res.Body, c: c}
+	received.changedAt.Store(time.Now().UnixNano())
+	c.bodies.add(received)
+	res.Body = received
 	return res, nil
 }
 
-// failHTTP2 ends a request without a response.
-func (c *conn) failHTTP2(ctx *tracedContext, err error) *Error {
+// failHTTP2 ends a request without a response. The body is nil if the request has none.
+func (c *conn) failHTTP2(ctx *tracedContext, body *streamUpload, err error) *Error {
+	stuck := body.isStuck()
 	e := &Error{Phase: Response, Sent: All, Err: c.cause(err)}
 	switch {
 	case ctx.Err() != nil:
@@ -134,6 +141,9 @@ func (c *conn) failHTTP2(ctx *tracedContext, err error) *Error {
 		e.bounced = !isStreamError(err) && c.responded.Load()
 	default:
 		e.stale = c.gone.Load() && !IsTimeout(err)
+	}
+	if stuck && IsTimeout(e.Err) && e.Err != ErrSilent {
+		e.Phase, e.Sent = Send, Part
 	}
 	c.pool.releaseStream(c)
 	return e

@@ -67,6 +67,30 @@ func (s *streamBody) end() {
 	})
 }
 
+// streamUpload is the body of a request over HTTP/2.
+type streamUpload struct {
+	io.ReadCloser
+	reading atomic.Bool // the body is awaited, not the backend
+	ended   atomic.Bool
+}
+
+// Read implements io.Reader.
+func (u *streamUpload) Read(p []byte) (int, error) {
+	u.reading.Store(true)
+	n, err := u.ReadCloser.Read(p)
+	if err != nil {
+		u.ended.Store(true)
+	}
+	u.reading.Store(false)
+	return n, err
+}
+
+// isStuck reports whether the rest of the body waits for the backend to take it. The
+// last octets are not known to wait.
+func (u *streamUpload) isStuck() bool {
+	return u != nil && !u.reading.Load() && !u.ended.Load()
+}
+
 // openBodies are the bodies of responses over a connection that have not ended.
 type openBodies struct {
 	mu    sync.Mutex

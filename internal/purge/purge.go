@@ -1,11 +1,14 @@
-// Package purge chooses what an operator wants to be forgotten: names of caches, and what
-// is known of their addresses and connections.
+// Package purge forgets what an operator wants to be forgotten: names of caches, ejections of
+// their addresses, and idle connections to them. A Scope is what is forgotten; its Names
+// come first, because they add their addresses to it.
 package purge
 
 import (
 	"net/netip"
 
 	"caddytarget/internal/dnscache"
+	"caddytarget/internal/health"
+	"caddytarget/internal/pool"
 	"caddytarget/internal/resolver"
 )
 
@@ -52,7 +55,7 @@ func (s *Scope) Names(r *resolver.Resolver) int {
 // address.
 func (s *Scope) Host(host string, addr netip.Addr) bool {
 	switch {
-	case s.All():
+	case s.all():
 		return true
 	case s.names.Addr.IsValid(), host == "":
 		_, ok := s.addrs[addr]
@@ -63,14 +66,31 @@ func (s *Scope) Host(host string, addr netip.Addr) bool {
 	return dnscache.IsBelow(host, s.names.Suffix)
 }
 
-// All reports whether everything is in the scope.
-func (s *Scope) All() bool { return s.names.Suffix == "." }
+// all reports whether everything is in the scope.
+func (s *Scope) all() bool { return s.names.Suffix == "." }
 
-// Families returns an address of each family that is in the scope, as a whole: that of the
+// Ejections ends the ejections of what is in the scope and returns how many these were.
+func (s *Scope) Ejections(t *health.Tracker) int {
+	ended := t.Lift(func(target string, addr netip.AddrPort) bool { return s.Host(target, addr.Addr()) })
+	for _, family := range s.families() {
+		if t.LiftFamily(family) {
+			ended++
+		}
+	}
+	return ended
+}
+
+// Connections closes the idle connections of a pool to what is in the scope and returns how
+// many these were.
+func (s *Scope) Connections(p *pool.Pool) int {
+	return p.CloseIdle(func(key *pool.Key) bool { return s.Host(key.Host, key.Addr.Addr()) })
+}
+
+// families returns an address of each family that is in the scope, as a whole: that of the
 // address, or both if everything is.
-func (s *Scope) Families() []netip.Addr {
+func (s *Scope) families() []netip.Addr {
 	switch {
-	case s.All():
+	case s.all():
 		return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	case s.names.Addr.IsValid():
 		return []netip.Addr{s.names.Addr}

@@ -72,7 +72,7 @@ func TestScope(t *testing.T) {
 					t.Errorf("%s: got %t, want %t", of, got, want)
 				}
 			}
-			if n := len(s.Families()); n != test.all {
+			if n := len(s.families()); n != test.all {
 				t.Errorf("got %d families, want %d", n, test.all)
 			}
 		})

@@ -173,15 +173,20 @@ func (r *Resolver) Purge(p dnscache.Purge) (n int) {
 	if s := r.search.Load(); s != nil && !p.AskAgain {
 		s.forget(p)
 	}
+	all := []dnscache.Purge{p}
 	if p.Name == "" {
 		for _, z := range r.named() {
 			n += z.cache.Purge(p)
 		}
-		return n
+	} else {
+		for candidate := range r.shortFor(p.Name) {
+			p.Name = candidate
+			n += r.zoneOf(candidate).cache.Purge(p)
+			all = append(all, p)
+		}
 	}
-	for candidate := range r.shortFor(p.Name) {
-		p.Name = candidate
-		n += r.zoneOf(candidate).cache.Purge(p)
+	if !p.AskAgain {
+		r.memory.purges.add(all)
 	}
 	return n
 }
@@ -190,16 +195,19 @@ func (r *Resolver) Purge(p dnscache.Purge) (n int) {
 func (s *searchList) forget(p dnscache.Purge) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.DeleteFunc(s.found, func(name string, f found) bool {
-		switch {
-		case p.Addr.IsValid():
-			return false
-		case p.Name != "":
-			return name == p.Name || f.name == p.Name
-		default:
-			return p.Suffix != "" && (dnscache.IsBelow(name, p.Suffix) || dnscache.IsBelow(f.name, p.Suffix))
-		}
-	})
+	maps.DeleteFunc(s.found, func(name string, f found) bool { return forgets(p, name, f.name) })
+}
+
+// forgets reports whether a purge chooses what a name was found to be short for.
+func forgets(p dnscache.Purge, name, found string) bool {
+	switch {
+	case p.Addr.IsValid():
+		return false
+	case p.Name != "":
+		return name == p.Name || found == p.Name
+	default:
+		return p.Suffix != "" && (dnscache.IsBelow(name, p.Suffix) || dnscache.IsBelow(found, p.Suffix))
+	}
 }
 
 // ZoneNameservers is what is known of the nameservers of one zone.

@@ -157,8 +157,9 @@ func optionErrorf(options []string, format string, args ...any) error {
 	return &OptionError{options, fmt.Errorf(format, args...)}
 }
 
-// Validate returns what is wrong with c, without reading any file. An error in
-// how options go together is an [OptionError].
+// Validate returns what is wrong with c, without reading any file; but hosts, and a file of
+// names to preload, must not be something else than a file. An error in how options go
+// together is an [OptionError].
 func (c Config) Validate() error {
 	_, err := c.parse()
 	return err
@@ -207,7 +208,7 @@ func (c *Compiled) id() string {
 // parse fills in defaults, checks c and parses the nameservers.
 func (c Config) parse() (*Compiled, error) {
 	c = c.withDefaults()
-	for _, check := range []func() error{c.checkDurations, c.checkRefresh, c.checkFamily, c.checkNumbers, c.checkPreload} {
+	for _, check := range []func() error{c.checkDurations, c.checkRefresh, c.checkFamily, c.checkNumbers, c.checkPreload, c.checkHosts} {
 		if err := check(); err != nil {
 			return nil, err
 		}
@@ -297,6 +298,8 @@ func (c *Config) checkNumbers() error {
 }
 
 func (c *Config) checkPreload() error { return CheckPreload(c.Preload) }
+
+func (c *Config) checkHosts() error { return CheckHosts(c.Hosts) }
 
 // CheckNameservers returns an error unless a list can be [Config.Nameservers].
 func CheckNameservers(list []string) error {

@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"strings"
@@ -14,6 +15,17 @@ import (
 // hosts are the addresses of the names in a hosts file.
 type hosts map[string][]netip.Addr
 
+// CheckHosts returns an error unless a text can be [Config.Hosts].
+func CheckHosts(path string) error {
+	if path == "off" || path == "" {
+		return nil
+	}
+	if err := checkFile(path); err != nil {
+		return &OptionError{[]string{"hosts"}, fmt.Errorf("hosts: %w", err)}
+	}
+	return nil
+}
+
 // readHosts reads the hosts file. One that does not exist is empty; one that cannot
 // be read now leaves all as it is.
 func (r *Resolver) readHosts() {
@@ -22,7 +34,7 @@ func (r *Resolver) readHosts() {
 	}
 	data, stamp, err := r.hostsFile.read()
 	missing := errors.Is(err, fs.ErrNotExist)
-	if err != nil && (!missing || r.config.Hosts != defaultHosts) {
+	if r.hostsFile.hasFailed(err) && (!missing || r.config.Hosts != defaultHosts) {
 		r.logger().Warn("reading the hosts file failed", zap.String("file", r.config.Hosts), zap.Error(err))
 	}
 	if err != nil && !missing {

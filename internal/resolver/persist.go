@@ -1,7 +1,6 @@
 package resolver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -28,8 +27,10 @@ type memory struct {
 	identity    string
 	saver       *snapshot.Saver
 
-	part  atomic.Pointer[Part]
-	begin sync.Once
+	part   atomic.Pointer[Part]
+	begin  sync.Once
+	ending atomic.Bool // it is saved for the last time
+	purges purges
 }
 
 // Part is a section of the file in which what the resolver knows is saved. Its owner knows
@@ -65,16 +66,18 @@ func (c *Config) persists() bool { return c.Persist > 0 }
 // does so once, at the start or when the first reader would have to wait.
 func (r *Resolver) remember() {
 	r.memory.begin.Do(func() {
-		load := true
+		var before *snapshot.Saver // that of what is known already
 		if r.config.Predecessor != nil {
 			if old := r.config.Predecessor(r); old != nil {
 				r.Inherit(old)
-				load = !old.hasLoaded() || old.Identity() != r.Identity()
+				if old.hasLoaded() && old.Identity() == r.Identity() {
+					before = old.memory.saver
+				}
 			}
 			r.config.Predecessor = nil // it may hold a whole configuration
 		}
 		if r.config.persists() {
-			r.memory.saver.Begin(load)
+			r.memory.saver.Begin(before)
 		} else {
 			r.memory.saver.Close()
 		}
@@ -123,9 +126,26 @@ func (r *Resolver) Save(ctx context.Context) {
 	if !r.config.persists() {
 		return
 	}
+	r.memory.ending.Store(true)
+	defer r.memory.ending.Store(false)
 	if err := r.memory.saver.Save(ctx); err != nil {
 		r.logger().Warn("what is known of names was not saved at the end", zap.Error(err))
 	}
+}
+
+// Persistence is how it is with what is saved of a resolver.
+type Persistence struct {
+	Interval time.Duration // how often it is saved; 0: never
+
+	// Saved is the file that was saved last, Loaded the one of the start, each with the
+	// number of its names; zero: there was none. Err is why the last try failed; nil: it
+	// did not.
+	snapshot.Status
+}
+
+// Persistence returns how it is with what is saved. It does not wait for the storage.
+func (r *Resolver) Persistence() Persistence {
+	return Persistence{max(r.config.Persist, 0), r.memory.saver.Status()}
 }
 
 // Changes implements snapshot.Owner.
@@ -136,7 +156,12 @@ func (s saved) Changes() (n uint64) {
 	if part := s.memory.part.Load(); part != nil {
 		n += (*part).Changes()
 	}
-	return n
+	return n + s.memory.purges.count()
+}
+
+// Deleted implements snapshot.Owner.
+func (s saved) Deleted(n int) {
+	s.logger().Info("files of names were deleted that nothing has saved for 30 days", zap.Int("files", n))
 }
 
 // Failed implements snapshot.Owner.
@@ -156,37 +181,22 @@ func (s saved) Failed(what string, err error) {
 }
 
 // Snapshot implements snapshot.Owner.
-func (s saved) Snapshot(others *snapshot.File) []byte {
+func (s saved) Snapshot(others *snapshot.File) (data []byte, n int) {
 	now := time.Now()
-	var zones []savedZone
-	var age time.Duration
-	if others != nil {
-		zones, _, _ = s.read(others) // what cannot be read is replaced
-		age = others.Age(now)
-	}
+	from := s.others(others, now)
 	w := snapshot.NewWriter(now, s.memory.size)
 	for suffix, z := range s.named() {
-		s.appendZone(w, suffix, z, zones, age)
+		n += s.appendZone(w, suffix, z, &from)
 	}
 	if list := s.search.Load(); list != nil {
-		list.writeTo(w, now)
+		list.writeTo(w, now, from.names)
 	}
 	if part := s.memory.part.Load(); part != nil {
 		(*part).Write(w)
 	}
-	data := w.Finish()
+	data = w.Finish()
 	s.memory.size = len(data) + len(data)/8
-	return data
-}
-
-// addAge makes a record older.
-func addAge(r *dnscache.Record, age time.Duration) {
-	r.Used += age
-	for i := range r.TTL {
-		if r.TTL[i] != 0 {
-			r.TTL[i] = cmp.Or(r.TTL[i]-age, -1)
-		}
-	}
+	return data, n
 }
 
 // read reads the sections of a file.
@@ -209,16 +219,15 @@ func (r *Resolver) read(f *snapshot.File) (zones []savedZone, names []savedName,
 }
 
 // Restore implements snapshot.Owner.
-func (s saved) Restore(f *snapshot.File) error {
+func (s saved) Restore(f *snapshot.File) (n int, err error) {
 	zones, names, err := s.read(f)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	age := f.Age(time.Now())
 	if err := s.readPart(f, age); err != nil {
-		return err
+		return 0, err
 	}
-	n := 0
 	for _, z := range zones {
 		n += s.take(z.servers, z.records(s.maxNames()), age)
 	}
@@ -228,7 +237,7 @@ func (s saved) Restore(f *snapshot.File) error {
 	if n > 0 {
 		s.logger().Info("names were loaded that were saved before", zap.Int("names", n), zap.Duration("age", age))
 	}
-	return nil
+	return n, nil
 }
 
 // readPart has the added section read.
@@ -289,6 +298,7 @@ func (r *Resolver) Inherit(old *Resolver) {
 	if list, from := r.search.Load(), old.search.Load(); list != nil && from != nil {
 		list.add(from.all())
 	}
+	r.memory.purges.inherit(&old.memory.purges)
 	if n > 0 {
 		r.logger().Debug("names were taken over from the resolver before", zap.Int("names", n))
 	}

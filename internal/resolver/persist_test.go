@@ -48,6 +48,8 @@ func (s *memoryStore) Save(_ context.Context, data []byte) error {
 	return nil
 }
 
+func (s *memoryStore) DeleteOld(context.Context, time.Duration) (int, error) { return 0, nil }
+
 // savedResolver returns a resolver that has loaded what is in a store.
 func savedResolver(t testing.TB, config Config, store snapshot.Store) *Resolver {
 	t.Helper()
@@ -130,6 +132,105 @@ func TestSavedByOthers(t *testing.T) {
 	}
 }
 
+// TestSavedByOneThatEnded: names, services and what names are short for stay in the file
+// while another process goes on to save, until they are purged there.
+func TestSavedByOneThatEnded(t *testing.T) {
+	checkLeaks(t)
+	s := testlab.NewNameserver(t)
+	conf := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(conf, []byte("search a.test b.test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := Config{Nameservers: []string{s.Addr}, Search: true, ResolvConf: conf, Family: "ipv4", Refresh: -1}
+	s.Has("web.b.test", "192.0.2.3")
+	s.Has("a.example", "192.0.2.1")
+	s.Has("b.example", "192.0.2.2")
+	s.Has("c.example", "192.0.2.3")
+	s.Set("_http._tcp.example", testlab.Reply{SRV: []string{"1 2 80 a.example."}, TTL: 600})
+	store := new(memoryStore)
+	ended, other := savedResolver(t, config, store), savedResolver(t, config, store)
+	mustLookup(t, ended, "web")
+	mustLookup(t, ended, "a.example")
+	mustLookup(t, ended, "b.example")
+	if _, err := ended.LookupService(t.Context(), "_http._tcp.example"); err != nil {
+		t.Fatal(err)
+	}
+	ended.Save(t.Context())
+	mustLookup(t, other, "c.example")
+	asked := func(names ...string) (n int) {
+		t.Helper()
+		for _, name := range names {
+			before := s.Asked(name)
+			if name[0] == '_' {
+				_, _ = savedResolver(t, config, store).LookupService(t.Context(), name)
+			} else {
+				mustLookup(t, savedResolver(t, config, store), name)
+			}
+			n += s.Asked(name) - before
+		}
+		return n
+	}
+	for range 3 {
+		mustLookup(t, other, "c.example") // something new
+		other.Save(t.Context())
+		if n := asked("web.b.test", "a.example", "b.example", "c.example", "_http._tcp.example"); n > 0 {
+			t.Fatalf("%d names are not in the file", n)
+		}
+		if as, ok := savedResolver(t, config, store).search.Load().recall("web", time.Hour); !ok || as != "web.b.test" {
+			t.Fatalf("web is known to be short for %q, want web.b.test", as)
+		}
+	}
+	third := savedResolver(t, config, store) // saves later what it has read, and is purged too late
+	mustLookup(t, third, "c.example")
+	other.Purge(dnscache.Purge{Name: "a.example"})
+	other.Purge(dnscache.Purge{Addr: netip.MustParseAddr("192.0.2.2")})
+	other.Purge(dnscache.Purge{Name: "web"})
+	third.Save(t.Context())
+	for _, p := range []dnscache.Purge{{Name: "a.example"}, {Name: "b.example"}, {Name: "web"}} {
+		third.Purge(p)
+	}
+	other.Save(t.Context())
+	if _, ok := savedResolver(t, config, store).search.Load().recall("web", time.Hour); ok {
+		t.Error("what web was short for was purged, but is in the file")
+	}
+	for name, want := range map[string]int{"a.example": 1, "b.example": 1, "web.b.test": 1, "c.example": 0, "_http._tcp.example": 0} {
+		if n := asked(name); n != want {
+			t.Errorf("after the purges %s is asked for %d times, want %d", name, n, want)
+		}
+	}
+}
+
+// TestPersistence: it is known how many names were saved and loaded, and when.
+func TestPersistence(t *testing.T) {
+	checkLeaks(t)
+	s := testlab.NewNameserver(t)
+	s.Has("a.example", "192.0.2.1")
+	s.Set("_http._tcp.example", testlab.Reply{SRV: []string{"1 2 80 a.example."}, TTL: 600})
+	config := Config{Nameservers: []string{s.Addr}, Persist: 7 * time.Minute}
+	store := new(memoryStore)
+	r := savedResolver(t, config, store)
+	if got := r.Persistence(); got != (Persistence{Interval: 7 * time.Minute}) {
+		t.Errorf("at the start: %+v", got)
+	}
+	mustLookup(t, r, "a.example")
+	if _, err := r.LookupService(t.Context(), "_http._tcp.example"); err != nil {
+		t.Fatal(err)
+	}
+	r.Save(t.Context())
+	saved := r.Persistence().Saved
+	if saved.N != 2 || saved.Size != len(store.data) || time.Since(saved.At) > testlab.Timeout {
+		t.Errorf("saved %+v", saved)
+	}
+	loaded := savedResolver(t, config, store).Persistence().Loaded
+	if loaded.N != 2 || loaded.Size != saved.Size || loaded.From.Sub(saved.From).Abs() > time.Second {
+		t.Errorf("loaded %+v after %+v", loaded, saved)
+	}
+	config.Persist = -1
+	if got := newResolver(t, config).Persistence(); got != (Persistence{}) {
+		t.Errorf("without: %+v", got)
+	}
+}
+
 // exampleFile returns what a resolver saves that knows names of each kind.
 func exampleFile(t testing.TB) (file []byte, r *Resolver) {
 	s := testlab.NewNameserver(t)
@@ -148,7 +249,8 @@ func exampleFile(t testing.TB) (file []byte, r *Resolver) {
 	if _, err := r.LookupService(t.Context(), "_http._tcp.example"); err != nil {
 		t.Fatal(err)
 	}
-	return saved{r}.Snapshot(nil), newResolver(t, config)
+	file, _ = saved{r}.Snapshot(nil)
+	return file, newResolver(t, config)
 }
 
 // TestDamagedSnapshot: a part of a file, and one with another octet, is not used.
@@ -159,7 +261,8 @@ func TestDamagedSnapshot(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return saved{r}.Restore(f)
+		_, err = saved{r}.Restore(f)
+		return err
 	}
 	for i := range data {
 		damaged := slices.Clone(data)
@@ -190,7 +293,7 @@ func FuzzRestore(f *testing.F) {
 	}
 	config := r.config
 	config.CacheSize = 100
-	fresh := newResolver(f, config)
+	fresh, empty := newResolver(f, config), newResolver(f, config)
 	f.Fuzz(func(t *testing.T, name string, content []byte) {
 		if len(name) != 4 {
 			name = zoneSection
@@ -203,7 +306,7 @@ func FuzzRestore(f *testing.F) {
 			t.Fatal(err)
 		}
 		fresh.Purge(dnscache.Purge{Suffix: "."})
-		if (saved{fresh}).Restore(parsed) != nil {
+		if _, err := (saved{fresh}).Restore(parsed); err != nil {
 			if page, _ := fresh.Names(t.Context(), dnscache.Query{Limit: 10}); len(page.Names) > 0 {
 				t.Errorf("names %v of a section that cannot be read", page.Names)
 			}
@@ -223,7 +326,18 @@ func FuzzRestore(f *testing.F) {
 				}
 			}
 		}
-		_ = saved{fresh}.Snapshot(parsed)
+		// what is kept of it, since another process may have saved it, can be read
+		if (saved{empty}).Lacks(parsed) {
+			t.Error("something is missing for one that knows nothing")
+		}
+		kept, n := saved{empty}.Snapshot(parsed)
+		again, err := snapshot.Parse(kept, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if zones, _, err := empty.read(again); err != nil || n > 0 && len(zones) == 0 {
+			t.Errorf("of %d names that are kept: %v, %v", n, zones, err)
+		}
 	})
 }
 
@@ -265,10 +379,10 @@ func BenchmarkSnapshot(b *testing.B) {
 		}
 	}
 	r.take(nil, records, 0)
-	data := saved{r}.Snapshot(nil)
+	data, _ := saved{r}.Snapshot(nil)
 	b.Run("save", func(b *testing.B) {
 		for b.Loop() {
-			_ = saved{r}.Snapshot(nil)
+			_, _ = saved{r}.Snapshot(nil)
 		}
 		b.ReportMetric(float64(len(data))/names, "octets/name")
 	})
@@ -281,8 +395,8 @@ func BenchmarkSnapshot(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			if err := (saved{other}).Restore(f); err != nil || other.cache.Len() != names {
-				b.Fatal(err, other.cache.Len())
+			if n, err := (saved{other}).Restore(f); err != nil || n != names {
+				b.Fatal(err, n)
 			}
 		}
 	})

@@ -1,8 +1,10 @@
 package resolver
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -13,8 +15,8 @@ import (
 // preloadFile is a file of names to preload.
 type preloadFile struct {
 	file
-	names   []string // in normal form
-	failure string   // of the last try to read it; empty: it was read
+	names   []string      // in normal form, each once, of each zone as many as its cache has room for
+	leftOut map[*zone]int // how many more there are
 }
 
 // isPreloadFile reports whether an entry of [Config.Preload] is the path of a file: one
@@ -27,6 +29,9 @@ func isPreloadFile(entry string) bool {
 func CheckPreload(names []string) error {
 	for _, name := range names {
 		if isPreloadFile(name) {
+			if err := checkFile(name); err != nil {
+				return fmt.Errorf("preload: %w", err)
+			}
 			continue
 		}
 		if _, err := preloadName(name); err != nil {
@@ -58,41 +63,101 @@ func (r *Resolver) openPreloadFiles() {
 // readPreloadFile reads a file of names, and reports whether that has worked. If not, the
 // names stay as they are.
 func (r *Resolver) readPreloadFile(f *preloadFile) bool {
-	data, stamp, err := f.read()
+	lines := preloadLines{resolver: r, seen: make(map[string]bool), room: make(map[*zone]int)}
+	stamp, err := lines.read(&f.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		f.stamp = fileStamp{}
+	}
+	if f.hasFailed(err) {
+		r.logger().Warn("reading a file of names to preload failed", zap.String("file", f.path), zap.Error(err))
+	}
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			f.stamp = fileStamp{}
-		}
-		if f.failure != err.Error() {
-			f.failure = err.Error()
-			r.logger().Warn("reading a file of names to preload failed", zap.String("file", f.path), zap.Error(err))
-		}
 		return false
 	}
-	f.stamp, f.failure, f.names = stamp, "", nil
-	ignored, firstLine, number := 0, 0, 0
-	var firstError error
-	for line := range strings.Lines(string(data)) {
-		number++
-		line, _, _ = strings.Cut(line, "#")
-		name := strings.TrimSpace(line)
-		if name == "" {
-			continue
-		}
-		normal, err := preloadName(name)
-		if err != nil {
-			if ignored++; ignored == 1 {
-				firstLine, firstError = number, err
-			}
-			continue
-		}
-		f.names = append(f.names, normal)
-	}
-	if ignored > 0 {
+	f.stamp, f.names, f.leftOut = stamp, lines.names, lines.leftOut
+	if lines.ignored > 0 {
 		r.logger().Warn("lines of a file of names to preload are ignored", zap.String("file", f.path),
-			zap.Int("ignored", ignored), zap.Int("first_line", firstLine), zap.Error(firstError))
+			zap.Int("ignored", lines.ignored), zap.Int("first_line", lines.firstIgnored), zap.Error(lines.firstError))
 	}
 	return true
+}
+
+// preloadLines takes the names from the lines of a file. Of the file it keeps nothing else.
+type preloadLines struct {
+	resolver *Resolver
+	names    []string
+	seen     map[string]bool // those of names
+	room     map[*zone]int   // how many of each zone there are in names
+	leftOut  map[*zone]int   // how many there was no room for
+
+	number       int // of the line
+	ignored      int
+	firstIgnored int
+	firstError   error
+}
+
+// maxLine is how many octets a line may have before its comment.
+const maxLine = 4096
+
+// read reads a file and returns its stamp.
+func (l *preloadLines) read(f *file) (fileStamp, error) {
+	opened, stamp, err := f.open()
+	if err != nil {
+		return stamp, err
+	}
+	defer opened.Close()
+	limited := &io.LimitedReader{R: opened, N: maxFile + 1} // it may grow meanwhile
+	in := bufio.NewReaderSize(limited, maxLine)
+	for {
+		line, isCut, err := in.ReadLine()
+		switch {
+		case limited.N <= 0:
+			return stamp, errTooLarge(f.path)
+		case errors.Is(err, io.EOF):
+			return stamp, nil
+		case err != nil:
+			return stamp, err
+		}
+		l.add(line, isCut)
+		for isCut && err == nil {
+			_, isCut, err = in.ReadLine()
+		}
+	}
+}
+
+// add takes the name from a line, which may have been cut.
+func (l *preloadLines) add(line []byte, isCut bool) {
+	l.number++
+	before, _, hasComment := strings.Cut(string(line), "#")
+	name := strings.TrimSpace(before)
+	if name == "" && (hasComment || !isCut) {
+		return
+	}
+	normal, err := preloadName(name)
+	if isCut && !hasComment {
+		err = errors.New("the line is too long")
+	}
+	switch {
+	case err != nil:
+		if l.ignored++; l.ignored == 1 {
+			l.firstIgnored, l.firstError = l.number, err
+		}
+		return
+	case l.seen[normal]:
+		return
+	}
+	z := l.resolver.zoneOf(normal)
+	if l.room[z] == l.resolver.config.CacheSize {
+		if l.leftOut == nil {
+			l.leftOut = make(map[*zone]int)
+		}
+		l.leftOut[z]++
+		return
+	}
+	l.room[z]++
+	normal = strings.Clone(normal) // it may be a part of the line
+	l.seen[normal] = true
+	l.names = append(l.names, normal)
 }
 
 // checkPreloadFiles reads the files of names again that have changed.
@@ -127,12 +192,16 @@ func (r *Resolver) preloads() map[*zone][]string {
 		}
 	}
 	add(r.config.Preload)
+	leftOut := make(map[*zone]int)
 	for _, f := range r.preloadFiles {
 		add(f.names)
+		for z, n := range f.leftOut {
+			leftOut[z] += n
+		}
 	}
 	if len(r.preloadFiles) > 0 {
 		for suffix, z := range r.named() {
-			if n := len(names[z]); n > r.config.CacheSize {
+			if n := len(names[z]) + leftOut[z]; n > r.config.CacheSize {
 				r.logger().Warn("too many names to preload: the last ones are left out", zap.String("zone", suffix),
 					zap.Int("names", n), zap.Int("cache_size", r.config.CacheSize))
 			}

@@ -103,7 +103,7 @@ func TestPreloadFile(t *testing.T) {
 	for range 2 {
 		check("1.test in ., 2.test in ., a.test in .")
 	}
-	warned("reading a file of names to preload failed map[error:read PATH: is a directory]")
+	warned("reading a file of names to preload failed map[error:PATH is not a regular file]")
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
@@ -125,3 +125,6 @@ func TestPreloadFileOfTheStart(t *testing.T) {
 		t.Errorf("%v is to be preloaded, %d names are known; want a.test and 1", names, r.cache.Len())
 	}
 }
+
+// nameOf returns a name.
+func nameOf(i int) string { return fmt.Sprintf("n%d.test", i) }

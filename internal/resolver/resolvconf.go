@@ -174,8 +174,11 @@ func environment() string {
 // it is.
 func (r *Resolver) readResolvConf() *resolvConf {
 	data, stamp, err := r.confFile.read()
+	isNew := r.confFile.hasFailed(err)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.logger().Warn("reading resolv.conf failed", zap.String("file", r.confFile.path), zap.Error(err))
+		if isNew {
+			r.logger().Warn("reading resolv.conf failed", zap.String("file", r.confFile.path), zap.Error(err))
+		}
 		return nil
 	}
 	c := parseResolvConf(string(data) + environment())

@@ -7,8 +7,8 @@
 // Config.Search is set, the name is completed first (search.go). Nameservers and options
 // of resolv.conf (resolvconf.go) hold for the zone of all names that are in no other.
 // Which of A and AAAA is asked for is decided in family.go. Package dnscache keeps the
-// answers, package dnsclient asks. What a resolver knows is handed on to the
-// next one, and saved, in persist.go; saved.go has the form.
+// answers, package dnsclient asks. What a resolver knows is handed on to the next one, and
+// saved, in persist.go; saved.go has the form, shared.go what is kept of other instances.
 package resolver
 
 import (

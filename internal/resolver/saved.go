@@ -85,54 +85,53 @@ func (r *Resolver) newIdentity() string {
 }
 
 // While a zone is written, others may use the processor: after so many names there is a
-// pause.
+// pause, but not at the end, when time is short.
 const (
 	pausedAfter = 256
 	pause       = time.Millisecond
 )
 
-// appendZone writes a zone, with the names of others, which were saved age ago, that are
-// not known here.
-func (r *Resolver) appendZone(w *snapshot.Writer, suffix string, z *zone, others []savedZone, age time.Duration) {
+// savedServers returns the hashes that are written of those of the nameservers of a zone.
+func savedServers(servers []serverHash) []serverHash {
+	return servers[:min(len(servers), maxSavedServers)]
+}
+
+// appendZone writes a zone, with the names of others that are not known here. It returns
+// how many names it has written.
+func (r *Resolver) appendZone(w *snapshot.Writer, suffix string, z *zone, from *others) (n int) {
 	w.Begin(zoneSection)
 	w.Text(suffix)
-	servers := r.serversOf(z)
-	servers = servers[:min(len(servers), maxSavedServers)]
+	servers := savedServers(r.serversOf(z))
 	w.Uint(uint64(len(servers)))
 	for _, hash := range servers {
 		w.Octets(hash[:])
 	}
-	left := r.maxNames()
+	most := r.maxNames()
 	done := 0
 	add := func(record *dnscache.Record) bool {
-		if left == 0 || w.Room() < maxRecordSize {
+		if n == most || w.Room() < maxRecordSize {
 			return false
 		}
-		if done++; done%pausedAfter == 0 {
+		if done++; done%pausedAfter == 0 && !r.memory.ending.Load() {
 			time.Sleep(pause)
 		}
 		if isSavable(record.Name) {
-			left--
+			n++
 			appendRecord(w, record)
 		}
 		return true
 	}
 	for record := range z.cache.Records() {
 		if !add(&record) {
-			return
+			return n
 		}
 	}
-	for _, other := range others {
-		if other.suffix != suffix || !sameServers(other.servers, servers) {
-			continue
-		}
-		for record := range other.records(left) {
-			addAge(&record, age)
-			if r.mayServe(&record) && !z.cache.Has(record.Name, record.Service) && !add(&record) {
-				return
-			}
+	for record := range from.of(suffix, servers, most) {
+		if r.mayServe(&record) && !z.cache.Has(record.Name, record.Service) && !add(&record) {
+			return n
 		}
 	}
+	return n
 }
 
 // maxNames returns how many names a zone may have, those to preload included.
@@ -291,21 +290,29 @@ type savedName struct {
 	found
 }
 
-// writeTo writes what names were found to be short for.
-func (s *searchList) writeTo(w *snapshot.Writer, now time.Time) {
+// writeTo writes what names were found to be short for, with those of others that are not
+// known here.
+func (s *searchList) writeTo(w *snapshot.Writer, now time.Time, others []savedName) {
 	w.Begin(searchSection)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	for name, f := range s.found {
-		if w.Room() < maxRecordSize {
+	left := maxFound
+	add := func(name string, f found) {
+		if left == 0 || w.Room() < maxRecordSize || !isSavable(name) || !isSavable(f.name) {
 			return
 		}
-		if !isSavable(name) || !isSavable(f.name) {
-			continue
-		}
+		left--
 		w.Text(name)
 		w.Text(f.name)
 		w.Seconds(max(0, now.Sub(f.at)))
+	}
+	for name, f := range s.found {
+		add(name, f)
+	}
+	for _, other := range others {
+		if _, known := s.found[other.name]; !known {
+			add(other.name, other.found)
+		}
 	}
 }
 

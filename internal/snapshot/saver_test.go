@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,11 @@ type fakeStore struct {
 	stamp        Stamp
 	saves, loads int
 	err          error         // of all calls
+	saveErr      error         // of Save
+	loadErr      error         // of Load
+	saved        func()        // is called after the next Save, which has not returned
+	looked       int           // how often for old files
+	more         int64         // octets that it adds
 	slow         time.Duration // before each call, whatever its context says
 }
 
@@ -46,17 +52,36 @@ func (s *fakeStore) Load(context.Context) ([]byte, error) {
 	unlock, err := s.call()
 	defer unlock()
 	s.loads++
-	return s.data, err
+	return s.data, cmp.Or(err, s.loadErr)
 }
 
 func (s *fakeStore) Save(_ context.Context, data []byte) error {
 	unlock, err := s.call()
-	defer unlock()
-	if err == nil {
-		s.data, s.stamp = data, Stamp{int64(len(data)), time.Now()}
+	defer func() {
+		saved := s.saved
+		s.saved = nil
+		unlock()
+		if saved != nil {
+			saved()
+		}
+	}()
+	if err = cmp.Or(err, s.saveErr); err == nil {
+		s.data, s.stamp = data, Stamp{int64(len(data)) + s.more, time.Now()}
 		s.saves++
 	}
 	return err
+}
+
+func (s *fakeStore) DeleteOld(_ context.Context, age time.Duration) (int, error) {
+	unlock, err := s.call()
+	defer unlock()
+	if s.looked++; age != keepFor {
+		err = errors.New("another age")
+	}
+	if err != nil {
+		return 0, err
+	}
+	return 2, nil
 }
 
 // counts returns how often there was a call that ended.
@@ -77,6 +102,7 @@ type fakeOwner struct {
 	mu      sync.Mutex
 	words   []string
 	failed  []string
+	deleted int
 	changes atomic.Uint64
 }
 
@@ -105,6 +131,12 @@ func (o *fakeOwner) failures() []string {
 
 func (o *fakeOwner) Changes() uint64 { return o.changes.Load() }
 
+func (o *fakeOwner) Deleted(n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.deleted += n
+}
+
 func (o *fakeOwner) Failed(what string, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -121,22 +153,31 @@ func wordsOf(f *File) (words []string) {
 	return words
 }
 
-func (o *fakeOwner) Restore(f *File) error {
-	o.learn(wordsOf(f)...)
-	return nil
+func (o *fakeOwner) Restore(f *File) (int, error) {
+	words := wordsOf(f)
+	o.learn(words...)
+	return len(words), nil
 }
 
-func (o *fakeOwner) Snapshot(others *File) []byte {
+func (o *fakeOwner) Snapshot(others *File) (data []byte, n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	all := slices.Concat(o.words, wordsOf(others))
 	slices.Sort(all)
 	w := NewWriter(time.Now(), 0)
-	for _, word := range slices.Compact(all) {
+	all = slices.Compact(all)
+	for _, word := range all {
 		w.Begin("word")
 		w.Text(word)
 	}
-	return w.Finish()
+	return w.Finish(), len(all)
+}
+
+func (o *fakeOwner) Lacks(f *File) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	there := wordsOf(f)
+	return slices.ContainsFunc(o.words, func(word string) bool { return !slices.Contains(there, word) })
 }
 
 // start starts a saver until the test ends.
@@ -148,7 +189,7 @@ func start(t *testing.T, store Store, words ...string) (*fakeOwner, *Saver) {
 	s := NewSaver(o, time.Minute)
 	s.Use(store)
 	t.Cleanup(s.Close)
-	s.Begin(true)
+	s.Begin(nil)
 	return o, s
 }
 
@@ -199,6 +240,189 @@ func TestSeveralSavers(t *testing.T) {
 		o, s := start(t, store)
 		<-s.Loaded()
 		want(t, "the next one knows", o.knows(), "w0 w1 w2 w3 w4")
+	})
+}
+
+// knownIn returns what an owner knows that loads what is in a store.
+func knownIn(t *testing.T, store Store) string {
+	o, s := start(t, store)
+	<-s.Loaded()
+	s.Close()
+	return o.knows()
+}
+
+// finalSave is how long the end of a process waits for it.
+const finalSave = 5 * time.Second
+
+// TestSavedAtOnce: several processes that save at the same time, as at the end of all of
+// them, lose nothing, and it takes none of them long.
+func TestSavedAtOnce(t *testing.T) {
+	for _, slow := range []time.Duration{0, time.Millisecond, 50 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			store := &fakeStore{slow: slow}
+			var owners []*fakeOwner
+			var savers []*Saver
+			for i := range 5 {
+				o, s := start(t, store, "w"+strings.Repeat("w", i)) // files of other sizes
+				owners, savers = append(owners, o), append(savers, s)
+			}
+			time.Sleep(10 * time.Minute) // they know of each other
+			want(t, "known", knownIn(t, store), "w ww www wwww wwwww")
+			var saving sync.WaitGroup
+			for i, o := range owners {
+				o.learn(fmt.Sprint("x", i))
+				saving.Go(func() {
+					began := time.Now()
+					want(t, "error", savers[i].Save(t.Context()), nil)
+					if took := time.Since(began); took > finalSave {
+						t.Errorf("with calls of %v, it took %v to save", slow, took)
+					}
+					savers[i].Close()
+				})
+			}
+			saving.Wait()
+			want(t, "known", knownIn(t, store), "w ww www wwww wwwww x0 x1 x2 x3 x4")
+		})
+	}
+}
+
+// TestSavedByOneThatEnded: what a process has saved that runs no longer is not lost while
+// another one goes on, even if this one fails to save now and then.
+func TestSavedByOneThatEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, _ := start(t, store, "a")
+		_, ended := start(t, store, "b")
+		time.Sleep(2 * time.Minute)
+		want(t, "error", ended.Save(t.Context()), nil)
+		ended.Close()
+		for i := range 5 {
+			o.learn(fmt.Sprint("c", i))
+			if i == 2 {
+				store.set(func() { store.saveErr = errors.New("full") })
+			}
+			time.Sleep(2 * time.Minute)
+			store.set(func() { store.saveErr = nil })
+			time.Sleep(2 * time.Minute)
+		}
+		want(t, "known", knownIn(t, store), "a b c0 c1 c2 c3 c4")
+	})
+}
+
+// TestIdleSaver: a process with nothing new saves again what another one has lost, and
+// otherwise nothing.
+func TestIdleSaver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		start(t, store, "a")
+		time.Sleep(2 * time.Minute)
+		w := NewWriter(time.Now(), 0)
+		w.Begin("word")
+		w.Text("b")
+		want(t, "error", store.Save(t.Context(), w.Finish()), nil)
+		time.Sleep(4 * time.Minute)
+		want(t, "known", knownIn(t, store), "a b")
+		saves, loads := store.counts()
+		time.Sleep(10 * time.Minute)
+		after, loadsAfter := store.counts()
+		want(t, "saves and loads of nothing new", fmt.Sprint(after-saves, loadsAfter-loads), "0 0")
+	})
+}
+
+// TestFollowingSaver: a saver that follows another one in the process does not take its file
+// for that of another process, and loses nothing of what is in it.
+func TestFollowingSaver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, before := start(t, store, "a")
+		time.Sleep(2 * time.Minute)
+		for i := range 3 {
+			if i == 1 {
+				_, other := start(t, store, "b")
+				want(t, "error", other.Save(t.Context()), nil)
+				other.Close()
+			}
+			if i == 2 {
+				o.learn("c")
+				time.Sleep(2 * time.Minute)
+			}
+			next := NewSaver(o, time.Minute)
+			next.Use(store)
+			next.Begin(before)
+			before.Close()
+			<-next.Loaded()
+			o.learn("d")
+			time.Sleep(2 * time.Minute)
+			want(t, "others are known", next.shared.Load(), i > 0)
+			want(t, "known", knownIn(t, store), []string{"a d", "a b d", "a b c d"}[i])
+			before = next
+		}
+		before.Close()
+	})
+}
+
+// TestUnreadable: a store that can be written but not read is left alone if others save to
+// it, which is reported once.
+func TestUnreadable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, _ := start(t, store, "a")
+		_, ended := start(t, store, "b")
+		time.Sleep(2 * time.Minute)
+		want(t, "error", ended.Save(t.Context()), nil)
+		ended.Close()
+		o.learn("c")
+		time.Sleep(2 * time.Minute)
+		store.set(func() { store.loadErr = errors.New("unreadable") })
+		for range 5 {
+			o.learn("d")
+			time.Sleep(2 * time.Minute)
+		}
+		store.set(func() { store.loadErr = nil })
+		want(t, "known", knownIn(t, store), "a b c")
+		time.Sleep(2 * time.Minute)
+		want(t, "known once it can be read", knownIn(t, store), "a b c d")
+		want(t, "failures", o.failures(), "[loading: unreadable]")
+	})
+}
+
+// TestReplacedAtOnce: a file that takes the place of one that was saved just now, and is as
+// large, is seen to be another one.
+func TestReplacedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fileOf := func(words ...string) []byte {
+			o := new(fakeOwner)
+			o.learn(words...)
+			data, _ := o.Snapshot(nil)
+			return data
+		}
+		store := new(fakeStore)
+		o, _ := start(t, store, "a")
+		time.Sleep(2 * time.Minute)
+		want(t, "error", store.Save(t.Context(), fileOf("b")), nil)
+		time.Sleep(2 * time.Minute)
+		o.learn("c")
+		store.set(func() { store.saved = func() { _ = store.Save(t.Context(), fileOf("a", "b", "d")) } })
+		time.Sleep(4 * time.Minute)
+		want(t, "known", knownIn(t, store), "a b c d")
+	})
+}
+
+// TestOtherSizes: a store whose sizes are not those of files, since it encrypts them, is
+// not taken for one to which another process saves.
+func TestOtherSizes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &fakeStore{more: 16}
+		o, s := start(t, store, "a")
+		for i := range 5 {
+			o.learn(fmt.Sprint("b", i))
+			time.Sleep(2 * time.Minute)
+		}
+		if saves, loads := store.counts(); loads > saves {
+			t.Errorf("%d loads and %d saves, want each file loaded once at most", loads, saves)
+		}
+		want(t, "others are known", s.shared.Load(), false)
+		want(t, "known", knownIn(t, store), "a b0 b1 b2 b3 b4")
 	})
 }
 
@@ -273,6 +497,78 @@ func TestUnusableFile(t *testing.T) {
 		<-s.Loaded()
 		want(t, "failures", o.failures(), fmt.Sprintf("[ignoring: it has %d octets, more than %d]", MaxSize+1, MaxSize))
 		want(t, "loads of what is too large", second(store.counts()), 1)
+	})
+}
+
+// TestStatus: what was saved and loaded last, and why it could not be.
+func TestStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, s := start(t, store, "a", "b")
+		<-s.Loaded()
+		want(t, "status at the start", s.Status(), Status{})
+		time.Sleep(2 * time.Minute)
+		status := s.Status()
+		if saved := status.Saved; saved.N != 2 || saved.Size != len(store.data) || time.Since(saved.At) > 2*time.Minute || saved.From != saved.At {
+			t.Errorf("saved %+v", saved)
+		}
+		store.set(func() { store.err = errors.New("gone") })
+		o.learn("c")
+		time.Sleep(2 * time.Minute)
+		if failed := s.Status(); failed.Saved != status.Saved || fmt.Sprint(failed.Err) != "gone" || time.Since(failed.ErrAt) > 2*time.Minute {
+			t.Errorf("after a failure the status is %+v", failed)
+		}
+		store.set(func() { store.err = nil })
+		time.Sleep(2 * time.Minute)
+		status = s.Status()
+		if status.Saved.N != 3 || status.Err != nil || !status.ErrAt.IsZero() || status.Loaded != (Transfer{}) {
+			t.Errorf("after it the status is %+v", status)
+		}
+		time.Sleep(time.Second)
+		_, s = start(t, store)
+		<-s.Loaded()
+		loaded := s.Status().Loaded
+		if loaded.N != 3 || loaded.Size != len(store.data) || !loaded.At.Equal(time.Now()) || loaded.At.Sub(loaded.From) < time.Second {
+			t.Errorf("loaded %+v", loaded)
+		}
+		s.turn <- struct{}{} // while it is busy
+		_ = s.Status()
+		<-s.turn
+		store.set(func() { store.data = []byte("something else") })
+		_, s = start(t, store)
+		<-s.Loaded()
+		want(t, "error of a file that is ignored", s.Status().Err, "it is no snapshot")
+	})
+}
+
+// TestDeleteOld: it is looked for old files after a file was saved, once a day.
+func TestDeleteOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, s := start(t, store)
+		looks := func() string {
+			store.mu.Lock()
+			defer store.mu.Unlock()
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			return fmt.Sprint(store.looked, " ", o.deleted)
+		}
+		time.Sleep(72 * time.Hour)
+		want(t, "looks and files while nothing is saved", looks(), "0 0")
+		for range 60 {
+			o.learn("a")
+			time.Sleep(time.Hour)
+		}
+		want(t, "looks and files", looks(), "3 6")
+		store.set(func() { store.slow = 100 * time.Hour })
+		o.learn("b")
+		time.Sleep(24 * time.Hour)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_ = s.Save(ctx)
+		s.Close()
+		time.Sleep(300 * time.Hour) // until the call ends that was given up
+		want(t, "looks and files", looks(), "3 6")
 	})
 }
 

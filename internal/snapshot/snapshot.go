@@ -52,6 +52,8 @@ type Section struct {
 type File struct {
 	SavedAt  time.Time
 	Sections []Section
+
+	sum [sha256.Size]byte
 }
 
 // maxAge bounds File.Age, so that sums do not overflow.
@@ -86,7 +88,7 @@ func Parse(data []byte, now time.Time) (*File, error) {
 	if sha256.Sum256(body) != [sha256.Size]byte(sum) {
 		return nil, errors.New("it is damaged: its checksum is wrong")
 	}
-	f := &File{SavedAt: time.UnixMilli(int64(binary.BigEndian.Uint64(header[2:])))}
+	f := &File{SavedAt: time.UnixMilli(int64(binary.BigEndian.Uint64(header[2:]))), sum: sumOf(data)}
 	if ahead := f.SavedAt.Sub(now); ahead > maxSkew {
 		return nil, fmt.Errorf("it was saved %s in the future: one of the clocks is wrong", ahead.Round(time.Second))
 	}
@@ -103,6 +105,18 @@ func Parse(data []byte, now time.Time) (*File, error) {
 		rest = rest[size:]
 	}
 	return f, nil
+}
+
+// sumOf returns the checksum that a file has.
+func sumOf(data []byte) [sha256.Size]byte { return [sha256.Size]byte(data[len(data)-sha256.Size:]) }
+
+// Size returns about how many octets the file has.
+func (f *File) Size() int {
+	n := minSize
+	for i := range f.Sections {
+		n += nameSize + 4 + len(f.Sections[i].Content)
+	}
+	return n
 }
 
 func tooLarge(size int64) error {

@@ -227,9 +227,13 @@ func splitHostPort(s string) (host string, port uint16, err error) {
 	return s[:colon], port, err
 }
 
-// ParsePort parses a port from 1 to 65535.
+// ParsePort parses a port from 1 to 65535. The error says what is wrong with it.
 func ParsePort(s string) (uint16, error) {
-	if s == "" {
+	port, ok := guard.ParsePort(s)
+	switch {
+	case ok:
+		return port, nil
+	case s == "":
 		return 0, errors.New("no port after the colon")
 	}
 	for i := range len(s) {
@@ -237,11 +241,7 @@ func ParsePort(s string) (uint16, error) {
 			return 0, fmt.Errorf("port %q is not a number", s)
 		}
 	}
-	port, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || port == 0 {
-		return 0, fmt.Errorf("port %q is not in 1 to 65535", s)
-	}
-	return uint16(port), nil
+	return 0, fmt.Errorf("port %q is not in 1 to 65535", s)
 }
 
 // NormalizeHost returns the normal form of a host, with which it is checked, resolved, sent

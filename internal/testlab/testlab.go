@@ -11,6 +11,7 @@
 package testlab
 
 import (
+	"math/rand/v2"
 	"net"
 	"time"
 )
@@ -66,13 +67,22 @@ func Listen(t T, port string, addrs ...string) (listeners []net.Listener) {
 	return nil
 }
 
-// listenBoth listens on one port of 127.0.0.1 for UDP and TCP.
+// The ports from lowestPort on are for servers, those from localPorts on are given to
+// connections to elsewhere.
+const (
+	lowestPort = 10_000
+	localPorts = 32_768
+)
+
+// listenBoth listens on one port of 127.0.0.1 for UDP and TCP. Connections to elsewhere do
+// not take it once it is free again.
 func listenBoth(t T) (*net.UDPConn, net.Listener) {
 	t.Helper()
-	for range 50 {
-		udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	for range 500 {
+		port := lowestPort + rand.N(localPorts-lowestPort)
+		udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
 		if tcp, err := net.Listen("tcp", udp.LocalAddr().String()); err == nil {
 			return udp, tcp

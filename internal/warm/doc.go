@@ -16,5 +16,6 @@
 //
 //   - list.go: List, Target, Site; who is counted, and which targets are the busiest.
 //   - work.go: what is missing for a target, the pace at which it is opened.
+//   - check.go: what can be configured.
 //   - saved.go: Part, the section of the file by which the list outlives the process.
 package warm

@@ -1,0 +1,124 @@
+package resolver
+
+import (
+	"context"
+	"slices"
+	"sync"
+)
+
+// Generation is the resolvers of a configuration, the default one first. It may be asked
+// before all of them are added, and after the end of the configuration: lookups that are
+// under way may be the first of their resolver.
+type Generation struct {
+	mu   sync.Mutex
+	list []*Resolver
+}
+
+// Add adds a resolver.
+func (g *Generation) Add(r *Resolver) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.list = append(g.list, r)
+}
+
+// Resolvers returns the resolvers, in their order.
+func (g *Generation) Resolvers() []*Resolver {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.list)
+}
+
+// StoragePrefix is what all keys of Caddy's storage begin with.
+const StoragePrefix = "caddytarget/dns"
+
+// StorageKey returns where it is saved what a resolver of the configuration knows. All
+// instances whose resolver has the same nameservers and zones share it. If there are several
+// of these in one configuration, as a site for strangers may have one of its own, the names
+// of one do not get to the others: then the options of those of sites are a part of it.
+func (g *Generation) StorageKey(r *Resolver) string {
+	key := StoragePrefix + "/" + r.Identity()
+	all := g.Resolvers()
+	if len(all) > 0 && all[0] == r {
+		return key
+	}
+	for _, other := range all {
+		if other != r && other.Identity() == r.Identity() {
+			return key + "-" + r.ID()
+		}
+	}
+	return key
+}
+
+// Save saves what the resolvers know, at the end of the process. It waits until ctx ends at
+// most.
+func (g *Generation) Save(ctx context.Context) {
+	var saving sync.WaitGroup
+	defer saving.Wait()
+	for _, r := range g.Resolvers() {
+		saving.Go(func() { r.Save(ctx) })
+	}
+}
+
+// Lineage knows which resolvers the configuration that runs has, so that those of the next
+// one can take over what they know.
+type Lineage struct {
+	mu             sync.Mutex
+	running, older *Generation
+}
+
+// Started makes a configuration the one that runs.
+func (l *Lineage) Started(g *Generation) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.running, l.older = g, l.running
+}
+
+// IsLast reports whether a configuration runs that no other one replaces or was replaced
+// by.
+func (l *Lineage) IsLast(g *Generation) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.running == g && l.older == nil
+}
+
+// Ended forgets a configuration.
+func (l *Lineage) Ended(g *Generation) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.running == g {
+		l.running, l.older = l.older, nil // it did not start after all, or nothing runs now
+	}
+	if l.older == g {
+		l.older = nil
+	}
+}
+
+// Predecessor returns the resolver that a new one of a configuration replaces: for the
+// default one the default one before. For one of a site it is, of those of sites that are
+// no longer used, the one with the most settings in common. It returns nil if there is
+// none.
+func (l *Lineage) Predecessor(g *Generation, r *Resolver) *Resolver {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.running == nil || l.running == g {
+		return nil
+	}
+	before, now := l.running.Resolvers(), g.Resolvers()
+	if len(before) == 0 {
+		return nil
+	}
+	if len(now) > 0 && now[0] == r {
+		if before[0] == r {
+			return nil
+		}
+		return before[0]
+	}
+	var best *Resolver
+	most := 0
+	for _, old := range before[1:] {
+		if n := r.Likeness(old); n > most && !slices.Contains(now, old) {
+			best, most = old, n
+		}
+	}
+	return best
+}

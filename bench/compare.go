@@ -139,7 +139,9 @@ func compare(l *lab) {
 		fmt.Printf("\n%s (%d of %d, %s)\n", s, i+1, len(list), time.Now().Format(time.TimeOnly))
 		c := l.compareIn(s)
 		c.print()
-		record(func(m *measurements) { m.add(c) })
+		if !*zipf && !isSet("ttl") {
+			record(func(m *measurements) { m.add(c) })
+		}
 		l.restart()
 	}
 }
@@ -167,6 +169,9 @@ func (l *lab) compareIn(s setting) *comparison {
 	}
 	if *quick {
 		c.Rounds, c.Seconds, c.TTL = given("rounds", 1), given("seconds", 1), 2*time.Second
+	}
+	if isSet("ttl") {
+		c.TTL = *nameTTL
 	}
 	wanted := strings.Split(*contestantList, ",")
 	var running []*runningContestant
@@ -268,7 +273,7 @@ func (r *runningContestant) call(n int) {
 func (r *runningContestant) measure(l *lab, c *comparison) {
 	found := func(what string, value float64) { r.row.Figures[what] = append(r.row.Figures[what], value) }
 	load := func(duration time.Duration) *result {
-		return loadSpec{Address: r.w.Address, Rate: c.Rate, Duration: duration, Values: r.file, Timeout: compareTimeout}.run()
+		return loadSpec{Address: r.w.Address, Rate: c.Rate, Duration: duration, Values: r.file, Zipf: *zipf, Timeout: compareTimeout}.run()
 	}
 	second := time.Duration(c.Seconds) * time.Second
 	// Names that were not called while others were measured are asked for again, or most

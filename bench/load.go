@@ -41,7 +41,10 @@ func ratios(a, b []float64) []float64 {
 // wrk loads url for so many seconds, each request with one of the values in a header
 // field, and returns how many requests were answered and failed.
 func (l *lab) wrk(url, header string, values []string, seconds int) (requests, failed int64) {
-	script := filepath.Join(l.dir, "targets.lua")
+	script, pick := filepath.Join(l.dir, "targets.lua"), "math.random(#reqs)"
+	if *zipf {
+		pick = "math.floor(#reqs ^ math.random())"
+	}
 	var lua bytes.Buffer
 	lua.WriteString("local t = {\n")
 	for _, value := range values {
@@ -53,8 +56,8 @@ init = function(args)
   math.randomseed(os.time())
   for i, value in ipairs(t) do reqs[i] = wrk.format("GET", "/path?q=1", {[%q] = value}) end
 end
-request = function() return reqs[math.random(#reqs)] end
-`, header)
+request = function() return reqs[%s] end
+`, header, pick)
 	must(os.WriteFile(script, lua.Bytes(), 0o600))
 	cmd := exec.Command("wrk", "-c"+strconv.Itoa(*wrkConns), "-t2", "-d"+strconv.Itoa(seconds)+"s", "-s", script, url)
 	out, err := cmd.CombinedOutput()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ type loadSpec struct {
 	Rate     int
 	Duration time.Duration
 	Values   string        // file with values of X-Target
+	Zipf     bool          // the n-th of them is sent 1/n times as often as the first
 	Timeout  time.Duration // of a request; default: clientTimeout
 }
 
@@ -66,6 +68,9 @@ func (s loadSpec) load(v loadValues) *result {
 	c := &conns{address: s.Address, limit: floodConns, timeout: s.Timeout}
 	defer c.close()
 	target := func() string { return v.Values[rand.N(len(v.Values))] }
+	if s.Zipf {
+		target = func() string { return v.Values[int(math.Pow(float64(len(v.Values)), rand.Float64()))-1] }
+	}
 	dead := never
 	if len(v.Dead) > 0 {
 		dead = func() (string, bool) { return v.Dead[rand.N(len(v.Dead))], rand.N(100) == 0 }

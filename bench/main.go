@@ -37,7 +37,7 @@ var (
 	seconds      = flag.Int("seconds", 4, "`seconds` per run")
 	nameCount    = flag.Int("names", 20_000, "how many `names` the scenario names keeps fresh")
 	floodOptions = flag.String("flood-options", "", "`options` of the resolver in the scenario flood, such as \"new_names 200\"")
-	nameTTL      = flag.Duration("ttl", 30*time.Second, "their `TTL`")
+	nameTTL      = flag.Duration("ttl", 30*time.Second, "their `TTL`; in the scenario compare, which writes nothing down then, that of all names")
 	targetCount  = flag.Int("targets", 5000, "how many `targets` there are in the scenario many")
 	wrkConns     = flag.Int("connections", 32, "how many `connections` wrk has")
 	requestCount = flag.Int("requests", 200_000, "how many `requests` the scenario closing sends each way")
@@ -56,6 +56,7 @@ var (
 	addresses      = flag.Int("addresses", 0, "how many `addresses` all domains have; 0: each has its own")
 	caseList       = flag.String("cases", "healthy,deadnames,outage,deadaddress", "`cases`")
 	contestantList = flag.String("contestants", "", "`names` of contestants, separated by commas; default: all")
+	zipf           = flag.Bool("zipf", false, "the n-th domain is called 1/n times as often as the first; writes nothing down")
 	rate           = flag.Int("rate", 2000, "`requests` a second where the rate is constant")
 )
 

@@ -43,7 +43,7 @@ func ratios(a, b []float64) []float64 {
 func (l *lab) wrk(url, header string, values []string, seconds int) (requests, failed int64) {
 	script, pick := filepath.Join(l.dir, "targets.lua"), "math.random(#reqs)"
 	if *zipf {
-		pick = "math.floor(#reqs ^ math.random())"
+		pick = "math.floor((#reqs) ^ math.random())"
 	}
 	var lua bytes.Buffer
 	lua.WriteString("local t = {\n")

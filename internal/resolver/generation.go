@@ -54,8 +54,12 @@ func (g *Generation) StorageKey(r *Resolver) string {
 func (g *Generation) Save(ctx context.Context) {
 	var saving sync.WaitGroup
 	defer saving.Wait()
+	begun := make(map[*Resolver]bool) // several sites may share one
 	for _, r := range g.Resolvers() {
-		saving.Go(func() { r.Save(ctx) })
+		if !begun[r] {
+			begun[r] = true
+			saving.Go(func() { r.Save(ctx) })
+		}
 	}
 }
 

@@ -116,3 +116,33 @@ func TestLineage(t *testing.T) {
 		t.Error("a configuration runs in the end")
 	}
 }
+
+// TestSaveOnce: a resolver that many sites share is saved once at the end, so that the end
+// takes no longer where other processes save to the same storage.
+func TestSaveOnce(t *testing.T) {
+	checkLeaks(t)
+	server := testlab.NewNameserver(t)
+	server.Has("a.example", "192.0.2.1")
+	server.Has("b.example", "192.0.2.2")
+	config := Config{Nameservers: []string{server.Addr}, Persist: time.Hour}
+	store := new(memoryStore)
+	r, other := savedResolver(t, config, store), savedResolver(t, config, store)
+	mustLookup(t, r, "a.example")
+	mustLookup(t, other, "b.example")
+	other.Save(t.Context())
+	var g Generation
+	for range 10 {
+		g.Add(r)
+	}
+	store.looked = 0
+	g.Save(t.Context())
+	if most := 3; store.looked > most {
+		t.Errorf("it was looked %d times at what others have saved, want %d at most", store.looked, most)
+	}
+	for name := range strings.FieldsSeq("a.example b.example") {
+		asked := server.Asked(name)
+		if mustLookup(t, savedResolver(t, config, store), name); server.Asked(name) != asked {
+			t.Errorf("%s is not in the file", name)
+		}
+	}
+}

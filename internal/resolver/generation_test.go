@@ -53,6 +53,14 @@ func TestStorageKey(t *testing.T) {
 	if got := new(Generation).StorageKey(a); got != base {
 		t.Errorf("without others: got %s, want %s", got, base)
 	}
+	for key, want := range map[string]bool{
+		base: true, g.StorageKey(a): true, StoragePrefix + "/1234567890": true,
+		base + "/a": false, "other/" + base: false, StoragePrefix: false, base + ".txt": false, StoragePrefix + "/../" + first.Identity(): false,
+	} {
+		if IsStorageKey(key) != want {
+			t.Errorf("%s: got %v, want %v", key, !want, want)
+		}
+	}
 }
 
 // TestLineage: a resolver replaces the one that is most like it, and the default one the

@@ -850,6 +850,26 @@ func TestSlowConnect(t *testing.T) {
 	}
 }
 
+// TestSlowConnectAtTheEnd: a request that may not be tried again waits for the dial that it
+// has, even if one that it gave up before ends first.
+func TestSlowConnectAtTheEnd(t *testing.T) {
+	w := newWorld(t)
+	slow := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2", "127.0.0.3"}})
+	w.dns.Has("name.example", "127.0.0.2", "127.0.0.3")
+	w.run(w.proxy("lb_policy first", "lb_retries 1"))
+	w.hookDials(func(next dialler) dialler {
+		return func(ctx context.Context, network, address string) (net.Conn, error) {
+			select {
+			case <-time.After(map[string]time.Duration{"127.0.0.2:" + slow.Port: 500 * time.Millisecond, "127.0.0.3:" + slow.Port: 700 * time.Millisecond}[address]):
+				return next(ctx, network, address)
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+	})
+	w.mustGet("/", "http://name.example:"+slow.Port)
+}
+
 // TestCutByReload: a reload is no evidence against an address that is slow.
 func TestCutByReload(t *testing.T) {
 	w := newWorld(t)

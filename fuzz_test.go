@@ -26,6 +26,7 @@ import (
 
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
+	"caddytarget/internal/record"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
 
@@ -471,7 +472,10 @@ func (w *fuzzWorld) handlerWith(rules Guard) *Handler {
 	}
 	p := *w.handler.policy
 	p.Rules = compiled
-	return &Handler{URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, policy: &p, trace: w.handler.trace}
+	return &Handler{
+		URL: w.handler.URL, strip: w.handler.strip, resolver: w.resolver, policy: &p, trace: w.handler.trace,
+		failures: record.FailureLog{Log: p.Log},
+	}
 }
 
 // finish ends the execution; what arrived must have been requests and no more.

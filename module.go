@@ -13,7 +13,7 @@
 //
 //	handler.go    the handler: its options, the order of its steps, timeout, max_requests
 //	call.go       what is called: read from templates
-//	guard.go      the options of the guard
+//	guard.go      the options of the guard; the warning where it only reports
 //	upstreams.go  the source: which addresses reverse_proxy gets
 //	transport.go  the transport: its options, the steps of one attempt
 //	outgoing.go   what an attempt sends: connection key, Host
@@ -28,8 +28,9 @@
 // command.go (the command line); routes.go, sites.go (the target handlers of a
 // configuration), mistakes.go (warnings); caddyfile.go (parses the subdirectives of all
 // modules). warm.go keeps connections open to the targets that are called most. explain.go
-// takes a request through the steps above without sending it. Defaults stand in Provision
-// of their module, those of the resolver in internal/resolver/config.go.
+// takes a request through the steps above without sending it. A new option is a field of
+// its module's struct, and an entry in options() of that module in caddyfile.go. Defaults
+// stand in Provision of their module, those of the resolver in internal/resolver/config.go.
 //
 // The work is done below internal: exchange (the core of a request: what it calls, its
 // attempts, what is known of it); resolver, dnscache, dnsclient, dnsname (names to

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/certmagic"
 
+	"caddytarget/internal/admin"
 	"caddytarget/internal/testlab"
 )
 
@@ -390,6 +391,44 @@ func TestUnusableStorage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPersistIsShown: the admin API shows what was saved and loaded, and why it cannot be.
+func TestPersistIsShown(t *testing.T) {
+	w := newAdminWorld(t)
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	w.resolver = "persist 1s"
+	target := w.names(1, 600, b)[0]
+	shown := func() (persist admin.Persist) {
+		var o admin.Overview
+		w.mustAdmin(http.MethodGet, "/target/", "", &o)
+		return o.Resolvers[0].Persist
+	}
+	w.run(w.proxy())
+	if got := shown(); got.Interval != 1 || got.Saved != nil || got.Loaded != nil || got.Error != "" {
+		t.Errorf("at first got %+v, want the interval alone", got)
+	}
+	w.mustGet("/", target)
+	testlab.Eventually(t, "it was saved", func() bool {
+		got := shown()
+		return got.Saved != nil && got.Saved.Names == 1 && got.Saved.Octets > 0 && got.Loaded == nil
+	})
+	w.stop()
+	w.run(w.proxy())
+	w.mustGet("/", target)
+	if got := shown(); got.Loaded == nil || got.Loaded.Names != 1 || got.Loaded.FileAge < got.Loaded.Age || got.Error != "" {
+		t.Errorf("after a restart got %+v, want that one name was loaded", got)
+	}
+	if err := os.RemoveAll(w.storage()); err != nil {
+		t.Fatal(err)
+	}
+	write(t, w.storage(), "")
+	testlab.Eventually(t, "an error", func() bool {
+		w.dns.Has("more.example", "127.0.0.2")
+		w.get("/", "http://more.example:"+b.Port)
+		got := shown()
+		return strings.Contains(got.Error, "not a directory") && got.ErrorAge != nil
+	})
 }
 
 func read(t *testing.T, file string) string {

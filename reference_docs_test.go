@@ -190,7 +190,6 @@ func TestReferenceWords(t *testing.T) {
 	text := readFile(t, reference)
 
 	_, source, _ := strings.Cut(readFile(t, "internal/exchange/state.go"), `CutPrefix(key, "http.target.")`)
-	source, _, _ = strings.Cut(source, "// exchange is")
 	placeholders := words(source, `(?m)^\tcase "(\w+)":$`)
 	sameWords(t, "placeholders", words(sectionOf(t, text, "## Placeholders"), "(?m)^\\| `\\{http\\.target\\.(\\w+)\\}`"), placeholders)
 	sameWords(t, "placeholders of the doc comment", words(readFile(t, "handler.go"), "(?m)^// `\\{http\\.target\\.(\\w+)\\}`"), placeholders)

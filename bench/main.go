@@ -73,6 +73,7 @@ var scenarios = []struct {
 	{"beside", "requests while 100 000 names are listed, and while they are saved", beside},
 	{"waiters", "10 000 clients wait for one new name, half of them leave", waiters},
 	{"move", "a name moves to another address", move},
+	{"restart", "a restart under load, with and without the option warm", restart},
 	{"reload", "100 reloads under load", reload},
 	{"reloads", "20 reloads under load, https and HTTP/2: connections, WebSockets, uploads", reloadsTLS},
 	{"idlecost", "what 2 000 idle connections take", idleCost},

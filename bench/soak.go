@@ -70,6 +70,7 @@ func (s *soaking) add(k kindOfRequest, begun time.Time, status int, text string)
 		t.Planted[fmt.Sprintf("%d %s", status, token)]++
 	default:
 		t.Errors[strings.TrimSpace(fmt.Sprintf("%d %s", status, reason(text)))]++
+		fmt.Printf("%s  %s failed after %s: %d %s\n", time.Now().Format(time.TimeOnly), k.name, time.Since(begun).Round(time.Millisecond), status, text)
 	}
 }
 
@@ -118,6 +119,8 @@ const (
 func soak(l *lab) {
 	const names, moving = 100, 10
 	l.names.ttl = 2
+	// 16 names a second are new: the cache is full after five minutes, and has to make room
+	l.options += "\n\t\t\tcache_size 5000"
 	ca := testlab.NewAuthority(l)
 	l.everywhere(names)
 	newBackends := func(p protocolOf, idle time.Duration) *backends {

@@ -5,9 +5,11 @@ import (
 	"net/http"
 	"runtime"
 	"runtime/debug"
+	"time"
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/resolver"
+	"caddytarget/internal/snapshot"
 )
 
 // Overview is the answer of /target/.
@@ -23,9 +25,43 @@ type Overview struct {
 
 // Resolver is what is known of one resolver.
 type Resolver struct {
-	ID        string `json:"resolver"`
-	CacheSize int    `json:"cache_size"` // of each zone
-	Zones     []Zone `json:"zones"`
+	ID        string  `json:"resolver"`
+	CacheSize int     `json:"cache_size"` // of each zone
+	Persist   Persist `json:"persist"`
+	Zones     []Zone  `json:"zones"`
+}
+
+// Persist is how it is with what is saved of a resolver. All times are in seconds.
+type Persist struct {
+	Interval float64   `json:"interval"`         // 0: nothing is saved
+	Saved    *Transfer `json:"saved,omitempty"`  // the last time; nil: not yet
+	Loaded   *Transfer `json:"loaded,omitempty"` // at the start; nil: there was nothing to load
+	Error    string    `json:"error,omitempty"`  // why the last try failed
+	ErrorAge *float64  `json:"error_age,omitempty"`
+}
+
+// Transfer is a file that was saved or loaded.
+type Transfer struct {
+	Age     float64 `json:"age"`      // since that was done
+	FileAge float64 `json:"file_age"` // since the file was saved
+	Names   int     `json:"names"`
+	Octets  int     `json:"octets"`
+}
+
+func newPersist(p *resolver.Persistence) Persist {
+	of := Persist{Interval: inSeconds(p.Interval), Saved: newTransfer(&p.Saved), Loaded: newTransfer(&p.Loaded)}
+	if p.Err != nil {
+		of.Error, of.ErrorAge = p.Err.Error(), new(inSeconds(time.Since(p.ErrAt)))
+	}
+	return of
+}
+
+// newTransfer returns nil if there was none.
+func newTransfer(t *snapshot.Transfer) *Transfer {
+	if t.At.IsZero() {
+		return nil
+	}
+	return &Transfer{inSeconds(time.Since(t.At)), inSeconds(time.Since(t.From)), t.N, t.Size}
 }
 
 // Zone is what is known of one zone of a resolver.
@@ -44,7 +80,8 @@ type Zone struct {
 func (a *API) getOverview(*http.Request, params) (any, error) {
 	o := Overview{Version: version(), Caddy: a.CaddyVersion(), Go: runtime.Version(), Sites: append([]*Site{}, a.Sites()...), Resolvers: []Resolver{}}
 	for _, r := range a.Resolvers() {
-		all := Resolver{ID: r.ID(), CacheSize: r.CacheSize()}
+		persistence := r.Persistence()
+		all := Resolver{ID: r.ID(), CacheSize: r.CacheSize(), Persist: newPersist(&persistence)}
 		stats := r.Stats()
 		for i, servers := range r.Nameservers() { // both have the zones in the same order
 			all.Zones = append(all.Zones, newZone(&stats[i], &servers))

@@ -28,8 +28,10 @@
 //
 // Where to find what:
 //
-//   - cache.go: Cache, node and call; what a read does; the defaults of Config (New).
-//   - entry.go: entry and the table. state.go: state and merge; the order of addresses.
+//   - cache.go: Cache, node and call; what a read does; the defaults of a
+//     Config that says nothing (New): those of the options are in package resolver.
+//   - entry.go: entry and the table. state.go: state and merge; the order of the
+//     addresses of an answer. Which of them a request is offered says package failover.
 //   - flight.go, scheduler.go, slots.go, …: what their names say; the list below has them.
 //   - record.go: names in a form to keep or hand on, and how they come back.
 //   - config.go: Exchanger, Config, the exported errors. names.go, purge.go, preload.go, counters.go:

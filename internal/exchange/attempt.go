@@ -32,8 +32,8 @@ type Transport struct {
 	Takes func(res *http.Response) bool
 }
 
-// Attempt is one attempt at a request. The transport calls its methods in the order in
-// which they stand here, up to End.
+// Attempt is one attempt at a request. RoundTrip of the module's Transport calls its methods
+// in the order in which they stand here, up to End.
 type Attempt struct {
 	Call     *Call     // nil: no handler or source has seen the request
 	Exchange *Exchange // nil: none, and there is no body
@@ -160,7 +160,8 @@ func (a *Attempt) Begin() {
 }
 
 // Failed records an attempt that got no response, and returns the error: Refused, Unsent or
-// a failure.
+// a failure. After Unsent reverse_proxy tries any request again, else only a GET (or what
+// lb_retry_match says).
 func (a *Attempt) Failed(e *pool.Error) error {
 	c, ended := a.Call, a.Out.Context().Err()
 	if failure.RuleOf(e) != "" || errors.Is(e, pool.ErrLimit) {
@@ -168,6 +169,7 @@ func (a *Attempt) Failed(e *pool.Error) error {
 	}
 	failed := a.failure(e)
 	var err error = failed
+	// Nothing is sent, too, where a backend of HTTP/2 says that it has not acted on the request.
 	if e.Dialling() || e.Phase != pool.Prepare && e.Sent == pool.Nothing && ended == nil && a.body.Replayable() {
 		err = Unsent{failed}
 	}

@@ -11,7 +11,8 @@
 // Where to find what:
 //
 //   - call.go: Call and [Context]; lookup.go: its addresses.
-//   - policy.go: Policy, what may be called, counted and logged.
+//   - policy.go: Policy, what may be called, counted and logged: refusals, and in the mode
+//     report what would have been refused.
 //   - source.go: [Source], the calls of a source that has a name; service.go: Service.
 //   - state.go: State, the placeholders and why a request failed; exchange.go: Exchange.
 //   - attempt.go: Attempt and [Transport]; errors.go: what it returns; response.go: how the

@@ -24,27 +24,29 @@ type Failure struct {
 	Broken     bool // reading it failed
 }
 
-// Failed records that an attempt at t failed, in the plan and in health. That a connection
-// could not be opened, the pool itself records in health, when the dial ends.
+// Failed records that an attempt at t failed: in the plan always, in health if that shows
+// something about the address. A dial that fails is recorded in health by the pool, when it
+// ends, whether or not the request still waits for it.
 func (p *Plan) Failed(t *Target, via *Transport, f Failure) {
 	p.remember(t, f.Addr, via, f.Err)
 	switch e := f.Err; {
-	case e.Dialling():
+	case e.Dialling(): // the pool records how the dial ends; the client's timeout was over before
 		if errors.Is(f.Ended, context.DeadlineExceeded) && t.Timeout > 0 {
 			via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline, f.reason())
 		}
 	case e.Phase == pool.Prepare || f.byClient():
 		// that shows nothing about the address
-	case f.Ended != nil && t.Limit != "":
+	case f.Ended != nil && t.Limit != "": // the site's timeout
 		via.Health.Exceeded(t.Limit, t.Host, f.Addr, f.reason())
-	case f.Ended != nil && t.Timeout > 0:
+	case f.Ended != nil && t.Timeout > 0: // the client's
 		via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline, f.reason())
 	case f.Ended != nil: // the deadline was another one, such as what a redirect has left of a timeout
 	case e.Timeout() && !errors.Is(e, pool.ErrSilent) && !errors.Is(e, syscall.ETIMEDOUT):
+		// a timeout of the transport, such as response_header_timeout
 		via.Health.Exceeded(via.Limit, t.Host, f.Addr, e)
 	case e.Reused && !e.Refused && !e.Timeout():
 		// the connection was old; a new one may work
-	default:
+	default: // a new connection broke, the response made no sense, or the backend has gone silent
 		via.Health.Failed(t.Host, f.Addr, true, e)
 	}
 }
@@ -78,6 +80,6 @@ func (t *Target) Worked(via *Transport, addr netip.AddrPort, begun time.Time) {
 // Unhealthy records in health that an address of t has sent a response that counts as a
 // failure by the settings of the transport, and why.
 func (t *Target) Unhealthy(via *Transport, addr netip.AddrPort, reason error) {
-	via.Health.Worked("", addr)
+	via.Health.Worked("", addr) // a connection was opened: that is for all targets
 	via.Health.Exceeded(via.Limit, t.Host, addr, reason)
 }

@@ -7,14 +7,18 @@
 // chosen, a [Transport] those by which they are dialled: neither does so itself. What
 // outlives the request, the failures of addresses, is in package health.
 //
-// Each attempt takes four steps. After a failure the caller takes them once more if the
-// request may be sent again: the loop is the caller's.
+// Each attempt takes four steps. Package exchange takes them: its Call.Offer and
+// Service.Next the first one, the methods of Attempt the others. The loop is that of
+// reverse_proxy: while retries are left, it makes another attempt. It does so for any
+// request if the error is an exchange.Unsent, and after any other error for a GET, or for
+// what lb_retry_match says.
 //
 //  1. [Source.Next] or [Service.Next] offers addresses: healthy ones that were not
 //     tried yet; if there are none, whatever may help. The load balancing policy of
 //     the caller selects one.
-//  2. [Plan.FillOrder] says to the pool how long to dial it: shortly while more is
-//     offered, for the rest of the time where it is the last one.
+//  2. [Plan.FillOrder] says to the pool how long to wait for a connection to it: shortly
+//     while another address is offered, for the rest of the time at the last address or
+//     without a retry left.
 //  3. [Plan.Begin] takes the claim on the address, if it is on trial, and starts the
 //     probes of others in the background.
 //  4. [Target.Worked], [Target.Unhealthy], [Plan.Failed] or [Target.Skip] records how it
@@ -27,16 +31,21 @@
 //   - A GET meets R. Since no connection could be opened, R is ejected for all targets.
 //   - It meets S, and after 300 ms gives the dial up, which goes on in the background. S
 //     is left out for all targets until the dial has ended, and ejected if it fails.
+//     Package pool records that, and the failure of R.
 //   - It meets B. The request was sent, but a GET may be sent again. B is ejected for
-//     this target alone. A POST would end here, with an error: B may have acted on it.
-//   - It meets H, and has its response.
+//     this target alone. A POST, which passes R and S in the same way, ends here with an
+//     error: B may have acted on it.
+//   - It meets H, and has its response. If the dial of S succeeded before that of H, it
+//     would go back to S.
 //
-// The next request is offered H alone. An ejection lasts for Source.EjectFor from the
-// failure; that of S begins when its dial fails. Once that of R or S is over, a request
+// The next request is offered H alone. An ejection lasts for Source.EjectFor, which is the
+// option fail_duration, from the failure; that of S begins when its dial fails. Once that of
+// R or S is over, a request
 // to H begins a probe, which only opens a connection. B is on trial instead: a GET is
 // sent there first, since only a request shows whether it answers, and then to H if that
-// fails. Of several requests at the same time one claims the trial or the probe; for the
-// others the address stays ejected.
+// fails. A POST leaves B out for twice the time, in case a GET comes first. Of several
+// requests at the same time one claims the trial or the probe; for the others the address
+// stays ejected.
 //
 // Should H fail before that, R, S and B are offered in spite of their ejection, for some
 // address has to be tried. When all were tried, those are offered once more that may
@@ -71,7 +80,7 @@ import (
 type Plan struct {
 	targets   []*Target
 	room      [1]*Target   // for the usual targets
-	deadlines [2]time.Time // when the time for all dials is over, by phase; zero: each dial has its own: see remember
+	deadlines [2]time.Time // of the dial at the last address, by phase; remember sets them; zero: that dial has its whole timeout
 	began     time.Time    // when the last attempt did, if a deadline is set
 }
 
@@ -84,8 +93,8 @@ type Target struct {
 	Owner     pool.Owner
 
 	Retryable bool          // the request may be sent to another address whatever the backend has done with it: a GET
-	Limit     health.Limit  // under which the request's failures count; empty: none
-	Timeout   time.Duration // that the client has chosen; zero: none
+	Limit     health.Limit  // names the fixed timeout of the site, for requests that run out of it; empty: there is none
+	Timeout   time.Duration // that the client has chosen, in place of a fixed one; zero: none
 	Measured  bool          // how long responses usually take matters
 
 	service *Service // that it belongs to; nil: none
@@ -118,11 +127,16 @@ func (p *Plan) Add(t *Target) {
 }
 
 // FillOrder sets what the pool has to know for an attempt at an address of t, beside the
-// key of the connection.
+// key of the connection. The address is the last one if no other is offered, or if
+// reverse_proxy makes no further attempt.
 func (p *Plan) FillOrder(t *Target, via *Transport, o *pool.Order) {
 	o.Target, o.Owner = t.Host, t.Owner
-	o.Deadlines, o.Pending = p.deadlines, p.pending()
-	o.Last = !t.more && !p.offersBeside(t) || p.Tries() >= via.Retries
+	o.Deadlines = p.deadlines
+	isLastTry := p.Tries() >= via.Retries
+	if !isLastTry { // there is another one for an address whose dial was given up, and has completed
+		o.Pending = p.pending()
+	}
+	o.Last = isLastTry || !t.more && !p.offersBeside(t)
 	if p.deadlines != [2]time.Time{} {
 		p.began = time.Now()
 	}

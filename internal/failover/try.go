@@ -10,8 +10,8 @@ import (
 // try is an attempt at an address that failed.
 type try struct {
 	addr    netip.AddrPort
-	final   bool          // the address is not tried again: there was no connection, or no response in time
-	pending *pool.Pending // the dial was given up and went on; nil: it was not
+	final   bool          // the address is not tried again: there was no connection or no response in time, or a rule forbids it
+	pending *pool.Pending // the dial that the request gave up and that went on; nil: none
 }
 
 // tryState is what the attempts of a request so far say of an address, as health.State is
@@ -68,7 +68,7 @@ func (p *Plan) remember(t *Target, addr netip.AddrPort, via *Transport, e *pool.
 		if end := &p.deadlines[phase]; end.IsZero() {
 			*end = now.Add(via.Timeouts[phase] - pool.FailoverTimeout(phase))
 		}
-	case e.Dialling() && e.Timeout(): // one address has had all of the time: others have FailoverTimeout
+	case e.Dialling() && e.Timeout(): // this dial took all of the time: the others have FailoverTimeout
 		p.deadlines = [2]time.Time{now, now}
 	case !e.Dialling():
 		p.postpone(now)

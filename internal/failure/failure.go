@@ -5,6 +5,13 @@
 // happened. The tokens are a closed set. They are those of Proxy-Status (RFC 9209,
 // section 2.3) where one fits. [Of] finds both for an error. [Error] gives an error the
 // target, the address and the phase that its text has to name.
+//
+// Where to find what:
+//
+//   - failure.go: the tokens, Of, and StatusOf: the status depends on the rule or the kind
+//     of error, not on the token. RequestFailures and AddressFailures have to list each token.
+//   - address.go: the tokens that only addresses have. proxystatus.go: the header.
+//     limiter.go: how many failures are logged.
 package failure
 
 import (

@@ -48,7 +48,8 @@ type recordID struct {
 	limit  Limit // empty: the failure counts under all limits
 }
 
-// record has the failures since the address last worked.
+// record has the failures since the address last worked. One without failures is there for
+// dialEnds alone.
 type record struct {
 	fails      int
 	lastFailed time.Time
@@ -100,7 +101,7 @@ func (t *Tracker) fail(id recordID, sent bool, err error) {
 	t.update(id, func(r *record, now time.Time) {
 		r.fails++
 		r.lastFailed, r.sent, r.reason = now, sent, reason
-		r.claimedAt, r.dialEnds = time.Time{}, time.Time{}
+		r.claimedAt, r.dialEnds = time.Time{}, time.Time{} // the outcome of the claim, or of the dial, is known now
 	})
 }
 

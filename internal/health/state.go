@@ -9,8 +9,10 @@ import (
 	"time"
 )
 
-// Limit names a limit that a site has configured, such as "timeout 200ms". A failure
-// that was one only by a limit counts only for requests with the same limit.
+// Limit names a limit that a site has configured, such as "timeout 200ms", or a class of
+// timeouts that clients choose (timeoutLimits). A failure that was one only by a limit
+// counts only for requests with the same limit. It bounds nothing itself; pool.Limits
+// does.
 type Limit string
 
 // Policy is what failures mean to a request.

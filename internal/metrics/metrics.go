@@ -5,6 +5,13 @@
 // resolvers that are added to it, those of connections from pools, those of targets from a
 // topk.Sketch. Series whose labels are known are there from the start, at 0: so the first
 // event of a kind is an increase.
+//
+// Where to find what:
+//
+//   - requests.go: Requests. dns.go: DNS. targets.go: the series of targets.
+//   - connections.go: Dials, which pools tell what they open (pool.Observer), and what is
+//     collected from pools.
+//   - metrics.go: Metrics; Register, which lists each of them.
 package metrics
 
 import (

@@ -72,7 +72,7 @@ func (p *Pool) deliverConn(d *destination, n *dial, c *conn) {
 	surplus := false
 	d.speaksHTTP2 = c.h2 != nil
 	if c.h2 != nil {
-		surplus = !p.serveWaiters(c, n) && (d.hasStreamsWithout(c) || p.idleOrSurplus(c))
+		surplus = !p.serveWaiters(c, n) && (d.othersTakeRequests(c) || p.idleOrSurplus(c))
 	} else if p.deliver(d, c, n) {
 		c = nil
 	}
@@ -209,10 +209,10 @@ func (p *Pool) runPhases(d *destination, n *dial) (*conn, *Error) {
 	return c, nil
 }
 
-// reportFailure reports to health that a dial failed, for one target or for all if
-// target is empty, whether or not a request still waits for it, and returns the error. A
-// failure of this side is no failure of the address: resources that ran out, or a dial
-// that was cancelled before the address had time to answer.
+// reportFailure reports to health that a dial failed, and returns the error. It does so
+// whether or not a request still waits for the dial. The failure counts for one target, or
+// for all if target is empty. A failure of this side is no failure of the address:
+// resources that ran out, or a dial that Close cancelled before minTimeout was over.
 func (p *Pool) reportFailure(n *dial, target string, e *Error) *Error {
 	reason := e
 	if n.ctx.Err() != nil {

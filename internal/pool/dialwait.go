@@ -13,9 +13,10 @@ func FailoverTimeout(ph Phase) time.Duration { return failoverTimeout[ph] }
 var (
 	failoverTimeout = [dialPhaseCount]time.Duration{Connect: 300 * time.Millisecond, Handshake: time.Second}
 
-	// minTimeout is how long a request waits for a phase where there is no other
-	// address, even if its deadline is nearer, but has not passed. A lost SYN is sent
-	// again after a second (RFC 6298).
+	// minTimeout is how long a request waits at least for a phase at the last address,
+	// unless its deadline has passed. A lost SYN is sent again after a second (RFC 6298).
+	// A dial that is cancelled before that is no failure of the address: see
+	// reportFailure.
 	minTimeout = [dialPhaseCount]time.Duration{Connect: 1300 * time.Millisecond, Handshake: 2 * time.Second}
 )
 
@@ -34,8 +35,8 @@ const unlimitedWait = time.Hour
 // dialWait decides how long a request waits for its dial. While there is another
 // address to try, that is failoverTimeout for each phase. At the last address it is
 // until the deadlines of the request. The wait ends, too, when a dial that the request
-// gave up before has succeeded. In each case the dial goes on, and is a failure of the
-// address only if it fails.
+// gave up before has succeeded. In each case the dial that it waited for goes on, and is
+// a failure of the address only if it fails.
 type dialWait struct {
 	pool      *Pool
 	d         *destination

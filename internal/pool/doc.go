@@ -42,7 +42,8 @@
 //     and so is what is recorded. Had the connection been idle before, RoundTrip would
 //     itself have sent the request again, over another connection to B.
 //   - H: the Order is the Last and has the Pending of S. The request waits for the dial
-//     of H until the Deadlines, which have begun with the dial of S. If the dial of S
+//     of H until the deadline: DialTimeout after the dial of S began, and later by the
+//     time that the attempt at B took (dialWait.timeout has the bounds). If the dial of S
 //     succeeds first, RoundTrip returns an Error with the Pending of H, and the caller
 //     goes back to S, whose connection is idle by then.
 //

@@ -69,9 +69,9 @@ func (p *Pool) recheck(c *conn) {
 	}
 }
 
-// serveWaiters gives streams of a connection, which a dial has just opened unless that is
-// nil, to requests that wait and reports whether
-// the connection is in use; shard.mu is held.
+// serveWaiters gives streams of a connection to requests that wait, and reports whether the
+// connection is in use; shard.mu is held. If the connection was just opened, by is its dial,
+// else nil.
 func (p *Pool) serveWaiters(c *conn, by *dial) bool {
 	d := c.destination
 	for len(d.waiters) > 0 && c.index >= 0 && c.reserveStream() {
@@ -91,9 +91,10 @@ func (p *Pool) streamFreed(c *conn) {
 	p.assignDials(c.destination)
 }
 
-// hasStreamsWithout reports whether another connection takes requests, so that a new one
-// is not needed; shard.mu is held. A stream that is not claimed yet may be refused.
-func (d *destination) hasStreamsWithout(c *conn) bool {
+// othersTakeRequests reports whether a connection of HTTP/2 other than c takes requests, so
+// that c, a new one, is not needed; shard.mu is held. One with a stream that is not claimed
+// yet does not count: it may refuse that.
+func (d *destination) othersTakeRequests(c *conn) bool {
 	return slices.ContainsFunc(d.h2Conns, func(other *conn) bool {
 		return other != c && !other.full && other.unclaimed.Load() == 0
 	})

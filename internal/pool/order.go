@@ -57,7 +57,8 @@ type Order struct {
 	Deadlines [dialPhaseCount]time.Time
 
 	// Pending are the dials that the same request gave up before. When one to
-	// another address succeeds, the request stops waiting for this dial.
+	// another address succeeds, the request stops waiting for this dial: RoundTrip
+	// returns an Error, and the caller goes back to the other address.
 	Pending []*Pending
 
 	// Reused, if not nil, is set by RoundTrip where it returns a response: whether the

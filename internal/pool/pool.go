@@ -103,14 +103,14 @@ func (p *Pool) RoundTrip(req *http.Request, o *Order) (*http.Response, error) {
 			closeBody(req)
 			return nil, err
 		}
-		stamps := o.Timing.exchange(c.h2 != nil)
+		stamps := o.Timing.beginExchange(c.h2 != nil)
 		var res *http.Response
 		if c.h2 != nil {
 			res, err = c.roundTripHTTP2(req, stamps)
 		} else {
 			res, err = c.roundTripHTTP1(req, fresh, stamps)
 		}
-		o.Timing.exchanged(stamps)
+		o.Timing.endExchange(stamps)
 		if err == nil {
 			c.taken()
 			if o.Reused != nil {

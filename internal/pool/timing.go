@@ -57,8 +57,8 @@ func (t *Timing) dialled(n *dial, since, now time.Time) {
 	}
 }
 
-// exchange begins the steps of an exchange over a connection; nil if t is.
-func (t *Timing) exchange(http2 bool) *stamps {
+// beginExchange begins the steps Send and Response. It returns nil if t is nil.
+func (t *Timing) beginExchange(http2 bool) *stamps {
 	if t == nil {
 		return nil
 	}
@@ -66,8 +66,8 @@ func (t *Timing) exchange(http2 bool) *stamps {
 	return &stamps{begin: time.Now()}
 }
 
-// exchanged ends the steps of an exchange: there is a response, or it failed.
-func (t *Timing) exchanged(s *stamps) {
+// endExchange ends these steps: there is a response, or the exchange failed.
+func (t *Timing) endExchange(s *stamps) {
 	if t == nil {
 		return
 	}

@@ -147,10 +147,10 @@ func TestTimingIsFree(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		none.reset()
 		none.dialled(nil, time.Time{}, time.Time{})
-		s := none.exchange(true)
+		s := none.beginExchange(true)
 		s.setSent()
 		s.setAnswered()
-		none.exchanged(s)
+		none.endExchange(s)
 	}); n != 0 {
 		t.Errorf("got %g allocations, want none", n)
 	}

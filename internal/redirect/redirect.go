@@ -1,6 +1,6 @@
 // Package redirect follows redirects: which responses are redirects, how the request changes
 // that follows one (RFC 9110, section 15.4), and what of the one before is sent again (the
-// [Follower], follower.go).
+// [Follower], follower.go, which also keeps the body).
 package redirect
 
 import (

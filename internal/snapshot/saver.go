@@ -74,13 +74,10 @@ const (
 	keepFor        = 30 * 24 * time.Hour
 	deleteInterval = 24 * time.Hour
 
-	// maxFinalSaves is how often the file is saved at the end, if other processes replace
-	// it by one in which something is missing.
-	maxFinalSaves = 8
-
-	// minSettle is how long it takes at least until it is known at the end whether another
-	// process has replaced the file.
-	minSettle = 50 * time.Millisecond
+	// maxLooks is how often it is looked at the end whether another process has replaced the
+	// file, and minSettle how long before.
+	maxLooks  = 10
+	minSettle = 100 * time.Millisecond
 )
 
 // Saver loads a file once and then saves it now and then. All work is done in the
@@ -321,22 +318,31 @@ func (s *Saver) read(ctx context.Context, store Store, again bool) (f *File, wha
 }
 
 // Save saves the file at the end, if there is something new. If other processes save to the
-// store, too, it waits a moment to see whether one of them has replaced the file by one in
-// which something is missing. The error is that of ctx.
+// store, too, it looks until none of them has replaced the file for a moment, and saves again
+// what one of them has lost. The error is that of ctx.
 func (s *Saver) Save(ctx context.Context) error {
 	return s.exclusively(ctx, func(ctx context.Context, store Store) {
 		s.save(ctx, store)
-		for i := 0; i < maxFinalSaves && s.shared.Load(); i++ {
-			// as long as it may take those that have read the file before
-			settle := minSettle + s.took
+		last := s.sum.Load()
+		for i := 0; i < maxLooks && s.shared.Load(); i++ {
+			// longer than it may take those that have read the file before
+			settle := minSettle + 2*s.took
 			select {
 			case <-time.After(settle + rand.N(settle)):
 			case <-ctx.Done():
 				return
 			}
 			others, _, _ := s.read(ctx, store, true)
-			if others == nil || s.isOwn(others) || !s.owner.Lacks(others) || !s.write(ctx, store, others) {
+			if others == nil || last != nil && *last == others.sum {
 				return
+			}
+			sum := others.sum
+			last = &sum
+			if s.owner.Lacks(others) {
+				if !s.write(ctx, store, others) {
+					return
+				}
+				last = s.sum.Load()
 			}
 		}
 	})

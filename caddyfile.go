@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,10 +17,12 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"github.com/dustin/go-humanize"
 	"go.uber.org/zap"
 
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
+	"caddytarget/internal/warm"
 )
 
 func init() {
@@ -232,6 +235,26 @@ func (h *Handler) options() options {
 	return opts
 }
 
+// UnmarshalCaddyfile sets up redirects from Caddyfile tokens. Syntax:
+//
+//	follow_redirects <n> {
+//	    status   <code...>
+//	    max_body <size>
+//	    drop     <field...>
+//	}
+func (f *Redirects) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume option name
+	if err := numberOption(&f.Max)(d); err != nil {
+		return err
+	}
+	_, err := parseBlock(d, options{
+		"status":   checked(codesOption(&f.Status, "not a status code", func(n int) bool { return n >= 100 }), f.validate),
+		"max_body": checked(sizeOption(&f.MaxBody), f.validate),
+		"drop":     listOption(&f.Drop, f.validate),
+	}, nil)
+	return err
+}
+
 // UnmarshalCaddyfile sets up the source from Caddyfile tokens. Syntax:
 //
 //	dynamic target [<name> [<port>]] {
@@ -327,6 +350,28 @@ func (t *Transport) options() options {
 		"unhealthy_latency": durationOption(&t.UnhealthyLatency),
 		"share_connections": flagOption(&t.ShareConnections),
 		"warm":              warmOption(&t.Warm),
+	}
+}
+
+// warmOption parses
+//
+//	warm <n> [<targets>]
+func warmOption(to **Warm) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		args := d.RemainingArgs()
+		if len(args) < 1 || len(args) > 2 {
+			return d.ArgErr()
+		}
+		var numbers [2]int
+		for i, arg := range args {
+			n, err := strconv.Atoi(arg)
+			if err != nil || n < 1 {
+				return d.Errf("warm: %q is not a positive number", arg)
+			}
+			numbers[i] = n
+		}
+		*to = &Warm{Connections: numbers[0], Targets: numbers[1]}
+		return wrap(d, warm.Check(numbers[0], numbers[1]))
 	}
 }
 
@@ -537,6 +582,13 @@ func resolverOption(to **Resolver) func(*caddyfile.Dispenser) error {
 	}
 }
 
+func redirectsOption(to **Redirects) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		*to = new(Redirects)
+		return (*to).UnmarshalCaddyfile(d.NewFromNextSegment())
+	}
+}
+
 func textOption(to *string) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
 		if !d.AllArgs(to) {
@@ -589,6 +641,22 @@ func numberOption(to *int) func(*caddyfile.Dispenser) error {
 			return d.Errf("%s: %q is not a positive number", name, arg)
 		}
 		*to = n
+		return nil
+	}
+}
+
+// sizeOption is a number of octets.
+func sizeOption(to *int) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		name, arg := d.Val(), ""
+		if !d.AllArgs(&arg) {
+			return d.ArgErr()
+		}
+		size, err := humanize.ParseBytes(arg)
+		if err != nil || size < 1 || size > math.MaxInt {
+			return d.Errf("%s: %q is not a size", name, arg)
+		}
+		*to = int(size)
 		return nil
 	}
 }
@@ -670,6 +738,7 @@ var (
 	_ caddyfile.Unmarshaler = (*App)(nil)
 	_ caddyfile.Unmarshaler = (*Resolver)(nil)
 	_ caddyfile.Unmarshaler = (*Handler)(nil)
+	_ caddyfile.Unmarshaler = (*Redirects)(nil)
 	_ caddyfile.Unmarshaler = (*Upstreams)(nil)
 	_ caddyfile.Unmarshaler = (*Transport)(nil)
 )

@@ -2,8 +2,6 @@ package caddytarget
 
 import (
 	"context"
-	"path"
-	"regexp"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -40,10 +38,6 @@ func (s *storage) Save(ctx context.Context, data []byte) error {
 	return s.Store(ctx, s.key, data)
 }
 
-// savedKey matches the names of keys below resolver.StoragePrefix: those of resolver.Generation, and of files
-// that Caddy's file storage was writing when its process was killed.
-var savedKey = regexp.MustCompile("^(?:[0-9a-f]{32}(?:-[0-9a-f]+)?|[0-9]{1,10})$")
-
 // DeleteOld implements snapshot.Store. The storage's own times are compared with each other,
 // so that it does not matter if the clock of this machine is wrong.
 func (s *storage) DeleteOld(ctx context.Context, age time.Duration) (n int, err error) {
@@ -56,8 +50,11 @@ func (s *storage) DeleteOld(ctx context.Context, age time.Duration) (n int, err 
 		return 0, err
 	}
 	for _, key := range keys {
-		if key == s.key || path.Dir(key) != resolver.StoragePrefix || !savedKey.MatchString(path.Base(key)) {
+		if key == s.key || !resolver.IsStorageKey(key) {
 			continue
+		}
+		if ctx.Err() != nil { // the storage may not look at it
+			return n, ctx.Err()
 		}
 		info, err := s.Storage.Stat(ctx, key)
 		if err != nil || !info.IsTerminal || own.Modified.Sub(info.Modified) < age {

@@ -3,17 +3,20 @@ package caddytarget
 import (
 	"encoding/json"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
 	"caddytarget/internal/failure"
 	"caddytarget/internal/pool"
 )
 
-// acquirePool returns the connections for the settings of a transport. They have to be
-// released, and outlive a reload that leaves the settings as they are.
-func (a *App) acquirePool(t *Transport, config pool.Config) (*pool.Shared, error) {
+// acquirePool returns the connections for the settings of a transport: its options, as JSON
+// has them, and config. They have to be released, and outlive a reload that leaves the
+// settings as they are.
+func (a *App) acquirePool(options *reverseproxy.HTTPTransport, config pool.Config) (*pool.Shared, error) {
 	text, err := json.Marshal(struct {
 		Transport any
 		Sessions  int
-	}{&t.HTTPTransport, config.SessionCache})
+	}{options, config.SessionCache})
 	if err != nil {
 		return nil, err
 	}

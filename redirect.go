@@ -2,13 +2,10 @@ package caddytarget
 
 import (
 	"maps"
-	"math"
 	"net/http"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/dustin/go-humanize"
 
 	"caddytarget/internal/exchange"
 	"caddytarget/internal/redirect"
@@ -54,49 +51,6 @@ type Redirects struct {
 	// `*-Key` and `*key*` stand for all fields that begin or end so, or have it in
 	// them.
 	Drop []string `json:"drop,omitempty"`
-}
-
-// UnmarshalCaddyfile sets up redirects from Caddyfile tokens. Syntax:
-//
-//	follow_redirects <n> {
-//	    status   <code...>
-//	    max_body <size>
-//	    drop     <field...>
-//	}
-func (f *Redirects) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume option name
-	if err := numberOption(&f.Max)(d); err != nil {
-		return err
-	}
-	_, err := parseBlock(d, options{
-		"status":   checked(codesOption(&f.Status, "not a status code", func(n int) bool { return n >= 100 }), f.validate),
-		"max_body": checked(sizeOption(&f.MaxBody), f.validate),
-		"drop":     listOption(&f.Drop, f.validate),
-	}, nil)
-	return err
-}
-
-func redirectsOption(to **Redirects) func(*caddyfile.Dispenser) error {
-	return func(d *caddyfile.Dispenser) error {
-		*to = new(Redirects)
-		return (*to).UnmarshalCaddyfile(d.NewFromNextSegment())
-	}
-}
-
-// sizeOption is a number of octets.
-func sizeOption(to *int) func(*caddyfile.Dispenser) error {
-	return func(d *caddyfile.Dispenser) error {
-		name, arg := d.Val(), ""
-		if !d.AllArgs(&arg) {
-			return d.ArgErr()
-		}
-		size, err := humanize.ParseBytes(arg)
-		if err != nil || size < 1 || size > math.MaxInt {
-			return d.Errf("%s: %q is not a size", name, arg)
-		}
-		*to = int(size)
-		return nil
-	}
 }
 
 // options returns the options of what follows redirects.
@@ -157,6 +111,3 @@ func (h *Handler) read(text string, last, c *exchange.Call) (targeturl.URL, erro
 	}
 	return c.ReadLocation(text, last)
 }
-
-// Interface guards
-var _ caddyfile.Unmarshaler = (*Redirects)(nil)

@@ -25,7 +25,7 @@ type requestState struct {
 
 // named is what a source with a name of its own calls.
 type named struct {
-	source  *Upstreams
+	source  *exchange.Source
 	call    exchange.Call     // unless it is a service
 	service *exchange.Service // nil: one name
 	offers  []offer

@@ -109,7 +109,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	}
 	t.via.Timeouts = [2]time.Duration{pool.Connect: config.DialTimeout, pool.Handshake: config.HandshakeTimeout}
 	app.warms = app.warms || t.Warm != nil
-	if t.pool, err = app.acquirePool(t, config); err != nil {
+	if t.pool, err = app.acquirePool(&t.HTTPTransport, config); err != nil {
 		return err
 	}
 	t.via.Probe = t.pool.Probe

@@ -220,10 +220,10 @@ func (u *Upstreams) namedUpstreams(r *http.Request) ([]*reverseproxy.Upstream, e
 	}
 	var n *named
 	all := st.namedOf(x)
-	if i := slices.IndexFunc(all, func(n *named) bool { return n.source == u }); i >= 0 {
+	if i := slices.IndexFunc(all, func(n *named) bool { return n.source == &u.source }); i >= 0 {
 		n = all[i]
 	} else {
-		n = &named{source: u}
+		n = &named{source: &u.source}
 		if c, err := u.resolveName(r, repl, n, x, st); err != nil {
 			return u.failed(st, c, err)
 		}

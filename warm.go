@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"caddytarget/internal/exchange"
@@ -70,28 +69,6 @@ func (t *Transport) checkWarm() error {
 		return fmt.Errorf("warm: the tls_server_name %s is only known per request", t.TLS.ServerName)
 	}
 	return nil
-}
-
-// warmOption parses
-//
-//	warm <n> [<targets>]
-func warmOption(to **Warm) func(*caddyfile.Dispenser) error {
-	return func(d *caddyfile.Dispenser) error {
-		args := d.RemainingArgs()
-		if len(args) < 1 || len(args) > 2 {
-			return d.ArgErr()
-		}
-		var numbers [2]int
-		for i, arg := range args {
-			n, err := strconv.Atoi(arg)
-			if err != nil || n < 1 {
-				return d.Errf("warm: %q is not a positive number", arg)
-			}
-			numbers[i] = n
-		}
-		*to = &Warm{Connections: numbers[0], Targets: numbers[1]}
-		return wrap(d, warm.Check(numbers[0], numbers[1]))
-	}
 }
 
 // keepWarm makes the sites of an HTTP app whose transports say so count their targets, and

@@ -9,7 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// Printable returns a text in which all but Printable ASCII is escaped as in Go, so
+// Printable returns a text in which all but printable ASCII is escaped as in Go, so
 // that it cannot control a terminal.
 func Printable(s string) string {
 	if !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
@@ -31,7 +31,7 @@ func Printable(s string) string {
 	return b.String()
 }
 
-// ASCIIJSON escapes all but Printable ASCII in valid JSON, where it can only be in
+// ASCIIJSON escapes all but printable ASCII in valid JSON, where it can only be in
 // strings. encoding/json leaves DEL and the control characters of ISO 8859 as they are.
 func ASCIIJSON(text []byte) []byte {
 	if !slices.ContainsFunc(text, func(b byte) bool { return b > '~' }) {

@@ -1,6 +1,7 @@
 // Package explain describes how a request to a target would be treated, and why: for
-// operators, as JSON (Report) and as lines of text (Report.Rows). It decides nothing: a
-// Report is filled by those who do.
+// operators, as JSON (Report) and as lines of text (Report.Rows, rows.go). It decides
+// nothing: a Report is filled by those who do. An Input is the request (input.go); NewLookup
+// observes how its name is looked up (lookup.go).
 package explain
 
 import (

@@ -95,13 +95,22 @@ func (s *Set) Release(p *Shared) {
 	s.mu.Unlock()
 	if last {
 		p.Close()
+		s.mu.Lock()
+		s.removeDrained()
+		s.mu.Unlock()
 	}
+}
+
+// removeDrained removes the pools that have no connection any more from those that only
+// requests still use; s.mu is held.
+func (s *Set) removeDrained() {
+	s.draining = slices.DeleteFunc(s.draining, func(p *Shared) bool { return p.Open() == 0 })
 }
 
 // All returns the pools in use, those included that only requests still use.
 func (s *Set) All() []*Shared {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.draining = slices.DeleteFunc(s.draining, func(p *Shared) bool { return p.Open() == 0 })
+	s.removeDrained()
 	return slices.Concat(s.draining, s.used)
 }

@@ -69,3 +69,25 @@ func TestSet(t *testing.T) {
 	}
 	release(third)
 }
+
+// TestSetForgets: a pool that was released and has no connections is forgotten, though
+// nothing asks for all of them.
+func TestSetForgets(t *testing.T) {
+	var s Set
+	create := func(config Config) *Pool { return New(config, health.New(), NewLimits(0, nil)) }
+	acquire := func() *Shared { return s.Acquire(NewSettings(nil, new(tls.Config), nil), Config{}, create) }
+	busy := acquire()
+	busy.open.Add(1) // a request is in flight
+	s.Release(busy)
+	for range 3 {
+		s.Release(acquire())
+	}
+	if len(s.draining) != 1 || s.draining[0] != busy {
+		t.Errorf("got %d pools that were released, want the one with a request", len(s.draining))
+	}
+	busy.open.Add(-1)
+	s.Release(acquire())
+	if len(s.draining) != 0 {
+		t.Errorf("got %d pools that were released, want none", len(s.draining))
+	}
+}

@@ -2,6 +2,8 @@ package resolver
 
 import (
 	"context"
+	"path"
+	"regexp"
 	"slices"
 	"sync"
 )
@@ -28,7 +30,7 @@ func (g *Generation) Resolvers() []*Resolver {
 	return slices.Clone(g.list)
 }
 
-// StoragePrefix is what all keys of Caddy's storage begin with.
+// StoragePrefix is the folder of Caddy's storage in which all keys are.
 const StoragePrefix = "caddytarget/dns"
 
 // StorageKey returns where it is saved what a resolver of the configuration knows. All
@@ -49,13 +51,27 @@ func (g *Generation) StorageKey(r *Resolver) string {
 	return key
 }
 
+// storageName matches what StorageKey returns below StoragePrefix, and the names of files that
+// Caddy's file storage was writing there when its process was killed.
+var storageName = regexp.MustCompile("^(?:[0-9a-f]{32}(?:-[0-9a-f]+)?|[0-9]{1,10})$")
+
+// IsStorageKey reports whether a key of Caddy's storage is that of a resolver, or was left
+// behind while one was saved: it may be deleted if nothing has saved it for long.
+func IsStorageKey(key string) bool {
+	return path.Dir(key) == StoragePrefix && storageName.MatchString(path.Base(key))
+}
+
 // Save saves what the resolvers know, at the end of the process. It waits until ctx ends at
 // most.
 func (g *Generation) Save(ctx context.Context) {
 	var saving sync.WaitGroup
 	defer saving.Wait()
+	begun := make(map[*Resolver]bool) // several sites may share one
 	for _, r := range g.Resolvers() {
-		saving.Go(func() { r.Save(ctx) })
+		if !begun[r] {
+			begun[r] = true
+			saving.Go(func() { r.Save(ctx) })
+		}
 	}
 }
 

@@ -53,6 +53,14 @@ func TestStorageKey(t *testing.T) {
 	if got := new(Generation).StorageKey(a); got != base {
 		t.Errorf("without others: got %s, want %s", got, base)
 	}
+	for key, want := range map[string]bool{
+		base: true, g.StorageKey(a): true, StoragePrefix + "/1234567890": true,
+		base + "/a": false, "other/" + base: false, StoragePrefix: false, base + ".txt": false, StoragePrefix + "/../" + first.Identity(): false,
+	} {
+		if IsStorageKey(key) != want {
+			t.Errorf("%s: got %v, want %v", key, !want, want)
+		}
+	}
 }
 
 // TestLineage: a resolver replaces the one that is most like it, and the default one the
@@ -114,5 +122,35 @@ func TestLineage(t *testing.T) {
 	l.Ended(next)
 	if l.IsLast(next) || l.Predecessor(next, likeA) != nil {
 		t.Error("a configuration runs in the end")
+	}
+}
+
+// TestSaveOnce: a resolver that many sites share is saved once at the end, so that the end
+// takes no longer where other processes save to the same storage.
+func TestSaveOnce(t *testing.T) {
+	checkLeaks(t)
+	server := testlab.NewNameserver(t)
+	server.Has("a.example", "192.0.2.1")
+	server.Has("b.example", "192.0.2.2")
+	config := Config{Nameservers: []string{server.Addr}, Persist: time.Hour}
+	store := new(memoryStore)
+	r, other := savedResolver(t, config, store), savedResolver(t, config, store)
+	mustLookup(t, r, "a.example")
+	mustLookup(t, other, "b.example")
+	other.Save(t.Context())
+	var g Generation
+	for range 10 {
+		g.Add(r)
+	}
+	store.looked = 0
+	g.Save(t.Context())
+	if most := 3; store.looked > most {
+		t.Errorf("it was looked %d times at what others have saved, want %d at most", store.looked, most)
+	}
+	for name := range strings.FieldsSeq("a.example b.example") {
+		asked := server.Asked(name)
+		if mustLookup(t, savedResolver(t, config, store), name); server.Asked(name) != asked {
+			t.Errorf("%s is not in the file", name)
+		}
 	}
 }

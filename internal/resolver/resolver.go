@@ -8,7 +8,8 @@
 // of resolv.conf (resolvconf.go) hold for the zone of all names that are in no other.
 // Which of A and AAAA is asked for is decided in family.go. Package dnscache keeps the
 // answers, package dnsclient asks. What a resolver knows is handed on to the next one, and
-// saved, in persist.go; saved.go has the form, shared.go what is kept of other instances.
+// saved, in persist.go; saved.go has the form, shared.go what is kept of other instances,
+// and generation.go says which resolver comes after which, and where each is saved.
 package resolver
 
 import (

@@ -368,7 +368,7 @@ func (s *Saver) save(ctx context.Context, store Store) bool {
 		others, what, err = s.read(ctx, store, true)
 	}
 	switch {
-	case !isNew && (others == nil || !merge || !s.owner.Lacks(others)):
+	case !isNew && (others == nil || !merge || s.isOwn(others) || !s.owner.Lacks(others)):
 		return false
 	case merge && what == Loading: // what others know would be lost
 		s.reportUnlessEnded(ctx, what, err)

@@ -104,6 +104,7 @@ type fakeOwner struct {
 	failed  []string
 	deleted int
 	changes atomic.Uint64
+	lacks   bool // whatever file it is
 }
 
 func (o *fakeOwner) learn(words ...string) {
@@ -177,7 +178,7 @@ func (o *fakeOwner) Lacks(f *File) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	there := wordsOf(f)
-	return slices.ContainsFunc(o.words, func(word string) bool { return !slices.Contains(there, word) })
+	return o.lacks || slices.ContainsFunc(o.words, func(word string) bool { return !slices.Contains(there, word) })
 }
 
 // start starts a saver until the test ends.
@@ -326,6 +327,27 @@ func TestIdleSaver(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		after, loadsAfter := store.counts()
 		want(t, "saves and loads of nothing new", fmt.Sprint(after-saves, loadsAfter-loads), "0 0")
+	})
+}
+
+// TestOwnFile: a process with nothing new does not save again because its own file lacks
+// something, as one that was saved soon after a purge may.
+func TestOwnFile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(fakeStore)
+		o, _ := start(t, store, "a")
+		_, other := start(t, store, "b")
+		time.Sleep(2 * time.Minute)
+		other.Close()
+		o.mu.Lock()
+		o.lacks = true
+		o.mu.Unlock()
+		o.learn("c")
+		time.Sleep(2 * time.Minute)
+		saves, _ := store.counts()
+		time.Sleep(10 * time.Minute)
+		want(t, "saves of nothing new", first(store.counts())-saves, 0)
+		want(t, "known", knownIn(t, store), "a b c")
 	})
 }
 

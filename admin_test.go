@@ -94,6 +94,7 @@ func (w *world) lookup(r *resolver.Resolver, names []string) {
 }
 
 // TestAdminBadInput checks what the admin API says of requests that it refuses.
+// It is long because its table is.
 func TestAdminBadInput(t *testing.T) {
 	w := newAdminWorld(t)
 	w.run(w.proxy())

@@ -52,6 +52,7 @@ func caddyTarget(t testing.TB, args ...string) (status int, stdout, stderr strin
 }
 
 // TestCommand checks the commands and their exit statuses.
+// It is long because its table is.
 func TestCommand(t *testing.T) {
 	w := newAdminWorld(t)
 	w.dns.Set("a.example", testlab.Reply{Addrs: []string{"127.0.0.2"}, TTL: 600})

@@ -126,6 +126,7 @@ func TestExplainCountsNothing(t *testing.T) {
 }
 
 // TestExplainSteps checks what is shown of lookups, addresses and connections.
+// It is long because all of it is about the same names.
 func TestExplainSteps(t *testing.T) {
 	w := newWorld(t)
 	addrs := []string{"127.0.0.2", "127.0.0.3", "10.0.0.9"}

@@ -229,6 +229,8 @@ func TestGuideEnvoy(t *testing.T) {
 	d.send(403, "GET", "/", "", header("X-Host-Port", secureTarget))
 }
 
+// TestGuideSmokescreen runs the configurations of the guide. It is long because they are
+// for the same backend and follow each other.
 func TestGuideSmokescreen(t *testing.T) {
 	w := newWorld(t)
 	backend := testlab.NewBackend(t, testlab.BackendConfig{CA: w.ca})

@@ -101,6 +101,7 @@ func (e *spanExporter) take() []sdktrace.ReadOnlySpan {
 }
 
 // TestSpans runs Caddy with its handler tracing, and checks the spans of attempts.
+// It is long because the spans of one server are checked one after the other.
 func TestSpans(t *testing.T) {
 	exporter := new(spanExporter)
 	autoexport.RegisterSpanExporter("caddytarget-test", func(context.Context) (sdktrace.SpanExporter, error) { return exporter, nil })

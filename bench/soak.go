@@ -115,7 +115,8 @@ const (
 	soakDown   = 3 * time.Second
 )
 
-// soak runs everything at once, and writes down what caddy holds.
+// soak runs everything at once, and writes down what caddy holds. It is long because the
+// kinds of requests, the backends that fail and the samples have one gateway.
 func soak(l *lab) {
 	const names, moving = 100, 10
 	l.names.ttl = 2

@@ -36,6 +36,7 @@ func phasesOf(t *Timing, begun time.Time) string {
 }
 
 // TestTiming checks which steps are taken down, and that they follow each other.
+// It is long because its table is.
 func TestTiming(t *testing.T) {
 	hung := make(chan struct{})
 	plain := newBackend(t, func(c net.Conn, r *bufio.Reader) {

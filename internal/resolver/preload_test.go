@@ -19,6 +19,7 @@ import (
 
 // TestPreloadFile checks that the names of a file are preloaded, each in its zone, and
 // that a changed file takes effect.
+// It is long because it follows one file through its changes.
 func TestPreloadFile(t *testing.T) {
 	s := testlab.NewNameserver(t)
 	core, logs := observer.New(zap.WarnLevel)

@@ -55,6 +55,8 @@ func each(instances []*instance, f func(*instance)) {
 // stopAll stops all at the same time, in good order.
 func stopAll(t *testing.T, instances []*instance) {
 	t.Helper()
+	all := time.Now()
+	defer func() { t.Logf("the end of %d instances took %v", len(instances), time.Since(all)) }()
 	each(instances, func(i *instance) {
 		began := time.Now()
 		if err := i.process.Process.Signal(syscall.SIGTERM); err != nil {

@@ -202,6 +202,25 @@ func TestSavedByOneThatEnded(t *testing.T) {
 	}
 }
 
+// TestAgeOfOthers: names of others get older as time passes, however often they are saved.
+func TestAgeOfOthers(t *testing.T) {
+	r := newResolver(t, Config{Nameservers: []string{"192.0.2.53"}})
+	now := time.Now()
+	for _, age := range []time.Duration{0, 200 * time.Millisecond, 1700 * time.Millisecond} {
+		const n = 10_000
+		var sum time.Duration
+		for range n {
+			o := r.others(&snapshot.File{SavedAt: now.Add(-age)}, now)
+			if sum += o.age; o.age%time.Second != 0 {
+				t.Fatalf("the age is %v, want whole seconds", o.age)
+			}
+		}
+		if mean := sum / n; (mean - age).Abs() > 30*time.Millisecond {
+			t.Errorf("after %v they are %v older on average", age, mean)
+		}
+	}
+}
+
 // TestPersistence: it is known how many names were saved and loaded, and when.
 func TestPersistence(t *testing.T) {
 	checkLeaks(t)

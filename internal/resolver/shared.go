@@ -3,6 +3,7 @@ package resolver
 import (
 	"cmp"
 	"iter"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"sync"
@@ -29,7 +30,9 @@ func (r *Resolver) others(f *snapshot.File, now time.Time) (o others) {
 		return o
 	}
 	o.zones, o.names, _ = r.read(f)
-	o.age = f.Age(now)
+	// in whole seconds, as it is written, and right on average: it is added each time that one
+	// of several instances saves
+	o.age = (f.Age(now) + rand.N(time.Second)).Truncate(time.Second)
 	o.purges = r.memory.purges.since(f.SavedAt)
 	o.names = slices.DeleteFunc(o.names, func(n savedName) bool {
 		return slices.ContainsFunc(o.purges, func(p dnscache.Purge) bool { return forgets(p, n.name, n.found.name) })

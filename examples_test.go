@@ -3,6 +3,7 @@ package caddytarget
 import (
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -19,7 +20,12 @@ func TestExampleAds(t *testing.T) {
 	bidder := testlab.NewBackend(t, testlab.BackendConfig{CA: w.ca})
 	w.dns.Has("acme.bidders.example", "127.0.0.1")
 	testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.3"}, Port: bidder.Port, CA: w.ca, Handler: http.HandlerFunc(
-		func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		func(_ http.ResponseWriter, r *http.Request) {
+			// before the body has been read, a server does not notice that the client has left
+			if _, err := io.Copy(io.Discard, r.Body); err == nil {
+				<-r.Context().Done()
+			}
+		},
 	)})
 	w.dns.Has("slow.bidders.example", "127.0.0.3")
 	w.dns.Has("evil.example", "127.0.0.1")

@@ -13,9 +13,7 @@ import (
 	"caddytarget/internal/resolver"
 )
 
-func init() {
-	caddy.RegisterModule(adminAPI{})
-}
+func init() { caddy.RegisterModule(adminAPI{}) }
 
 // adminAPI serves what is below /target/ in the admin API: what this process knows of names,
 // nameservers, addresses, connections and requests. Package admin has the endpoints.

@@ -30,6 +30,8 @@ import (
 	"caddytarget/internal/warm"
 )
 
+func init() { caddy.RegisterModule(new(Handler)) }
+
 // Handler takes the target of a request from a template, checks it, resolves
 // its name, and sets path and query to those of the target. A `reverse_proxy`
 // after it with `dynamic target` and `transport target` calls the target.

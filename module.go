@@ -21,12 +21,12 @@
 //	state.go      what is known of a request, by its variables; which call an upstream is of
 //	failure.go    errors: the report, what reverse_proxy has to know
 //
-// and these are there for a configuration: module.go (the app, what configurations
-// share); resolver.go, pools.go (the options of the resolver; the resolvers and the pools
-// of connections, which outlive a reload); persist.go (what resolvers know outlives them);
-// listeners.go (this server's own); admin.go (what the admin API shows of this process),
-// command.go (the command line); routes.go, sites.go (the target handlers of a
-// configuration), mistakes.go (warnings); caddyfile.go (parses the subdirectives of all
+// and these are there for a configuration: module.go (the app), shared.go (what
+// configurations share); resolver.go, pools.go (the options of the resolver; the resolvers
+// and the pools of connections, which outlive a reload); persist.go (what resolvers know
+// outlives them); listeners.go (this server's own); admin.go (what the admin API shows of
+// this process), command.go (the command line); routes.go, sites.go (the target handlers of
+// a configuration), mistakes.go (warnings); caddyfile.go (parses the subdirectives of all
 // modules). warm.go keeps connections open to the targets that are called most. explain.go
 // takes a request through the steps above without sending it. A new option is a field of
 // its module's struct, and an entry in options() of that module in caddyfile.go. Defaults
@@ -48,8 +48,6 @@ package caddytarget
 import (
 	"context"
 	"errors"
-	"iter"
-	mathrand "math/rand/v2"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -57,24 +55,13 @@ import (
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
-	"caddytarget/internal/dnscache"
-	"caddytarget/internal/ejection"
 	"caddytarget/internal/failover"
-	"caddytarget/internal/health"
 	"caddytarget/internal/localnet"
-	"caddytarget/internal/metrics"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/resolver"
-	"caddytarget/internal/trace"
-	"caddytarget/internal/warm"
 )
 
-func init() {
-	caddy.RegisterModule(new(App))
-	caddy.RegisterModule(new(Handler))
-	caddy.RegisterModule(new(Upstreams))
-	caddy.RegisterModule(new(Transport))
-}
+func init() { caddy.RegisterModule(new(App)) }
 
 // App holds what the modules of caddytarget share: the default resolver. It
 // need not be configured.
@@ -99,65 +86,6 @@ type App struct {
 	releases   []func()    // of what it uses of shared
 	warms      bool        // a transport keeps targets warm
 }
-
-// shared is what all configurations of the process have in common.
-type shared struct {
-	id        uint64 // random
-	health    *health.Tracker
-	ejections *ejection.Log
-	metrics   *metrics.Metrics
-	pools     pool.Set
-	limits    *pool.Limits
-	sockets   *localnet.Sockets // nil: Caddy's account of its listeners is asked
-	sites     localnet.Sites
-	trace     *trace.Hub
-	lineage   resolver.Lineage
-	warm      *warm.List
-}
-
-// Destruct implements caddy.Destructor.
-func (s *shared) Destruct() error {
-	s.trace.Close()
-	return nil
-}
-
-// shareds holds the one shared of the process while a configuration uses it.
-var shareds = caddy.NewUsagePool()
-
-const sharedKey = "shared"
-
-func newShared() *shared {
-	s := &shared{
-		id:      mathrand.Uint64(),
-		health:  health.New(),
-		limits:  pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
-		sockets: newSockets(),
-		trace:   new(trace.Hub),
-		warm:    warm.New(),
-	}
-	s.metrics = metrics.New(s.countPools, s.health)
-	s.ejections = ejection.New(s.metrics.Ejections)
-	s.health.Observe(s.ejections)
-	return s
-}
-
-// newSockets returns what finds the sockets of this process. It is a variable for
-// tests, whose backends are in this process.
-var newSockets = func() *localnet.Sockets { return new(localnet.Sockets) }
-
-func acquireShared() *shared {
-	value, _, _ := shareds.LoadOrNew(sharedKey, func() (caddy.Destructor, error) { return newShared(), nil })
-	return value.(*shared)
-}
-
-// usedShared yields the one shared of the process, if a configuration uses it.
-func usedShared() iter.Seq[*shared] {
-	return func(yield func(*shared) bool) {
-		shareds.Range(func(_, value any) bool { return yield(value.(*shared)) })
-	}
-}
-
-func releaseShared() { _, _ = shareds.Delete(sharedKey) }
 
 // CaddyModule returns the Caddy module information.
 func (*App) CaddyModule() caddy.ModuleInfo {

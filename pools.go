@@ -26,12 +26,3 @@ func (a *App) acquirePool(options *reverseproxy.HTTPTransport, config pool.Confi
 	config.Observer, config.Interim = s.metrics.Dials, failure.DropProxyStatus
 	return s.pools.Acquire(settings, config, func(config pool.Config) *pool.Pool { return pool.New(config, s.health, s.limits) }), nil
 }
-
-// countPools yields how many connections each of the pools has.
-func (s *shared) countPools(yield func(pool.Counts) bool) {
-	for _, p := range s.pools.All() {
-		if !yield(p.Counts()) {
-			return
-		}
-	}
-}

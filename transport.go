@@ -24,6 +24,8 @@ import (
 	"caddytarget/internal/pool"
 )
 
+func init() { caddy.RegisterModule(new(Transport)) }
+
 // Transport is Caddy's HTTP transport for targets: scheme, Host header and TLS
 // server name follow the target of each request. Connections are pooled by
 // address, port, target and TLS server name, so that one that was opened for a

@@ -24,6 +24,8 @@ import (
 	"caddytarget/internal/targeturl"
 )
 
+func init() { caddy.RegisterModule(new(Upstreams)) }
+
 // Upstreams offers the addresses of a request's target, which the handler
 // `target` has resolved, to `reverse_proxy`; or, with a name, those of this name.
 //

@@ -37,7 +37,7 @@ func restart(l *lab) {
 			l.stopCaddy()
 			time.Sleep(100 * time.Millisecond)
 
-			before, most, dials := b.Opened.Load(), int64(0), int64(0)
+			before, most := b.Opened.Load(), int64(0)
 			stop, ended := make(chan struct{}), make(chan struct{})
 			start()
 			go func() {
@@ -53,7 +53,7 @@ func restart(l *lab) {
 				}
 			}()
 			time.Sleep(later)
-			dials = b.Opened.Load() - before
+			dials := b.Opened.Load() - before
 			first := openLoop(url, rate, time.Second, target, never)
 			next := openLoop(url, rate, known, target, never)
 			close(stop)

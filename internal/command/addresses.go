@@ -14,7 +14,7 @@ func showAddresses(c *client) error {
 		for _, f := range page.Families {
 			rows = append(rows, []string{
 				"(all " + f.Family + ")", "(any)", f.State, age(f.Left), "-", strconv.Itoa(f.Networks), age(f.Last), "-", "-",
-				"could not be reached in " + strconv.Itoa(f.Networks) + " networks",
+				"networks that could not be reached: " + strconv.Itoa(f.Networks),
 			})
 		}
 		for i := range page.Addresses {

@@ -150,7 +150,7 @@ a.example  192.0.2.1:443  h2        a.example    1     2       3         4      
 		},
 		"here GET addresses?limit=100\nhere GET addresses?after=x&limit=100", `
 ADDRESS       TARGET     STATE    LEFT  SINCE  FAILURES  LAST  LIMIT       FAILURE             ERROR
-(all ipv6)    (any)      ejected  9s    -      3         1s    -           -                   could not be reached in 3 networks
+(all ipv6)    (any)      ejected  9s    -      3         1s    -           -                   networks that could not be reached: 3
 192.0.2.1:80  a.example  ejected  8s    2s     2         1s    timeout 1s  connection_refused  connect: refused
 ADDRESS       TARGET  STATE                   LEFT  SINCE  FAILURES  LAST  LIMIT  FAILURE  ERROR
 192.0.2.2:80  (any)   needs_trial (claimed)   -     -      1         -     -      -        -

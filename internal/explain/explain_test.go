@@ -112,3 +112,12 @@ func TestOutcome(t *testing.T) {
 		}
 	}
 }
+
+// TestAddressAsTarget: the host of a target that is an IPv6 address stands in brackets, as in
+// its URL.
+func TestAddressAsTarget(t *testing.T) {
+	target := Target{Scheme: "http", Host: "::1", Port: 2019, HostHeader: "[::1]:2019", URI: "/"}
+	if got, want := target.line("GET"), "GET http://[::1] port 2019 /, Host [::1]:2019"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

@@ -47,7 +47,11 @@ func (t *table) add(key, format string, args ...any) {
 }
 
 func (t *Target) line(method string) string {
-	line := fmt.Sprintf("%s %s://%s port %d %s, Host %s", method, t.Scheme, t.Host, t.Port, t.URI, t.HostHeader)
+	host := t.Host
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	line := fmt.Sprintf("%s %s://%s port %d %s, Host %s", method, t.Scheme, host, t.Port, t.URI, t.HostHeader)
 	if t.Timeout > 0 {
 		line += ", timeout " + Shortly(t.Timeout)
 	}

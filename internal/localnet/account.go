@@ -45,9 +45,10 @@ func (c *Account) AddHost(host string) {
 func (c *Account) Owner(a netip.AddrPort) (o Owner) {
 	port := strconv.Itoa(int(a.Port()))
 	for _, host := range slices.Concat(listenHosts(a.Addr()), c.hosts) {
+		hostport := net.JoinHostPort(host, port)
 		for _, network := range []string{"tcp", "tcp4", "tcp6"} {
-			switch at := (listenAddr{network, net.JoinHostPort(host, port)}); {
-			case c.Usage(at.network, at.hostport) == 0:
+			switch at := (listenAddr{network, hostport}); {
+			case c.Usage(network, hostport) == 0:
 			case c.sites[at]:
 				o = OwnSite
 			default:

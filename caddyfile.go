@@ -235,13 +235,8 @@ func (h *Handler) options() options {
 	return opts
 }
 
-// UnmarshalCaddyfile sets up redirects from Caddyfile tokens. Syntax:
-//
-//	follow_redirects <n> {
-//	    status   <code...>
-//	    max_body <size>
-//	    drop     <field...>
-//	}
+// UnmarshalCaddyfile sets up redirects from the tokens of follow_redirects, whose syntax
+// stands at UnmarshalCaddyfile of Handler.
 func (f *Redirects) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume option name
 	if err := numberOption(&f.Max)(d); err != nil {

@@ -17,13 +17,13 @@ func init() { caddy.RegisterModule(adminAPI{}) }
 
 // adminAPI serves what is below /target/ in the admin API: what this process knows of names,
 // nameservers, addresses, connections and requests. Package admin has the endpoints.
-type adminAPI struct{}
+type adminAPI struct{ endpoints *admin.API }
 
 // CaddyModule returns the Caddy module information.
 func (adminAPI) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
 		ID:  "admin.api.target",
-		New: func() caddy.Module { return adminAPI{} },
+		New: func() caddy.Module { return adminAPI{newAdminAPI()} },
 	}
 }
 
@@ -33,8 +33,8 @@ func (a adminAPI) Routes() []caddy.AdminRoute {
 }
 
 // serve implements caddy.AdminHandler.
-func (adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
-	err := newAdminAPI().Serve(w, r)
+func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
+	err := a.endpoints.Serve(w, r)
 	if refused, ok := errors.AsType[*admin.Error](err); ok {
 		return caddy.APIError{HTTPStatus: refused.Status, Err: refused}
 	}
@@ -43,20 +43,19 @@ func (adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 
 // newAdminAPI returns the endpoints, for what this process has.
 func newAdminAPI() *admin.API {
-	return &admin.API{
-		CaddyVersion: func() string {
-			version, _ := caddy.Version()
-			return version
-		},
-		Resolvers: usedResolvers,
-		Sites:     usedSites,
-		Shared: func() *admin.Shared {
-			for s := range usedShared() {
-				return &admin.Shared{ID: s.id, Health: s.health, Pools: &s.pools, Top: s.metrics.Requests.Top, Trace: s.trace}
-			}
-			return nil
-		},
+	a := admin.New()
+	a.CaddyVersion = func() string {
+		version, _ := caddy.Version()
+		return version
 	}
+	a.Resolvers, a.Sites = usedResolvers, usedSites
+	a.Shared = func() *admin.Shared {
+		for s := range usedShared() {
+			return &admin.Shared{ID: s.id, Health: s.health, Pools: &s.pools, Top: s.metrics.Requests.Top, Trace: s.trace}
+		}
+		return nil
+	}
+	return a
 }
 
 // usedResolvers returns the resolvers in use, by ID.

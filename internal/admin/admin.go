@@ -35,8 +35,10 @@ const Path = "/target/"
 // request. One that is longer is cut there and gets three dots.
 const MaxErrorLength = 500
 
-// API serves the endpoints. All of its functions have to be set.
+// API serves the endpoints. New makes one; all of its functions have to be set.
 type API struct {
+	lists *pace
+
 	// CaddyVersion returns the version of Caddy.
 	CaddyVersion func() string
 
@@ -49,6 +51,9 @@ type API struct {
 	// Shared returns what all configurations of the process share, or nil if there is none.
 	Shared func() *Shared
 }
+
+// New returns an API without functions.
+func New() *API { return &API{lists: newPace()} }
 
 // Shared is what all configurations of a process share.
 type Shared struct {
@@ -64,6 +69,7 @@ type Endpoint struct {
 	Method string
 	Params []string // the parameters that its query may have
 	list   string   // the one of them that it may have several times; empty: none
+	paged  bool     // the response may be a page of a long list
 
 	// serve returns what is sent as JSON.
 	serve func(r *http.Request, p params) (any, error)
@@ -81,15 +87,15 @@ func (a *API) Endpoint(path string) *Endpoint {
 	case "":
 		return &Endpoint{Method: http.MethodGet, serve: a.getOverview}
 	case "names":
-		return &Endpoint{Method: http.MethodGet, Params: []string{"prefix", "state", "after", "limit"}, serve: a.getNames}
+		return &Endpoint{Method: http.MethodGet, Params: []string{"prefix", "state", "after", "limit"}, paged: true, serve: a.getNames}
 	case "nameservers":
 		return &Endpoint{Method: http.MethodGet, serve: a.getNameservers}
 	case "explain":
 		return &Endpoint{Method: http.MethodGet, Params: []string{"url", "site", "method", "uri", "header", "connect"}, list: "header", serve: a.getExplanation}
 	case "pools":
-		return &Endpoint{Method: http.MethodGet, Params: []string{"target", "address", "state", "after", "limit"}, serve: a.getPools}
+		return &Endpoint{Method: http.MethodGet, Params: []string{"target", "address", "state", "after", "limit"}, paged: true, serve: a.getPools}
 	case "addresses":
-		return &Endpoint{Method: http.MethodGet, Params: []string{"target", "address", "state", "after", "limit"}, serve: a.getAddresses}
+		return &Endpoint{Method: http.MethodGet, Params: []string{"target", "address", "state", "after", "limit"}, paged: true, serve: a.getAddresses}
 	case "top":
 		return &Endpoint{Method: http.MethodGet, Params: []string{"by", "limit"}, serve: a.getTop}
 	case "trace":
@@ -119,11 +125,19 @@ func (a *API) Serve(w http.ResponseWriter, r *http.Request) error {
 	if e.stream != nil {
 		return e.stream(w, r, p)
 	}
-	response, err := e.serve(r, p)
-	if err != nil {
+	var text []byte
+	toJSON := func() error {
+		response, err := e.serve(r, p)
+		if err == nil {
+			text, err = json.Marshal(response)
+		}
 		return err
 	}
-	text, err := json.Marshal(response)
+	if e.paged {
+		err = a.lists.do(r.Context(), toJSON)
+	} else {
+		err = toJSON()
+	}
 	if err != nil {
 		return err
 	}

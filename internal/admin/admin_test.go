@@ -29,6 +29,7 @@ type process struct {
 
 func (p *process) api() *API {
 	return &API{
+		lists:        newPace(),
 		CaddyVersion: func() string { return "v0" },
 		Resolvers:    func() []*resolver.Resolver { return p.resolvers },
 		Sites:        func() []*Site { return p.sites },

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"caddytarget/internal/dnscache"
@@ -131,6 +132,7 @@ func namesOf(ctx context.Context, used []*resolver.Resolver, q dnscache.Query) (
 		if err != nil {
 			return Names{}, err
 		}
+		page.Names = slices.Grow(page.Names, len(of.Names))
 		for i := range of.Names {
 			page.Names = append(page.Names, newName(r.ID(), &of.Names[i]))
 		}

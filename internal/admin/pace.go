@@ -7,14 +7,14 @@ import (
 
 const (
 	// paceRatio is how many times as long as a page took to make the next one waits.
-	paceRatio = 3
+	paceRatio = 7
 
 	// maxPause bounds that: a page may have taken long only because the machine is busy.
 	maxPause = 200 * time.Millisecond
 )
 
 // pace makes the pages of long lists one at a time, with a pause after each, so that those
-// who read them, however many and fast they are, take a quarter of a CPU from requests at
+// who read them, however many and fast they are, take an eighth of a CPU from requests at
 // most.
 type pace struct {
 	turn chan struct{}

@@ -126,7 +126,7 @@ func (c *Cache) Names(ctx context.Context, q Query) (Page, error) {
 	if err != nil {
 		return Page{}, err
 	}
-	page := Page{Names: make([]Name, 0, min(max(q.Limit, 0), 256))}
+	page := Page{Names: make([]Name, 0, min(max(q.Limit, 0), 1000))}
 	now := c.cfg.Now()
 	for e := range c.scan(at) {
 		if at%scanned == 0 && ctx.Err() != nil {

@@ -83,6 +83,7 @@ func (r *Resolver) Names(ctx context.Context, q dnscache.Query) (Page, error) {
 		if err != nil {
 			return Page{}, err
 		}
+		page.Names = slices.Grow(page.Names, len(of.Names))
 		for _, n := range of.Names {
 			page.Names = append(page.Names, Name{n, suffix})
 		}

@@ -209,7 +209,7 @@ func (x *explainedArena) check(t *testing.T, at attack, query url.Values, live a
 // adminGet returns the answer of the admin API to a request in this process.
 func adminGet(uri string) (string, error) {
 	w := httptest.NewRecorder()
-	err := adminAPI{}.serve(w, httptest.NewRequest(http.MethodGet, uri, nil))
+	err := adminAPI{newAdminAPI()}.serve(w, httptest.NewRequest(http.MethodGet, uri, nil))
 	return w.Body.String(), err
 }
 

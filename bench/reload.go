@@ -33,7 +33,7 @@ func reloadsTLS(l *lab) {
 		ca := testlab.NewAuthority(l)
 		l.names.ttl = 3600
 		b := l.startBackends(fewAddrs, p.backends(ca)) // WebSockets take HTTP/1.1
-		run := reloading{lab: l, backends: b, protocolOf: p, domains: 50, times: 20, pause: 500 * time.Millisecond, long: true}
+		run := reloading{lab: l, backends: b, protocolOf: p, domains: 50, times: 20, pause: 500 * time.Millisecond, long: true, ca: ca.File}
 		for _, changed := range []bool{true, false} {
 			about := "unchanged settings"
 			if changed {
@@ -74,6 +74,7 @@ type reloading struct {
 	times   int           // that the configuration is loaded
 	pause   time.Duration // after each
 	long    bool          // with a WebSocket and an upload
+	ca      string        // file with the authority of backends with TLS
 }
 
 // under runs the load and prints its result.
@@ -141,10 +142,6 @@ func (run reloading) under(name string, config func(port, admin, i int) string) 
 // static returns configurations with static upstreams; more may have a number in
 // it that changes if changed.
 func (run reloading) static(more string, changed bool) func(port, admin, i int) string {
-	ca := ""
-	if run.scheme == "https" {
-		ca = run.lab.dir + "/ca.pem"
-	}
 	if more == "" {
 		more = "header_up X-I %d"
 	}
@@ -153,7 +150,7 @@ func (run reloading) static(more string, changed bool) func(port, admin, i int) 
 		upstreams = append(upstreams, netip.AddrPortFrom(a, uint16(run.backends.port)).String())
 	}
 	return func(port, admin, i int) string {
-		return withOther(stock(port, admin, ca, fmt.Sprintf(more, either(changed, i)), upstreams...), i)
+		return withOther(stock(port, admin, run.ca, fmt.Sprintf(more, either(changed, i)), upstreams...), i)
 	}
 }
 

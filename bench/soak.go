@@ -20,9 +20,10 @@ import (
 // soaking is a mixed load for long.
 type soaking struct {
 	*gatewayRun
-	mu       sync.Mutex
-	done     map[string]*tally // by kind of request
-	reloaded time.Time         // when the last one ended
+	mu        sync.Mutex
+	done      map[string]*tally // by kind of request
+	reloading bool              // whether a reload is under way
+	reloaded  time.Time         // when the last one ended
 }
 
 // tally counts requests of one kind.
@@ -64,13 +65,23 @@ func (s *soaking) add(k kindOfRequest, begun time.Time, status int, text string)
 	t.Failed++
 	token, _, _ := strings.Cut(text, ":")
 	switch {
-	case status == 0 && !strings.Contains(text, cut) && s.reloaded.After(begun.Add(-time.Second)):
+	case status == 0 && !strings.Contains(text, cut) && (s.reloading || s.reloaded.After(begun.Add(-time.Second))):
 		t.Planted[lostToReload]++
 	case slices.Contains(k.planted, token):
 		t.Planted[fmt.Sprintf("%d %s", status, token)]++
 	default:
 		t.Errors[strings.TrimSpace(fmt.Sprintf("%d %s", status, reason(text)))]++
 		fmt.Printf("%s  %s failed after %s: %d %s\n", time.Now().Format(time.TimeOnly), k.name, time.Since(begun).Round(time.Millisecond), status, text)
+	}
+}
+
+// reload notes that a reload begins or has ended.
+func (s *soaking) reload(begins bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reloading = begins
+	if !begins {
+		s.reloaded = time.Now()
 	}
 }
 
@@ -180,10 +191,9 @@ func soak(l *lab) {
 		wg.Go(func() { s.send(k, stop) })
 	}
 	every(&wg, stop, soakReload, func(i int) {
+		s.reload(true)
 		l.reload(config(i), address(admin))
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.reloaded = time.Now()
+		s.reload(false)
 	})
 	every(&wg, stop, soakMove, func(i int) {
 		for n := range moving {

@@ -49,9 +49,13 @@ func newAdminAPI() *admin.API {
 		return version
 	}
 	a.Resolvers, a.Sites = usedResolvers, usedSites
+	a.Running = func() bool {
+		app, err := caddy.ActiveContext().AppIfConfigured("target")
+		return err == nil && app != nil
+	}
 	a.Shared = func() *admin.Shared {
 		for s := range usedShared() {
-			return &admin.Shared{ID: s.id, Health: s.health, Pools: &s.pools, Top: s.metrics.Requests.Top, Trace: s.trace}
+			return &admin.Shared{ID: s.id, Began: s.began, Health: s.health, Pools: &s.pools, Top: s.metrics.Requests.Top, Trace: s.trace, Warm: s.warm}
 		}
 		return nil
 	}

@@ -81,6 +81,7 @@ func TestCommand(t *testing.T) {
 		{"names --limit 1 --all " + here, 0, []string{"NAME", "\n", "\n", "NAME"}, ""},
 		{"names none.example " + here, 0, []string{"name", "none.example", "negative", "error", "NXDOMAIN", "try", w.dns.Addr}, ""},
 		{"nameservers " + here, 0, []string{"NAMESERVER", w.dns.Addr, "up", "NOERROR:2,NXDOMAIN:1"}, ""},
+		{"ready " + here, 0, []string{"ready\n"}, ""},
 		{"explain http://a.example:81/x " + here, 0, []string{"site ", "target ", "a.example", "rule ", "lookup ", "hit", "address ", "127.0.0.2:81: allowed, healthy, offered as number 1", "dial ", "127.0.0.2:81, a new connection, HTTP/1.1", "result ", "would be sent"}, ""},
 		{"explain --header X-Target:http://a.example --uri /y --method POST " + here, 0, []string{"POST http://a.example port 80 /y", "would be sent"}, ""},
 		{"purge a.example --ask-again " + here, 0, []string{"ASKED FOR AGAIN", " 1\n"}, ""},
@@ -118,6 +119,7 @@ func TestCommand(t *testing.T) {
 		{"names --address " + nothing, 2, nil, "no server answered: "},
 		{"explain a.example --address " + nothing, 2, nil, "no server answered: "},
 		{"purge a.example --address " + nothing, 2, nil, "no server answered: "},
+		{"ready --address " + nothing, 2, nil, "no server answered: "},
 		{"nameservers -o json --address " + nothing, 2, nil, "no server answered: "},
 		{"names --address unix/" + config + ".socket", 2, nil, "no server answered: "},
 	} {

@@ -69,7 +69,8 @@ func TestDeployFiles(t *testing.T) {
 	manifest := readFile(t, "deploy/kubernetes.yaml")
 	has("deploy/kubernetes.yaml", "runAsNonRoot: true", "runAsUser: "+user+"\n", "containerPort: "+site+"\n", "containerPort: "+health+"\n",
 		`prometheus.io/port: "`+health+`"`, "port: "+site+"\n", "mountPath: /etc/caddy\n")
-	for _, probe := range []string{"startupProbe", "readinessProbe", "livenessProbe"} {
+	has("deploy/kubernetes.yaml", "startupProbe:\n            exec:\n              command: [/usr/bin/caddy, target, ready]\n")
+	for _, probe := range []string{"readinessProbe", "livenessProbe"} {
 		is(t, probe, find(t, "deploy/kubernetes.yaml", manifest, probe+`:\n +httpGet:\n +path: (\S+)\n +port: health`), "/healthz")
 	}
 	_, config, _ := strings.Cut(manifest, "  Caddyfile: |\n")

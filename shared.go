@@ -3,6 +3,7 @@ package caddytarget
 import (
 	"iter"
 	"math/rand/v2"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -20,6 +21,7 @@ import (
 // shared is what all configurations of the process have in common.
 type shared struct {
 	id        uint64 // random
+	began     time.Time
 	health    *health.Tracker
 	ejections *ejection.Log
 	metrics   *metrics.Metrics
@@ -46,6 +48,7 @@ const sharedKey = "shared"
 func newShared() *shared {
 	s := &shared{
 		id:      rand.Uint64(),
+		began:   time.Now(),
 		health:  health.New(),
 		limits:  pool.NewLimits(pool.DescriptorLimit()/4*3, dnscache.DomainOf),
 		sockets: newSockets(),

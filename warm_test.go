@@ -3,6 +3,8 @@ package caddytarget
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -111,6 +113,10 @@ func TestWarmAfterRestart(t *testing.T) {
 			served, opened := b.Served.Load(), b.Opened.Load()
 
 			w.run(site)
+			w.awaitReady()
+			if n := b.Open.Load(); n < names {
+				t.Errorf("%d connections are open when the gateway is ready, want at least %d", n, names)
+			}
 			w.awaitWarm(test.want, hosts(names)...)
 			testlab.Eventually(t, "the dials have ended", func() bool { return b.Open.Load() == int64(names*test.want) })
 			if n := b.Served.Load(); n != served {
@@ -124,6 +130,14 @@ func TestWarmAfterRestart(t *testing.T) {
 			}
 		})
 	}
+}
+
+// awaitReady waits until the gateway says that it is ready.
+func (w *world) awaitReady() {
+	w.Helper()
+	testlab.Eventually(w, "the gateway is ready", func() bool {
+		return adminAPI{newAdminAPI()}.serve(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/target/ready", nil)) == nil
+	})
 }
 
 // isSavedAfterStop stops the gateway, and reports whether a name is saved then.

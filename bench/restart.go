@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -9,16 +10,15 @@ import (
 )
 
 // restart stops a gateway under load and starts it again, with requests from the first
-// moment on, and once more with requests that begin when its connections are open. It
-// does so without the option warm and with it.
+// moment on, and once more with requests that begin when it says that it is ready. It does
+// so without the option warm and with it.
 func restart(l *lab) {
 	const (
 		domains = 100
 		rate    = 500 // requests a second
 		known   = 10 * time.Second
-		pause   = 3 * time.Second
 	)
-	for _, later := range []time.Duration{0, pause} {
+	for _, when := range []string{"at once", "when ready"} {
 		for _, warm := range []string{"", "warm 2 100"} {
 			l.restart()
 			l.names.ttl = 3600
@@ -52,7 +52,11 @@ func restart(l *lab) {
 					}
 				}
 			}()
-			time.Sleep(later)
+			began := time.Now()
+			if when == "when ready" {
+				l.awaitReady(admin)
+			}
+			later := time.Since(began)
 			dials := b.Opened.Load() - before
 			first := openLoop(url, rate, time.Second, target, never)
 			next := openLoop(url, rate, known, target, never)
@@ -63,8 +67,21 @@ func restart(l *lab) {
 				warm = "without warm"
 			}
 			p99 := func(r *result) float64 { return r.quantile(.99).Seconds() * 1e3 }
-			fmt.Printf("  %-12s requests %s after the start: p99 steady %.2f ms; first second %.2f ms (%.1f times), after that %.2f ms; %d of %d failed; %d connections before the first request, %d at most in one second\n",
-				warm, later, p99(steady), p99(first), p99(first)/p99(steady), p99(next), first.Failed+next.Failed, first.Sent+next.Sent, dials, most)
+			fmt.Printf("  %-12s requests %s, %.2f s after the start: p99 steady %.2f ms; first second %.2f ms (%.1f times), after that %.2f ms; %d of %d failed; %d connections before the first request, %d at most in one second\n",
+				warm, when, later.Seconds(), p99(steady), p99(first), p99(first)/p99(steady), p99(next), first.Failed+next.Failed, first.Sent+next.Sent, dials, most)
 		}
+	}
+}
+
+// awaitReady waits until a gateway is ready for requests.
+func (l *lab) awaitReady(admin int) {
+	for {
+		res, err := http.Get("http://" + address(admin) + "/target/ready")
+		must(err)
+		res.Body.Close()
+		if res.StatusCode == http.StatusOK {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }

@@ -2,7 +2,7 @@
 // the resolvers, pools and sites of a process know, and lets them purge it.
 //
 // An API has an Endpoint for each path. Most of them read the parameters of a request and
-// return a value that is sent as JSON: Overview, Names, NameReport, Nameservers, Pools,
+// return a value that is sent as JSON: Overview, Ready, Names, NameReport, Nameservers, Pools,
 // Addresses, Top, Purged or, for a Site, an explain.Report. Long lists come in pages
 // (pages.go). A live trace is a stream of events (trace.go). What is refused is an Error.
 // No response has other text than printable ASCII (text.go).
@@ -20,12 +20,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/topk"
 	"caddytarget/internal/trace"
+	"caddytarget/internal/warm"
 )
 
 // Path is the path below which the endpoints are.
@@ -48,6 +50,9 @@ type API struct {
 	// Sites returns the target handlers of the running configuration, by place.
 	Sites func() []*Site
 
+	// Running reports whether a configuration with targets runs: after it was started.
+	Running func() bool
+
 	// Shared returns what all configurations of the process share, or nil if there is none.
 	Shared func() *Shared
 }
@@ -57,11 +62,13 @@ func New() *API { return &API{lists: newPace()} }
 
 // Shared is what all configurations of a process share.
 type Shared struct {
-	ID     uint64 // random: those of an earlier process do not have it
+	ID     uint64    // random: those of an earlier process do not have it
+	Began  time.Time // when the first of these configurations began
 	Health *health.Tracker
 	Pools  *pool.Set
 	Top    *topk.Sketch
 	Trace  *trace.Hub
+	Warm   *warm.List
 }
 
 // Endpoint is one endpoint of the API.
@@ -86,6 +93,8 @@ func (a *API) Endpoint(path string) *Endpoint {
 	switch path {
 	case "":
 		return &Endpoint{Method: http.MethodGet, serve: a.getOverview}
+	case "ready":
+		return &Endpoint{Method: http.MethodGet, serve: a.getReady}
 	case "names":
 		return &Endpoint{Method: http.MethodGet, Params: []string{"prefix", "state", "after", "limit"}, paged: true, serve: a.getNames}
 	case "nameservers":

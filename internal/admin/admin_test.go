@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/explain"
@@ -18,6 +19,7 @@ import (
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/topk"
 	"caddytarget/internal/trace"
+	"caddytarget/internal/warm"
 )
 
 // process is what an API shows in tests.
@@ -25,6 +27,7 @@ type process struct {
 	resolvers []*resolver.Resolver
 	sites     []*Site
 	shared    *Shared
+	running   bool
 }
 
 func (p *process) api() *API {
@@ -34,12 +37,13 @@ func (p *process) api() *API {
 		Resolvers:    func() []*resolver.Resolver { return p.resolvers },
 		Sites:        func() []*Site { return p.sites },
 		Shared:       func() *Shared { return p.shared },
+		Running:      func() bool { return p.running },
 	}
 }
 
 // newProcess returns a process without sites, in which nothing has happened.
 func newProcess() *process {
-	return &process{shared: &Shared{ID: 1, Health: health.New(), Pools: new(pool.Set), Top: topk.New(topk.Config{}), Trace: new(trace.Hub)}}
+	return &process{shared: &Shared{ID: 1, Health: health.New(), Pools: new(pool.Set), Top: topk.New(topk.Config{}), Trace: new(trace.Hub), Warm: warm.New()}}
 }
 
 // ask sends a request to an API, with a body unless that is empty. It returns the status
@@ -75,6 +79,7 @@ func TestNothing(t *testing.T) {
 		status             int
 		want               string
 	}{
+		{"GET", "ready", "", 503, "not ready: no configuration with targets runs"},
 		{"GET", "names", "", 200, `{"names":[]}`},
 		{"GET", "names/a.example", "", 404, "unknown name a.example: no resolver has been asked for it, or it was evicted"},
 		{"GET", "nameservers", "", 200, `{"nameservers":[]}`},
@@ -225,4 +230,32 @@ func TestTop(t *testing.T) {
 			t.Errorf("%s: got %+v, want %s", path, top, want)
 		}
 	}
+}
+
+// TestReady: a process is ready once its configuration runs and what was saved was read, or
+// some time after its start.
+func TestReady(t *testing.T) {
+	compiled, err := resolver.Config{Nameservers: []string{"127.0.0.1:1"}, Persist: time.Hour}.Compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := resolver.New(compiled)
+	defer r.Close()
+	p := newProcess()
+	p.resolvers = []*resolver.Resolver{r}
+	p.shared.Began = time.Now().Add(time.Hour)
+	check := func(about string, status int, want string) {
+		t.Helper()
+		if got, text := ask(t, p.api(), http.MethodGet, "ready", ""); got != status || text != want {
+			t.Errorf("%s: got %d: %s, want %d: %s", about, got, text, status, want)
+		}
+	}
+	check("provisioned", 503, "not ready: no configuration with targets runs")
+	p.running = true
+	check("before it was read what was saved", 503, "not ready: what was saved of names is being read")
+	p.shared.Began = time.Now().Add(-readyWithin)
+	check("too long after the start", 200, `{"ready":true}`)
+	p.shared.Began = time.Now().Add(time.Hour)
+	r.Start()
+	check("started", 200, `{"ready":true}`)
 }

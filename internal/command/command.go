@@ -92,7 +92,8 @@ func SetUp(cmd *cobra.Command, caddy *Caddy) {
 	trace.Flags().String("target", "", "Only requests to this host, or to those below it: .example.com")
 	trace.Flags().IntP("limit", "n", 0, "How many requests, at most "+strconv.Itoa(admin.MaxTraceEvents)+" (default all)")
 	trace.Flags().Int("seconds", admin.MaxTraceSeconds, "How long, at most "+strconv.Itoa(admin.MaxTraceSeconds))
-	cmd.AddCommand(names, purge, nameservers, pools, addresses, top, trace, newExplain(caddy))
+	ready := caddy.subcommand(showReady, "ready", "Exits with 0 if the server is ready: what was saved was read, and warm connections are open", 0)
+	cmd.AddCommand(ready, names, purge, nameservers, pools, addresses, top, trace, newExplain(caddy))
 }
 
 // subcommand returns a command that speaks to the admin API.

@@ -84,15 +84,18 @@ func (r *Resolver) remember() {
 	})
 }
 
-// hasLoaded reports whether it is known what was saved.
-func (r *Resolver) hasLoaded() bool {
+// IsLoading reports whether what was saved is still to be read, as it is before Start.
+func (r *Resolver) IsLoading() bool {
 	select {
 	case <-r.memory.saver.Loaded():
-		return r.config.persists()
-	default:
 		return false
+	default:
+		return true
 	}
 }
+
+// hasLoaded reports whether it is known what was saved.
+func (r *Resolver) hasLoaded() bool { return r.config.persists() && !r.IsLoading() }
 
 // restoring is dnscache.Config.Restoring.
 func (r *Resolver) restoring() <-chan struct{} {

@@ -85,7 +85,8 @@ type entry struct {
 	// is the first to use, reduces it by one. Site.Connections of them are too many.
 	debt atomic.Int64
 
-	restored any // Site.Group of the site by which it was saved; nil: it was called since
+	cold     atomic.Bool // it was saved, and since the start neither called nor looked at
+	restored any         // Site.Group of the site by which it was saved; nil: it was called since
 
 	busy atomic.Bool // a worker has what follows
 	next time.Time   // when it is looked at again
@@ -165,6 +166,19 @@ func (l *List) Release(owner any) {
 	clear(l.counts)
 }
 
+// Cold returns how many of the targets that were saved, and are to be kept warm, had neither
+// a dial nor a request since the start.
+func (l *List) Cold() (n int) {
+	for _, list := range l.kept(l.now()) {
+		for _, e := range list {
+			if e.cold.Load() {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // stop ends run; l.control is held.
 func (l *List) stop() {
 	if l.halt != nil {
@@ -188,6 +202,9 @@ func (s *Site) Used(scheme, host string, port uint16, opened bool) {
 	}
 	e.used.Store(l.now().UnixNano())
 	e.score.Add(1)
+	if e.cold.Load() {
+		e.cold.Store(false)
+	}
 	if opened {
 		e.repay()
 	}

@@ -132,7 +132,7 @@ func (l *List) restore(all []saved, group any) {
 		e := l.entries[t.Target]
 		if e == nil {
 			e = &entry{target: t.Target}
-			if l.sites == nil {
+			if e.cold.Store(true); l.sites == nil {
 				e.restored = group
 			}
 			l.entries[t.Target] = e

@@ -123,7 +123,7 @@ func (l *lab) hosts() (list []string) {
 // round works on all that is due.
 func (l *lab) round() {
 	for _, j := range l.due() {
-		l.work(context.Background(), j)
+		l.workOn(context.Background(), j)
 	}
 }
 
@@ -160,6 +160,28 @@ func TestBusiest(t *testing.T) {
 	l.call("a", 5, false)
 	if got, want := l.hosts(), []string{"a 3", "b 2"}; !slices.Equal(got, want) {
 		t.Errorf("due after scores were halved: %v, want %v", got, want)
+	}
+}
+
+// TestCold: what was saved is cold until it was looked at or called, if it is to be kept warm.
+func TestCold(t *testing.T) {
+	l := newLab(t, 3, 2)
+	l.call("never saved", 1, true)
+	l.restore([]saved{
+		{Target{"site", "http", "a", 80}, 9}, {Target{"site", "http", "b", 80}, 8},
+		{Target{"site", "http", "too many", 80}, 7}, {Target{"another", "http", "c", 80}, 9},
+	}, 1)
+	if n := l.Cold(); n != 2 {
+		t.Errorf("%d targets are cold after the start, want 2", n)
+	}
+	l.call("a", 1, true)
+	if n := l.Cold(); n != 1 {
+		t.Errorf("%d targets are cold after one was called, want 1", n)
+	}
+	l.none.Store(true) // where it is cannot be found
+	l.round()
+	if n := l.Cold(); n != 0 {
+		t.Errorf("%d targets are cold after all were looked at, want none", n)
 	}
 }
 

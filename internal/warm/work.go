@@ -52,7 +52,7 @@ func (l *List) run(ctx context.Context) {
 			}
 			j.busy.Store(true)
 			working.Go(func() {
-				l.work(ctx, j)
+				l.workOn(ctx, j)
 				j.busy.Store(false)
 				<-slots
 			})
@@ -60,10 +60,9 @@ func (l *List) run(ctx context.Context) {
 	}
 }
 
-// due returns the targets to look at now, the busiest first. Those are the busiest of each
-// site that were called of late.
-func (l *List) due() (jobs []job) {
-	now := l.now()
+// kept returns the targets that are kept warm, the busiest first: those of each site that
+// were called of late.
+func (l *List) kept(now time.Time) map[*Site][]*entry {
 	bySite := make(map[*Site][]*entry)
 	l.mu.RLock()
 	for t, e := range l.entries {
@@ -73,7 +72,16 @@ func (l *List) due() (jobs []job) {
 	}
 	l.mu.RUnlock()
 	for s, list := range bySite {
-		for _, e := range busiest(list, s.Targets) {
+		bySite[s] = busiest(list, s.Targets)
+	}
+	return bySite
+}
+
+// due returns the targets to look at now, the busiest first.
+func (l *List) due() (jobs []job) {
+	now := l.now()
+	for s, list := range l.kept(now) {
+		for _, e := range list {
 			if e.busy.Load() || e.next.After(now) || e.debt.Load() >= int64(s.Connections) {
 				continue
 			}
@@ -82,6 +90,12 @@ func (l *List) due() (jobs []job) {
 		}
 	}
 	return jobs
+}
+
+// workOn opens one connection to a target if it lacks any, which is not cold then.
+func (l *List) workOn(ctx context.Context, j job) {
+	l.work(ctx, j)
+	j.cold.Store(false)
 }
 
 // work opens one connection to a target if it lacks any.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -240,7 +241,9 @@ func waiters(l *lab) {
 			return 0, err
 		}
 		defer res.Body.Close()
-		_, err = io.Copy(io.Discard, res.Body)
+		if _, err = io.Copy(io.Discard, res.Body); err == nil && res.StatusCode != http.StatusOK {
+			err = errors.New(res.Header.Get("Proxy-Status"))
+		}
 		return res.StatusCode, err
 	}
 	conns := make([]*http.Client, count/perConn)

@@ -19,6 +19,7 @@ type destination struct {
 	idle        []*conn // those of HTTP/1.1 that are idle, the one used last at the end
 	h2Conns     []*conn // those of HTTP/2 that take requests, idle or not
 	waiters     []*waiter
+	limited     int // how many of them have waiter.limited
 	dials       []*dial
 	speaksHTTP2 bool // the last connection that was opened is one of HTTP/2
 
@@ -136,6 +137,7 @@ func (p *Pool) discard(c *conn) {
 	if counted {
 		p.open.Add(-1)
 		p.limits.release(d.group)
+		p.dialLimited(d)
 	}
 }
 

@@ -101,7 +101,8 @@ func (p *Pool) deliverConn(d *destination, n *dial, c *conn) {
 }
 
 // deliverError ends a dial that failed. All requests that it was assigned to get the
-// error. Others that wait may dial now.
+// error, unless it is that of Limits and they may wait: see waitsForFree. Others that wait
+// may dial now.
 func (p *Pool) deliverError(d *destination, n *dial, err *Error) {
 	s := d.shard
 	s.mu.Lock()
@@ -111,10 +112,11 @@ func (p *Pool) deliverError(d *destination, n *dial, err *Error) {
 		n.spare.Dialled(false)
 	}
 	for _, w := range slices.Clone(d.waiters) {
-		if w.dial == n {
-			p.removeWaiter(d, w)
-			w.ready <- answer{err: err, dial: n}
+		if w.dial != n || err.Err == ErrLimit && p.waitsForFree(d, w, err, n) {
+			continue
 		}
+		p.removeWaiter(d, w)
+		w.ready <- answer{err: err, dial: n}
 	}
 	p.assignDials(d)
 	s.dropUnused(d)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Limits bounds the connections of all pools of a process together, so that descriptors
@@ -14,6 +15,7 @@ import (
 // shared memory packet switches", 1998): the more are in use, the fewer one domain gets.
 type Limits struct {
 	max      int
+	wait     time.Duration            // limitedWait
 	domainOf func(host string) string // nil: each host is its own domain
 
 	idle atomic.Int64 // idle connections
@@ -27,13 +29,17 @@ type Limits struct {
 // One domain may have a share-th of the connections that are free or idle.
 const share = 4
 
+// limitedWait is how long a request waits for a connection to become free where Limits
+// allow no other one.
+const limitedWait = time.Second
+
 // NewLimits returns limits for at most max open connections; zero: no limit. domainOf
 // returns the domain to which a host belongs; nil: each host is its own domain.
 func NewLimits(max int, domainOf func(host string) string) *Limits {
 	if max <= 0 {
 		max = math.MaxInt
 	}
-	return &Limits{max: max, domainOf: domainOf, groups: make(map[string]int)}
+	return &Limits{max: max, wait: limitedWait, domainOf: domainOf, groups: make(map[string]int)}
 }
 
 // acquire counts a connection that is about to be opened and reports whether that is

@@ -396,6 +396,78 @@ func TestLimits(t *testing.T) {
 	wg.Wait()
 }
 
+// TestLimitsWait: where Limits allow no other connection, as many requests as there are
+// connections wait for one to become free.
+func TestLimitsWait(t *testing.T) {
+	hold := make(chan struct{})
+	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		for {
+			if _, err := http.ReadRequest(r); err != nil {
+				return
+			}
+			<-hold
+			_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+		}
+	})
+	limits := NewLimits(10, nil)
+	limits.wait = time.Hour
+	p := New(Config{}, health.New(), limits)
+	defer p.Close()
+	var wg sync.WaitGroup
+	var limited, served atomic.Int64
+	start := func() {
+		wg.Go(func() {
+			switch _, err := get(t, p, b.order("a.example"), "/"); {
+			case errors.Is(err, ErrLimit):
+				limited.Add(1)
+			case err != nil:
+				t.Errorf("a request: %v, want a response", err)
+			default:
+				served.Add(1)
+			}
+		})
+	}
+	for range 2 { // a quarter of 10
+		start()
+	}
+	testlab.Eventually(t, "two connections are open", func() bool { return b.Opened.Load() == 2 })
+	for range 5 {
+		start()
+	}
+	testlab.Eventually(t, "three of five are refused", func() bool { return limited.Load() == 3 })
+	close(hold)
+	wg.Wait()
+	if n, opened := served.Load(), b.Opened.Load(); n != 4 || opened != 2 {
+		t.Errorf("%d requests were served over %d connections, want 4 over 2", n, opened)
+	}
+}
+
+// TestLimitsWaitEnds: a request does not wait for ever for a connection to become free.
+func TestLimitsWaitEnds(t *testing.T) {
+	hold := make(chan struct{})
+	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		_, _ = http.ReadRequest(r)
+		<-hold
+		_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+	})
+	limits := NewLimits(4, nil)
+	limits.wait = time.Millisecond
+	p := New(Config{}, health.New(), limits)
+	defer p.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := get(t, p, b.order("a.example"), "/"); err != nil {
+			t.Errorf("the first request: %v, want a response", err)
+		}
+	})
+	testlab.Eventually(t, "a connection is open", func() bool { return p.Open() == 1 })
+	if _, err := get(t, p, b.order("a.example"), "/"); !errors.Is(err, ErrLimit) {
+		t.Errorf("a request beside it: %v, want %v", err, ErrLimit)
+	}
+	close(hold)
+	wg.Wait()
+}
+
 // TestLimitsAtOnce: idle connections are closed for all that are opened at a time.
 func TestLimitsAtOnce(t *testing.T) {
 	b := newBackend(t, echo)

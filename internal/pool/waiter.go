@@ -15,6 +15,8 @@ type waiter struct {
 	ready chan answer // holds one
 	dial  *dial       // that it was assigned; nil: it waits for a connection to become free
 	since time.Time   // when it began to wait; set if the order has a Timing
+
+	limited *time.Timer // ends its wait, since Limits allowed it no dial; nil: they did
 }
 
 // answer is a connection or the reason why there is none.
@@ -152,6 +154,10 @@ func (p *Pool) giveUp(d *destination, w *waiter, err *Error) (*conn, bool, error
 func (p *Pool) removeWaiter(d *destination, w *waiter) {
 	if i := slices.Index(d.waiters, w); i >= 0 {
 		d.waiters = slices.Delete(d.waiters, i, i+1)
+		if w.limited != nil {
+			w.limited.Stop()
+			d.limited--
+		}
 	}
 	if n := w.dial; n != nil {
 		w.dial = nil
@@ -211,10 +217,53 @@ func (p *Pool) assignDial(d *destination, w *waiter) {
 	}
 }
 
-// assignDials is assignDial for all waiters, after a connection or a dial has ended.
+// assignDials is assignDial for all waiters, after a connection or a dial has ended, but
+// not for those to which Limits allowed none.
 func (p *Pool) assignDials(d *destination) {
 	for _, w := range d.waiters {
-		p.assignDial(d, w)
+		if w.limited == nil {
+			p.assignDial(d, w)
+		}
+	}
+}
+
+// waitsForFree makes a waiter wait for a connection to become free, since Limits allowed it
+// no dial. It reports false if as many requests do so as there are connections, or
+// maxPerDial times as many over HTTP/2; shard.mu is held.
+func (p *Pool) waitsForFree(d *destination, w *waiter, err *Error, n *dial) bool {
+	if w.limited == nil {
+		most := len(d.conns)
+		if d.speaksHTTP2 {
+			most *= maxPerDial
+		}
+		if d.limited >= most {
+			return false
+		}
+		d.limited++
+		w.limited = time.AfterFunc(p.limits.wait, func() {
+			d.shard.mu.Lock()
+			defer d.shard.mu.Unlock()
+			if slices.Contains(d.waiters, w) {
+				p.removeWaiter(d, w)
+				w.ready <- answer{err: err, dial: n}
+				d.shard.dropUnused(d)
+			}
+		})
+	}
+	w.dial = nil
+	return true
+}
+
+// dialLimited begins a dial for one of the waiters to which Limits allowed none, after a
+// connection was closed.
+func (p *Pool) dialLimited(d *destination) {
+	d.shard.mu.Lock()
+	defer d.shard.mu.Unlock()
+	for _, w := range d.waiters {
+		if w.limited != nil && w.dial == nil {
+			p.assignDial(d, w)
+			return
+		}
 	}
 }
 

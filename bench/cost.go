@@ -3,6 +3,9 @@ package main
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"caddytarget/internal/testlab"
@@ -90,5 +93,56 @@ func closing(l *lab) {
 		fmt.Printf("  %s, %d clients, %.0f requests/s: %s\n    after a tenth as many before: %s\n    right after:                  %s\n    15 s later:                   %s\n",
 			kind.about, clients, float64(r.Sent)/took.Seconds(), r.failures(), before, after, l.holds(g.admin))
 		l.stop(g)
+	}
+}
+
+// sizing measures what Go's collector and a log that nobody reads take: CPU time and memory,
+// with many targets and all load that there is place for.
+func sizing(l *lab) {
+	const domains = 5000
+	l.names.ttl = 300
+	b := l.startBackends(fewAddrs, testlab.BackendConfig{})
+	port, admin := freePort(), freePort()
+	url := "http://" + address(port) + "/"
+	called := targets("http", domains, b.port)
+	gateway := l.gateway(port, admin, "")
+	ways := []struct {
+		about  string
+		env    []string // name and value in turn
+		config string
+		cpu    []float64 // µs a request
+		rss    []float64 // MB
+	}{
+		{about: "GOGC=100", config: gateway},
+		{about: "GOGC=100 again", config: gateway},
+		{about: "GOGC=50", env: []string{"GOGC", "50"}, config: gateway},
+		{about: "GOGC=200", env: []string{"GOGC", "200"}, config: gateway},
+		{about: "GOGC=400", env: []string{"GOGC", "400"}, config: gateway},
+		{about: "GOGC=off GOMEMLIMIT=512MiB", env: []string{"GOGC", "off", "GOMEMLIMIT", "512MiB"}, config: gateway},
+		{about: "no log of http.handlers.reverse_proxy", config: strings.Replace(gateway, "auto_https off",
+			"auto_https off\n\tlog {\n\t\texclude http.handlers.reverse_proxy\n\t}", 1)},
+	}
+	for range *rounds {
+		for _, i := range rand.Perm(len(ways)) {
+			w := &ways[i]
+			for variable := range slices.Chunk(w.env, 2) {
+				must(os.Setenv(variable[0], variable[1]))
+			}
+			l.startCaddy(w.config, address(port))
+			for variable := range slices.Chunk(w.env, 2) {
+				must(os.Unsetenv(variable[0]))
+			}
+			each(url, domains, func(i int) string { return called[i] })
+			l.wrk(url, "X-Target", called, 1)
+			cpu := l.cpu()
+			n, _ := l.wrk(url, "X-Target", called, *seconds)
+			w.cpu = append(w.cpu, float64((l.cpu()-cpu).Microseconds())/float64(max(n, 1)))
+			w.rss = append(w.rss, float64(l.pss())/1e6)
+			l.stopCaddy()
+		}
+	}
+	for _, w := range ways {
+		fmt.Printf("  %-38s %.1f µs of CPU a request (%.2f times that of GOGC=100); %.0f MB resident\n",
+			w.about, median(w.cpu), median(ratios(w.cpu, ways[0].cpu)), median(w.rss))
 	}
 }

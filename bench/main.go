@@ -78,6 +78,7 @@ var scenarios = []struct {
 	{"reload", "100 reloads under load", reload},
 	{"reloads", "20 reloads under load, https and HTTP/2: connections, WebSockets, uploads", reloadsTLS},
 	{"idlecost", "what 2 000 idle connections take", idleCost},
+	{"sizing", "what Go's collector takes, by GOGC and GOMEMLIMIT, and a log", sizing},
 	{"closing", "what remains of connections that are closed or refused", closing},
 	{"https", "50 https domains on one address", https},
 	{"total", "300 https domains over HTTP/2 under a total of 20 connections", total},

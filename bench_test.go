@@ -1,6 +1,7 @@
 package caddytarget
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,6 +24,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"github.com/miekg/dns"
+	"golang.org/x/net/http2"
 
 	"caddytarget/internal/exchange"
 	"caddytarget/internal/failover"
@@ -31,11 +34,13 @@ import (
 	"caddytarget/internal/topk"
 )
 
-// The benchmarks here compare whole requests, in process and without a
-// network: Caddy's server, the handlers, reverse_proxy and the transport with its
-// pool. The connections are in memory.
+// The benchmarks here compare whole requests, in process: Caddy's server, the handlers,
+// reverse_proxy and the transport with its pool. Over HTTP/1.1 the connections are in
+// memory. Over HTTP/2 they are those of TLS to a backend in this process, which allocates
+// nothing for a request.
 //
 //	go test -run '^$' -bench 'Request|Overhead' -benchmem .
+//	go test -run '^$' -bench 'Request/.*h2/500|Overhead/h2' -benchmem .
 
 // memoryConn is a connection to a backend that answers at once.
 type memoryConn struct {
@@ -79,9 +84,51 @@ func (c *memoryConn) Close() error {
 	return nil
 }
 
-// benchServer provisions a site and returns its server, with connections in
-// memory.
-func benchServer(b *testing.B, site string) *caddyhttp.Server {
+// newHTTP2Backend returns the function that opens connections to a backend of HTTP/2.
+func newHTTP2Backend(b *testing.B, ca *testlab.Authority) dialFunc {
+	port := testlab.NewRawBackend(b, "", "127.0.0.1", ca.Config("h2"), answerHTTP2).Port
+	return func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, "127.0.0.1:"+port)
+	}
+}
+
+// answerHTTP2 answers each request at once. It reads the headers of the frames alone.
+func answerHTTP2(conn net.Conn) {
+	const window = 1 << 30
+	block := "\x88\x0f\x10\x0atext/plain\x0f\x0d\x013" // :status 200, content-type, content-length: not indexed
+	reply := "\x00\x00" + string(rune(len(block))) + "\x01\x04\x00\x00\x00\x00" + block + "\x00\x00\x03\x00\x01\x00\x00\x00\x00ok\n"
+	out := []byte(reply)
+	data := 9 + len(block) // where the DATA frame begins
+	r, fr := bufio.NewReader(conn), http2.NewFramer(conn, nil)
+	if fr.WriteSettings() != nil || fr.WriteSettingsAck() != nil || fr.WriteWindowUpdate(0, window) != nil {
+		return
+	}
+	if _, err := r.Discard(len(http2.ClientPreface)); err != nil {
+		return
+	}
+	var header [9]byte
+	for {
+		if _, err := io.ReadFull(r, header[:]); err != nil {
+			return
+		}
+		if _, err := r.Discard(int(header[0])<<16 | int(header[1])<<8 | int(header[2])); err != nil {
+			return
+		}
+		if http2.FrameType(header[3]) != http2.FrameHeaders {
+			continue
+		}
+		copy(out[5:], header[5:])
+		copy(out[data+5:], header[5:])
+		if _, err := conn.Write(out); err != nil {
+			return
+		}
+	}
+}
+
+type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+
+// benchServer provisions a site and returns its server, with connections that dial opens.
+func benchServer(b *testing.B, dial dialFunc, site string) *caddyhttp.Server {
 	b.Helper()
 	adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte("{\n\tadmin off\n}\n"+site), nil)
 	if err != nil {
@@ -102,27 +149,27 @@ func benchServer(b *testing.B, site string) *caddyhttp.Server {
 	}
 	server := app.(*caddyhttp.App).Servers["srv0"]
 	for _, h := range server.Routes[0].Handlers {
-		stubConnections(h)
+		stubConnections(h, dial)
 	}
 	return server
 }
 
-func stubConnections(h caddyhttp.MiddlewareHandler) {
+func stubConnections(h caddyhttp.MiddlewareHandler, dial dialFunc) {
 	switch h := h.(type) {
 	case *caddyhttp.Subroute:
 		for _, r := range h.Routes {
 			for _, h := range r.Handlers {
-				stubConnections(h)
+				stubConnections(h, dial)
 			}
 		}
 	case *Handler:
-		stubConnections(h.proxy)
+		stubConnections(h.proxy, dial)
 	case *reverseproxy.Handler:
 		switch t := h.Transport.(type) {
 		case *Transport:
-			t.pool.Dial = dialMemory
+			t.pool.Dial = dial
 		case *reverseproxy.HTTPTransport:
-			t.Transport.DialContext = dialMemory
+			t.Transport.DialContext = dial
 		}
 	}
 }
@@ -145,11 +192,11 @@ func (d *discard) Header() http.Header         { return d.header }
 func (d *discard) Write(p []byte) (int, error) { return len(p), nil }
 func (d *discard) WriteHeader(int)             {}
 
-func benchRequests(n int) []*http.Request {
+func benchRequests(scheme string, n int) []*http.Request {
 	list := make([]*http.Request, n)
 	for i := range list {
 		r := httptest.NewRequest(http.MethodGet, "http://localhost/path?q=1", http.NoBody)
-		r.Header.Set("X-Target", fmt.Sprintf("http://d%d.test:8000", i))
+		r.Header.Set("X-Target", fmt.Sprintf("%s://d%d.test:8000", scheme, i))
 		r.Header.Set("User-Agent", "bench/1.0")
 		r.Header.Set("Accept", "*/*")
 		list[i] = r
@@ -192,27 +239,45 @@ func benchmarkServer(b *testing.B, server *caddyhttp.Server, requests []*http.Re
 	}
 }
 
-func benchServers(b *testing.B) (static, target *caddyhttp.Server) {
-	static = benchServer(b, `http://localhost {
-	reverse_proxy 127.0.1.1:8000 127.0.1.2:8000 127.0.1.3:8000 127.0.1.4:8000 127.0.1.5:8000 127.0.1.6:8000 127.0.1.7:8000 127.0.1.8:8000
-}`)
-	target = benchServer(b, `http://localhost {
-	target_proxy {header.X-Target} {
-		allow_ips 127.0.0.0/8
-		resolver `+benchNameserver(b)+`
-	}
-}`)
-	return static, target
+// benchSides are static upstreams and targets that serve the same requests.
+type benchSides struct {
+	protocol       string // "": HTTP/1.1 without TLS
+	scheme         string
+	static, target *caddyhttp.Server
+	sizes          []int // how many targets there are
 }
 
-var benchSizes = []int{20, 500, 10_000, 100_000}
+// name returns the name of a benchmark with n targets.
+func (s *benchSides) name(n int) string { return path.Join(s.protocol, strconv.Itoa(n)) }
+
+// benchServers returns what is compared, over HTTP/1.1 and over HTTP/2.
+func benchServers(b *testing.B) []*benchSides {
+	const static = "reverse_proxy 127.0.1.1:8000 127.0.1.2:8000 127.0.1.3:8000 127.0.1.4:8000 127.0.1.5:8000 127.0.1.6:8000 127.0.1.7:8000 127.0.1.8:8000"
+	const target = "target_proxy {header.X-Target} {\nallow_ips 127.0.0.0/8\n"
+	resolver := "resolver " + benchNameserver(b) + "\n"
+	site := func(dial dialFunc, text string) *caddyhttp.Server {
+		return benchServer(b, dial, "http://localhost {\n"+text+"\n}")
+	}
+	ca := testlab.NewAuthority(b)
+	dial, trust := newHTTP2Backend(b, ca), "tls_trust_pool file "+ca.File+"\n"
+	return []*benchSides{
+		{"", "http", site(dialMemory, static), site(dialMemory, target+resolver+"}"), []int{20, 500, 10_000, 100_000}},
+		{
+			"h2", "https",
+			site(dial, static+" {\ntransport http {\ntls_server_name static.test\n"+trust+"}\n}"),
+			site(dial, target+resolver+trust+"}"),
+			[]int{20, 500}, // each target has a connection
+		},
+	}
+}
 
 func BenchmarkRequest(b *testing.B) {
-	static, target := benchServers(b)
-	for _, n := range benchSizes {
-		requests := benchRequests(n)
-		b.Run(fmt.Sprintf("static/%d", n), func(b *testing.B) { benchmarkServer(b, static, requests) })
-		b.Run(fmt.Sprintf("target/%d", n), func(b *testing.B) { benchmarkServer(b, target, requests) })
+	for _, s := range benchServers(b) {
+		for _, n := range s.sizes {
+			requests := benchRequests(s.scheme, n)
+			b.Run("static/"+s.name(n), func(b *testing.B) { benchmarkServer(b, s.static, requests) })
+			b.Run("target/"+s.name(n), func(b *testing.B) { benchmarkServer(b, s.target, requests) })
+		}
 	}
 }
 
@@ -221,42 +286,45 @@ func BenchmarkRequest(b *testing.B) {
 // reports the medians of the differences: what targets cost, and how far two
 // identical servers seem to differ.
 func BenchmarkOverhead(b *testing.B) {
-	static, target := benchServers(b)
-	for _, n := range benchSizes {
-		b.Run(strconv.Itoa(n), func(b *testing.B) {
-			requests := benchRequests(n)
-			serveOnce(b, target, requests)
-			w := &discard{header: make(http.Header)}
-			batch := func(server *caddyhttp.Server) float64 {
-				const size = 50
-				var batch [size]*http.Request
-				for i := range batch {
-					batch[i] = again(requests[rand.N(len(requests))])
-				}
-				start := time.Now()
-				for _, r := range batch {
-					clear(w.header)
-					server.ServeHTTP(w, r)
-				}
-				return float64(time.Since(start).Nanoseconds()) / size
-			}
-			var base, more, noise []float64
-			for b.Loop() {
-				first, targets, second := batch(static), batch(target), batch(static)
-				base = append(base, first)
-				more = append(more, targets-(first+second)/2)
-				noise = append(noise, second-first)
-			}
-			median := func(list []float64) float64 {
-				slices.Sort(list)
-				return list[len(list)/2]
-			}
-			b.ReportMetric(median(base), "static-ns")
-			b.ReportMetric(median(more), "more-ns")
-			b.ReportMetric(median(noise), "noise-ns")
-			b.ReportMetric(0, "ns/op")
-		})
+	for _, s := range benchServers(b) {
+		for _, n := range s.sizes {
+			b.Run(s.name(n), func(b *testing.B) { benchmarkOverhead(b, s, n) })
+		}
 	}
+}
+
+func benchmarkOverhead(b *testing.B, s *benchSides, n int) {
+	requests := benchRequests(s.scheme, n)
+	serveOnce(b, s.target, requests)
+	w := &discard{header: make(http.Header)}
+	batch := func(server *caddyhttp.Server) float64 {
+		const size = 50
+		var batch [size]*http.Request
+		for i := range batch {
+			batch[i] = again(requests[rand.N(len(requests))])
+		}
+		start := time.Now()
+		for _, r := range batch {
+			clear(w.header)
+			server.ServeHTTP(w, r)
+		}
+		return float64(time.Since(start).Nanoseconds()) / size
+	}
+	var base, more, noise []float64
+	for b.Loop() {
+		first, targets, second := batch(s.static), batch(s.target), batch(s.static)
+		base = append(base, first)
+		more = append(more, targets-(first+second)/2)
+		noise = append(noise, second-first)
+	}
+	median := func(list []float64) float64 {
+		slices.Sort(list)
+		return list[len(list)/2]
+	}
+	b.ReportMetric(median(base), "static-ns")
+	b.ReportMetric(median(more), "more-ns")
+	b.ReportMetric(median(noise), "noise-ns")
+	b.ReportMetric(0, "ns/op")
 }
 
 func BenchmarkSource(b *testing.B) {
@@ -348,7 +416,7 @@ func BenchmarkTarget(b *testing.B) {
 // the metrics and the sketch. What BenchmarkRequest measures has it in it.
 func BenchmarkTelemetry(b *testing.B) {
 	m := newShared().metrics.Requests
-	for _, n := range benchSizes {
+	for _, n := range []int{20, 500, 10_000, 100_000} {
 		hosts := make([]string, n)
 		for i := range hosts {
 			hosts[i] = fmt.Sprintf("d%d.test", i)

@@ -95,31 +95,42 @@ func (f *settingsConn) Close() error {
 	return nil
 }
 
+// stream is a request over HTTP/2 with its response: what is kept of them, in one piece of
+// memory.
+type stream struct {
+	ctx      tracedContext
+	req      http.Request // which is sent; its context is ctx
+	upload   streamUpload // its body, if it has one
+	received streamBody   // the body of the response
+}
+
 // roundTripHTTP2 sends a request over a stream that was claimed, and returns the
 // response. The stamps may be nil.
-func (c *conn) roundTripHTTP2(req *http.Request, s *stamps) (*http.Response, error) {
-	ctx := newTracedContext(req.Context(), &c.pool.config, s)
-	req = req.WithContext(ctx)
-	var body *streamUpload
-	if req.Body != nil && req.Body != http.NoBody {
-		body = &streamUpload{ReadCloser: req.Body}
-		req.Body = body
+func (c *conn) roundTripHTTP2(req *http.Request, stamps *stamps) (*http.Response, error) {
+	s := new(stream)
+	s.ctx.init(req.Context(), &c.pool.config, stamps)
+	s.req = *req.WithContext(&s.ctx)
+	var upload *streamUpload
+	if hasBody(req) {
+		upload = &s.upload
+		upload.ReadCloser = req.Body
+		s.req.Body = upload
 	}
-	res, err := c.h2.RoundTrip(req)
+	res, err := c.h2.RoundTrip(&s.req)
 	if err == nil {
-		if ctx.err = checkResponse(res); ctx.err != nil {
+		if s.ctx.err = checkResponse(res); s.ctx.err != nil {
 			_ = res.Body.Close()
-			err = ctx.err
+			err = s.ctx.err
 		}
 	}
 	if err != nil {
-		return nil, c.failHTTP2(ctx, body, err)
+		return nil, c.failHTTP2(&s.ctx, upload, err)
 	}
 	c.responded.Store(true)
-	received := &streamBody{body: res.Body, c: c}
-	received.changedAt.Store(time.Now().UnixNano())
-	c.bodies.add(received)
-	res.Body = received
+	s.received.body, s.received.c = res.Body, c
+	s.received.changedAt.Store(time.Now().UnixNano())
+	c.bodies.add(&s.received)
+	res.Body = &s.received
 	return res, nil
 }
 
@@ -164,43 +175,63 @@ func checkResponse(res *http.Response) error {
 // too many interim responses, and passes the others to the caller's trace.
 type tracedContext struct {
 	context.Context
-	trace context.Context // has the trace
-	count int             // of interim responses
-	err   error           // the error with which the trace ended the request
+	trace  httptrace.ClientTrace
+	config *Config
+	outer  func(code int, header textproto.MIMEHeader) error // of the caller's trace; nil: it is not wanted
+	count  int                                               // of interim responses
+	err    error                                             // the error with which the trace ended the request
 }
 
-// newTracedContext returns the context for a request with the context ctx. If there are
-// stamps, its trace sets them.
-func newTracedContext(ctx context.Context, config *Config, s *stamps) *tracedContext {
-	t := &tracedContext{Context: ctx}
-	var trace httptrace.ClientTrace
+// init makes t the context for a request with the context ctx. If there are stamps, its
+// trace sets them.
+func (t *tracedContext) init(ctx context.Context, config *Config, s *stamps) {
+	t.Context, t.config = ctx, config
 	if outer := httptrace.ContextClientTrace(ctx); outer != nil {
-		trace = *outer
+		t.trace, t.outer = *outer, outer.Got1xxResponse
 	}
-	interim := trace.Got1xxResponse
-	trace.Got1xxResponse = func(code int, header textproto.MIMEHeader) error {
-		if t.count++; code == http.StatusSwitchingProtocols {
-			t.err = errSwitching
-		} else if t.count > maxInterim {
-			t.err = errInterim
-		}
-		if t.err != nil || interim == nil {
-			return t.err
-		}
-		config.interim(http.Header(header))
-		return interim(code, header)
-	}
+	t.trace.Got1xxResponse = t.got1xx
 	if s != nil {
-		s.trace(&trace)
+		s.trace(&t.trace)
 	}
-	t.trace = httptrace.WithClientTrace(context.Background(), &trace)
-	return t
+}
+
+// got1xx is called for each interim response.
+func (t *tracedContext) got1xx(code int, header textproto.MIMEHeader) error {
+	if t.count++; code == http.StatusSwitchingProtocols {
+		t.err = errSwitching
+	} else if t.count > maxInterim {
+		t.err = errInterim
+	}
+	if t.err != nil || t.outer == nil {
+		return t.err
+	}
+	t.config.interim(http.Header(header))
+	return t.outer(code, header)
 }
 
 // Value implements context.Context.
 func (t *tracedContext) Value(key any) any {
-	if value := t.trace.Value(key); value != nil {
-		return value
+	if key == traceKey {
+		return &t.trace
 	}
 	return t.Context.Value(key)
+}
+
+// traceKey is the key under which a context has its trace, which package httptrace does
+// not export.
+var traceKey = func() (key any) {
+	httptrace.ContextClientTrace(keyContext{context.Background(), &key})
+	return key
+}()
+
+// keyContext is a context that notes the key of the value that it is asked for.
+type keyContext struct {
+	context.Context
+	key *any
+}
+
+// Value implements context.Context.
+func (c keyContext) Value(key any) any {
+	*c.key = key
+	return nil
 }

@@ -127,7 +127,7 @@ func (c *conn) roundTripHTTP2(req *http.Request, stamps *stamps) (*http.Response
 		return nil, c.failHTTP2(&s.ctx, upload, err)
 	}
 	c.responded.Store(true)
-	s.received.body, s.received.c = res.Body, c
+	s.received.body, s.received.c, s.received.selfEnding = res.Body, c, upload == nil && !res.Uncompressed
 	s.received.changedAt.Store(time.Now().UnixNano())
 	c.bodies.add(&s.received)
 	res.Body = &s.received

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"caddytarget/internal/testlab"
 )
 
@@ -384,6 +386,41 @@ func TestUnblock(t *testing.T) {
 	}
 	if n, err := io.Copy(io.Discard, responses[1].Body); err != nil || n != 2*maxConnBuffer {
 		t.Errorf("another response: %d octets, %v, want %d", n, err, 2*maxConnBuffer)
+	}
+}
+
+// TestEarlyResponse: where a response is read to its end before the request has been sent,
+// Close ends the request.
+func TestEarlyResponse(t *testing.T) {
+	const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+	const response = "\x00\x00\x01\x01\x04\x00\x00\x00\x01\x88" + "\x00\x00\x02\x00\x01\x00\x00\x00\x01ok"
+	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
+		_, _ = io.WriteString(c, settings)
+		_, _ = r.Discard(len(http2.ClientPreface))
+		for fr := http2.NewFramer(nil, r); ; {
+			frame, err := fr.ReadFrame()
+			if err != nil {
+				return
+			}
+			if frame.Header().Type == http2.FrameHeaders {
+				_, _ = io.WriteString(c, response)
+			}
+		}
+	})
+	p := newPool(t, Config{})
+	o := b.order("a.example")
+	o.Key.Protocol = HTTP2
+	body, more := io.Pipe()
+	res, err := p.RoundTrip(request(t, http.MethodPost, "/", body), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(res.Body); err != nil || string(text) != "ok" {
+		t.Errorf("response %q, %v, want ok", text, err)
+	}
+	_ = res.Body.Close()
+	if _, err := io.WriteString(more, "more"); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("the body of the request took more, %v, want %v", err, io.ErrClosedPipe)
 	}
 }
 

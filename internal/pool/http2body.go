@@ -23,9 +23,11 @@ const (
 // streamBody is the body of a response over HTTP/2. It knows for how long its client has
 // been reading, or has not been.
 type streamBody struct {
-	body io.ReadCloser
-	c    *conn
-	once sync.Once
+	body       io.ReadCloser
+	c          *conn
+	selfEnding bool // read to its end, the stream ends by itself: no upload, no reader of gzip
+	once       sync.Once
+	ended      atomic.Bool // nothing is left for Close
 
 	reading   atomic.Bool           // a Read is under way
 	changedAt atomic.Int64          // when reading changed, in nanoseconds
@@ -47,23 +49,28 @@ func (s *streamBody) Read(p []byte) (int, error) {
 		} else if err != io.EOF {
 			err = s.c.cause(err)
 		}
-		s.end()
+		s.end(err == io.EOF)
 	}
 	return n, err
 }
 
 // Close implements io.Closer.
 func (s *streamBody) Close() error {
+	if s.ended.Load() {
+		return nil
+	}
 	err := s.body.Close()
-	s.end()
+	s.end(false)
 	return err
 }
 
-// end releases the stream, once.
-func (s *streamBody) end() {
+// end releases the stream, once. If it was read to its end, nothing is left for Close but to
+// wait until the client of HTTP/2 has noticed that, which matters where streams are few.
+func (s *streamBody) end(read bool) {
 	s.once.Do(func() {
 		s.c.bodies.remove(s)
-		s.c.pool.releaseStream(s.c)
+		wasFull := s.c.pool.releaseStream(s.c)
+		s.ended.Store(read && s.selfEnding && !wasFull)
 	})
 }
 

@@ -115,14 +115,16 @@ func (p *Pool) idleOrSurplus(c *conn) (surplus bool) {
 	return false
 }
 
-// releaseStream is called when a request has ended.
-func (p *Pool) releaseStream(c *conn) {
+// releaseStream is called when a request has ended. It reports whether the connection was
+// ever full.
+func (p *Pool) releaseStream(c *conn) (wasFull bool) {
 	s := c.destination.shard
 	s.mu.Lock()
+	wasFull = c.wasFull
 	c.active--
 	recheck := c.full
 	if !recheck && len(c.destination.waiters) > 0 {
-		if recheck = c.wasFull; !recheck {
+		if recheck = wasFull; !recheck {
 			p.serveWaiters(c, nil)
 		}
 	}
@@ -135,6 +137,7 @@ func (p *Pool) releaseStream(c *conn) {
 		p.discard(c)
 	}
 	p.closeSurplus()
+	return wasFull
 }
 
 // retire keeps further requests from a connection. It is closed when no request uses it.

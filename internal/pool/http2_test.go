@@ -12,11 +12,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+	"weak"
 
 	"golang.org/x/net/http2"
 
@@ -422,6 +424,70 @@ func TestEarlyResponse(t *testing.T) {
 	if _, err := io.WriteString(more, "more"); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("the body of the request took more, %v, want %v", err, io.ErrClosedPipe)
 	}
+}
+
+// TestFreed: the memory of a connection that was closed is free before that of a client of
+// HTTP/2 that was closed earlier and is left alone. Where that takes so long that both are
+// free, the test is repeated.
+func TestFreed(t *testing.T) {
+	b := newBackend2(t, false, 100, from)
+	for name, end := range map[string]func(p *Pool){
+		"this side closes":   func(p *Pool) { p.closeIdle(0) },
+		"the backend closes": func(*Pool) { b.CloseClientConnections() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 10 {
+				p := newPool(t, Config{})
+				if _, err := get(t, p, b.order, "/"); err != nil {
+					t.Fatal(err)
+				}
+				ours, other := weak.Make(p.connections()[0].h2), weak.Make(closedClient(t, p, b))
+				end(p)
+				testlab.Eventually(t, "the connection is free", func() bool {
+					runtime.GC()
+					return ours.Value() == nil
+				})
+				if other.Value() != nil {
+					return
+				}
+			}
+			t.Error("each connection was kept for as long as a client that is left alone")
+		})
+	}
+}
+
+// connections returns those that are open.
+func (p *Pool) connections() (list []*conn) {
+	for i := range p.shards {
+		s := &p.shards[i]
+		s.mu.Lock()
+		for _, d := range s.destinations {
+			list = append(list, d.conns...)
+		}
+		s.mu.Unlock()
+	}
+	return list
+}
+
+// closedClient returns a client of HTTP/2 that was just closed after a request.
+func closedClient(t *testing.T, p *Pool, b *backend2) *http2.ClientConn { //nolint:staticcheck // see newHTTP2
+	t.Helper()
+	c, err := net.Dial("tcp", b.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := p.http2.NewClientConn(c) //nolint:staticcheck // see newHTTP2
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := client.RoundTrip(request(t, http.MethodGet, "/", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, res.Body)
+	_ = res.Body.Close()
+	_ = client.Close()
+	return client
 }
 
 // TestHeaderList: a request whose header is larger than the backend allows ends no

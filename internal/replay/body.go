@@ -207,14 +207,12 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close implements io.Closer. A body that may be sent again stays open; the
-// server closes it when the request is over.
-func (r *reader) Close() error {
-	if b := r.body; (b.lost.Load() || b.broken.Load()) && b.reader.Load() == r {
-		return b.source.Close()
-	}
-	return nil
-}
+// Close implements io.Closer. The source stays open: the body may be sent again, and the
+// server closes it when the request is over. If it were closed before its end, the server
+// would not know that the rest is still to come, and take that for the next request:
+// net/http finds out only of a body of its own, and Caddy puts another one in its place
+// (as of 2.11.9).
+func (*reader) Close() error { return nil }
 
 // sent is the body of a request that cannot be sent again.
 type sent struct{}

@@ -23,6 +23,8 @@ const (
 	oneForUpgrades difference = "a connection over which an upgrade was refused may serve any request; stock keeps it for upgrades"
 	noConnect      difference = "CONNECT is 400; stock sends it on"
 	noH2CUpgrade   difference = "an upgrade to h2c is not sent on"
+	noUnasked101   difference = "a switch of the protocol that was not asked for is a failure; stock answers 200, or makes the connection a tunnel"
+	bodyUnread     difference = "what is left of a body is never the next request; stock keeps the connection and reads on"
 )
 
 // wireCases are what TestWire plays.
@@ -317,7 +319,9 @@ func upgradeCases() []wireCase {
 		{name: "upgrade that breaks", client: script{ask(ask101)}, backend: script{take, reset}},
 		{name: "upgrade of another protocol", client: script{send(request("GET /", "Connection: Upgrade", "Upgrade: odd/1")), readResponse, send("ping"), readRaw(4), hangUp},
 			backend: script{take, send(message("HTTP/1.1 101 Switching Protocols", "Connection: Upgrade", "Upgrade: odd/1")), readRaw(4), send("pong"), gone}},
-		{name: "101 unasked", backend: respond(yes).then(gone)},
+		{name: "101 unasked", backend: respond(yes).then(gone), differs: noUnasked101, want: []string{"the client", "HTTP/1.1 502 Bad Gateway"}},
+		{name: "101 unasked, without a name", backend: respond(message("HTTP/1.1 101 Switching Protocols", "Connection: Upgrade")).then(gone),
+			differs: noUnasked101, want: []string{"the client", "HTTP/1.1 502 Bad Gateway"}},
 		{name: "upgrade to h2c", differs: noH2CUpgrade,
 			client:  script{ask(request("GET /", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA"))},
 			backend: respond(ok("hello")),
@@ -610,7 +614,8 @@ func abortCases() (cases []wireCase) {
 		wireCase{name: "the client ends what it sends", client: script{send(request("GET /")), await("taken"), shut, readResponse, readBody},
 			backend: script{take, tell("taken"), gone}},
 		wireCase{name: "the client's chunks are no chunks", client: script{send(chunked + "5\r\nhello\r\n"), await("hello"), send("xyz\r\n"), readResponse, readBody},
-			backend: script{readHead, readSome(5), tell("hello"), gone}},
+			backend: script{readHead, readSome(5), tell("hello"), gone},
+			differs: bodyUnread, want: []string{"the client", "HTTP/1.1 502 Bad Gateway", "Connection: close", "the connection ends"}},
 	)
 }
 

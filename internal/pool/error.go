@@ -105,6 +105,7 @@ var (
 	errHeaderFields          = fmt.Errorf("the response header has more than %d fields", maxFields)
 	errInterim               = fmt.Errorf("more than %d interim responses", maxInterim)
 	errSwitching             = errors.New("the backend switches the protocol in HTTP/2, which has no such switch")
+	errUnasked               = errors.New("the backend switches the protocol, which was not asked for")
 	errStalled               = errors.New("the client did not read the response, which kept others from theirs")
 )
 

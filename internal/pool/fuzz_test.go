@@ -544,7 +544,8 @@ func (s *stage) checkError(want answer1, hasBody bool, err error) {
 		t.Errorf("an error of type %T, want *Error: %v", err, err)
 	}
 	_, pauses := s.groups()
-	plain := !s.unasked && !s.cancel && !s.real && !s.early && pauses == 0 && s.end <= endShut && !s.incomplete && !s.foreign
+	switches := want.err == nil && want.res.StatusCode == http.StatusSwitchingProtocols && !s.upgrade
+	plain := !switches && !s.unasked && !s.cancel && !s.real && !s.early && pauses == 0 && s.end <= endShut && !s.incomplete && !s.foreign
 	if plain && !hasBody && want.err == nil && want.interim < maxInterim && fieldsOf(want.res.Header) <= maxFields && !s.huge() {
 		t.Errorf("%v, want a response", err)
 	}
@@ -555,6 +556,9 @@ func (s *stage) checkHeader(res *http.Response, want answer1) {
 	t := s.t
 	if res.StatusCode < 100 || res.StatusCode > 999 {
 		t.Fatalf("status %d, want 100 to 999", res.StatusCode)
+	}
+	if res.StatusCode == http.StatusSwitchingProtocols && !s.upgrade {
+		t.Errorf("status 101, which was not asked for")
 	}
 	if want.err != nil {
 		t.Fatalf("a response %d where net/http has %v", res.StatusCode, want.err)

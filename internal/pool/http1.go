@@ -202,6 +202,9 @@ func (x *exchange) readResponse() (*http.Response, error) {
 			return nil, errHeaderFields
 		case code < 100 || code > 999:
 			return nil, fmt.Errorf("malformed HTTP status code %03d", code)
+		case code == http.StatusSwitchingProtocols && !asksForUpgrade(x.req):
+			// the client would take its connection for one of HTTP, and send the backend what is for others
+			return nil, errUnasked
 		case code == http.StatusSwitchingProtocols || code >= 200:
 			if x.upload != nil {
 				x.upload.answerExpect(!res.Close && !x.req.Close)

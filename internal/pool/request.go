@@ -49,6 +49,11 @@ func isReplayable(req *http.Request) bool {
 
 func hasBody(req *http.Request) bool { return req.Body != nil && req.Body != http.NoBody }
 
+// asksForUpgrade reports whether a request asks for another protocol on its connection.
+func asksForUpgrade(req *http.Request) bool {
+	return req.Header["Upgrade"] != nil && httpguts.HeaderValuesContainsToken(req.Header["Connection"], "Upgrade")
+}
+
 // rewind returns the request with its body from the beginning, or nil if GetBody does
 // not return it.
 func rewind(req *http.Request) *http.Request {

@@ -34,7 +34,7 @@ type Check struct {
 func (p *Pool) Check(ctx context.Context, o *Order) (Check, *Error) {
 	var c Check
 	group := p.limits.groupOf(o.Key.Host, o.Key.Addr)
-	if err := p.admit(o, group, true); err != nil {
+	if _, err := p.admit(o, group, true); err != nil {
 		return c, err
 	}
 	defer p.limits.release(group)

@@ -81,7 +81,7 @@ func TestCheck(t *testing.T) {
 
 	full := New(Config{}, tracker, NewLimits(1, nil))
 	defer full.Close()
-	if !full.limits.acquire("other", true) {
+	if full.limits.acquire("other", true) == nil {
 		t.Fatal("the first connection is not allowed")
 	}
 	if _, err := full.Check(t.Context(), b.order("a.example")); err == nil || err.Err != ErrLimit {

@@ -21,7 +21,8 @@ type conn struct {
 
 	pool        *Pool
 	destination *destination
-	openedAt    time.Time // when the dial of the TCP connection ended
+	group       *connGroup // in which it counts; set before it is added to its destination
+	openedAt    time.Time  // when the dial of the TCP connection ended
 
 	// HTTP/1.1
 	keepAlive time.Duration // how long the backend keeps it open while it is idle; 0: not known

@@ -135,7 +135,8 @@ func (d *destination) endDial(n *dial, progress Progress) {
 
 // connect opens the connection, if that is allowed.
 func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
-	if err := p.admit(n.order, d.group, n.spare == nil); err != nil {
+	group, err := p.admit(n.order, d.group, n.spare == nil)
+	if err != nil {
 		return nil, err
 	}
 	c, err := p.runPhases(d, n)
@@ -144,23 +145,25 @@ func (p *Pool) connect(d *destination, n *dial) (*conn, *Error) {
 	}
 	if err != nil {
 		p.limits.release(d.group)
+		return nil, err
 	}
-	return c, err
+	c.group = group
+	return c, nil
 }
 
 // admit counts a connection that is about to be opened in the Limits, if the Owner
 // permits the address and the Limits allow another connection, for which an idle one may be
 // closed.
-func (p *Pool) admit(o *Order, group string, mayClose bool) *Error {
+func (p *Pool) admit(o *Order, name string, mayClose bool) (*connGroup, *Error) {
 	if o.Owner != nil {
 		if err := o.Owner.Permit(o.Key.Addr); err != nil {
-			return &Error{Phase: Connect, Err: err}
+			return nil, &Error{Phase: Connect, Err: err}
 		}
 	}
-	if !p.limits.acquire(group, mayClose) {
-		return &Error{Phase: Connect, Err: ErrLimit}
+	if g := p.limits.acquire(name, mayClose); g != nil {
+		return g, nil
 	}
-	return nil
+	return nil, &Error{Phase: Connect, Err: ErrLimit}
 }
 
 // runPhases goes through the phases of a dial and reports to health what each shows of

@@ -9,6 +9,7 @@ import (
 // s.mu is held.
 func (s *shard) listIdle(c *conn) {
 	c.pool.limits.idle.Add(1)
+	c.group.idle.Add(1)
 	s.count.idle[c.protocol()]++
 	c.idle, c.idleSeq = true, c.pool.idleSeq.Add(1)
 	c.prev, c.next = s.newest, nil
@@ -26,6 +27,7 @@ func (s *shard) unlistIdle(c *conn) {
 		return
 	}
 	c.pool.limits.idle.Add(-1)
+	c.group.idle.Add(-1)
 	s.count.idle[c.protocol()]--
 	if c.prev != nil {
 		c.prev.next = c.next
@@ -61,38 +63,47 @@ func (p *Pool) closeSurplus() {
 func (p *Pool) closeIdle(limit int64) {
 	p.closingIdle.Lock()
 	defer p.closingIdle.Unlock()
-	for p.open.Load() > limit && p.closeOldest() {
+	for p.open.Load() > limit && p.closeOldest(nil) {
 	}
 }
 
-// closeOldest closes the connection that has been idle longest. It reports whether
-// one was idle.
-func (p *Pool) closeOldest() bool {
+// closeOldest closes the connection that has been idle longest, of those of a group; nil:
+// of all. It reports whether one was idle.
+func (p *Pool) closeOldest(of *connGroup) bool {
 	for {
-		var from *shard
+		var oldest *conn
 		first := uint64(math.MaxUint64)
 		for i := range p.shards {
 			s := &p.shards[i]
 			s.mu.Lock()
-			if s.oldest != nil && s.oldest.idleSeq < first {
-				from, first = s, s.oldest.idleSeq
+			if c := s.oldestOf(of); c != nil && c.idleSeq < first {
+				oldest, first = c, c.idleSeq
 			}
 			s.mu.Unlock()
 		}
-		if from == nil {
+		if oldest == nil {
 			return false // all are in use
 		}
-		from.mu.Lock()
-		c := from.oldest
-		if c != nil && c.idleSeq == first {
-			p.removeConn(c)
-		} else {
-			c = nil
+		s := oldest.destination.shard
+		s.mu.Lock()
+		found := oldest.idle && oldest.idleSeq == first
+		if found {
+			p.removeConn(oldest)
 		}
-		from.mu.Unlock()
-		if c != nil {
-			p.discard(c)
+		s.mu.Unlock()
+		if found {
+			p.discard(oldest)
 			return true
 		}
 	}
+}
+
+// oldestOf returns the connection that has been idle longest, of those of a group, or nil;
+// s.mu is held.
+func (s *shard) oldestOf(of *connGroup) *conn {
+	c := s.oldest
+	for c != nil && of != nil && c.group != of {
+		c = c.next
+	}
+	return c
 }

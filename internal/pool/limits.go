@@ -21,9 +21,15 @@ type Limits struct {
 	idle atomic.Int64 // idle connections
 
 	mu     sync.Mutex
-	open   int            // open connections, with dials
-	groups map[string]int // the same by domain
+	open   int // open connections, with dials
+	groups map[string]*connGroup
 	pools  []*Pool
+}
+
+// connGroup counts the connections of a domain.
+type connGroup struct {
+	open int          // with dials; under Limits.mu
+	idle atomic.Int64 // of these
 }
 
 // One domain may have a share-th of the connections that are free or idle.
@@ -39,37 +45,47 @@ func NewLimits(max int, domainOf func(host string) string) *Limits {
 	if max <= 0 {
 		max = math.MaxInt
 	}
-	return &Limits{max: max, wait: limitedWait, domainOf: domainOf, groups: make(map[string]int)}
+	return &Limits{max: max, wait: limitedWait, domainOf: domainOf, groups: make(map[string]*connGroup)}
 }
 
-// acquire counts a connection that is about to be opened and reports whether that is
-// allowed. If need be, and if it may, it closes the connection that has been idle longest.
-func (l *Limits) acquire(group string, mayClose bool) bool {
+// acquire counts a connection that is about to be opened and returns its group, or nil if
+// it is not allowed. If need be, and if it may, it closes the connection that has been idle
+// longest, of the same domain if that has its share.
+func (l *Limits) acquire(name string, mayClose bool) *connGroup {
 	for {
 		l.mu.Lock()
+		g, of := l.groups[name], (*connGroup)(nil)
 		free := l.max - l.open
-		allowed := l.groups[group] < max(1, (free+int(l.idle.Load()))/share)
+		allowed := g == nil || g.open < max(1, (free+int(l.idle.Load()))/share)
 		if allowed && free > 0 {
+			if g == nil {
+				g = new(connGroup)
+				l.groups[name] = g
+			}
 			l.open++
-			l.groups[group]++
+			g.open++
 			l.mu.Unlock()
-			return true
+			return g
 		}
 		pools := slices.Clone(l.pools)
 		l.mu.Unlock()
-		if !allowed || !mayClose || !slices.ContainsFunc(pools, (*Pool).closeOldest) {
-			return false
+		if !allowed {
+			of = g
+		}
+		if !mayClose || of != nil && of.idle.Load() == 0 || !slices.ContainsFunc(pools, func(p *Pool) bool { return p.closeOldest(of) }) {
+			return nil
 		}
 	}
 }
 
 // release undoes acquire.
-func (l *Limits) release(group string) {
+func (l *Limits) release(name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open--
-	if l.groups[group]--; l.groups[group] == 0 {
-		delete(l.groups, group)
+	g := l.groups[name]
+	if g.open--; g.open == 0 {
+		delete(l.groups, name)
 	}
 }
 

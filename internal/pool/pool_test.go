@@ -468,6 +468,36 @@ func TestLimitsWaitEnds(t *testing.T) {
 	wg.Wait()
 }
 
+// TestLimitsOfIdle: a domain that has its share of the connections gets another one in place
+// of one that it does not use, and not in place of those of others.
+func TestLimitsOfIdle(t *testing.T) {
+	b := newBackend(t, echo)
+	p := New(Config{}, health.New(), NewLimits(20, lastTwo))
+	defer p.Close()
+	call := func(host string) {
+		t.Helper()
+		if _, err := get(t, p, b.order(host), "/"); err != nil {
+			t.Errorf("%s: %v, want a response", host, err)
+		}
+	}
+	for i := range 3 {
+		call(fmt.Sprintf("a.other%d", i))
+	}
+	for i := range 40 {
+		call(fmt.Sprintf("n%d.large.example", i))
+	}
+	if n := p.Open(); n != 3+5 { // a quarter of 20
+		t.Errorf("%d connections are open, want 3 and 5", n)
+	}
+	opened := b.Opened.Load()
+	for i := range 3 {
+		call(fmt.Sprintf("a.other%d", i))
+	}
+	if n := b.Opened.Load() - opened; n != 0 {
+		t.Errorf("%d connections of others were opened again, want none", n)
+	}
+}
+
 // TestLimitsAtOnce: idle connections are closed for all that are opened at a time.
 func TestLimitsAtOnce(t *testing.T) {
 	b := newBackend(t, echo)

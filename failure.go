@@ -50,12 +50,16 @@ func statusOf(err error) int {
 	return 0
 }
 
-// forProxy returns an error of an attempt as reverse_proxy has to have it.
-func forProxy(err error) error {
+// forProxy returns an error of an attempt as reverse_proxy has to have it. last says that
+// there is no time for another attempt.
+func forProxy(err error, last bool) error {
 	switch e := err.(type) {
 	case *exchange.Refused:
-		return caddyhttp.Error(e.Status, forProxy(e.Err))
+		return caddyhttp.Error(e.Status, forProxy(e.Err, last))
 	case exchange.Unsent:
+		if last {
+			return e.Failure
+		}
 		return dialError{e.Failure}
 	}
 	return err

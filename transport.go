@@ -311,6 +311,9 @@ func (t *Transport) readProxyConfig(proxy *reverseproxy.Handler) {
 		if lb.Retries == 0 && lb.TryDuration > 0 {
 			t.via.Retries = math.MaxInt
 		}
+		if t.via.Interval = time.Duration(lb.TryInterval); lb.TryInterval == 0 && lb.TryDuration > 0 {
+			t.via.Interval = 250 * time.Millisecond // Caddy's default, which is set later
+		}
 	}
 }
 
@@ -342,7 +345,7 @@ func (t *Transport) RoundTrip(req *http.Request) (res *http.Response, err error)
 	a := t.newAttempt(req, info)
 	defer func() {
 		a.End()
-		err = forProxy(err)
+		err = forProxy(err, err != nil && a.IsLast(req))
 	}()
 	if err := a.Refuse(req); err != nil {
 		return nil, err

@@ -542,7 +542,7 @@ func TestDialError(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			failed := failure.OfPool("a.example", "192.0.2.1:80", &pool.Error{Phase: pool.Connect, Err: test.err})
-			err := forProxy(exchange.Unsent{Failure: failed})
+			err := forProxy(exchange.Unsent{Failure: failed}, false)
 			var dial reverseproxy.DialError
 			if !errors.As(err, &dial) { //nolint:modernize // as reverse_proxy asks
 				t.Error("no DialError, want one")
@@ -581,7 +581,7 @@ func TestDialIsChecked(t *testing.T) {
 		_, err = p.RoundTrip(req, &a.Order)
 		p.Close()
 		var handlerErr caddyhttp.HandlerError
-		if err = forProxy(a.Failed(err.(*pool.Error))); !errors.As(err, &handlerErr) || handlerErr.StatusCode != http.StatusForbidden {
+		if err = forProxy(a.Failed(err.(*pool.Error)), false); !errors.As(err, &handlerErr) || handlerErr.StatusCode != http.StatusForbidden {
 			t.Errorf("%s: got %v, want status 403", address, err)
 		}
 	}

@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -27,6 +28,9 @@ type Transport struct {
 	// take, if it is not zero.
 	UnhealthyStatus  []int
 	UnhealthyLatency time.Duration
+
+	// Interval is how long reverse_proxy waits before it tries again.
+	Interval time.Duration
 
 	// Takes reports whether a handle_response takes a response; nil: there is none.
 	Takes func(res *http.Response) bool
@@ -62,6 +66,11 @@ func (a *Attempt) Refuse(req *http.Request) error {
 			e := &failure.Error{Target: c.Host, Phase: failure.Connect, Err: err}
 			c.ranOut(err, e)
 			c.State.Err = e
+		}
+		if c != nil && errors.Is(err, context.DeadlineExceeded) {
+			if e, ok := errors.AsType[*failure.Error](c.State.Err); ok {
+				return e // of the attempt before, unless there was none
+			}
 		}
 		return err
 	}
@@ -246,6 +255,20 @@ func (a *Attempt) End() {
 	if a.Exchange != nil {
 		a.Exchange.Plan.Release()
 	}
+}
+
+// IsLast reports whether an attempt that has failed is the last one because the request's
+// time is over, or will be before another attempt can begin. It keeps reverse_proxy from
+// trying again, which for a GET would go on for as long as lb_try_duration says.
+func (a *Attempt) IsLast(req *http.Request) bool {
+	deadline, ok := req.Context().Deadline()
+	if !ok || time.Until(deadline) > a.transport.Interval {
+		return false
+	}
+	if x := a.Exchange; x != nil && x.request != nil {
+		x.request.Method = "" // which reverse_proxy does not try again
+	}
+	return true
 }
 
 // failure returns the error of an attempt.

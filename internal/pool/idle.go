@@ -2,6 +2,7 @@ package pool
 
 import (
 	"math"
+	"math/rand/v2"
 	"slices"
 )
 
@@ -63,47 +64,62 @@ func (p *Pool) closeSurplus() {
 func (p *Pool) closeIdle(limit int64) {
 	p.closingIdle.Lock()
 	defer p.closingIdle.Unlock()
-	for p.open.Load() > limit && p.closeOldest(nil) {
+	for p.open.Load() > limit && p.closeOldest() {
 	}
 }
 
-// closeOldest closes the connection that has been idle longest, of those of a group; nil:
-// of all. It reports whether one was idle.
-func (p *Pool) closeOldest(of *connGroup) bool {
+// closeOldest closes the connection that has been idle longest. It reports whether one was
+// idle.
+func (p *Pool) closeOldest() bool {
 	for {
-		var oldest *conn
+		var from *shard
 		first := uint64(math.MaxUint64)
 		for i := range p.shards {
 			s := &p.shards[i]
 			s.mu.Lock()
-			if c := s.oldestOf(of); c != nil && c.idleSeq < first {
-				oldest, first = c, c.idleSeq
+			if s.oldest != nil && s.oldest.idleSeq < first {
+				from, first = s, s.oldest.idleSeq
 			}
 			s.mu.Unlock()
 		}
-		if oldest == nil {
+		if from == nil {
 			return false // all are in use
 		}
-		s := oldest.destination.shard
-		s.mu.Lock()
-		found := oldest.idle && oldest.idleSeq == first
-		if found {
-			p.removeConn(oldest)
+		from.mu.Lock()
+		c := from.oldest
+		if c != nil && c.idleSeq == first {
+			p.removeConn(c)
+		} else {
+			c = nil
 		}
-		s.mu.Unlock()
-		if found {
-			p.discard(oldest)
+		from.mu.Unlock()
+		if c != nil {
+			p.discard(c)
 			return true
 		}
 	}
 }
 
-// oldestOf returns the connection that has been idle longest, of those of a group, or nil;
-// s.mu is held.
-func (s *shard) oldestOf(of *connGroup) *conn {
-	c := s.oldest
-	for c != nil && of != nil && c.group != of {
-		c = c.next
+// closeOldestOf closes a connection of a group, the one that has been idle longest of those
+// of a random shard: to find that of all would take a look at all that are idle. It reports
+// whether one was idle.
+func (p *Pool) closeOldestOf(g *connGroup) bool {
+	from := rand.N(len(p.shards))
+	for i := range p.shards {
+		s := &p.shards[(from+i)%len(p.shards)]
+		s.mu.Lock()
+		c := s.oldest
+		for c != nil && c.group != g {
+			c = c.next
+		}
+		if c != nil {
+			p.removeConn(c)
+		}
+		s.mu.Unlock()
+		if c != nil {
+			p.discard(c)
+			return true
+		}
 	}
-	return c
+	return false
 }

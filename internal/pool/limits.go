@@ -50,11 +50,11 @@ func NewLimits(max int, domainOf func(host string) string) *Limits {
 
 // acquire counts a connection that is about to be opened and returns its group, or nil if
 // it is not allowed. If need be, and if it may, it closes the connection that has been idle
-// longest, of the same domain if that has its share.
+// longest, or one of the same domain if that has its share.
 func (l *Limits) acquire(name string, mayClose bool) *connGroup {
 	for {
 		l.mu.Lock()
-		g, of := l.groups[name], (*connGroup)(nil)
+		g := l.groups[name]
 		free := l.max - l.open
 		allowed := g == nil || g.open < max(1, (free+int(l.idle.Load()))/share)
 		if allowed && free > 0 {
@@ -69,10 +69,11 @@ func (l *Limits) acquire(name string, mayClose bool) *connGroup {
 		}
 		pools := slices.Clone(l.pools)
 		l.mu.Unlock()
+		makeRoom := (*Pool).closeOldest
 		if !allowed {
-			of = g
+			makeRoom = func(p *Pool) bool { return p.closeOldestOf(g) }
 		}
-		if !mayClose || of != nil && of.idle.Load() == 0 || !slices.ContainsFunc(pools, func(p *Pool) bool { return p.closeOldest(of) }) {
+		if !mayClose || !allowed && g.idle.Load() == 0 || !slices.ContainsFunc(pools, makeRoom) {
 			return nil
 		}
 	}

@@ -114,6 +114,14 @@ func mustLookup(t testing.TB, r *Resolver, name string) string {
 	return fmt.Sprint(a.From, " ", a.Addrs)
 }
 
+// knownNames returns how many names the cache of the zone of all other names has.
+func knownNames(r *Resolver) (n int) {
+	for _, inState := range r.cache.Stats().Names {
+		n += inState
+	}
+	return n
+}
+
 // wantLookup checks the addresses of a name and where they came from.
 func wantLookup(t testing.TB, r *Resolver, name, want string) {
 	t.Helper()

@@ -502,16 +502,16 @@ func TestClose(t *testing.T) {
 	}
 	go c.Close()
 	for range 10 {
-		if err := <-errs; !errors.Is(err, ErrClosed) {
+		if err := <-errs; !errors.Is(err, errClosed) {
 			t.Errorf("got %v, want ErrClosed", err)
 		}
 	}
 	c.Close()
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
-	if wantError(t, err, Closed); !errors.Is(err, ErrClosed) {
+	if wantError(t, err, Closed); !errors.Is(err, errClosed) {
 		t.Errorf("got %v, want ErrClosed", err)
 	}
-	if c.SetNameservers([]Nameserver{s.Nameserver, {Network: "tcp", AddrPort: s.AddrPort}}); len(c.Nameservers()) != 2 {
+	if c.setNameservers([]Nameserver{s.Nameserver, {Network: "tcp", AddrPort: s.AddrPort}}); len(c.Nameservers()) != 2 {
 		t.Errorf("nameservers are %v, want 2", c.Nameservers())
 	}
 }
@@ -524,7 +524,7 @@ func TestNoNameservers(t *testing.T) {
 		t.Errorf("got %v, want an outage", err)
 	}
 	outage := c.Outage()
-	c.SetNameservers([]Nameserver{s.Nameserver, s.Nameserver})
+	c.setNameservers([]Nameserver{s.Nameserver, s.Nameserver})
 	<-outage
 	if got := c.Nameservers(); len(got) != 1 || got[0] != s.Nameserver {
 		t.Errorf("nameservers are %v, want %v", got, s.Nameserver)
@@ -558,7 +558,7 @@ func TestConcurrent(t *testing.T) {
 	}
 	for i := range 100 {
 		servers := []Nameserver{a.Nameserver, b.Nameserver}
-		c.SetNameservers(servers[i%2 : 1+i%2])
+		c.setNameservers(servers[i%2 : 1+i%2])
 		c.Outage()
 	}
 	running.Wait()

@@ -105,8 +105,8 @@ func (c *Call) SetURL(u targeturl.URL) {
 	}
 }
 
-// URL returns the URL of a request for c that was sent with a request URI.
-func (c *Call) URL(uri string) *targeturl.URL {
+// url returns the URL of a request for c that was sent with a request URI.
+func (c *Call) url(uri string) *targeturl.URL {
 	u := &targeturl.URL{Scheme: c.Scheme, Host: c.Host, Port: c.Port}
 	u.Path, u.Query, u.HasQuery = strings.Cut(uri, "?")
 	return u
@@ -131,7 +131,7 @@ func (c *Call) Enter(x *Exchange) {
 func (c *Call) Offer(ctx context.Context, s *failover.Source) failover.Offer {
 	x := c.Exchange
 	o := s.Next(ctx, &x.Plan, &c.Target, x.resendable())
-	if !o.Healthy && c.Renew(ctx) {
+	if !o.Healthy && c.renew(ctx) {
 		o = s.Next(ctx, &x.Plan, &c.Target, x.resendable())
 	}
 	if !o.Healthy && x.Plan.Tries() == 0 && c.State != nil {

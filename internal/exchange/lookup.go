@@ -61,9 +61,9 @@ func (c *Call) ranOut(ended error, e *failure.Error) {
 	}
 }
 
-// Renew asks for the addresses of c again, for none of those that were known is
+// renew asks for the addresses of c again, for none of those that were known is
 // healthy. It reports whether there are others now.
-func (c *Call) Renew(ctx context.Context) bool {
+func (c *Call) renew(ctx context.Context) bool {
 	if c.Resolver == nil {
 		return false
 	}

@@ -199,11 +199,11 @@ func TestRenewSearched(t *testing.T) {
 	if err := c.Resolve(t.Context(), netip.Addr{}); err != nil {
 		t.Fatal(err)
 	}
-	if c.Renew(t.Context()) || s.Asked("web.b.test") != 2 {
+	if c.renew(t.Context()) || s.Asked("web.b.test") != 2 {
 		t.Errorf("the same addresses, and %d queries", s.Asked("web.b.test"))
 	}
 	s.Has("web.b.test", "192.0.2.2")
-	testlab.Eventually(t, "it is renewed", func() bool { return c.Renew(t.Context()) })
+	testlab.Eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
 	if !slices.Equal(c.Addrs, []netip.Addr{netip.MustParseAddr("192.0.2.2")}) || c.Answer.Found != "web.b.test" {
 		t.Errorf("got %v of %s, want [192.0.2.2] of web.b.test", c.Addrs, c.Answer.Found)
 	}

@@ -23,8 +23,8 @@ func (g *Generation) Add(r *Resolver) {
 	g.list = append(g.list, r)
 }
 
-// Resolvers returns the resolvers, in their order.
-func (g *Generation) Resolvers() []*Resolver {
+// resolvers returns the resolvers, in their order.
+func (g *Generation) resolvers() []*Resolver {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.Clone(g.list)
@@ -38,13 +38,13 @@ const StoragePrefix = "caddytarget/dns"
 // of these in one configuration, as a site for strangers may have one of its own, the names
 // of one do not get to the others: then the options of those of sites are a part of it.
 func (g *Generation) StorageKey(r *Resolver) string {
-	key := StoragePrefix + "/" + r.Identity()
-	all := g.Resolvers()
+	key := StoragePrefix + "/" + r.identity()
+	all := g.resolvers()
 	if len(all) > 0 && all[0] == r {
 		return key
 	}
 	for _, other := range all {
-		if other != r && other.Identity() == r.Identity() {
+		if other != r && other.identity() == r.identity() {
 			return key + "-" + r.ID()
 		}
 	}
@@ -67,10 +67,10 @@ func (g *Generation) Save(ctx context.Context) {
 	var saving sync.WaitGroup
 	defer saving.Wait()
 	begun := make(map[*Resolver]bool) // several sites may share one
-	for _, r := range g.Resolvers() {
+	for _, r := range g.resolvers() {
 		if !begun[r] {
 			begun[r] = true
-			saving.Go(func() { r.Save(ctx) })
+			saving.Go(func() { r.save(ctx) })
 		}
 	}
 }
@@ -119,7 +119,7 @@ func (l *Lineage) Predecessor(g *Generation, r *Resolver) *Resolver {
 	if l.running == nil || l.running == g {
 		return nil
 	}
-	before, now := l.running.Resolvers(), g.Resolvers()
+	before, now := l.running.resolvers(), g.resolvers()
 	if len(before) == 0 {
 		return nil
 	}
@@ -132,7 +132,7 @@ func (l *Lineage) Predecessor(g *Generation, r *Resolver) *Resolver {
 	var best *Resolver
 	most := 0
 	for _, old := range before[1:] {
-		if n := r.Likeness(old); n > most && !slices.Contains(now, old) {
+		if n := r.likeness(old); n > most && !slices.Contains(now, old) {
 			best, most = old, n
 		}
 	}

@@ -40,14 +40,14 @@ func TestStorageKey(t *testing.T) {
 			t.Errorf("got the key %s before the start and %s after it", early[r], g.StorageKey(r))
 		}
 	}
-	base := "caddytarget/dns/" + first.Identity()
+	base := "caddytarget/dns/" + first.identity()
 	if got := g.StorageKey(first); got != base {
 		t.Errorf("the default one: got %s, want %s", got, base)
 	}
 	if a, b := g.StorageKey(a), g.StorageKey(b); a == b || !strings.HasPrefix(a, base+"-") || !strings.HasPrefix(b, base+"-") {
 		t.Errorf("two of sites: got %s and %s, want others that begin with %s-", a, b, base)
 	}
-	if got, want := g.StorageKey(alone), "caddytarget/dns/"+alone.Identity(); got != want {
+	if got, want := g.StorageKey(alone), "caddytarget/dns/"+alone.identity(); got != want {
 		t.Errorf("one with other zones: got %s, want %s", got, want)
 	}
 	if got := new(Generation).StorageKey(a); got != base {
@@ -55,7 +55,7 @@ func TestStorageKey(t *testing.T) {
 	}
 	for key, want := range map[string]bool{
 		base: true, g.StorageKey(a): true, StoragePrefix + "/1234567890": true,
-		base + "/a": false, "other/" + base: false, StoragePrefix: false, base + ".txt": false, StoragePrefix + "/../" + first.Identity(): false,
+		base + "/a": false, "other/" + base: false, StoragePrefix: false, base + ".txt": false, StoragePrefix + "/../" + first.identity(): false,
 	} {
 		if IsStorageKey(key) != want {
 			t.Errorf("%s: got %v, want %v", key, !want, want)
@@ -137,7 +137,7 @@ func TestSaveOnce(t *testing.T) {
 	r, other := savedResolver(t, config, store), savedResolver(t, config, store)
 	mustLookup(t, r, "a.example")
 	mustLookup(t, other, "b.example")
-	other.Save(t.Context())
+	other.save(t.Context())
 	var g Generation
 	for range 10 {
 		g.Add(r)

@@ -88,7 +88,7 @@ func TestSaved(t *testing.T) {
 	}
 	first := savedResolver(t, config, store)
 	want := lookups(first)
-	first.Save(t.Context())
+	first.save(t.Context())
 	root.SetSilent(true)
 	zone.SetSilent(true)
 	second := savedResolver(t, config, store)
@@ -105,7 +105,7 @@ func TestSaved(t *testing.T) {
 	same, other := config, config
 	same.Tries, same.Timeout = 1, time.Second
 	other.Zones = nil
-	if first.Identity() != newResolver(t, same).Identity() || first.Identity() == newResolver(t, other).Identity() {
+	if first.identity() != newResolver(t, same).identity() || first.identity() == newResolver(t, other).identity() {
 		t.Error("the identity depends on how nameservers are asked, or not on which ones are")
 	}
 }
@@ -125,7 +125,7 @@ func TestSavedByOthers(t *testing.T) {
 		all = append(all, r)
 	}
 	for _, r := range all {
-		r.Save(t.Context())
+		r.save(t.Context())
 	}
 	s.SetSilent(true)
 	r := savedResolver(t, config, store)
@@ -157,7 +157,7 @@ func TestSavedByOneThatEnded(t *testing.T) {
 	if _, err := ended.LookupService(t.Context(), "_http._tcp.example"); err != nil {
 		t.Fatal(err)
 	}
-	ended.Save(t.Context())
+	ended.save(t.Context())
 	mustLookup(t, other, "c.example")
 	asked := func(names ...string) (n int) {
 		t.Helper()
@@ -174,7 +174,7 @@ func TestSavedByOneThatEnded(t *testing.T) {
 	}
 	for range 3 {
 		mustLookup(t, other, "c.example") // something new
-		other.Save(t.Context())
+		other.save(t.Context())
 		if n := asked("web.b.test", "a.example", "b.example", "c.example", "_http._tcp.example"); n > 0 {
 			t.Fatalf("%d names are not in the file", n)
 		}
@@ -187,11 +187,11 @@ func TestSavedByOneThatEnded(t *testing.T) {
 	other.Purge(dnscache.Purge{Name: "a.example"})
 	other.Purge(dnscache.Purge{Addr: netip.MustParseAddr("192.0.2.2")})
 	other.Purge(dnscache.Purge{Name: "web"})
-	third.Save(t.Context())
+	third.save(t.Context())
 	for _, p := range []dnscache.Purge{{Name: "a.example"}, {Name: "b.example"}, {Name: "web"}} {
 		third.Purge(p)
 	}
-	other.Save(t.Context())
+	other.save(t.Context())
 	if _, ok := savedResolver(t, config, store).search.Load().recall("web", time.Hour); ok {
 		t.Error("what web was short for was purged, but is in the file")
 	}
@@ -237,7 +237,7 @@ func TestPersistence(t *testing.T) {
 	if _, err := r.LookupService(t.Context(), "_http._tcp.example"); err != nil {
 		t.Fatal(err)
 	}
-	r.Save(t.Context())
+	r.save(t.Context())
 	saved := r.Persistence().Saved
 	if saved.N != 2 || saved.Size != len(store.data) || time.Since(saved.At) > testlab.Timeout {
 		t.Errorf("saved %+v", saved)
@@ -426,7 +426,7 @@ func BenchmarkSnapshot(b *testing.B) {
 			b.StopTimer()
 			other := newResolver(b, config)
 			b.StartTimer()
-			other.Inherit(r)
+			other.inherit(r)
 		}
 	})
 }

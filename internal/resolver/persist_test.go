@@ -292,7 +292,7 @@ func TestDamagedSnapshot(t *testing.T) {
 			t.Errorf("octet %d of %d: got no error", i, len(data))
 		}
 	}
-	if page, err := r.Names(t.Context(), dnscache.Query{Limit: 10}); err != nil || len(page.Names) > 0 {
+	if page, err := Names(t.Context(), []*Resolver{r}, dnscache.Query{Limit: 10}); err != nil || len(page.Names) > 0 {
 		t.Errorf("known: %v, %v; want nothing", page.Names, err)
 	}
 	if err := restore(data); err != nil {
@@ -328,12 +328,12 @@ func FuzzRestore(f *testing.F) {
 		}
 		fresh.Purge(dnscache.Purge{Suffix: "."})
 		if _, err := (saved{fresh}).Restore(parsed); err != nil {
-			if page, _ := fresh.Names(t.Context(), dnscache.Query{Limit: 10}); len(page.Names) > 0 {
+			if page, _ := Names(t.Context(), []*Resolver{fresh}, dnscache.Query{Limit: 10}); len(page.Names) > 0 {
 				t.Errorf("names %v of a section that cannot be read", page.Names)
 			}
 			return
 		}
-		page, err := fresh.Names(t.Context(), dnscache.Query{Limit: 1000})
+		page, err := Names(t.Context(), []*Resolver{fresh}, dnscache.Query{Limit: 1000})
 		if err != nil {
 			t.Fatal(err)
 		}

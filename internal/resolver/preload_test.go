@@ -47,7 +47,7 @@ func TestPreloadFile(t *testing.T) {
 	check := func(want string) {
 		t.Helper()
 		r.checkFiles()
-		page, err := r.Names(context.Background(), dnscache.Query{Limit: 100})
+		page, err := Names(context.Background(), []*Resolver{r}, dnscache.Query{Limit: 100})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,6 +20,7 @@ import (
 	"caddytarget/internal/exchange"
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
+	"caddytarget/internal/guard"
 	"caddytarget/internal/outgoing"
 	"caddytarget/internal/targeturl"
 )
@@ -173,9 +174,9 @@ func (u *Upstreams) Validate() error {
 	case u.Name != "" && !u.source.Dynamic && guarded:
 		return fmt.Errorf("the name %s has no placeholders and is not checked: guard, allow, deny, allow_ips, deny_ips and ports have no meaning", u.Name)
 	case u.MaxUpstreams < 0:
-		return fmt.Errorf("max_upstreams %d is negative", u.MaxUpstreams)
+		return fmt.Errorf("max_upstreams %d is not a positive number", u.MaxUpstreams)
 	case u.MaxFails < 0:
-		return fmt.Errorf("max_fails %d is negative", u.MaxFails)
+		return fmt.Errorf("max_fails %d is not a positive number", u.MaxFails)
 	case u.FailDuration != nil && *u.FailDuration < 0:
 		return fmt.Errorf("fail_duration %s is negative", time.Duration(*u.FailDuration))
 	}
@@ -188,7 +189,7 @@ func (u *Upstreams) Validate() error {
 		}
 	}
 	if u.Port != "" && !strings.Contains(u.Port, "{") {
-		if _, err := targeturl.ParsePort(u.Port); err != nil {
+		if _, err := guard.ParsePort(u.Port); err != nil {
 			return err
 		}
 	}

@@ -29,9 +29,9 @@ func (o *Options) Validate() error {
 	case o == nil:
 		return nil
 	case o.Max < 1:
-		return fmt.Errorf("follow_redirects: max %d is not positive", o.Max)
+		return fmt.Errorf("follow_redirects: max %d is not a positive number", o.Max)
 	case o.MaxBody < 0 || o.MaxBody > maxBodyLimit:
-		return fmt.Errorf("follow_redirects: max_body %d is not in 0 to %d", o.MaxBody, maxBodyLimit)
+		return fmt.Errorf("follow_redirects: max_body %d is not a number from 1 to %d", o.MaxBody, maxBodyLimit)
 	}
 	for _, status := range o.Status {
 		if !IsStatus(status) {

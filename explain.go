@@ -149,7 +149,7 @@ func (e *explanation) offer(ctx *exchange.Context) error {
 	if source == nil {
 		return nil // it does not call the addresses of the target
 	}
-	c.Enter(e.state.Enter(e.request))
+	c.Join(e.state.Enter(e.request))
 	peek := source.source.Source
 	peek.Peek = true
 	offer := c.Offer(ctx, &peek)

@@ -205,7 +205,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	if c == nil {
 		return nil, errors.New("the request has no target: is there a target handler before reverse_proxy?")
 	}
-	c.Enter(c.State.Enter(r))
+	c.Join(c.State.Enter(r))
 	return u.offer(r.Context(), c), nil
 }
 
@@ -256,7 +256,7 @@ func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, n *named,
 		return nil, err
 	}
 	if err = u.source.CallName(&n.call, r, name, repl.ReplaceAll(u.Port, ""), x, &st.State); err == nil {
-		n.call.Enter(x)
+		n.call.Join(x)
 	}
 	return &n.call, err
 }

@@ -120,8 +120,8 @@ func (c *Call) Origin() guard.Origin {
 // isExplained reports whether the request is only explained. c may be nil.
 func (c *Call) isExplained() bool { return c != nil && c.State != nil && c.State.Explained != nil }
 
-// Enter makes c a call of an exchange. What was tried in another one does not count.
-func (c *Call) Enter(x *Exchange) {
+// Join makes c a call of an exchange. What was tried in another one does not count.
+func (c *Call) Join(x *Exchange) {
 	c.Exchange, c.Owner = x, c
 	x.Plan.Add(&c.Target)
 }

@@ -34,7 +34,7 @@ func newCall(t testing.TB, r *http.Request) (*Call, *Exchange) {
 	c.Addrs, c.Preferred = []netip.Addr{netip.MustParseAddr("192.0.2.1")}, 1
 	st.Call = c
 	x := st.Enter(r)
-	c.Enter(x)
+	c.Join(x)
 	return c, x
 }
 

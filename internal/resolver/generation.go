@@ -12,6 +12,10 @@ import (
 // before all of them are added, and after the end of the configuration: lookups that are
 // under way may be the first of their resolver.
 type Generation struct {
+	// UseStore makes a resolver save what it knows where the configuration says; see
+	// Resolver.UseStore.
+	UseStore func(*Resolver)
+
 	mu   sync.Mutex
 	list []*Resolver
 }
@@ -75,8 +79,16 @@ func (g *Generation) Save(ctx context.Context) {
 	}
 }
 
+// useStores calls UseStore for each resolver.
+func (g *Generation) useStores() {
+	for _, r := range g.resolvers() {
+		g.UseStore(r)
+	}
+}
+
 // Lineage knows which resolvers the configuration that runs has, so that those of the next
-// one can take over what they know.
+// one can take over what they know. Those that several configurations share save where the
+// one that runs says.
 type Lineage struct {
 	mu             sync.Mutex
 	running, older *Generation
@@ -85,8 +97,9 @@ type Lineage struct {
 // Started makes a configuration the one that runs.
 func (l *Lineage) Started(g *Generation) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.running, l.older = g, l.running
+	l.mu.Unlock()
+	g.useStores() // those of the configuration before may be gone soon
 }
 
 // IsLast reports whether a configuration runs that no other one replaces or was replaced
@@ -99,14 +112,24 @@ func (l *Lineage) IsLast(g *Generation) bool {
 
 // Ended forgets a configuration.
 func (l *Lineage) Ended(g *Generation) {
+	if again := l.forget(g); again != nil {
+		again.useStores()
+	}
+}
+
+// forget forgets a configuration. It returns the one that runs again, if this one did not
+// start after all.
+func (l *Lineage) forget(g *Generation) (again *Generation) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.running == g {
-		l.running, l.older = l.older, nil // it did not start after all, or nothing runs now
+		l.running, l.older = l.older, nil
+		return l.running
 	}
 	if l.older == g {
 		l.older = nil
 	}
+	return nil
 }
 
 // Predecessor returns the resolver that a new one of a configuration replaces: for the

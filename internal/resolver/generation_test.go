@@ -71,8 +71,10 @@ func TestLineage(t *testing.T) {
 	of := func(timeout, deadline time.Duration) *Resolver {
 		return newResolver(t, Config{Nameservers: []string{server.Addr}, Timeout: timeout, Deadline: deadline})
 	}
+	storeOf := make(map[*Resolver]*Generation) // whose it is that a resolver uses
 	generation := func(all ...*Resolver) *Generation {
 		g := new(Generation)
+		g.UseStore = func(r *Resolver) { storeOf[r] = g }
 		for _, r := range all {
 			g.Add(r)
 		}
@@ -106,18 +108,19 @@ func TestLineage(t *testing.T) {
 			t.Errorf("got the predecessor %p, want %p", got, tc.want)
 		}
 	}
+	next.Add(a)
 	l.Started(next)
-	if l.IsLast(old) || l.IsLast(next) {
-		t.Error("one of two configurations is the last one")
+	if l.IsLast(old) || l.IsLast(next) || storeOf[a] != next || storeOf[b] != old {
+		t.Error("one of two configurations is the last one, or a resolver does not use the store of the last one that has it")
 	}
 	l.Ended(next) // it did not start after all
-	if !l.IsLast(old) {
-		t.Error("the configuration that runs again is not the last one")
+	if !l.IsLast(old) || storeOf[a] != old {
+		t.Error("the configuration that runs again is not the last one, or its store is not used")
 	}
 	l.Started(next)
 	l.Ended(old)
-	if !l.IsLast(next) {
-		t.Error("the configuration that runs is not the last one")
+	if !l.IsLast(next) || storeOf[a] != next {
+		t.Error("the configuration that runs is not the last one, or its store is not used")
 	}
 	l.Ended(next)
 	if l.IsLast(next) || l.Predecessor(next, likeA) != nil {

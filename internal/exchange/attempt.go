@@ -42,11 +42,10 @@ type Attempt struct {
 	Recorded *record.Attempt  // nil: it is not recorded
 
 	transport *Transport
-	body      *replay.Body    // nil: none
-	begun     time.Time       // set if the time until the response matters
-	trial     *failover.Claim // on the address; nil: none
+	body      *replay.Body // nil: none
 
-	responseBody responseBody
+	responseBody    io.ReadCloser
+	responseTrailer *http.Header // complete when the body has been read; nil until then if it was not announced
 }
 
 // NewAttempt returns an attempt at what a call describes, in an exchange.
@@ -151,11 +150,13 @@ func (a *Attempt) SetOut(req *http.Request, changes outgoing.Changes) {
 // Begin starts the probes that the request has claimed, and the trial of the attempt's
 // address if it needs one.
 func (a *Attempt) Begin() {
-	if a.Call != nil {
-		a.trial = a.Exchange.Plan.Begin(&a.Call.Target, &a.Order, a.transport.Probe)
+	c := a.Call
+	if c == nil {
+		return
 	}
-	if a.transport.UnhealthyLatency > 0 || a.Call != nil && a.Call.Measured {
-		a.begun = time.Now()
+	a.Exchange.Plan.Begin(&c.Target, &a.Order, a.transport.Probe)
+	if a.transport.UnhealthyLatency > 0 || c.Measured {
+		c.Begun = time.Now()
 	}
 }
 
@@ -183,7 +184,7 @@ func (a *Attempt) Failed(e *pool.Error) error {
 	}
 	c.State.Err = err
 	c.State.Opened = c.State.Opened || e.Phase > pool.Handshake && e.Phase != pool.Prepare && !e.Reused
-	f := failover.Failure{Addr: a.Order.Key.Addr, Err: e, Begun: a.begun, Ended: ended}
+	f := failover.Failure{Addr: a.Order.Key.Addr, Err: e, Ended: ended}
 	f.Deadline, _ = a.Out.Context().Deadline()
 	f.Incomplete, f.Broken = !a.body.Complete(), a.body.Broken()
 	a.Exchange.Plan.Failed(&c.Target, &a.transport.Transport, f)
@@ -215,10 +216,10 @@ func (a *Attempt) Worked(req *http.Request, res *http.Response) {
 	c.State.Opened = c.State.Opened || !c.State.Reused
 	t.Answered(c.State.Reused)
 	a.watchBody(res)
-	if reason := t.unhealthy(res.StatusCode, a.begun); reason != nil {
+	if reason := t.unhealthy(res.StatusCode, c.Begun); reason != nil {
 		c.Unhealthy(&t.Transport, a.Order.Key.Addr, reason)
 	} else {
-		c.Target.Worked(&t.Transport, a.Order.Key.Addr, a.begun)
+		c.Target.Worked(&t.Transport, a.Order.Key.Addr)
 	}
 	if c.Follower != nil {
 		a.redirected(req, res)
@@ -242,7 +243,6 @@ func (t *Transport) unhealthy(status int, begun time.Time) error {
 
 // End gives up what was claimed and has not begun, or has ended without an outcome.
 func (a *Attempt) End() {
-	a.trial.End()
 	if a.Exchange != nil {
 		a.Exchange.Plan.Release()
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+	"unsafe"
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
@@ -264,6 +265,20 @@ func TestResponseBody(t *testing.T) {
 		_, _ = io.ReadAll(res.Body)
 		if got := a.Call.State.Failure().Phase; got != test.want {
 			t.Errorf("got the phase %q, want %q: %v", got, test.want, a.Call.State.Err)
+		}
+	}
+}
+
+// TestSizes: what is allocated for each request is no larger than a size class of Go, less the
+// 8 octets that it adds to those above 512.
+func TestSizes(t *testing.T) {
+	for what, size := range map[string][2]uintptr{
+		"an attempt": {unsafe.Sizeof(Attempt{}), 768 - 8},
+		"a context":  {unsafe.Sizeof(Context{}), 448},
+		"a state":    {unsafe.Sizeof(State{}), 288}, // the root adds 32, to 320
+	} {
+		if size[0] > size[1] {
+			t.Errorf("%s has %d octets, want at most %d", what, size[0], size[1])
 		}
 	}
 }

@@ -536,11 +536,21 @@ func TestNoNameservers(t *testing.T) {
 
 // Many lookups at once, while the servers change and some contexts end.
 func TestConcurrent(t *testing.T) {
-	answer := func(q *testlab.Query) {
-		q.Reply(q.Answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
-	}
-	a, b := newScript(t, answer, nil), newScript(t, answer, nil)
+	a, b := newScript(t, answering, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{Tries: 3}, a, b)
+	lookUpMany(t, c, func() {
+		for i := range 100 {
+			servers := []Nameserver{a.Nameserver, b.Nameserver}
+			c.setNameservers(servers[i%2 : 1+i%2])
+			c.Outage()
+		}
+	})
+}
+
+// lookUpMany asks nameservers that are answering for many names at once, while meanwhile runs.
+// Some contexts end.
+func lookUpMany(t *testing.T, c *Client, meanwhile func()) {
+	t.Helper()
 	var running sync.WaitGroup
 	for i := range 16 {
 		running.Go(func() {
@@ -556,11 +566,7 @@ func TestConcurrent(t *testing.T) {
 			}
 		})
 	}
-	for i := range 100 {
-		servers := []Nameserver{a.Nameserver, b.Nameserver}
-		c.setNameservers(servers[i%2 : 1+i%2])
-		c.Outage()
-	}
+	meanwhile()
 	running.Wait()
 }
 

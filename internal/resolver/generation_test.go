@@ -6,12 +6,13 @@ import (
 	"time"
 
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/testlab/leaktest"
 )
 
 // TestStorageKey: resolvers of one configuration with the same nameservers are saved apart,
 // all others by their nameservers alone. It is the same for a lookup that comes before Start.
 func TestStorageKey(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	server := testlab.NewNameserver(t)
 	server.Set("a.example", testlab.Reply{Addrs: []string{"192.0.2.1"}, TTL: 600})
 	var g Generation
@@ -66,7 +67,7 @@ func TestStorageKey(t *testing.T) {
 // TestLineage: a resolver replaces the one that is most like it, and the default one the
 // default one.
 func TestLineage(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	server := testlab.NewNameserver(t)
 	of := func(timeout, deadline time.Duration) *Resolver {
 		return newResolver(t, Config{Nameservers: []string{server.Addr}, Timeout: timeout, Deadline: deadline})
@@ -131,7 +132,7 @@ func TestLineage(t *testing.T) {
 // TestSaveOnce: a resolver that many sites share is saved once at the end, so that the end
 // takes no longer where other processes save to the same storage.
 func TestSaveOnce(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	server := testlab.NewNameserver(t)
 	server.Has("a.example", "192.0.2.1")
 	server.Has("b.example", "192.0.2.2")

@@ -3,10 +3,11 @@ package resolver
 import (
 	"fmt"
 	"net"
-	"runtime"
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"caddytarget/internal/testlab"
 )
 
 // serveRcode starts a nameserver that replies to all with an rcode, and returns its address.
@@ -29,23 +30,16 @@ func serveRcode(t *testing.T, rcode int) string {
 // is kept, with each query.
 func TestMemoryOfDeadNames(t *testing.T) {
 	const n, limit = 5000, 1500
-	heap := func() int64 {
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		return int64(m.HeapAlloc)
-	}
 	for _, rcode := range []int{dns.RcodeNameError, dns.RcodeServerFailure} {
 		config := Config{Nameservers: []string{serveRcode(t, rcode)}, CacheSize: n}
-		before := heap()
+		before := testlab.Heap()
 		r := newResolver(t, config)
 		for i := range n {
 			if _, err := r.Lookup(t.Context(), fmt.Sprintf("n%06d.dead.example", i)); err == nil {
 				t.Fatal("got addresses, want an error")
 			}
 		}
-		perName := float64(heap()-before) / n
+		perName := float64(testlab.Heap()-before) / n
 		known, _ := r.Name("n000000.dead.example")
 		t.Logf("%s: %.0f B a name, with %d queries", dns.RcodeToString[rcode], perName, len(known.Names[0].Tries()))
 		if perName > limit {

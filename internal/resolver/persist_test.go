@@ -17,6 +17,7 @@ import (
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/snapshot"
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/testlab/leaktest"
 )
 
 // memoryStore is a store in memory.
@@ -64,7 +65,7 @@ func savedResolver(t testing.TB, config Config, store snapshot.Store) *Resolver 
 
 // TestSaved: zones, services and what names are short for are as they were before.
 func TestSaved(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	root, zone := testlab.NewNameserver(t), testlab.NewNameserver(t)
 	conf := filepath.Join(t.TempDir(), "resolv.conf")
 	if err := os.WriteFile(conf, []byte("search a.test b.test\noptions timeout:1\n"), 0o600); err != nil {
@@ -112,7 +113,7 @@ func TestSaved(t *testing.T) {
 
 // TestSavedByOthers: what another process saves is not lost.
 func TestSavedByOthers(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	config := Config{Nameservers: []string{s.Addr}, Refresh: -1}
 	store := new(memoryStore)
@@ -137,7 +138,7 @@ func TestSavedByOthers(t *testing.T) {
 // TestSavedByOneThatEnded: names, services and what names are short for stay in the file
 // while another process goes on to save, until they are purged there.
 func TestSavedByOneThatEnded(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	conf := filepath.Join(t.TempDir(), "resolv.conf")
 	if err := os.WriteFile(conf, []byte("search a.test b.test\n"), 0o600); err != nil {
@@ -223,7 +224,7 @@ func TestAgeOfOthers(t *testing.T) {
 
 // TestPersistence: it is known how many names were saved and loaded, and when.
 func TestPersistence(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	s.Has("a.example", "192.0.2.1")
 	s.Set("_http._tcp.example", testlab.Reply{SRV: []string{"1 2 80 a.example."}, TTL: 600})

@@ -56,7 +56,7 @@ func NewAttempt(t *Transport, c *Call, x *Exchange) *Attempt {
 // Refuse returns why a request is not sent at all.
 func (a *Attempt) Refuse(req *http.Request) error {
 	c := a.Call
-	if err := req.Context().Err(); err != nil { // reverse_proxy tries again even then
+	if err := endOf(req.Context()); err != nil { // reverse_proxy tries again even then
 		if c != nil && c.State.Err == nil {
 			e := &failure.Error{Target: c.Host, Phase: failure.Connect, Err: err}
 			c.ranOut(err, e)
@@ -164,7 +164,7 @@ func (a *Attempt) Begin() {
 // a failure. After Unsent reverse_proxy tries any request again, else only a GET (or what
 // lb_retry_match says).
 func (a *Attempt) Failed(e *pool.Error) error {
-	c, ended := a.Call, a.Out.Context().Err()
+	c, ended := a.Call, endOf(a.Out.Context())
 	if failure.RuleOf(e) != "" || errors.Is(e, pool.ErrLimit) {
 		return a.notDialled(e)
 	}
@@ -276,7 +276,7 @@ func (a *Attempt) NotConnected(e *pool.Error) error {
 		return e.Err
 	}
 	failed := a.failure(e)
-	if ended := a.Out.Context().Err(); ended != nil {
+	if ended := endOf(a.Out.Context()); ended != nil {
 		failed.Err = ended
 		a.Call.ranOut(ended, failed)
 	}

@@ -81,16 +81,30 @@ func (c *Context) LimitTime(w http.ResponseWriter, r *http.Request, timeout time
 	if r.ContentLength == 0 {
 		return cancel
 	}
-	// a client that does not send its body must not hold the request up; the moment
-	// more lets the context end first
+	// a client that does not send its body must not hold the request up
 	control := http.NewResponseController(w)
-	if control.SetReadDeadline(time.Now().Add(timeout+50*time.Millisecond)) != nil {
+	if control.SetReadDeadline(time.Now().Add(timeout+bodyGrace)) != nil {
 		return cancel
 	}
 	return func() {
 		_ = control.SetReadDeadline(time.Time{})
 		cancel()
 	}
+}
+
+// bodyGrace is how much longer than for the whole request it is waited for its body, so that
+// the context ends first.
+const bodyGrace = 50 * time.Millisecond
+
+// endOf returns why the context of a request has ended; nil: it has not. For net/http a
+// client that has not sent its body by the deadline of LimitTime has left. On a busy machine
+// the context may learn that before it learns that its own time is over.
+func endOf(ctx context.Context) error {
+	err := ctx.Err()
+	if end, ok := ctx.Deadline(); ok && err == context.Canceled && time.Since(end) >= bodyGrace {
+		return context.DeadlineExceeded
+	}
+	return err
 }
 
 // IsRetryable reports whether a request may be sent again whatever the backend has done

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 	"unsafe"
 
@@ -155,6 +156,34 @@ func TestFailed(t *testing.T) {
 				t.Errorf("the request's error is %v, want %v", a.Call.State.Err, err)
 			}
 			a.End()
+		})
+	}
+}
+
+// TestStalledClient: a request whose client has not sent its body in time has run out of
+// time, also if the context has learned only that the client has left.
+func TestStalledClient(t *testing.T) {
+	for _, test := range []struct {
+		wait   time.Duration
+		status int
+		want   failure.Token
+	}{
+		{0, failure.StatusClientGone, failure.ClientDisconnected},
+		{time.Second, failure.StatusClientGone, failure.ClientDisconnected}, // it left just then
+		{time.Second + bodyGrace, http.StatusGatewayTimeout, failure.HTTPResponseTimeout},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			parent, leave := context.WithCancel(t.Context())
+			ctx, stop := context.WithTimeout(parent, time.Second)
+			defer stop()
+			leave()
+			a := newAttempt(t, new(Transport), httptest.NewRequest(http.MethodPost, "/", strings.NewReader("x")).WithContext(ctx))
+			a.Call.State.Timeout = time.Second
+			time.Sleep(test.wait)
+			err := a.Failed(&pool.Error{Phase: pool.Response, Sent: pool.Part, Err: context.Canceled})
+			if f := failure.Of(err); f.Token != test.want || failure.StatusOf(err) != test.status {
+				t.Errorf("after %s: got %+v, status %d, %v, want %s and %d", test.wait, f, failure.StatusOf(err), err, test.want, test.status)
+			}
 		})
 	}
 }

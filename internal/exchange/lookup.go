@@ -40,7 +40,7 @@ func (c *Call) find(ctx context.Context, literal netip.Addr) (a addresses, err e
 	}
 	if err != nil {
 		e := failure.OfLookup(c.Host, err)
-		c.ranOut(ctx.Err(), e)
+		c.ranOut(endOf(ctx), e)
 		return a, e
 	}
 	if c.Policy != nil {

@@ -24,13 +24,13 @@ func (a *Attempt) watchBody(res *http.Response) {
 // Read implements io.Reader.
 func (b *responseBody) Read(p []byte) (n int, err error) {
 	n, err = b.responseBody.Read(p)
-	switch a := (*Attempt)(b); {
+	switch a, ended := (*Attempt)(b), endOf(b.Out.Context()); {
 	case err == nil:
 	case err == io.EOF:
 		failure.DropProxyStatus(*b.responseTrailer)
-	case a.Out.Context().Err() == nil || errors.Is(a.Out.Context().Err(), context.DeadlineExceeded):
+	case ended == nil || errors.Is(ended, context.DeadlineExceeded):
 		failed := &failure.Error{Target: a.Call.Host, Address: a.Address(), Phase: failure.Response, Err: err, Incomplete: true}
-		a.Call.ranOut(a.Out.Context().Err(), failed)
+		a.Call.ranOut(ended, failed)
 		a.Call.State.Err = failed
 	}
 	return n, err

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -44,26 +43,17 @@ func serveHTTP1(conn net.Conn, answer func(r *http.Request) bool) {
 	}
 }
 
-// heap returns how many octets are in use.
-func heap() int {
-	runtime.GC()
-	runtime.GC() // what pools keep outlives one
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return int(stats.HeapAlloc)
-}
-
 // growth calls f with the numbers from 0 to n-1 and returns by how many octets the
 // heap grows for each. That is the median of some parts: other things come and go.
 func growth(goroutines, n int, f func(i int)) int {
 	const parts = 5
 	var grown [parts]int
-	before := heap()
+	before := testlab.Heap()
 	for part := range parts {
 		inParallel(goroutines, n/parts, func(i int) { f(part*(n/parts) + i) })
 		time.Sleep(50 * time.Millisecond) // connections are closed
-		after := heap()
-		grown[part], before = (after-before)/(n/parts), after
+		after := testlab.Heap()
+		grown[part], before = int(after-before)/(n/parts), after
 	}
 	slices.Sort(grown[:])
 	return grown[parts/2]

@@ -308,7 +308,7 @@ func (u *Upstreams) options() options {
 	opts["max_fails"] = numberOption(&u.MaxFails)
 	opts["fail_duration"] = func(d *caddyfile.Dispenser) error {
 		u.FailDuration = new(caddy.Duration)
-		return parseDuration(d, u.FailDuration, 0)
+		return parseDuration(d, u.FailDuration, true)
 	}
 	return opts
 }
@@ -361,7 +361,7 @@ func warmOption(to **Warm) func(*caddyfile.Dispenser) error {
 		for i, arg := range args {
 			n, err := strconv.Atoi(arg)
 			if err != nil || n < 1 {
-				return d.Errf("warm: %q is not a positive number", arg)
+				return d.Errf("warm %q is not a positive number", arg)
 			}
 			numbers[i] = n
 		}
@@ -633,7 +633,7 @@ func numberOption(to *int) func(*caddyfile.Dispenser) error {
 		}
 		n, err := strconv.Atoi(arg)
 		if err != nil || n < 1 {
-			return d.Errf("%s: %q is not a positive number", name, arg)
+			return d.Errf("%s %q is not a positive number", name, arg)
 		}
 		*to = n
 		return nil
@@ -649,7 +649,7 @@ func sizeOption(to *int) func(*caddyfile.Dispenser) error {
 		}
 		size, err := humanize.ParseBytes(arg)
 		if err != nil || size < 1 || size > math.MaxInt {
-			return d.Errf("%s: %q is not a size", name, arg)
+			return d.Errf("%s %q is not a positive size", name, arg)
 		}
 		*to = int(size)
 		return nil
@@ -668,7 +668,7 @@ func codesOption(to *[]int, otherwise string, valid func(int) bool) func(*caddyf
 			digits, class := strings.CutSuffix(arg, "xx")
 			status, err := strconv.Atoi(digits)
 			if err != nil || class != (status < 10) || !valid(status) {
-				return d.Errf("%s: %q is %s", name, arg, otherwise)
+				return d.Errf("%s %q is %s", name, arg, otherwise)
 			}
 			*to = append(*to, status)
 		}
@@ -677,21 +677,23 @@ func codesOption(to *[]int, otherwise string, valid func(int) bool) func(*caddyf
 }
 
 func durationOption(to *caddy.Duration) func(*caddyfile.Dispenser) error {
-	return func(d *caddyfile.Dispenser) error { return parseDuration(d, to, 1) }
+	return func(d *caddyfile.Dispenser) error { return parseDuration(d, to, false) }
 }
 
-// parseDuration parses a duration that is not shorter than shortest.
-func parseDuration(d *caddyfile.Dispenser, to *caddy.Duration, shortest time.Duration) error {
+// parseDuration parses a duration that is not negative; zero reports whether it may be 0.
+func parseDuration(d *caddyfile.Dispenser, to *caddy.Duration, zero bool) error {
 	name, arg := d.Val(), ""
 	if !d.AllArgs(&arg) {
 		return d.ArgErr()
 	}
 	duration, err := caddy.ParseDuration(arg)
-	if err != nil {
-		return d.Errf("%s: bad duration %q: %v", name, arg, err)
-	}
-	if duration < shortest {
-		return d.Errf("%s: a duration of %s is too short", name, arg)
+	switch {
+	case err != nil:
+		return d.Errf("%s %q is not a duration: %v", name, arg, err)
+	case zero && duration < 0:
+		return d.Errf("%s %s is negative", name, arg)
+	case !zero && duration <= 0:
+		return d.Errf("%s %s is not a positive duration", name, arg)
 	}
 	*to = caddy.Duration(duration)
 	return nil

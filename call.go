@@ -120,10 +120,10 @@ func parseTimeout(s string) (time.Duration, error) {
 	}
 	d, err := caddy.ParseDuration(s)
 	if err != nil {
-		return 0, fmt.Errorf("timeout: %w", err)
+		return 0, fmt.Errorf("timeout %q is not a duration: %w", s, err)
 	}
 	if d <= 0 {
-		return 0, fmt.Errorf("timeout %s is not positive", s)
+		return 0, fmt.Errorf("timeout %s is not a positive duration", s)
 	}
 	return d, nil
 }

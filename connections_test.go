@@ -213,14 +213,7 @@ func TestReloadBeforeRetry(t *testing.T) {
 // with the reason, and one domain does not get all of them.
 func TestConnectionLimit(t *testing.T) {
 	w := newWorld(t)
-	hold := make(chan struct{})
-	var arrived atomic.Int64
-	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/hold" {
-			arrived.Add(1)
-			<-hold
-		}
-	})})
+	b, arrived, hold := newHolding(t)
 	shared := acquireShared()
 	defer releaseShared()
 	defer func(limits *pool.Limits) { shared.limits = limits }(shared.limits)

@@ -26,8 +26,6 @@ type explanation struct {
 	repl    *caddy.Replacer
 	connect bool // a connection is opened
 	report  explain.Report
-
-	endLookup func(err error) // completes what the report has of the lookup; nil: there is none
 }
 
 // newExplanation prepares the explanation of a request.
@@ -60,13 +58,7 @@ func (e *explanation) run() *explain.Report {
 		err = e.mayEnter()
 	}
 	if err == nil {
-		err = e.resolve(c, u.Addr)
-	}
-	if err == nil {
-		err = e.offer(c)
-	}
-	if e.endLookup != nil {
-		e.endLookup(err)
+		err = e.callAddresses(c, u.Addr)
 	}
 	e.state.Err = err
 	e.report.Outcome = explain.NewOutcome(err, e.state.Failure(), e.state.ErrorText())
@@ -106,22 +98,30 @@ func (e *explanation) mayEnter() error {
 	return nil
 }
 
+// callAddresses resolves the target's name, and goes on to its addresses. literal is the name
+// if that is an address. The lookup is observed to the end: offer may ask for the name again.
+func (e *explanation) callAddresses(ctx *exchange.Context, literal netip.Addr) (err error) {
+	if !literal.IsValid() {
+		l, end := explain.NewLookup(e.call.Resolver, e.call.Host)
+		defer func() { end(len(e.call.Answer.Addrs) > 0, err) }()
+		e.report.Lookup = l
+	}
+	if err = e.resolve(ctx, literal); err != nil {
+		return err
+	}
+	return e.offer(ctx)
+}
+
 // resolve resolves the target's name, and describes that and the addresses.
 func (e *explanation) resolve(ctx context.Context, literal netip.Addr) error {
 	c := e.call
-	if literal.IsValid() {
-		err := c.Resolve(ctx, literal)
-		e.describeAddresses()
-		return err
-	}
-	l, end := explain.NewLookup(c.Resolver, c.Host)
-	e.report.Lookup = l
-	e.endLookup = func(err error) { end(len(c.Answer.Addrs) > 0, err) }
 	err := c.Resolve(ctx, literal)
-	l.From, l.Seconds = c.Answer.From, c.Answer.Waited.Round(time.Microsecond).Seconds()
-	if found := c.Answer.Found; found != "" && found != c.Host {
-		l.Found = found
-		e.report.Rules = append(e.report.Rules, explain.NewRule("name", found, c.Policy.CheckComplete(found), c.Policy.OnlyReports))
+	if l := e.report.Lookup; l != nil {
+		l.From, l.Seconds = c.Answer.From, c.Answer.Waited.Round(time.Microsecond).Seconds()
+		if found := c.Answer.Found; found != "" && found != c.Host {
+			l.Found = found
+			e.report.Rules = append(e.report.Rules, explain.NewRule("name", found, c.Policy.CheckComplete(found), c.Policy.OnlyReports))
+		}
 	}
 	e.describeAddresses()
 	return err
@@ -149,7 +149,7 @@ func (e *explanation) offer(ctx *exchange.Context) error {
 	if source == nil {
 		return nil // it does not call the addresses of the target
 	}
-	c.Enter(e.state.Enter(e.request))
+	c.Join(e.state.Enter(e.request))
 	peek := source.source.Source
 	peek.Peek = true
 	offer := c.Offer(ctx, &peek)

@@ -201,7 +201,7 @@ func (h *Handler) Validate() error {
 		return fmt.Errorf("strip_header: the url %s is not one header field", h.URL)
 	}
 	if h.MaxRequests < 0 {
-		return fmt.Errorf("max_requests %d is negative", h.MaxRequests)
+		return fmt.Errorf("max_requests %d is not a positive number", h.MaxRequests)
 	}
 	if _, err := h.failureLevel(); err != nil {
 		return err

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -24,35 +23,21 @@ import (
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/testlab/leaktest"
 )
 
 // The integration tests run Caddy in this process, between the nameservers and the
 // backends of testlab.
 
-// checkLeaks makes the test fail if there are goroutines left when everything
-// that is registered after it has been cleaned up.
+// checkLeaks is leaktest.Check for tests that run Caddy.
 func checkLeaks(t testing.TB) {
-	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() {
-		if t.Failed() {
-			return
-		}
-		options := []goleak.Option{
-			before,
-			// what Caddy and its dependencies start once and never end
-			goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.(*Cache).maintainAssets"),
-			goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.(*RingBufferRateLimiter).loop"),
-			goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy.(*Upstream).fillDynamicHost.func1.1"),
-			goleak.IgnoreAnyFunction("github.com/DeRuina/timberjack.(*Logger).millRun"), // of access logs
-		}
-		var err error
-		for deadline := time.Now().Add(testlab.Timeout); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-			if err = goleak.Find(options...); err == nil {
-				return
-			}
-		}
-		t.Errorf("goroutines are left: %v", err)
-	})
+	leaktest.Check(t,
+		// what Caddy and its dependencies start once and never end
+		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.(*Cache).maintainAssets"),
+		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.(*RingBufferRateLimiter).loop"),
+		goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy.(*Upstream).fillDynamicHost.func1.1"),
+		goleak.IgnoreAnyFunction("github.com/DeRuina/timberjack.(*Logger).millRun"), // of access logs
+	)
 }
 
 // --- Caddy ---

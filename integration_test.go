@@ -286,17 +286,23 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
-// TestMaxRequests: so many requests to one target, and no more.
-func TestMaxRequests(t *testing.T) {
-	w := newWorld(t)
-	hold := make(chan struct{})
-	var arrived atomic.Int64
-	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// newHolding returns a backend that answers requests for /hold when hold is closed, and how
+// many of them have arrived.
+func newHolding(t *testing.T) (b *testlab.Backend, arrived *atomic.Int64, hold chan struct{}) {
+	t.Helper()
+	hold, arrived = make(chan struct{}), new(atomic.Int64)
+	return testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/hold" {
 			arrived.Add(1)
 			<-hold
 		}
-	})})
+	})}), arrived, hold
+}
+
+// TestMaxRequests: so many requests to one target, and no more.
+func TestMaxRequests(t *testing.T) {
+	w := newWorld(t)
+	b, arrived, hold := newHolding(t)
 	w.dns.Has("a.example", "127.0.0.2")
 	w.dns.Has("b.example", "127.0.0.2")
 	w.run(w.proxy("max_requests 2"))

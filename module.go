@@ -101,6 +101,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		a.Resolver = new(Resolver)
 	}
 	a.shared, a.storage = acquireShared(), ctx.Storage()
+	a.resolvers.UseStore = a.useStorage(a.shared)
 	a.listeners = newListeners(ctx, a.shared)
 	if err := a.watchSites(ctx); err != nil {
 		return err
@@ -178,7 +179,6 @@ func (a *App) Start() error {
 		a.releases = append(a.releases, a.shared.ejections.Use(a.log))
 	}
 	for _, r := range a.acquired {
-		a.useStorage(r.Resolver, a.shared) // that of the configuration before may be gone soon
 		r.Start()
 	}
 	a.shared.lineage.Started(&a.resolvers)

@@ -68,22 +68,25 @@ func (s *storage) DeleteOld(ctx context.Context, age time.Duration) (n int, err 
 	return n, nil
 }
 
-// useStorage makes a resolver save what it knows in Caddy's storage, and which targets of the
-// sites that use it are called most.
-func (a *App) useStorage(r *resolver.Resolver, shared *shared) {
-	if r.UsePart(nil); a.warms {
-		r.UsePart(shared.warm.Part(r))
+// useStorage returns a function that makes a resolver save what it knows in Caddy's storage,
+// and which targets of the sites that use it are called most. The app may have been cleaned
+// up when it is called.
+func (a *App) useStorage(shared *shared) func(*resolver.Resolver) {
+	return func(r *resolver.Resolver) {
+		if r.UsePart(nil); a.warms {
+			r.UsePart(shared.warm.Part(r))
+		}
+		r.UseStore(&storage{a.storage, a.resolvers.StorageKey(r)})
 	}
-	r.UseStore(&storage{a.storage, a.resolvers.StorageKey(r)})
 }
 
 // persistBy completes the configuration of a resolver of an app.
 func (a *App) persistBy(config *resolver.Config) {
-	shared := a.shared // the app may have been cleaned up by the time of the first lookup
+	lineage := &a.shared.lineage // the app may have been cleaned up by the time of the first lookup
 	config.PersistByDefault = config.Persist == 0 && a.storage == caddy.DefaultStorage
 	config.Predecessor = func(r *resolver.Resolver) *resolver.Resolver {
-		a.useStorage(r, shared) // this is before the first lookup, which may be before Start
-		return shared.lineage.Predecessor(&a.resolvers, r)
+		a.resolvers.UseStore(r) // this is before the first lookup, which may be before Start
+		return lineage.Predecessor(&a.resolvers, r)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -188,6 +189,30 @@ func TestStopped(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestStorageAfterFailedStart: what a resolver knows is saved in the storage of the
+// configuration that runs, also if others were tried meanwhile that use the same resolver
+// and could not start.
+func TestStorageAfterFailedStart(t *testing.T) {
+	w := newWorld(t)
+	b := testlab.NewBackend(t, testlab.BackendConfig{Addrs: []string{"127.0.0.2"}})
+	used := testlab.Listen(t, "", "127.0.0.1")[0]
+	defer func() { _ = used.Close() }()
+	_, port, _ := net.SplitHostPort(used.Addr().String())
+	w.resolver = "persist 1h"
+	w.run(w.proxy())
+	w.store = fmt.Sprintf("file_system %q", t.TempDir())
+	for range 8 { // apps start in any order
+		if err := w.tryRun(w.proxy() + "\n---\nhttp://127.0.0.1:" + port + " {\nbind 127.0.0.1\n}"); err == nil {
+			t.Fatal("got no error of a site on a port that is in use")
+		}
+	}
+	w.mustGet("/", w.names(1, 600, b)[0])
+	w.stop()
+	if !w.isSaved("n0.example") {
+		t.Error("the name is not saved in the storage of the configuration that ran to the end")
 	}
 }
 
@@ -614,7 +639,7 @@ func TestSavedApartAtTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	app := loaded.(*App)
-	ofSite, s := app.acquired[1].Resolver, app.shared
+	ofSite := app.acquired[1].Resolver
 	key := app.resolvers.StorageKey(ofSite)
 	if !strings.HasSuffix(key, "-"+ofSite.ID()) {
 		t.Errorf("got the key %s, want one of its own", key)
@@ -627,5 +652,5 @@ func TestSavedApartAtTheEnd(t *testing.T) {
 		t.Errorf("got the key %s at the end, want %s", got, key)
 	}
 	app.warms = true
-	app.useStorage(ofSite, s) // as the first lookup does
+	app.resolvers.UseStore(ofSite) // as the first lookup does
 }

@@ -250,7 +250,7 @@ func (t *Transport) refused() error {
 		}
 	}
 	if t.UnhealthyLatency < 0 {
-		return fmt.Errorf("unhealthy_latency %s is negative", time.Duration(t.UnhealthyLatency))
+		return fmt.Errorf("unhealthy_latency %s is not a positive duration", time.Duration(t.UnhealthyLatency))
 	}
 	for _, v := range t.Versions {
 		if v != "1.1" && v != "2" && v != "h2c" {

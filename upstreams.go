@@ -20,6 +20,7 @@ import (
 	"caddytarget/internal/exchange"
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
+	"caddytarget/internal/guard"
 	"caddytarget/internal/outgoing"
 	"caddytarget/internal/targeturl"
 )
@@ -173,9 +174,9 @@ func (u *Upstreams) Validate() error {
 	case u.Name != "" && !u.source.Dynamic && guarded:
 		return fmt.Errorf("the name %s has no placeholders and is not checked: guard, allow, deny, allow_ips, deny_ips and ports have no meaning", u.Name)
 	case u.MaxUpstreams < 0:
-		return fmt.Errorf("max_upstreams %d is negative", u.MaxUpstreams)
+		return fmt.Errorf("max_upstreams %d is not a positive number", u.MaxUpstreams)
 	case u.MaxFails < 0:
-		return fmt.Errorf("max_fails %d is negative", u.MaxFails)
+		return fmt.Errorf("max_fails %d is not a positive number", u.MaxFails)
 	case u.FailDuration != nil && *u.FailDuration < 0:
 		return fmt.Errorf("fail_duration %s is negative", time.Duration(*u.FailDuration))
 	}
@@ -188,7 +189,7 @@ func (u *Upstreams) Validate() error {
 		}
 	}
 	if u.Port != "" && !strings.Contains(u.Port, "{") {
-		if _, err := targeturl.ParsePort(u.Port); err != nil {
+		if _, err := guard.ParsePort(u.Port); err != nil {
 			return err
 		}
 	}
@@ -204,7 +205,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	if c == nil {
 		return nil, errors.New("the request has no target: is there a target handler before reverse_proxy?")
 	}
-	c.Enter(c.State.Enter(r))
+	c.Join(c.State.Enter(r))
 	return u.offer(r.Context(), c), nil
 }
 
@@ -255,7 +256,7 @@ func (u *Upstreams) resolveName(r *http.Request, repl *caddy.Replacer, n *named,
 		return nil, err
 	}
 	if err = u.source.CallName(&n.call, r, name, repl.ReplaceAll(u.Port, ""), x, &st.State); err == nil {
-		n.call.Enter(x)
+		n.call.Join(x)
 	}
 	return &n.call, err
 }

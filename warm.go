@@ -127,7 +127,7 @@ func (h *Handler) findWarm(ctx context.Context, t *Transport, source *failover.S
 	if h.admitCall(c, r, st) != nil || c.Resolve(ctx, u.Addr) != nil {
 		return nil
 	}
-	c.Enter(st.Enter(r))
+	c.Join(st.Enter(r))
 	found := new(warm.Found)
 	for _, addr := range c.Addrs {
 		found.Keys = append(found.Keys, t.attemptAt(c, r, netip.AddrPortFrom(addr, c.Port)).Order.Key)

@@ -1,11 +1,9 @@
 package admin
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"caddytarget/internal/dnscache"
@@ -70,9 +68,9 @@ type Try struct {
 
 var typeNames = map[uint16]string{dnscache.TypeA: "A", dnscache.TypeAAAA: "AAAA", dnscache.TypeSRV: "SRV"}
 
-func newName(id string, n *resolver.Name) Name {
+func newName(n *resolver.Name) Name {
 	a := Name{
-		Resolver: id, Zone: n.Zone, Name: n.Name.Name, Service: n.Service, Preload: n.Preload, State: n.State.String(),
+		Resolver: n.Resolver, Zone: n.Zone, Name: n.Name.Name, Service: n.Service, Preload: n.Preload, State: n.State.String(),
 		Addresses: n.Addrs, Preferred: n.Preferred, TTL: inSeconds(n.TTL), StaleFor: inSeconds(n.StaleFor), Used: inSeconds(n.Used),
 		InFlight: n.InFlight,
 	}
@@ -109,40 +107,18 @@ func (a *API) getNames(r *http.Request, p params) (any, error) {
 		return nil, err
 	}
 	q := dnscache.Query{Prefix: strings.ToLower(p["prefix"]), States: states, After: p["after"], Limit: limit}
-	page, err := namesOf(r.Context(), a.Resolvers(), q)
-	if errors.Is(err, dnscache.ErrCursor) {
-		return nil, errorf(http.StatusBadRequest, "after: %v", err)
+	page, err := resolver.Names(r.Context(), a.Resolvers(), q)
+	switch {
+	case errors.Is(err, dnscache.ErrCursor):
+		return nil, errCursor()
+	case err != nil:
+		return nil, err
 	}
-	return page, err
-}
-
-// namesOf returns a page of the names of resolvers, one resolver after the other.
-func namesOf(ctx context.Context, used []*resolver.Resolver, q dnscache.Query) (Names, error) {
-	page := Names{Names: []Name{}}
-	var err error
-	if q.After != "" {
-		err = dnscache.ErrCursor
+	list := make([]Name, len(page.Names))
+	for i := range page.Names {
+		list[i] = newName(&page.Names[i])
 	}
-	for _, r := range used {
-		var of resolver.Page
-		of, err = r.Names(ctx, q)
-		if errors.Is(err, dnscache.ErrCursor) {
-			continue // it is that of a later resolver
-		}
-		if err != nil {
-			return Names{}, err
-		}
-		page.Names = slices.Grow(page.Names, len(of.Names))
-		for i := range of.Names {
-			page.Names = append(page.Names, newName(r.ID(), &of.Names[i]))
-		}
-		if of.Next != "" {
-			page.Next = of.Next
-			break
-		}
-		q.After, q.Limit = "", q.Limit-len(of.Names)
-	}
-	return page, err
+	return Names{list, page.Next}, nil
 }
 
 // NameReport is the answer of /target/names/NAME.
@@ -175,7 +151,7 @@ func (a *API) getName(name string) (any, error) {
 		}
 		of := ResolverName{Resolver: r.ID(), Hosts: known.Hosts, Addresses: known.Addrs, OutsideDNS: known.OutsideDNS, Found: known.Found}
 		for i := range known.Names {
-			of.Names = append(of.Names, newName(r.ID(), &known.Names[i]))
+			of.Names = append(of.Names, newName(&known.Names[i]))
 		}
 		report.Resolvers = append(report.Resolvers, of)
 	}

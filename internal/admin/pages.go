@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"net/http"
 	"net/netip"
-	"strconv"
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/guard"
@@ -19,15 +18,7 @@ const (
 
 // pageLimit returns how many elements there may be on a page.
 func (p params) pageLimit() (int, error) {
-	text, ok := p["limit"]
-	if !ok {
-		return DefaultPage, nil
-	}
-	limit, err := strconv.Atoi(text)
-	if err != nil || limit < 1 || limit > MaxPage {
-		return 0, errorf(http.StatusBadRequest, "limit %q is not in 1 to %d", text, MaxPage)
-	}
-	return limit, nil
+	return p.number("limit", DefaultPage, MaxPage)
 }
 
 // cursor is a place in a list at which a page ends.

@@ -97,7 +97,7 @@ ab.example       negative  3s         0s    -                         .        6
 		"names a/b",
 		[]string{`{"resolvers": [{"resolver": "6f1e2a9c", "hosts": true, "addresses": ["192.0.2.1", "192.0.2.2"], "outside_dns": true, "found": "a.corp.example", "names": [
 			{"name": "a.corp.example", "zone": ".", "state": "stale", "in_flight": true, "addresses": ["192.0.2.3"], "records": [{"target": "b.example", "port": 81, "priority": 1, "weight": 2}],
-			"types": [{"type": "A", "count": 1, "ttl": 5}, {"type": "AAAA", "count": 0, "failures": 2, "retry": 0.5}], "ttl": -5, "stale_for": 60, "used": 1, "preload": true, "next_refresh": 0,
+			"types": [{"type": "A", "count": 1, "ttl": 5, "failures": 1, "retry": 0}, {"type": "AAAA", "count": 0, "failures": 2, "retry": 0.5}], "ttl": -5, "stale_for": 60, "used": 1, "preload": true, "next_refresh": 0,
 			"error": "SERVFAIL", "error_age": 2, "tries": [{"name": "a.corp.example.", "nameserver": "10.0.0.53:53", "transport": "udp", "outcome": "SERVFAIL", "seconds": 0.0125, "ignored": 3}, {"name": "b.", "nameserver": "x", "transport": "tcp", "outcome": "y"}]}]}]}`},
 		"here GET names/a%2Fb", `
 resolver         6f1e2a9c
@@ -109,7 +109,7 @@ name             a.corp.example
   state          stale, a lookup is in flight
   addresses      192.0.2.3
   record         b.example:81, priority 1, weight 2
-  type A         records: 1, TTL 5s
+  type A         records: 1, TTL 5s, failures in a row: 1, asked for again with the next request
   type AAAA      records: 0, failures in a row: 2, not asked for again for 500.00ms
   TTL            -5s
   stale for      1m0s

@@ -100,7 +100,7 @@ func rowsOf(n *admin.Name) (rows [][]string) {
 			line += ", TTL " + explain.Shortly(t.TTL)
 		}
 		if t.Failures > 0 && t.Retry != nil {
-			line += fmt.Sprintf(", failures in a row: %d, not asked for again for %s", t.Failures, explain.Shortly(*t.Retry))
+			line += fmt.Sprintf(", failures in a row: %d, %s", t.Failures, retryOf(*t.Retry))
 		}
 		add("type "+t.Type, "%s", line)
 	}
@@ -130,6 +130,14 @@ func rowsOf(n *admin.Name) (rows [][]string) {
 		add("try", "%s", line)
 	}
 	return rows
+}
+
+// retryOf describes when records are asked for again that are not for so long.
+func retryOf(seconds float64) string {
+	if seconds <= 0 {
+		return "asked for again with the next request"
+	}
+	return "not asked for again for " + explain.Shortly(seconds)
 }
 
 func joinAddrs(addrs []netip.Addr) string {

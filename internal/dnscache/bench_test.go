@@ -6,11 +6,12 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 	"unsafe"
+
+	"caddytarget/internal/testlab"
 )
 
 // fixedAnswers answers everything at once, with so many A and AAAA records.
@@ -130,27 +131,20 @@ func BenchmarkInsert(b *testing.B) {
 // cache that has been scanned costs.
 func TestMemory(t *testing.T) {
 	const n, limit = 100_000, 500
-	heap := func() int64 {
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		return int64(m.HeapAlloc)
-	}
 	answers := []fixedAnswers{{1, 0}, {2, 0}, {1, 1}, {2, 2}}
 	if withRace {
 		answers = answers[:1]
 	}
 	for _, ex := range answers {
-		before := heap()
+		before := testlab.Heap()
 		c := filled(t, names(n), ex)
-		perName := float64(heap()-before) / n
+		perName := float64(testlab.Heap()-before) / n
 		for i := range n {
 			if _, err := c.Lookup(t.Context(), fmt.Sprintf("scan-%06d.example.com", i)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		scanned := float64(heap()-before) / n
+		scanned := float64(testlab.Heap()-before) / n
 		t.Logf("%d A, %d AAAA: %.0f B a name, %.0f after a scan", ex.a, ex.aaaa, perName, scanned)
 		if perName > limit || scanned > limit {
 			t.Errorf("%d A, %d AAAA: %.0f B a name, %.0f after a scan, want at most %d", ex.a, ex.aaaa, perName, scanned, limit)

@@ -298,13 +298,6 @@ func (c *Cache) Failing(name string) bool {
 	return e != nil && e.count == 0 && e.state.failing()
 }
 
-// Len returns the number of names, those of Config.Preload included.
-func (c *Cache) Len() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.queues.len() + c.preloaded
-}
-
 func (c *Cache) hash(name string) uint64 { return maphash.String(c.seed, name) }
 
 // now returns the time, exact enough to compare it with the expiry of e.

@@ -554,17 +554,30 @@ func TestNotExistingEndsOne(t *testing.T) {
 	})
 }
 
+// failAndHang makes lookups of names fail once, and then last until their deadline.
+func (w world) failAndHang(list []string) {
+	for _, name := range list {
+		w.fake.fail(name, errServfail)
+		w.get(name)
+		w.fake.set(name+" A", script{hang: true})
+		w.fake.set(name+" AAAA", script{hang: true})
+	}
+	w.sleep(2 * time.Second)
+}
+
+// wantPending checks how many lookups are pending, how many have slots, and how many are slow.
+func (w world) wantPending(pending, slots, slow int) {
+	w.Helper()
+	if n := w.pending.count(); n != pending || len(w.slots.taken) != slots || len(w.slowLookups) != slow {
+		w.Errorf("%d lookups are pending, %d slots taken, %d lookups slow; want %d, %d, %d", n, len(w.slots.taken), len(w.slowLookups), pending, slots, slow)
+	}
+}
+
 // Lookups of names that failed before release their slots after slowAfter.
 func TestSlowNamesReleaseSlots(t *testing.T) {
 	run(t, Config{MaxLookups: 10}, func(w world) {
 		list := names(10)
-		for _, name := range list {
-			w.fake.fail(name, errServfail)
-			w.get(name)
-			w.fake.set(name+" A", script{hang: true})
-			w.fake.set(name+" AAAA", script{hang: true})
-		}
-		w.sleep(2 * time.Second)
+		w.failAndHang(list)
 		for _, name := range list {
 			go w.get(name)
 		}
@@ -572,9 +585,7 @@ func TestSlowNamesReleaseSlots(t *testing.T) {
 		w.fake.a("new", time.Minute, a)
 		w.wantAfter("new", slowAfter, "miss "+a)
 		w.sleep(5 * time.Second)
-		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 || len(w.slowLookups) != 0 {
-			t.Errorf("at the end %d lookups are pending, %d slots taken, %d lookups slow; want none", n, len(w.slots.taken), len(w.slowLookups))
-		}
+		w.wantPending(0, 0, 0)
 	})
 }
 
@@ -588,9 +599,7 @@ func TestLateFamilyReleasesSlot(t *testing.T) {
 		w.wantAfter("x", familyGrace, "miss "+a)
 		w.want("other", "miss "+b)
 		w.sleep(5 * time.Second)
-		if n := w.pending.count(); n != 0 || len(w.slots.taken) != 0 || len(w.slowLookups) != 0 {
-			t.Errorf("at the end %d lookups are pending, %d slots taken, %d lookups slow; want none", n, len(w.slots.taken), len(w.slowLookups))
-		}
+		w.wantPending(0, 0, 0)
 	})
 }
 
@@ -599,13 +608,7 @@ func TestSlowLookupsAreBounded(t *testing.T) {
 	const slots = 10
 	run(t, Config{MaxLookups: slots}, func(w world) {
 		list := names(4 * slots)
-		for _, name := range list {
-			w.fake.fail(name, errServfail)
-			w.get(name)
-			w.fake.set(name+" A", script{hang: true})
-			w.fake.set(name+" AAAA", script{hang: true})
-		}
-		w.sleep(2 * time.Second)
+		w.failAndHang(list)
 		for len(list) > 0 {
 			for _, name := range list[:slots] {
 				go w.get(name)
@@ -613,9 +616,7 @@ func TestSlowLookupsAreBounded(t *testing.T) {
 			list = list[slots:]
 			w.sleep(slowAfter)
 		}
-		if n := w.pending.count(); n != 2*slots || len(w.slots.taken) != slots || len(w.slowLookups) != slots {
-			t.Errorf("%d lookups are pending, %d slots taken, %d lookups slow; want %d, %d, %d", n, len(w.slots.taken), len(w.slowLookups), 2*slots, slots, slots)
-		}
+		w.wantPending(2*slots, slots, slots)
 		w.sleep(10 * time.Second)
 	})
 }

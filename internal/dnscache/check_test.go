@@ -5,6 +5,13 @@ import (
 	"fmt"
 )
 
+// Len returns the number of names, those of Config.Preload included.
+func (c *Cache) Len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.queues.len() + c.preloaded
+}
+
 // check reports where the table and the lists of c disagree.
 func (c *Cache) check() error {
 	c.mu.Lock()

@@ -59,6 +59,23 @@ func (c *loadCounter) Outage() <-chan struct{} {
 	return c.down
 }
 
+// fill returns a cache of IPv4 addresses that refreshes all names, after it has learned some
+// names within a time.
+func (c *loadCounter) fill(t *testing.T, names []string, within time.Duration) *Cache {
+	t.Helper()
+	cache := New(c, Config{Refresh: Always, Family: func() Family { return IPv4 }})
+	cache.Start()
+	for i, name := range names {
+		if _, err := cache.Lookup(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		if within > 0 && i%1000 == 999 {
+			time.Sleep(within / time.Duration(len(names)/1000))
+		}
+	}
+	return cache
+}
+
 // TestLoadIsEven is TestRefreshesAreEven with all that is between the schedule
 // and the nameservers.
 func TestLoadIsEven(t *testing.T) {
@@ -71,17 +88,8 @@ func TestLoadIsEven(t *testing.T) {
 	for _, learned := range learn {
 		synctest.Test(t, func(t *testing.T) {
 			ex := &loadCounter{ttl: ttl, start: time.Now()}
-			c := New(ex, Config{Refresh: Always, Family: func() Family { return IPv4 }})
+			c := ex.fill(t, list, learned)
 			defer c.Close()
-			c.Start()
-			for i, name := range list {
-				if _, err := c.Lookup(t.Context(), name); err != nil {
-					t.Fatal(err)
-				}
-				if learned > 0 && i%1000 == 999 {
-					time.Sleep(learned / (n / 1000))
-				}
-			}
 			warm := int(time.Since(ex.start)/time.Second) + 1 // all that comes later is refreshes
 			time.Sleep(time.Duration(rounds) * ttl)
 			synctest.Wait()
@@ -119,17 +127,8 @@ func TestLargeOutage(t *testing.T) {
 	list := names(n)
 	synctest.Test(t, func(t *testing.T) {
 		ex := &loadCounter{ttl: ttl, start: time.Now()}
-		c := New(ex, Config{Refresh: Always, Family: func() Family { return IPv4 }})
+		c := ex.fill(t, list, time.Duration(n/1000)*100*time.Millisecond)
 		defer c.Close()
-		c.Start()
-		for i, name := range list {
-			if _, err := c.Lookup(t.Context(), name); err != nil {
-				t.Fatal(err)
-			}
-			if i%1000 == 999 {
-				time.Sleep(100 * time.Millisecond)
-			}
-		}
 		ex.mu.Lock()
 		ex.down = make(chan struct{})
 		ex.perSecond, ex.order = nil, []string{}

@@ -101,7 +101,7 @@ func (d *dialogue) gotError(err error, took time.Duration, ignored int, shortene
 	r.failure = exchangeFailure(&d.server.Nameserver, err)
 	switch {
 	case d.client.ctx.Err() != nil:
-		r.failure = failure{kind: Closed, rcode: -1, err: ErrClosed}
+		r.failure = failure{kind: Closed, rcode: -1, err: errClosed}
 	case r.failure.kind == Malformed, errors.Is(err, errHungUp):
 		r.outcome = failed
 	case r.failure.kind == Network, !shortened, took >= d.client.intervals.minSilence:

@@ -114,7 +114,7 @@ func New(servers []Nameserver, cfg Config) *Client {
 	return c
 }
 
-// Change replaces the nameservers, as SetNameservers does, and how they are asked.
+// Change replaces the nameservers, as setNameservers does, and how they are asked.
 func (c *Client) Change(nameservers []Nameserver, s Settings) {
 	if s.Timeout <= 0 {
 		s.Timeout = defaultTimeout
@@ -123,15 +123,15 @@ func (c *Client) Change(nameservers []Nameserver, s Settings) {
 		s.Tries = defaultTries
 	}
 	c.settings.Store(&s)
-	c.SetNameservers(nameservers)
+	c.setNameservers(nameservers)
 }
 
 func (c *Client) timeout() time.Duration { return c.settings.Load().Timeout }
 
-// SetNameservers replaces the nameservers. Those that stay keep their sockets
+// setNameservers replaces the nameservers. Those that stay keep their sockets
 // and what is known about their health; lookups under way end with the ones
 // they began with.
-func (c *Client) SetNameservers(nameservers []Nameserver) {
+func (c *Client) setNameservers(nameservers []Nameserver) {
 	for _, s := range c.replaceServers(nameservers) {
 		s.close()
 	}
@@ -180,7 +180,7 @@ func (c *Client) Nameservers() []Nameserver {
 func (c *Client) Mismatches() uint64 { return c.mismatches.Load() }
 
 // Close ends all lookups and probes, waits for them, and closes all sockets.
-// These lookups, and all later ones, fail with ErrClosed, wrapped in an *Error.
+// These lookups, and all later ones, fail with errClosed, wrapped in an *Error.
 func (c *Client) Close() {
 	c.mu.Lock()
 	c.closed = true

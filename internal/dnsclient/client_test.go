@@ -502,16 +502,16 @@ func TestClose(t *testing.T) {
 	}
 	go c.Close()
 	for range 10 {
-		if err := <-errs; !errors.Is(err, ErrClosed) {
+		if err := <-errs; !errors.Is(err, errClosed) {
 			t.Errorf("got %v, want ErrClosed", err)
 		}
 	}
 	c.Close()
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
-	if wantError(t, err, Closed); !errors.Is(err, ErrClosed) {
+	if wantError(t, err, Closed); !errors.Is(err, errClosed) {
 		t.Errorf("got %v, want ErrClosed", err)
 	}
-	if c.SetNameservers([]Nameserver{s.Nameserver, {Network: "tcp", AddrPort: s.AddrPort}}); len(c.Nameservers()) != 2 {
+	if c.setNameservers([]Nameserver{s.Nameserver, {Network: "tcp", AddrPort: s.AddrPort}}); len(c.Nameservers()) != 2 {
 		t.Errorf("nameservers are %v, want 2", c.Nameservers())
 	}
 }
@@ -524,7 +524,7 @@ func TestNoNameservers(t *testing.T) {
 		t.Errorf("got %v, want an outage", err)
 	}
 	outage := c.Outage()
-	c.SetNameservers([]Nameserver{s.Nameserver, s.Nameserver})
+	c.setNameservers([]Nameserver{s.Nameserver, s.Nameserver})
 	<-outage
 	if got := c.Nameservers(); len(got) != 1 || got[0] != s.Nameserver {
 		t.Errorf("nameservers are %v, want %v", got, s.Nameserver)
@@ -536,11 +536,21 @@ func TestNoNameservers(t *testing.T) {
 
 // Many lookups at once, while the servers change and some contexts end.
 func TestConcurrent(t *testing.T) {
-	answer := func(q *testlab.Query) {
-		q.Reply(q.Answer(q.Question[0].Name + " 60 IN A 192.0.2.1"))
-	}
-	a, b := newScript(t, answer, nil), newScript(t, answer, nil)
+	a, b := newScript(t, answering, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{Tries: 3}, a, b)
+	lookUpMany(t, c, func() {
+		for i := range 100 {
+			servers := []Nameserver{a.Nameserver, b.Nameserver}
+			c.setNameservers(servers[i%2 : 1+i%2])
+			c.Outage()
+		}
+	})
+}
+
+// lookUpMany asks nameservers that are answering for many names at once, while meanwhile runs.
+// Some contexts end.
+func lookUpMany(t *testing.T, c *Client, meanwhile func()) {
+	t.Helper()
 	var running sync.WaitGroup
 	for i := range 16 {
 		running.Go(func() {
@@ -556,11 +566,7 @@ func TestConcurrent(t *testing.T) {
 			}
 		})
 	}
-	for i := range 100 {
-		servers := []Nameserver{a.Nameserver, b.Nameserver}
-		c.SetNameservers(servers[i%2 : 1+i%2])
-		c.Outage()
-	}
+	meanwhile()
 	running.Wait()
 }
 

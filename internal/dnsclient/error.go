@@ -13,8 +13,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// ErrClosed is what lookups return after Close.
-var ErrClosed = errors.New("DNS client closed")
+// errClosed is what lookups return after Close.
+var errClosed = errors.New("DNS client closed")
 
 // Kind is why a lookup gave no addresses or services.
 type Kind int

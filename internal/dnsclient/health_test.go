@@ -309,14 +309,14 @@ func testOutageSendsNothing(t *testing.T) {
 	}
 
 	// The servers may change in an outage.
-	c.SetNameservers([]Nameserver{a.Nameserver})
+	c.setNameservers([]Nameserver{a.Nameserver})
 	select {
 	case <-outage:
 		t.Error("the outage ended with the removal of a server that is down, want it to last")
 	default:
 	}
 	working := newScript(t, answering, nil)
-	c.SetNameservers([]Nameserver{a.Nameserver, working.Nameserver})
+	c.setNameservers([]Nameserver{a.Nameserver, working.Nameserver})
 	<-outage
 }
 
@@ -380,7 +380,7 @@ func testClosedPort(t *testing.T) {
 func testOutageDuringLookup(t *testing.T) {
 	s := newScript(t, nil, nil)
 	c := newClient(t, Config{Timeout: shortTimeout, Tries: 3}, s)
-	s.Play(func(*testlab.Query) { c.SetNameservers(nil) })
+	s.Play(func(*testlab.Query) { c.setNameservers(nil) })
 	_, _, err := c.Lookup(t.Context(), "a.example", dns.TypeA)
 	if e := wantError(t, err, Outage); len(e.Tries) != 1 {
 		t.Errorf("got an outage after %d tries, want 1", len(e.Tries))
@@ -478,7 +478,7 @@ func TestSetNameserversKeepsHealth(t *testing.T) {
 	if err := lookUp(t, c, "a.example"); err != nil {
 		t.Fatal(err)
 	}
-	c.SetNameservers([]Nameserver{{Network: "tcp", AddrPort: b.AddrPort}, a.Nameserver})
+	c.setNameservers([]Nameserver{{Network: "tcp", AddrPort: b.AddrPort}, a.Nameserver})
 	if c.servers[1] != kept || c.servers[0] == removed {
 		t.Error("want the server with the same address kept, and the one with another network replaced")
 	}
@@ -503,7 +503,7 @@ func TestRemovedWhileSuspect(t *testing.T) {
 	}
 	<-probed
 	removed := c.servers[0]
-	c.SetNameservers([]Nameserver{other.Nameserver})
+	c.setNameservers([]Nameserver{other.Nameserver})
 	c.running.Wait()
 	if removed.health.isDown() || c.Outage() != nil {
 		t.Error("a removed server went down, or caused an outage; want neither")

@@ -178,7 +178,7 @@ func (l *lookup) fail(f failure) { l.end(nil, f) }
 func (l *lookup) beginRound(c *Client, q *question, acceptAlias bool) {
 	l.round = round{question: q, acceptAlias: acceptAlias, earlier: len(l.attempts)}
 	if !c.enter() {
-		l.failRound(failure{kind: Closed, rcode: -1, err: ErrClosed})
+		l.failRound(failure{kind: Closed, rcode: -1, err: errClosed})
 		return
 	}
 	l.asked = c

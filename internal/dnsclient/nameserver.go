@@ -121,15 +121,16 @@ func parseRest(network, s string) (Nameserver, error) {
 
 var (
 	errNoAddress = errors.New("not an IP address with an optional port (host names are not looked up)")
-	errPortZero  = errors.New("port 0 cannot be asked")
 	errUser      = errors.New("a user name: it has no meaning to a nameserver")
 )
+
+func errPort(port string) error { return fmt.Errorf("port %q is not a number from 1 to 65535", port) }
 
 // parseAddrPort reads ADDRESS, [ADDRESS], IPV4:PORT or [ADDRESS]:PORT.
 func parseAddrPort(s string, defaultPort uint16) (netip.AddrPort, error) {
 	if addrPort, err := netip.ParseAddrPort(s); err == nil {
 		if addrPort.Port() == 0 {
-			return netip.AddrPort{}, errPortZero
+			return netip.AddrPort{}, errPort("0")
 		}
 		return netip.AddrPortFrom(addrPort.Addr().Unmap(), addrPort.Port()), nil
 	}
@@ -142,7 +143,7 @@ func parseAddrPort(s string, defaultPort uint16) (netip.AddrPort, error) {
 	if err != nil {
 		if host, port, splitErr := net.SplitHostPort(s); splitErr == nil {
 			if _, err := netip.ParseAddr(host); err == nil {
-				return netip.AddrPort{}, fmt.Errorf("port %q is not a number from 1 to 65535", port)
+				return netip.AddrPort{}, errPort(port)
 			}
 		}
 		return netip.AddrPort{}, errNoAddress
@@ -162,7 +163,7 @@ func parseHostPort(s string, defaultPort uint16) (netip.AddrPort, string, error)
 	case err != nil:
 		return netip.AddrPort{}, "", errors.New("neither a host name nor an IP address, with an optional port")
 	case port == 0:
-		return netip.AddrPort{}, "", errPortZero
+		return netip.AddrPort{}, "", errPort(text)
 	}
 	return netip.AddrPortFrom(netip.Addr{}, uint16(port)), name, nil
 }

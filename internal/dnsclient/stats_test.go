@@ -114,7 +114,7 @@ func TestCountsOutliveNameservers(t *testing.T) {
 	a, b := newScript(t, answering, nil), newScript(t, answering, nil)
 	c := newClient(t, Config{}, a)
 	for _, servers := range [][]Nameserver{{a.Nameserver}, {b.Nameserver}, {a.Nameserver, b.Nameserver}} {
-		c.SetNameservers(servers)
+		c.setNameservers(servers)
 		if err := lookUp(t, c, "a.example"); err != nil {
 			t.Fatal(err)
 		}

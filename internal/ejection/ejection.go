@@ -48,13 +48,6 @@ func (l *Log) Use(log *zap.Logger) (release func()) {
 	}
 }
 
-// Loggers returns how many loggers were not released.
-func (l *Log) Loggers() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.logs)
-}
-
 // check returns an entry of the log, or nil.
 func (l *Log) check(message string) *zapcore.CheckedEntry {
 	l.mu.Lock()

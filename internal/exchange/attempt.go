@@ -46,11 +46,10 @@ type Attempt struct {
 	Recorded *record.Attempt  // nil: it is not recorded
 
 	transport *Transport
-	body      *replay.Body    // nil: none
-	begun     time.Time       // set if the time until the response matters
-	trial     *failover.Claim // on the address; nil: none
+	body      *replay.Body // nil: none
 
-	responseBody responseBody
+	responseBody    io.ReadCloser
+	responseTrailer *http.Header // complete when the body has been read; nil until then if it was not announced
 }
 
 // NewAttempt returns an attempt at what a call describes, in an exchange.
@@ -61,7 +60,7 @@ func NewAttempt(t *Transport, c *Call, x *Exchange) *Attempt {
 // Refuse returns why a request is not sent at all.
 func (a *Attempt) Refuse(req *http.Request) error {
 	c := a.Call
-	if err := req.Context().Err(); err != nil { // reverse_proxy tries again even then
+	if err := endOf(req.Context()); err != nil { // reverse_proxy tries again even then
 		if c != nil && c.State.Err == nil {
 			e := &failure.Error{Target: c.Host, Phase: failure.Connect, Err: err}
 			c.ranOut(err, e)
@@ -160,11 +159,13 @@ func (a *Attempt) SetOut(req *http.Request, changes outgoing.Changes) {
 // Begin starts the probes that the request has claimed, and the trial of the attempt's
 // address if it needs one.
 func (a *Attempt) Begin() {
-	if a.Call != nil {
-		a.trial = a.Exchange.Plan.Begin(&a.Call.Target, &a.Order, a.transport.Probe)
+	c := a.Call
+	if c == nil {
+		return
 	}
-	if a.transport.UnhealthyLatency > 0 || a.Call != nil && a.Call.Measured {
-		a.begun = time.Now()
+	a.Exchange.Plan.Begin(&c.Target, &a.Order, a.transport.Probe)
+	if a.transport.UnhealthyLatency > 0 || c.Measured {
+		c.Begun = time.Now()
 	}
 }
 
@@ -172,7 +173,7 @@ func (a *Attempt) Begin() {
 // a failure. After Unsent reverse_proxy tries any request again, else only a GET (or what
 // lb_retry_match says).
 func (a *Attempt) Failed(e *pool.Error) error {
-	c, ended := a.Call, a.Out.Context().Err()
+	c, ended := a.Call, endOf(a.Out.Context())
 	if failure.RuleOf(e) != "" || errors.Is(e, pool.ErrLimit) {
 		return a.notDialled(e)
 	}
@@ -192,7 +193,7 @@ func (a *Attempt) Failed(e *pool.Error) error {
 	}
 	c.State.Err = err
 	c.State.Opened = c.State.Opened || e.Phase > pool.Handshake && e.Phase != pool.Prepare && !e.Reused
-	f := failover.Failure{Addr: a.Order.Key.Addr, Err: e, Begun: a.begun, Ended: ended}
+	f := failover.Failure{Addr: a.Order.Key.Addr, Err: e, Ended: ended}
 	f.Deadline, _ = a.Out.Context().Deadline()
 	f.Incomplete, f.Broken = !a.body.Complete(), a.body.Broken()
 	a.Exchange.Plan.Failed(&c.Target, &a.transport.Transport, f)
@@ -224,10 +225,10 @@ func (a *Attempt) Worked(req *http.Request, res *http.Response) {
 	c.State.Opened = c.State.Opened || !c.State.Reused
 	t.Answered(c.State.Reused)
 	a.watchBody(res)
-	if reason := t.unhealthy(res.StatusCode, a.begun); reason != nil {
+	if reason := t.unhealthy(res.StatusCode, c.Begun); reason != nil {
 		c.Unhealthy(&t.Transport, a.Order.Key.Addr, reason)
 	} else {
-		c.Target.Worked(&t.Transport, a.Order.Key.Addr, a.begun)
+		c.Target.Worked(&t.Transport, a.Order.Key.Addr)
 	}
 	if c.Follower != nil {
 		a.redirected(req, res)
@@ -251,7 +252,6 @@ func (t *Transport) unhealthy(status int, begun time.Time) error {
 
 // End gives up what was claimed and has not begun, or has ended without an outcome.
 func (a *Attempt) End() {
-	a.trial.End()
 	if a.Exchange != nil {
 		a.Exchange.Plan.Release()
 	}
@@ -299,7 +299,7 @@ func (a *Attempt) NotConnected(e *pool.Error) error {
 		return e.Err
 	}
 	failed := a.failure(e)
-	if ended := a.Out.Context().Err(); ended != nil {
+	if ended := endOf(a.Out.Context()); ended != nil {
 		failed.Err = ended
 		a.Call.ranOut(ended, failed)
 	}

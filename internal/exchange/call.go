@@ -81,16 +81,30 @@ func (c *Context) LimitTime(w http.ResponseWriter, r *http.Request, timeout time
 	if r.ContentLength == 0 {
 		return cancel
 	}
-	// a client that does not send its body must not hold the request up; the moment
-	// more lets the context end first
+	// a client that does not send its body must not hold the request up
 	control := http.NewResponseController(w)
-	if control.SetReadDeadline(time.Now().Add(timeout+50*time.Millisecond)) != nil {
+	if control.SetReadDeadline(time.Now().Add(timeout+bodyGrace)) != nil {
 		return cancel
 	}
 	return func() {
 		_ = control.SetReadDeadline(time.Time{})
 		cancel()
 	}
+}
+
+// bodyGrace is how much longer than for the whole request it is waited for its body, so that
+// the context ends first.
+const bodyGrace = 50 * time.Millisecond
+
+// endOf returns why the context of a request has ended; nil: it has not. For net/http a
+// client that has not sent its body by the deadline of LimitTime has left. On a busy machine
+// the context may learn that before it learns that its own time is over.
+func endOf(ctx context.Context) error {
+	err := ctx.Err()
+	if end, ok := ctx.Deadline(); ok && err == context.Canceled && time.Since(end) >= bodyGrace {
+		return context.DeadlineExceeded
+	}
+	return err
 }
 
 // IsRetryable reports whether a request may be sent again whatever the backend has done
@@ -105,8 +119,8 @@ func (c *Call) SetURL(u targeturl.URL) {
 	}
 }
 
-// URL returns the URL of a request for c that was sent with a request URI.
-func (c *Call) URL(uri string) *targeturl.URL {
+// url returns the URL of a request for c that was sent with a request URI.
+func (c *Call) url(uri string) *targeturl.URL {
 	u := &targeturl.URL{Scheme: c.Scheme, Host: c.Host, Port: c.Port}
 	u.Path, u.Query, u.HasQuery = strings.Cut(uri, "?")
 	return u
@@ -120,8 +134,8 @@ func (c *Call) Origin() guard.Origin {
 // isExplained reports whether the request is only explained. c may be nil.
 func (c *Call) isExplained() bool { return c != nil && c.State != nil && c.State.Explained != nil }
 
-// Enter makes c a call of an exchange. What was tried in another one does not count.
-func (c *Call) Enter(x *Exchange) {
+// Join makes c a call of an exchange. What was tried in another one does not count.
+func (c *Call) Join(x *Exchange) {
 	c.Exchange, c.Owner = x, c
 	x.Plan.Add(&c.Target)
 }
@@ -131,7 +145,7 @@ func (c *Call) Enter(x *Exchange) {
 func (c *Call) Offer(ctx context.Context, s *failover.Source) failover.Offer {
 	x := c.Exchange
 	o := s.Next(ctx, &x.Plan, &c.Target, x.resendable())
-	if !o.Healthy && c.Renew(ctx) {
+	if !o.Healthy && c.renew(ctx) {
 		o = s.Next(ctx, &x.Plan, &c.Target, x.resendable())
 	}
 	if !o.Healthy && x.Plan.Tries() == 0 && c.State != nil {

@@ -50,16 +50,16 @@ func (st *State) Current() *Exchange {
 	return st.exchange
 }
 
-// CallIn returns the call of a request that has a target; nil: it has none. It enters the
+// CallIn returns the call of a request that has a target; nil: it has none. It joins the
 // exchange x, which may be nil, if it belongs there.
 func CallIn(x *Exchange, r *http.Request) *Call {
 	c := CallOf(r.Context())
 	switch {
 	case c == nil:
 	case x != nil && x.request != nil && CallOf(x.request.Context()) == c:
-		c.Enter(x) // beside a source with a name
+		c.Join(x) // beside a source with a name
 	case c.Exchange == nil:
-		c.Enter(new(Exchange))
+		c.Join(new(Exchange))
 	}
 	return c
 }

@@ -10,7 +10,9 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
@@ -34,7 +36,7 @@ func newCall(t testing.TB, r *http.Request) (*Call, *Exchange) {
 	c.Addrs, c.Preferred = []netip.Addr{netip.MustParseAddr("192.0.2.1")}, 1
 	st.Call = c
 	x := st.Enter(r)
-	c.Enter(x)
+	c.Join(x)
 	return c, x
 }
 
@@ -158,6 +160,34 @@ func TestFailed(t *testing.T) {
 	}
 }
 
+// TestStalledClient: a request whose client has not sent its body in time has run out of
+// time, also if the context has learned only that the client has left.
+func TestStalledClient(t *testing.T) {
+	for _, test := range []struct {
+		wait   time.Duration
+		status int
+		want   failure.Token
+	}{
+		{0, failure.StatusClientGone, failure.ClientDisconnected},
+		{time.Second, failure.StatusClientGone, failure.ClientDisconnected}, // it left just then
+		{time.Second + bodyGrace, http.StatusGatewayTimeout, failure.HTTPResponseTimeout},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			parent, leave := context.WithCancel(t.Context())
+			ctx, stop := context.WithTimeout(parent, time.Second)
+			defer stop()
+			leave()
+			a := newAttempt(t, new(Transport), httptest.NewRequest(http.MethodPost, "/", strings.NewReader("x")).WithContext(ctx))
+			a.Call.State.Timeout = time.Second
+			time.Sleep(test.wait)
+			err := a.Failed(&pool.Error{Phase: pool.Response, Sent: pool.Part, Err: context.Canceled})
+			if f := failure.Of(err); f.Token != test.want || failure.StatusOf(err) != test.status {
+				t.Errorf("after %s: got %+v, status %d, %v, want %s and %d", test.wait, f, failure.StatusOf(err), err, test.want, test.status)
+			}
+		})
+	}
+}
+
 // TestFailedWithBody: a request of which nothing was sent may be tried elsewhere only while
 // its body is kept.
 func TestFailedWithBody(t *testing.T) {
@@ -264,6 +294,20 @@ func TestResponseBody(t *testing.T) {
 		_, _ = io.ReadAll(res.Body)
 		if got := a.Call.State.Failure().Phase; got != test.want {
 			t.Errorf("got the phase %q, want %q: %v", got, test.want, a.Call.State.Err)
+		}
+	}
+}
+
+// TestSizes: what is allocated for each request is no larger than a size class of Go, less the
+// 8 octets that it adds to those above 512.
+func TestSizes(t *testing.T) {
+	for what, size := range map[string][2]uintptr{
+		"an attempt": {unsafe.Sizeof(Attempt{}), 768 - 8},
+		"a context":  {unsafe.Sizeof(Context{}), 448},
+		"a state":    {unsafe.Sizeof(State{}), 288}, // the root adds 32, to 320
+	} {
+		if size[0] > size[1] {
+			t.Errorf("%s has %d octets, want at most %d", what, size[0], size[1])
 		}
 	}
 }

@@ -40,7 +40,7 @@ func (c *Call) find(ctx context.Context, literal netip.Addr) (a addresses, err e
 	}
 	if err != nil {
 		e := failure.OfLookup(c.Host, err)
-		c.ranOut(ctx.Err(), e)
+		c.ranOut(endOf(ctx), e)
 		return a, e
 	}
 	if c.Policy != nil {
@@ -61,9 +61,9 @@ func (c *Call) ranOut(ended error, e *failure.Error) {
 	}
 }
 
-// Renew asks for the addresses of c again, for none of those that were known is
+// renew asks for the addresses of c again, for none of those that were known is
 // healthy. It reports whether there are others now.
-func (c *Call) Renew(ctx context.Context) bool {
+func (c *Call) renew(ctx context.Context) bool {
 	if c.Resolver == nil {
 		return false
 	}

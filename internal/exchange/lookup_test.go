@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
 	"caddytarget/internal/failure"
@@ -25,6 +24,7 @@ import (
 	"caddytarget/internal/metrics"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/testlab/leaktest"
 )
 
 // newPolicy returns the policy of a server that listens nowhere.
@@ -75,21 +75,11 @@ func writeFile(t testing.TB, text string) string {
 	return path
 }
 
-// checkLeaks checks that the goroutines of a test have ended.
-func checkLeaks(t testing.TB) {
-	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() {
-		if err := goleak.Find(before); err != nil && !t.Failed() {
-			t.Errorf("goroutines are left: %v", err)
-		}
-	})
-}
-
 // TestServiceStaleFails: where the second lookup of a stale target of a service
 // finds nothing, the targets that are not known yet get all the time, as if there
 // were no other.
 func TestServiceStaleFails(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	for name, gone := range map[string]testlab.Reply{"NXDOMAIN": {Rcode: 3}, "no data": {}} {
 		s := testlab.NewNameserver(t)
 		s.Set("old.example", testlab.Reply{Addrs: []string{"192.0.2.1"}, TTL: 1})
@@ -153,7 +143,7 @@ func TestNewRecord(t *testing.T) {
 // TestServiceResolver: services have zones, their targets are complete names,
 // and what never is in the DNS has no services.
 func TestServiceResolver(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	main, zone := testlab.NewNameserver(t), testlab.NewNameserver(t)
 	zone.Set("_http._tcp.web.zone", testlab.Reply{SRV: []string{"1 2 3 a.example."}, TTL: 60})
 	main.Has("a.example", "192.0.2.1")
@@ -188,7 +178,7 @@ func TestServiceResolver(t *testing.T) {
 // TestRenewSearched: the first renewal of a name that was searched for asks, and says
 // that there are other addresses only if there are.
 func TestRenewSearched(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	s.Has("web.b.test", "192.0.2.1")
 	r := newResolver(t, resolver.Config{Nameservers: []string{s.Addr}, StaleWait: testlab.Timeout, Search: true}, func(c *resolver.Config) {
@@ -199,11 +189,11 @@ func TestRenewSearched(t *testing.T) {
 	if err := c.Resolve(t.Context(), netip.Addr{}); err != nil {
 		t.Fatal(err)
 	}
-	if c.Renew(t.Context()) || s.Asked("web.b.test") != 2 {
+	if c.renew(t.Context()) || s.Asked("web.b.test") != 2 {
 		t.Errorf("the same addresses, and %d queries", s.Asked("web.b.test"))
 	}
 	s.Has("web.b.test", "192.0.2.2")
-	testlab.Eventually(t, "it is renewed", func() bool { return c.Renew(t.Context()) })
+	testlab.Eventually(t, "it is renewed", func() bool { return c.renew(t.Context()) })
 	if !slices.Equal(c.Addrs, []netip.Addr{netip.MustParseAddr("192.0.2.2")}) || c.Answer.Found != "web.b.test" {
 		t.Errorf("got %v of %s, want [192.0.2.2] of web.b.test", c.Addrs, c.Answer.Found)
 	}

@@ -10,7 +10,7 @@ import (
 // Recorded implements record.Caller.
 func (c *Call) Recorded() record.Call {
 	return record.Call{
-		Target: trace.Target{Scheme: c.Scheme, Host: c.Host, Port: c.Port, Path: c.URL(c.URI).Path},
+		Target: trace.Target{Scheme: c.Scheme, Host: c.Host, Port: c.Port, Path: c.url(c.URI).Path},
 		Site:   c.Client.Host, Remote: c.Client.Remote,
 		Lookup: c.Answer.From, Waited: c.Answer.Waited, Addrs: c.Addrs,
 	}

@@ -19,7 +19,7 @@ func (a *Attempt) redirected(req *http.Request, res *http.Response) {
 	if !redirect.IsStatus(res.StatusCode) {
 		return
 	}
-	err := c.Follower.Responded(c.URL(req.URL.RequestURI()), req, res, t.Takes != nil && t.Takes(res))
+	err := c.Follower.Responded(c.url(req.URL.RequestURI()), req, res, t.Takes != nil && t.Takes(res))
 	if err == nil {
 		return
 	}
@@ -35,7 +35,7 @@ func (c *Context) Hop(r *http.Request, u targeturl.URL) (*Context, error) {
 	last, ctx := &c.Call, &Context{Context: c.Context}
 	next, st := &ctx.Call, last.State
 	next.SetURL(u)
-	if next.Foreign = last.Foreign || !targeturl.SameOrigin(last.URL(""), &u); !next.Foreign {
+	if next.Foreign = last.Foreign || !targeturl.SameOrigin(last.url(""), &u); !next.Foreign {
 		next.HostPort = last.HostPort // that of the option host, maybe
 	}
 	// what is left of the timeout is not what the site gives an address
@@ -62,7 +62,7 @@ func (c *Call) Followed(r *http.Request, from string) {
 // ReadLocation reads the Location of a response that last was answered with, for a handler
 // that follows it by itself: c is what that calls.
 func (c *Call) ReadLocation(text string, last *Call) (targeturl.URL, error) {
-	from := last.URL(last.URI)
+	from := last.url(last.URI)
 	u, err := from.Resolve(text)
 	if err == targeturl.ErrDowngrade {
 		err = fmt.Errorf("a redirect from https: %w", &guard.Refusal{Kind: guard.KindScheme, Value: u.Scheme, Rule: guard.RuleSchemes})

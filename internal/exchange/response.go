@@ -9,32 +9,32 @@ import (
 	"caddytarget/internal/failure"
 )
 
-// responseBody is the body of a response. It notes if the body does not come to its end.
-type responseBody struct {
-	io.ReadCloser
-	attempt *Attempt
-	trailer *http.Header // complete when the body has been read; nil until then if it was not announced
-}
+// responseBody is an attempt as the body of its response. It notes if the body does not come
+// to its end.
+type responseBody Attempt
 
 // watchBody notes how the body of a response ends.
 func (a *Attempt) watchBody(res *http.Response) {
 	if res.StatusCode != http.StatusSwitchingProtocols && res.Body != http.NoBody {
-		a.responseBody = responseBody{res.Body, a, &res.Trailer}
-		res.Body = &a.responseBody
+		a.responseBody, a.responseTrailer = res.Body, &res.Trailer
+		res.Body = (*responseBody)(a)
 	}
 }
 
 // Read implements io.Reader.
 func (b *responseBody) Read(p []byte) (n int, err error) {
-	n, err = b.ReadCloser.Read(p)
-	switch a := b.attempt; {
+	n, err = b.responseBody.Read(p)
+	switch a, ended := (*Attempt)(b), endOf(b.Out.Context()); {
 	case err == nil:
 	case err == io.EOF:
-		failure.DropProxyStatus(*b.trailer)
-	case a.Out.Context().Err() == nil || errors.Is(a.Out.Context().Err(), context.DeadlineExceeded):
+		failure.DropProxyStatus(*b.responseTrailer)
+	case ended == nil || errors.Is(ended, context.DeadlineExceeded):
 		failed := &failure.Error{Target: a.Call.Host, Address: a.Address(), Phase: failure.Response, Err: err, Incomplete: true}
-		a.Call.ranOut(a.Out.Context().Err(), failed)
+		a.Call.ranOut(ended, failed)
 		a.Call.State.Err = failed
 	}
 	return n, err
 }
+
+// Close implements io.Closer.
+func (b *responseBody) Close() error { return b.responseBody.Close() }

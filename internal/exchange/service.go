@@ -163,5 +163,5 @@ func (s *Service) await(ctx context.Context, calls []*Call, others bool) {
 
 // Renew implements failover.Names.
 func (s *Service) Renew(ctx context.Context, record int) (changed bool) {
-	return s.Calls[record].Renew(ctx)
+	return s.Calls[record].renew(ctx)
 }

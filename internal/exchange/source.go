@@ -8,6 +8,7 @@ import (
 
 	"caddytarget/internal/failover"
 	"caddytarget/internal/failure"
+	"caddytarget/internal/guard"
 	"caddytarget/internal/resolver"
 	"caddytarget/internal/targeturl"
 )
@@ -27,7 +28,7 @@ func (s *Source) CallName(c *Call, r *http.Request, name, port string, x *Exchan
 	if err != nil {
 		return failure.NewMalformed(err)
 	}
-	c.Port, err = targeturl.ParsePort(port)
+	c.Port, err = guard.ParsePort(port)
 	if err != nil {
 		return failure.NewMalformed(err)
 	}

@@ -72,9 +72,9 @@ lookup|miss, took 12.30ms, short for a.corp.example (resolver 6f1e2a9c)
   name|a.example: not asked for (zone .)
   query|a.corp.example AAAA, udp to 10.0.0.53:53: answer after 1.50ms, 2 messages ignored
 address|192.0.2.1:443: allowed, needs trial, offered as number 1, connections: 3 open, 1 idle, 1 of HTTP/2, 1 dials, 2 requests waiting
-  cause|failures of the address, for all targets: 1 of 2, the last 1s ago (connection_refused: connect: refused), a dial goes on for at most 3s
-  cause|failures of the address, for this target and limit: 2 of 2 under the limit timeout 1s, the last 1.5s ago, ejected for 8.5s
-  cause|failures of networks of this address family: 3 of 3, the last 2m0s ago
+  cause|failures of the address, for all targets: 1 in a row (ejected after 2), the last 1s ago (connection_refused: connect: refused), a dial goes on for at most 3s
+  cause|failures of the address, for this target and limit: 2 in a row under the limit timeout 1s (ejected after 2), the last 1.5s ago, ejected for 8.5s
+  cause|networks of this address family that could not be reached: 3 (ejected after 3), the last 2m0s ago
 address|192.0.2.1:443: refused: documentation
 dial|192.0.2.1:443 or another of 2 that are offered, a connection that is open, TLS for a.example
 connect|192.0.2.1:443: connect 2.00ms, TLS handshake 3s, the backend asks for a client certificate

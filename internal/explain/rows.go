@@ -120,14 +120,17 @@ func (a *Address) line() string {
 }
 
 func (c *Cause) line() string {
-	whose := map[string]string{
-		"address": "the address, for all targets", "target": "the address, for this target", "limit": "the address, for this target and limit",
-		"family": "networks of this address family",
+	what := map[string]string{
+		"address": "failures of the address, for all targets: %d in a row",
+		"target":  "failures of the address, for this target: %d in a row",
+		"limit":   "failures of the address, for this target and limit: %d in a row",
+		"family":  "networks of this address family that could not be reached: %d",
 	}[c.Of]
-	line := fmt.Sprintf("failures of %s: %d of %d", whose, c.Failures, c.Max)
+	line := fmt.Sprintf(what, c.Failures)
 	if c.Limit != "" {
 		line += " under the limit " + c.Limit
 	}
+	line += fmt.Sprintf(" (ejected after %d)", c.Max)
 	if c.Age > 0 {
 		line += ", the last " + Shortly(c.Age) + " ago"
 	}

@@ -51,21 +51,11 @@ func (c *Claim) release() {
 	}
 }
 
-// End ends the trial for which Begin has returned the claim, after the attempt: if no
-// outcome has been recorded, another request may claim the address. On nil it does
-// nothing.
-func (c *Claim) End() {
-	if c != nil {
-		c.health.Release()
-	}
-}
-
 // Begin begins an attempt at an address of t. It starts the probes that were claimed for
 // any of the plan's targets: it calls start (Pool.Probe) with an order like the
 // attempt's, and releases the claim if start reports that it could not. If the address is
-// on trial, Begin returns the claim on it, and Claim.End has to follow the attempt; else
-// nil.
-func (p *Plan) Begin(t *Target, o *pool.Order, start func(*pool.Order) bool) *Claim {
+// on trial, the attempt is the trial. Release has to follow it.
+func (p *Plan) Begin(t *Target, o *pool.Order, start func(*pool.Order) bool) {
 	for _, other := range p.targets {
 		for _, c := range other.probes {
 			if c.take() && !start(other.probe(c.addr, t, o)) {
@@ -74,9 +64,8 @@ func (p *Plan) Begin(t *Target, o *pool.Order, start func(*pool.Order) bool) *Cl
 		}
 	}
 	if c := t.trial; c != nil && c.addr == o.Key.Addr.Addr() && c.take() {
-		return c
+		p.trial = c
 	}
-	return nil
 }
 
 // probe returns the order of a connection to an address of t, like that of an attempt
@@ -93,8 +82,13 @@ func (t *Target) probe(a netip.Addr, target *Target, attempt *pool.Order) *pool.
 	return o
 }
 
-// Release gives up the open claims for the plan's targets.
+// Release gives up the open claims for the plan's targets, after an attempt. If no outcome
+// of a trial has been recorded, another request may claim the address.
 func (p *Plan) Release() {
+	if p.trial != nil {
+		p.trial.health.Release()
+		p.trial = nil
+	}
 	for _, t := range p.targets {
 		t.release()
 	}

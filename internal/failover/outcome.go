@@ -15,7 +15,6 @@ type Failure struct {
 	Addr netip.AddrPort // not valid: something else than an IP address was dialled
 	Err  *pool.Error
 
-	Begun    time.Time // when the attempt began; set if Target.Measured
 	Deadline time.Time // of the request; zero: none
 	Ended    error     // the error of the request's context; nil: that has not ended
 
@@ -32,14 +31,14 @@ func (p *Plan) Failed(t *Target, via *Transport, f Failure) {
 	switch e := f.Err; {
 	case e.Dialling(): // the pool records how the dial ends; the client's timeout was over before
 		if errors.Is(f.Ended, context.DeadlineExceeded) && t.Timeout > 0 {
-			via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline, f.reason())
+			via.Health.RanOut(t.Host, f.Addr, t.Timeout, t.Begun, f.Deadline, f.reason())
 		}
 	case e.Phase == pool.Prepare || f.byClient():
 		// that shows nothing about the address
 	case f.Ended != nil && t.Limit != "": // the site's timeout
 		via.Health.Exceeded(t.Limit, t.Host, f.Addr, f.reason())
 	case f.Ended != nil && t.Timeout > 0: // the client's
-		via.Health.RanOut(t.Host, f.Addr, t.Timeout, f.Begun, f.Deadline, f.reason())
+		via.Health.RanOut(t.Host, f.Addr, t.Timeout, t.Begun, f.Deadline, f.reason())
 	case f.Ended != nil: // the deadline was another one, such as what a redirect has left of a timeout
 	case e.Timeout() && !errors.Is(e, pool.ErrSilent) && !errors.Is(e, syscall.ETIMEDOUT):
 		// a timeout of the transport, such as response_header_timeout
@@ -66,11 +65,10 @@ func (t *Target) Skip(addr netip.AddrPort) {
 	t.tries = append(t.tries, try{addr: addr, final: true})
 }
 
-// Worked records in health that an address of t has sent a response, to an attempt that
-// began at begun, which is used if t.Measured.
-func (t *Target) Worked(via *Transport, addr netip.AddrPort, begun time.Time) {
+// Worked records in health that an address of t has sent a response.
+func (t *Target) Worked(via *Transport, addr netip.AddrPort) {
 	if t.Measured {
-		via.Health.WorkedIn(time.Since(begun), t.Timeout, t.Host, addr, via.Limit)
+		via.Health.WorkedIn(time.Since(t.Begun), t.Timeout, t.Host, addr, via.Limit)
 	} else {
 		via.Health.Worked(t.Host, addr, t.Limit, via.Limit)
 	}

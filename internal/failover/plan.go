@@ -22,8 +22,8 @@
 //  3. [Plan.Begin] takes the claim on the address, if it is on trial, and starts the
 //     probes of others in the background.
 //  4. [Target.Worked], [Target.Unhealthy], [Plan.Failed] or [Target.Skip] records how it
-//     ended, in the plan and in package health. Then [Claim.End] and [Plan.Release] give
-//     up what was claimed and led to nothing.
+//     ended, in the plan and in package health. Then [Plan.Release] gives up what was
+//     claimed and led to nothing.
 //
 // Say a name has four addresses: R refuses connections, S is silent, B breaks them
 // after the request, H is healthy. They are selected in this order.
@@ -82,6 +82,7 @@ type Plan struct {
 	room      [1]*Target   // for the usual targets
 	deadlines [2]time.Time // of the dial at the last address, by phase; remember sets them; zero: that dial has its whole timeout
 	began     time.Time    // when the last attempt did, if a deadline is set
+	trial     *Claim       // of the last attempt; nil: it is none
 }
 
 // Target is a name whose addresses a request may be sent to, or one address.
@@ -93,9 +94,10 @@ type Target struct {
 	Owner     pool.Owner
 
 	Retryable bool          // the request may be sent to another address whatever the backend has done with it: a GET
+	Measured  bool          // how long responses usually take matters
 	Limit     health.Limit  // names the fixed timeout of the site, for requests that run out of it; empty: there is none
 	Timeout   time.Duration // that the client has chosen, in place of a fixed one; zero: none
-	Measured  bool          // how long responses usually take matters
+	Begun     time.Time     // when the last attempt at it began; set where that matters
 
 	service *Service // that it belongs to; nil: none
 	tries   []try    // failed attempts

@@ -100,14 +100,14 @@ var (
 	ErrConnect     = errors.New("CONNECT asks for a tunnel, and a target is none")
 )
 
-// Malformed is an error in what the request says.
-type Malformed struct{ error }
+// malformed is an error in what the request says.
+type malformed struct{ error }
 
 // NewMalformed returns err as an error in what the request says.
-func NewMalformed(err error) error { return Malformed{err} }
+func NewMalformed(err error) error { return malformed{err} }
 
 // Unwrap returns the error.
-func (e Malformed) Unwrap() error { return e.error }
+func (e malformed) Unwrap() error { return e.error }
 
 // NewTimeout returns an error with a text that is a timeout.
 func NewTimeout(text string) error { return timeoutError(text) }
@@ -241,7 +241,7 @@ func RuleOf(err error) string {
 	case errors.Is(err, dnscache.ErrTooManyNewNames):
 		return RuleNewNames
 	}
-	if _, ok := errors.AsType[Malformed](err); ok {
+	if _, ok := errors.AsType[malformed](err); ok {
 		return RuleMalformed
 	}
 	return ""

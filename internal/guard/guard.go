@@ -222,13 +222,13 @@ var badPorts = func() *portSet {
 
 func parsePorts(entry string) (from, to uint16, err error) {
 	first, last, isRange := strings.Cut(entry, "-")
-	if from, err = parsePort(first); err != nil {
+	if from, err = ParsePort(first); err != nil {
 		return 0, 0, err
 	}
 	if !isRange {
 		return from, from, nil
 	}
-	if to, err = parsePort(last); err != nil {
+	if to, err = ParsePort(last); err != nil {
 		return 0, 0, err
 	}
 	if to < from {
@@ -237,18 +237,13 @@ func parsePorts(entry string) (from, to uint16, err error) {
 	return from, to, nil
 }
 
-func parsePort(s string) (uint16, error) {
-	port, ok := ParsePort(s)
-	if !ok {
-		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
-	}
-	return port, nil
-}
-
 // ParsePort parses a port from 1 to 65535.
-func ParsePort(s string) (port uint16, ok bool) {
-	p, err := strconv.ParseUint(s, 10, 16)
-	return uint16(p), err == nil && p != 0
+func ParsePort(s string) (uint16, error) {
+	port, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || port == 0 {
+		return 0, fmt.Errorf("port %q is not a number from 1 to 65535", s)
+	}
+	return uint16(port), nil
 }
 
 // CheckPort reports whether this port may be called. Port 0 never may. The

@@ -97,16 +97,16 @@ func TestCheckScheme(t *testing.T) {
 
 func TestCompileErrors(t *testing.T) {
 	for entry, want := range map[string]string{
-		"":          `"" is not a port from 1 to 65535`,
-		"0":         `"0" is not a port from 1 to 65535`,
-		"65536":     `"65536" is not a port from 1 to 65535`,
-		"-1":        `"" is not a port from 1 to 65535`,
-		"+80":       `"+80" is not a port from 1 to 65535`,
-		"http":      `"http" is not a port from 1 to 65535`,
-		"80,443":    `"80,443" is not a port from 1 to 65535`,
-		"80-":       `"" is not a port from 1 to 65535`,
-		"0-80":      `"0" is not a port from 1 to 65535`,
-		"80-443-1":  `"443-1" is not a port from 1 to 65535`,
+		"":          `port "" is not a number from 1 to 65535`,
+		"0":         `port "0" is not a number from 1 to 65535`,
+		"65536":     `port "65536" is not a number from 1 to 65535`,
+		"-1":        `port "" is not a number from 1 to 65535`,
+		"+80":       `port "+80" is not a number from 1 to 65535`,
+		"http":      `port "http" is not a number from 1 to 65535`,
+		"80,443":    `port "80,443" is not a number from 1 to 65535`,
+		"80-":       `port "" is not a number from 1 to 65535`,
+		"0-80":      `port "0" is not a number from 1 to 65535`,
+		"80-443-1":  `port "443-1" is not a number from 1 to 65535`,
 		"8999-8000": "the range ends before it begins",
 	} {
 		checkCompileError(t, Config{Ports: []string{"443", entry}}, `ports: entry `+strconv.Quote(entry)+`: `+want)

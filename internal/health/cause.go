@@ -23,7 +23,6 @@ type Cause struct {
 	Fails    int           // failures in a row
 	MaxFails int           // for so many of them an address is ejected
 	Age      time.Duration // how long ago the last of them was; 0 without failures
-	Sent     bool          // a request may have been sent before: only a request shows whether it works again
 	Reason   Reason        // of the last of them
 
 	// Left is how long the address is still ejected for this; 0: it is not, or no longer.
@@ -44,7 +43,7 @@ func (t *Tracker) Causes(p *Policy, target string, addr netip.AddrPort) (causes 
 	for id, r := range s.relevant(p, target, addr) {
 		maxFails := p.maxFails(id.limit)
 		c := Cause{
-			ForTarget: id.target != "", Limit: id.limit, Fails: r.fails, MaxFails: maxFails, Sent: r.sent, Reason: r.reason,
+			ForTarget: id.target != "", Limit: id.limit, Fails: r.fails, MaxFails: maxFails, Reason: r.reason,
 			Dialling: max(0, r.dialEnds.Sub(now)),
 		}
 		if r.fails > 0 {

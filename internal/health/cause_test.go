@@ -24,8 +24,8 @@ func TestCauses(t *testing.T) {
 	advance(time.Second)
 	want := []Cause{
 		{Fails: 1, MaxFails: 1, Age: 2 * time.Second, Left: duration - 2*time.Second},
-		{ForTarget: true, Fails: 1, MaxFails: 1, Age: time.Second, Sent: true, Left: duration - time.Second, Dialling: time.Second},
-		{ForTarget: true, Limit: "header 2s", Fails: 1, MaxFails: 1, Age: time.Second, Sent: true, Left: duration - time.Second},
+		{ForTarget: true, Fails: 1, MaxFails: 1, Age: time.Second, Left: duration - time.Second, Dialling: time.Second},
+		{ForTarget: true, Limit: "header 2s", Fails: 1, MaxFails: 1, Age: time.Second, Left: duration - time.Second},
 	}
 	if got := h.Causes(p, "a.example", addrA); !slices.Equal(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)

@@ -22,7 +22,6 @@ type Record struct {
 
 	Failures int           // since the address last worked
 	Last     time.Duration // how long ago the last one was; 0 without failures
-	Sent     bool          // a request may have been sent before the last one
 	Reason   Reason        // of the last one
 
 	// Left is for how long the address remains ejected because of its failures; 0: no
@@ -40,7 +39,7 @@ type Record struct {
 // describe returns what is known of a record, by a policy in use.
 func (r *record) describe(id recordID, p *Policy, now time.Time) Record {
 	of := Record{
-		Addr: id.addr, Target: id.target, Limit: id.limit, Failures: r.fails, Sent: r.sent, Reason: r.reason,
+		Addr: id.addr, Target: id.target, Limit: id.limit, Failures: r.fails, Reason: r.reason,
 		State:   r.state(now, p.maxFails(id.limit), p),
 		Claimed: now.Sub(r.claimedAt) < claimTimeout, Dialling: max(0, r.dialEnds.Sub(now)),
 	}

@@ -268,7 +268,7 @@ func TestRecord(t *testing.T) {
 			Left: 8500 * time.Millisecond, Since: 1500 * time.Millisecond,
 		},
 		{
-			Addr: addrA, Target: "a.example", Limit: "a", State: Ejected, Failures: 1, Last: 500 * time.Millisecond, Sent: true,
+			Addr: addrA, Target: "a.example", Limit: "a", State: Ejected, Failures: 1, Last: 500 * time.Millisecond,
 			Reason: Reason{Phase: "connect", Text: "refused"}, Left: 9500 * time.Millisecond, Since: 500 * time.Millisecond,
 		},
 		{Addr: addrA, Target: "a.example", State: Ejected, Dialling: 500 * time.Millisecond},

@@ -69,7 +69,7 @@ func TestIDsOf(t *testing.T) {
 	defer func() { _ = l.Close() }()
 	id, err := connID(l.(*net.TCPListener))
 	switch {
-	case errors.Is(err, ErrUnsupported):
+	case errors.Is(err, errUnsupported):
 		t.Skip(err)
 	case err != nil:
 		t.Fatal(err)

@@ -160,7 +160,7 @@ func (l *Listeners) askIsLocal(a netip.Addr) bool {
 	case l.isListed(a):
 		return true
 	}
-	local := IsLocal(a)
+	local := isLocal(a)
 	l.Learn(a, local)
 	return local
 }
@@ -187,7 +187,7 @@ func (l *Listeners) Learn(a netip.Addr, local bool) {
 // Known returns the owner of an address and port, without asking the system. If that takes
 // asking, ok is false.
 func (l *Listeners) Known(a netip.AddrPort) (o Owner, ok bool) {
-	if !l.isLocal(a.Addr()) || l.config.Sockets != nil && !l.config.Sockets.MayHear(a.Port()) {
+	if !l.isLocal(a.Addr()) || l.config.Sockets != nil && !l.config.Sockets.mayHear(a.Port()) {
 		return NotOwn, true
 	}
 	o, ok = (*l.owners.Load())[a]
@@ -242,7 +242,7 @@ func (l *Listeners) owner(a netip.AddrPort) (o Owner) {
 	if l.config.Sockets == nil {
 		return l.config.Account(a)
 	}
-	ids, err := l.config.Sockets.Hearing(a)
+	ids, err := l.config.Sockets.hearing(a)
 	if err != nil {
 		return l.config.Account(a)
 	}

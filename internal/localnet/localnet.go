@@ -1,8 +1,8 @@
 // Package localnet asks the operating system two questions about this machine: whether an
-// address is one of its own ([IsLocal], [Addresses]), and on which TCP sockets this process
+// address is one of its own (isLocal, [Addresses]), and on which TCP sockets this process
 // listens ([Sockets]). It reads no configuration for that: one address can be configured in
 // many ways, and each way can be spelled in several. Where the system has no answer, the
-// error is [ErrUnsupported].
+// error is errUnsupported.
 //
 // [Listeners] joins both: it finds out whether an address and port is one of this process,
 // and whether a site listens there.
@@ -24,11 +24,11 @@ import (
 	"syscall"
 )
 
-// ErrUnsupported is the error for a question that the system has no answer to.
-var ErrUnsupported = errors.New("not supported on this system")
+// errUnsupported is the error for a question that the system has no answer to.
+var errUnsupported = errors.New("not supported on this system")
 
-// Listener is a TCP socket on which this process listens.
-type Listener struct {
+// listener is a TCP socket on which this process listens.
+type listener struct {
 	ID   uint64 // of the socket; descriptors of one socket have the same
 	Addr netip.AddrPort
 
@@ -36,9 +36,9 @@ type Listener struct {
 	OnlyIPv6 bool
 }
 
-// Hears reports whether a connection to an address of this machine may end at
+// hears reports whether a connection to an address of this machine may end at
 // the listener. The address is not an IPv4-mapped one.
-func (l Listener) Hears(a netip.AddrPort) bool {
+func (l listener) hears(a netip.AddrPort) bool {
 	on := l.Addr.Addr()
 	switch {
 	case l.Addr.Port() != a.Port():
@@ -51,10 +51,10 @@ func (l Listener) Hears(a netip.AddrPort) bool {
 	return on == a.Addr()
 }
 
-// IsLocal reports whether packets to an address stay on this machine. That is so
+// isLocal reports whether packets to an address stay on this machine. That is so
 // for the addresses of its interfaces, and for all others that a route of type
 // local has, which no interface lists.
-func IsLocal(a netip.Addr) bool {
+func isLocal(a netip.Addr) bool {
 	a = a.Unmap()
 	if a.IsLoopback() || a.IsUnspecified() {
 		return true
@@ -81,7 +81,7 @@ func isOwnSource(a netip.Addr) (bool, error) {
 
 // Addresses returns the addresses of this machine: those of its interfaces, and
 // the ranges of its table of local routes where the system shows it. An address may
-// be local that is not among them, see [IsLocal].
+// be local that is not among them, see isLocal.
 func Addresses() ([]netip.Prefix, error) {
 	list, err := net.InterfaceAddrs()
 	if err != nil {
@@ -95,7 +95,7 @@ func Addresses() ([]netip.Prefix, error) {
 		}
 	}
 	routes, err := localRoutes()
-	if err != nil && !errors.Is(err, ErrUnsupported) {
+	if err != nil && !errors.Is(err, errUnsupported) {
 		return all, err
 	}
 	return append(all, routes...), nil

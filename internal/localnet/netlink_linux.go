@@ -39,7 +39,7 @@ func ask(protocol int, request []byte, reply func(kind uint16, data []byte)) err
 	dump := binary.NativeEndian.Uint16(request[6:])&unix.NLM_F_DUMP == unix.NLM_F_DUMP
 	if dump && protocol == unix.NETLINK_ROUTE { // so that it has the table alone that was asked for
 		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
-			return ErrUnsupported
+			return errUnsupported
 		}
 	}
 	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {

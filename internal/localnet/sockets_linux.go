@@ -20,16 +20,16 @@ import (
 // open descriptors. The zero value is ready.
 type Sockets struct {
 	mu     sync.Mutex
-	own    map[uint64]Listener
+	own    map[uint64]listener
 	others map[uint64]struct{}
 
 	ports atomic.Pointer[map[uint16]struct{}] // of own
 }
 
-// MayHear reports whether a socket of this process listened on a port when the descriptors
-// were last searched, or whether they never were. It takes nanoseconds; [Sockets.Hearing] is
+// mayHear reports whether a socket of this process listened on a port when the descriptors
+// were last searched, or whether they never were. It takes nanoseconds; hearing is
 // exact.
-func (s *Sockets) MayHear(port uint16) bool {
+func (s *Sockets) mayHear(port uint16) bool {
 	ports := s.ports.Load()
 	if ports == nil {
 		return true
@@ -41,9 +41,9 @@ func (s *Sockets) MayHear(port uint16) bool {
 // maxOthers bounds what is remembered of sockets that are not this process's.
 const maxOthers = 4096
 
-// Hearing returns the sockets at which a connection to an address of this machine
+// hearing returns the sockets at which a connection to an address of this machine
 // may end.
-func (s *Sockets) Hearing(a netip.AddrPort) ([]uint64, error) {
+func (s *Sockets) hearing(a netip.AddrPort) ([]uint64, error) {
 	ids, err := listening(a.Port())
 	if err == nil {
 		if list, ok := s.remembered(ids, a); ok {
@@ -57,7 +57,7 @@ func (s *Sockets) Hearing(a netip.AddrPort) ([]uint64, error) {
 	s.remember(own, ids)
 	var list []uint64
 	for id, l := range own {
-		if l.Hears(a) {
+		if l.hears(a) {
 			list = append(list, id)
 		}
 	}
@@ -77,7 +77,7 @@ func (s *Sockets) remembered(ids []uint64, a netip.AddrPort) (list []uint64, ok 
 		if _, other := s.others[id]; !own && !other {
 			return nil, false
 		}
-		if own && l.Hears(a) {
+		if own && l.hears(a) {
 			list = append(list, id)
 		}
 	}
@@ -85,7 +85,7 @@ func (s *Sockets) remembered(ids []uint64, a netip.AddrPort) (list []uint64, ok 
 }
 
 // remember stores the sockets of this process, and those among ids that are not.
-func (s *Sockets) remember(own map[uint64]Listener, ids []uint64) {
+func (s *Sockets) remember(own map[uint64]listener, ids []uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.own = own
@@ -129,12 +129,12 @@ func listening(port uint16) (ids []uint64, err error) {
 }
 
 // ownListeners finds the listening sockets among the open descriptors.
-func ownListeners() (map[uint64]Listener, error) {
+func ownListeners() (map[uint64]listener, error) {
 	end, err := descriptorsEnd()
 	if err != nil {
 		return nil, err
 	}
-	own := make(map[uint64]Listener)
+	own := make(map[uint64]listener)
 	for fd := range end {
 		if listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || listens == 0 {
 			continue
@@ -147,7 +147,7 @@ func ownListeners() (map[uint64]Listener, error) {
 }
 
 // listenerOf describes a listening socket, if it is one of TCP.
-func listenerOf(fd int) (l Listener, ok bool) {
+func listenerOf(fd int) (l listener, ok bool) {
 	name, err := unix.Getsockname(fd)
 	if err != nil {
 		return l, false

@@ -59,18 +59,18 @@ func TestHearing(t *testing.T) {
 				var s Sockets
 				for range 2 { // found out, and remembered
 					for _, a := range test.hears {
-						if got, err := s.Hearing(at(t, l, a)); err != nil || !slices.Contains(got, id) {
+						if got, err := s.hearing(at(t, l, a)); err != nil || !slices.Contains(got, id) {
 							t.Errorf("%s: %v, %v, want %d", a, got, err, id)
 						}
 					}
 					for _, a := range test.not {
-						if got, err := s.Hearing(at(t, l, a)); err != nil || slices.Contains(got, id) {
+						if got, err := s.hearing(at(t, l, a)); err != nil || slices.Contains(got, id) {
 							t.Errorf("%s: got %v, %v, want a list without %d", a, got, err, id)
 						}
 					}
 				}
 				l.Close()
-				if got, err := s.Hearing(at(t, l, test.hears[0])); err != nil || len(got) > 0 {
+				if got, err := s.hearing(at(t, l, test.hears[0])); err != nil || len(got) > 0 {
 					t.Errorf("after the end: %v, %v", got, err)
 				}
 			})
@@ -85,10 +85,10 @@ func TestHearingLater(t *testing.T) {
 	first := listen(t, "tcp", "127.0.0.1:0", true)
 	a := at(t, first, "127.0.0.1")
 	first.Close()
-	if got, err := s.Hearing(a); err != nil || len(got) > 0 {
+	if got, err := s.hearing(a); err != nil || len(got) > 0 {
 		t.Fatalf("before: got %v, %v, want none", got, err)
 	}
-	if s.MayHear(a.Port()) {
+	if s.mayHear(a.Port()) {
 		t.Error("nothing was found on the port, but something may listen there")
 	}
 	var want []uint64
@@ -104,10 +104,10 @@ func TestHearingLater(t *testing.T) {
 		}
 		defer l.Close()
 		want = append(want, idOf(t, l.(*net.TCPListener)))
-		got, err := s.Hearing(a)
+		got, err := s.hearing(a)
 		slices.Sort(got)
 		slices.Sort(want)
-		if err != nil || !slices.Equal(got, want) || !s.MayHear(a.Port()) {
+		if err != nil || !slices.Equal(got, want) || !s.mayHear(a.Port()) {
 			t.Errorf("got %v, %v, want %v", got, err, want)
 		}
 	}
@@ -123,7 +123,7 @@ func TestHearingDescriptors(t *testing.T) {
 	}
 	defer f.Close()
 	l.Close()
-	got, err := new(Sockets).Hearing(a)
+	got, err := new(Sockets).hearing(a)
 	if err != nil || !slices.Equal(got, []uint64{id}) {
 		t.Errorf("got %v, %v, want %d", got, err, id)
 	}
@@ -138,7 +138,7 @@ func TestListingAndScan(t *testing.T) {
 		t.Errorf("the kernel lists %v, %v, want %d", ids, err, id)
 	}
 	own, err := ownListeners()
-	if want := (Listener{id, netip.AddrPortFrom(netip.IPv6Unspecified(), port), false}); err != nil || own[id] != want {
+	if want := (listener{id, netip.AddrPortFrom(netip.IPv6Unspecified(), port), false}); err != nil || own[id] != want {
 		t.Errorf("found %v, %v, want %v", own[id], err, want)
 	}
 	size, err := descriptorTableSize()
@@ -181,7 +181,7 @@ func BenchmarkHearing(b *testing.B) {
 			var s Sockets
 			b.ReportAllocs()
 			for b.Loop() {
-				_, _ = s.Hearing(a)
+				_, _ = s.hearing(a)
 			}
 		})
 		b.Run(fmt.Sprintf("scanned/%d descriptors", len(files)), func(b *testing.B) {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"caddytarget/internal/failure"
 	"caddytarget/internal/health"
 	"caddytarget/internal/pool"
 )
@@ -54,9 +55,6 @@ var (
 // protocols.
 var protocols = [...]string{"http/1.1", "http/2", "other"}
 
-// dialPhases are the labels of the phases of dials.
-var dialPhases = [...]string{pool.Connect: "connect", pool.Handshake: "tls"}
-
 // Addresses knows how many addresses are in each state.
 type Addresses interface {
 	States() [health.Ejected + 1]int
@@ -81,15 +79,15 @@ func (c *connections) Collect(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), labels...)
 	}
 	var idle, inUse [len(protocols)]int
-	var dials [len(dialPhases)]int
+	var dials [len(pool.Counts{}.Dialling)]int
 	for of := range c.pools {
 		for i := range of.Idle {
 			idle[i] += of.Idle[i]
 			inUse[i] += of.InUse[i]
 		}
 		inUse[len(protocols)-1] += of.Upgraded
-		for i, n := range of.Dialling {
-			dials[i] += n
+		for phase, n := range of.Dialling {
+			dials[phase] += n
 		}
 	}
 	for i, protocol := range protocols {
@@ -98,8 +96,8 @@ func (c *connections) Collect(metrics chan<- prometheus.Metric) {
 			gauge(descConnections, idle[i], "idle", protocol)
 		}
 	}
-	for i, phase := range dialPhases {
-		gauge(descDials, dials[i], phase)
+	for phase, n := range dials {
+		gauge(descDials, n, string(failure.PhaseOf(pool.Phase(phase))))
 	}
 	for state, n := range c.addresses.States() {
 		if state := health.State(state); state != health.Healthy {

@@ -17,8 +17,7 @@ import (
 // Request is what an attempt sends.
 type Request struct {
 	http.Request
-	url      url.URL
-	trailers trailers
+	url url.URL
 }
 
 // Changes is how what is sent differs from the request.
@@ -40,7 +39,7 @@ type Changes struct {
 func (r *Request) Set(from *http.Request, body *replay.Body, c Changes) {
 	httpfield.DropH2CUpgrade(from.Header)
 	httpfield.Delete(from.Header, c.Strip)
-	r.dropTrailers(from.Trailer, body, c)
+	dropTrailers(from.Trailer, body, c)
 	out, getBody := r.Body, r.GetBody
 	r.Request, r.url = *from, *from.URL
 	r.Body, r.GetBody = out, getBody

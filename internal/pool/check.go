@@ -14,7 +14,6 @@ type Check struct {
 	Connect   time.Duration // how long the connection took to open, or to fail
 	Handshake time.Duration // the same of the TLS handshake; 0: there was none
 	Local     netip.AddrPort
-	Remote    netip.AddrPort // where the connection has really ended
 
 	// TLS is the state after the handshake; nil: there was none. If the handshake has
 	// failed, it has what was known by then.
@@ -48,7 +47,7 @@ func (p *Pool) Check(ctx context.Context, o *Order) (Check, *Error) {
 		return c, &Error{Phase: Connect, Err: endOf(ctx, err)}
 	}
 	defer func() { _ = raw.Close() }()
-	c.Local, c.Remote = addrPortOf(raw.LocalAddr()), addrPortOf(raw.RemoteAddr())
+	c.Local = addrPortOf(raw.LocalAddr())
 	if !o.Key.secure() {
 		return c, nil
 	}

@@ -50,10 +50,10 @@ func (s *Scope) Names(r *resolver.Resolver) int {
 	return r.Purge(s.names)
 }
 
-// Host reports whether a target is in the scope: by its name or, if the scope is an
+// includes reports whether a target is in the scope: by its name or, if the scope is an
 // address, because it is at that address. An empty host stands for all targets at the
 // address.
-func (s *Scope) Host(host string, addr netip.Addr) bool {
+func (s *Scope) includes(host string, addr netip.Addr) bool {
 	switch {
 	case s.all():
 		return true
@@ -71,7 +71,7 @@ func (s *Scope) all() bool { return s.names.Suffix == "." }
 
 // Ejections ends the ejections of what is in the scope and returns how many these were.
 func (s *Scope) Ejections(t *health.Tracker) int {
-	ended := t.Lift(func(target string, addr netip.AddrPort) bool { return s.Host(target, addr.Addr()) })
+	ended := t.Lift(func(target string, addr netip.AddrPort) bool { return s.includes(target, addr.Addr()) })
 	for _, family := range s.families() {
 		if t.LiftFamily(family) {
 			ended++
@@ -83,7 +83,7 @@ func (s *Scope) Ejections(t *health.Tracker) int {
 // Connections closes the idle connections of a pool to what is in the scope and returns how
 // many these were.
 func (s *Scope) Connections(p *pool.Pool) int {
-	return p.CloseIdle(func(key *pool.Key) bool { return s.Host(key.Host, key.Addr.Addr()) })
+	return p.CloseIdle(func(key *pool.Key) bool { return s.includes(key.Host, key.Addr.Addr()) })
 }
 
 // families returns an address of each family that is in the scope, as a whole: that of the

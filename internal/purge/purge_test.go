@@ -68,7 +68,7 @@ func TestScope(t *testing.T) {
 			}
 			for _, of := range slices.Concat(test.in, test.not) {
 				host, addr, _ := strings.Cut(of, " ")
-				if got, want := s.Host(host, netip.MustParseAddr(addr)), slices.Contains(test.in, of); got != want {
+				if got, want := s.includes(host, netip.MustParseAddr(addr)), slices.Contains(test.in, of); got != want {
 					t.Errorf("%s: got %t, want %t", of, got, want)
 				}
 			}

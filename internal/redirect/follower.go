@@ -17,7 +17,7 @@ type Options struct {
 	Max     int      // how many are followed for one request
 	Status  []int    // the status codes that are followed; nil: all that IsStatus has
 	MaxBody int      // how much of a body is kept, in octets; 0: replay.MaxKept
-	Drop    []string // patterns for DropCredentials
+	Drop    []string // patterns for dropCredentials
 }
 
 // maxBodyLimit is the largest MaxBody.
@@ -29,9 +29,9 @@ func (o *Options) Validate() error {
 	case o == nil:
 		return nil
 	case o.Max < 1:
-		return fmt.Errorf("follow_redirects: max %d is not positive", o.Max)
+		return fmt.Errorf("follow_redirects: max %d is not a positive number", o.Max)
 	case o.MaxBody < 0 || o.MaxBody > maxBodyLimit:
-		return fmt.Errorf("follow_redirects: max_body %d is not in 0 to %d", o.MaxBody, maxBodyLimit)
+		return fmt.Errorf("follow_redirects: max_body %d is not a number from 1 to %d", o.MaxBody, maxBodyLimit)
 	}
 	for _, status := range o.Status {
 		if !IsStatus(status) {
@@ -39,7 +39,7 @@ func (o *Options) Validate() error {
 		}
 	}
 	for _, field := range o.Drop {
-		if !ValidPattern(field) {
+		if !isPattern(field) {
 			return fmt.Errorf("follow_redirects: drop: %q is not the name of a header field", field)
 		}
 	}
@@ -127,7 +127,7 @@ func (f *Follower) Next(r *http.Request, header http.Header) (*http.Request, tar
 	case f.next.method != "":
 		f.body = nil
 		to.Method, to.Body, to.ContentLength, to.TransferEncoding, to.Trailer = f.next.method, http.NoBody, 0, nil, nil
-		DropBodyFields(header)
+		dropBodyFields(header)
 	case f.next.body != nil:
 		to.Body = f.next.body
 	}
@@ -141,7 +141,7 @@ func (f *Follower) DropCredentials(header http.Header) {
 	if f != nil {
 		patterns = f.options.Drop
 	}
-	DropCredentials(header, patterns)
+	dropCredentials(header, patterns)
 }
 
 var errTaken = errors.New("handle_response takes it")
@@ -154,7 +154,7 @@ func (f *Follower) Responded(from *targeturl.URL, req *http.Request, res *http.R
 		return errTaken
 	}
 	if f.next, err = f.hop(from, req, res); err == nil {
-		DropBody(res)
+		dropBody(res)
 	}
 	return err
 }
@@ -176,7 +176,7 @@ func (f *Follower) hop(from *targeturl.URL, req *http.Request, res *http.Respons
 		return nil, fmt.Errorf("its Location: %w", err)
 	}
 	next := &hop{status: res.StatusCode, target: u}
-	if method := Method(res.StatusCode, req.Method); method != req.Method {
+	if method := nextMethod(res.StatusCode, req.Method); method != req.Method {
 		next.method = method
 	} else if f.body != nil {
 		if next.body, err = f.body.Open(true); err != nil {

@@ -24,9 +24,9 @@ func IsStatus(status int) bool {
 	return false
 }
 
-// Method returns the method of the request that follows a redirect (RFC 9110, sections
+// nextMethod returns the method of the request that follows a redirect (RFC 9110, sections
 // 15.4.2 to 15.4.9). If it is another one, the request has no body.
-func Method(status int, method string) string {
+func nextMethod(status int, method string) string {
 	switch status {
 	case http.StatusMovedPermanently, http.StatusFound:
 		if method == http.MethodPost {
@@ -43,17 +43,17 @@ func Method(status int, method string) string {
 // bodyFields are the fields that describe the body, beside Content-….
 var bodyFields = []string{"Digest", "Expect", "Last-Modified", "Repr-Digest"}
 
-// DropBodyFields deletes the fields that describe a request's body.
-func DropBodyFields(header http.Header) {
+// dropBodyFields deletes the fields that describe a request's body.
+func dropBodyFields(header http.Header) {
 	maps.DeleteFunc(header, func(field string, _ []string) bool {
 		return strings.HasPrefix(field, "Content-") || slices.Contains(bodyFields, field)
 	})
 }
 
-// DropCredentials deletes the fields that another origin must not get: those that hold
+// dropCredentials deletes the fields that another origin must not get: those that hold
 // credentials by their name, and those that match one of patterns. A pattern is the name of a
 // field, in any case; an asterisk at an end stands for any octets.
-func DropCredentials(header http.Header, patterns []string) {
+func dropCredentials(header http.Header, patterns []string) {
 	for field := range header {
 		lower := strings.ToLower(field)
 		if holdsCredentials(lower) || slices.ContainsFunc(patterns, func(pattern string) bool {
@@ -64,8 +64,8 @@ func DropCredentials(header http.Header, patterns []string) {
 	}
 }
 
-// ValidPattern reports whether s is a pattern for [DropCredentials].
-func ValidPattern(s string) bool {
+// isPattern reports whether s is a pattern for dropCredentials.
+func isPattern(s string) bool {
 	return httpguts.ValidHeaderFieldName(strings.TrimSuffix(strings.TrimPrefix(s, "*"), "*"))
 }
 
@@ -94,9 +94,9 @@ func matches(pattern, field string) bool {
 	return field == pattern
 }
 
-// DropBody ends the response of a redirect that is followed: after it, the response has
+// dropBody ends the response of a redirect that is followed: after it, the response has
 // neither a body nor trailers. A short body is read, so that its connection can be used again.
-func DropBody(res *http.Response) {
+func dropBody(res *http.Response) {
 	const maxLen, maxTime = 4 << 10, 200 * time.Millisecond
 	body := res.Body
 	if res.ContentLength <= maxLen {

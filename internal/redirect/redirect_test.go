@@ -16,7 +16,7 @@ func TestMethod(t *testing.T) {
 	} {
 		var got []string
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT"} {
-			got = append(got, Method(status, method))
+			got = append(got, nextMethod(status, method))
 		}
 		if got := strings.Join(got, " "); got != want || !IsStatus(status) {
 			t.Errorf("status %d: got %s, redirect %t, want %s, true", status, got, IsStatus(status), want)
@@ -44,12 +44,12 @@ func TestDrop(t *testing.T) {
 		drop func(http.Header)
 		want string
 	}{
-		{"body", DropBodyFields, "Accept Authorization Cookie Idempotency-Key X-Api-Key X-Csrf-Token X-My-Field"},
-		{"credentials", func(h http.Header) { DropCredentials(h, nil) }, "Accept Content-Type Digest Expect Idempotency-Key Repr-Digest X-My-Field"},
-		{"a field", func(h http.Header) { DropCredentials(h, []string{"x-MY-field"}) }, "Accept Content-Type Digest Expect Idempotency-Key Repr-Digest"},
-		{"suffix", func(h http.Header) { DropCredentials(h, []string{"*-Digest"}) }, "Accept Content-Type Digest Expect Idempotency-Key X-My-Field"},
-		{"prefix", func(h http.Header) { DropCredentials(h, []string{"X-*", "i*"}) }, "Accept Content-Type Digest Expect Repr-Digest"},
-		{"part", func(h http.Header) { DropCredentials(h, []string{"*e*"}) }, ""},
+		{"body", dropBodyFields, "Accept Authorization Cookie Idempotency-Key X-Api-Key X-Csrf-Token X-My-Field"},
+		{"credentials", func(h http.Header) { dropCredentials(h, nil) }, "Accept Content-Type Digest Expect Idempotency-Key Repr-Digest X-My-Field"},
+		{"a field", func(h http.Header) { dropCredentials(h, []string{"x-MY-field"}) }, "Accept Content-Type Digest Expect Idempotency-Key Repr-Digest"},
+		{"suffix", func(h http.Header) { dropCredentials(h, []string{"*-Digest"}) }, "Accept Content-Type Digest Expect Idempotency-Key X-My-Field"},
+		{"prefix", func(h http.Header) { dropCredentials(h, []string{"X-*", "i*"}) }, "Accept Content-Type Digest Expect Repr-Digest"},
+		{"part", func(h http.Header) { dropCredentials(h, []string{"*e*"}) }, ""},
 	} {
 		h := header()
 		test.drop(h)
@@ -61,7 +61,7 @@ func TestDrop(t *testing.T) {
 
 func TestValidPattern(t *testing.T) {
 	for pattern, want := range map[string]bool{"X-Key": true, "X-*": true, "*-Key": true, "*key*": true, "": false, "*": false, "a b": false} {
-		if got := ValidPattern(pattern); got != want {
+		if got := isPattern(pattern); got != want {
 			t.Errorf("%q: got %t, want %t", pattern, got, want)
 		}
 	}
@@ -102,7 +102,7 @@ func TestDropBody(t *testing.T) {
 	} {
 		b := &body{Reader: strings.NewReader(strings.Repeat("x", test.size))}
 		res := &http.Response{Body: b, ContentLength: test.length, Trailer: http.Header{"A": nil}}
-		DropBody(res)
+		dropBody(res)
 		if b.read < test.min || b.read > test.max || !b.closed {
 			t.Errorf("length %d: %d octets were read, closed %t, want %d to %d, true", test.length, b.read, b.closed, test.min, test.max)
 		}

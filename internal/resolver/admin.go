@@ -48,6 +48,8 @@ func (z *zones) suffixOf(name string) string {
 type Name struct {
 	dnscache.Name
 
+	Resolver string // its ID
+
 	// Zone is the suffix of the zone that the name is in; a dot: of no other.
 	Zone string
 }
@@ -61,7 +63,7 @@ func (n *Name) Tries() []dnsclient.Try {
 	return nil
 }
 
-// Page is some of the names of all zones.
+// Page is some of the names of resolvers.
 type Page struct {
 	Names []Name
 
@@ -69,31 +71,34 @@ type Page struct {
 	Next string
 }
 
-// Names returns names of all caches, zone by zone and page by page, as
-// [dnscache.Cache.Names] does. The error is [dnscache.ErrCursor], or that of ctx.
-func (r *Resolver) Names(ctx context.Context, q dnscache.Query) (Page, error) {
+// Names returns names of all caches of resolvers, one cache after the other and page by page,
+// as [dnscache.Cache.Names] does. The error is [dnscache.ErrCursor], or that of ctx.
+func Names(ctx context.Context, resolvers []*Resolver, q dnscache.Query) (Page, error) {
 	var page Page
-	err := dnscache.ErrCursor
-	for suffix, z := range r.named() {
-		var of dnscache.Page
-		of, err = z.cache.Names(ctx, q)
-		if errors.Is(err, dnscache.ErrCursor) {
-			continue // it is that of a later zone
+	for _, r := range resolvers {
+		for suffix, z := range r.named() {
+			of, err := z.cache.Names(ctx, q)
+			if errors.Is(err, dnscache.ErrCursor) {
+				continue // it is that of a later cache
+			}
+			if err != nil {
+				return Page{}, err
+			}
+			page.Names = slices.Grow(page.Names, len(of.Names))
+			for _, n := range of.Names {
+				page.Names = append(page.Names, Name{n, r.ID(), suffix})
+			}
+			if of.Next != "" {
+				page.Next = of.Next
+				return page, nil
+			}
+			q.After, q.Limit = "", q.Limit-len(of.Names)
 		}
-		if err != nil {
-			return Page{}, err
-		}
-		page.Names = slices.Grow(page.Names, len(of.Names))
-		for _, n := range of.Names {
-			page.Names = append(page.Names, Name{n, suffix})
-		}
-		if of.Next != "" {
-			page.Next = of.Next
-			break
-		}
-		q.After, q.Limit = "", q.Limit-len(of.Names)
 	}
-	return page, err
+	if q.After != "" {
+		return Page{}, dnscache.ErrCursor
+	}
+	return page, nil
 }
 
 // NameReport is what is known of one name.
@@ -130,7 +135,7 @@ func (r *Resolver) Name(name string) (NameReport, bool) {
 	for candidate := range r.shortFor(name) {
 		suffix := r.suffixOf(candidate)
 		for _, n := range r.zoneOf(candidate).cache.Name(candidate) {
-			report.Names = append(report.Names, Name{n, suffix})
+			report.Names = append(report.Names, Name{n, r.ID(), suffix})
 		}
 	}
 	if s := r.search.Load(); s != nil {

@@ -39,7 +39,7 @@ func TestNames(t *testing.T) {
 		var got []string
 		pages := 0
 		for q := (dnscache.Query{Limit: limit}); ; {
-			page, err := r.Names(t.Context(), q)
+			page, err := Names(t.Context(), []*Resolver{r}, q)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -60,11 +60,11 @@ func TestNames(t *testing.T) {
 		}
 	}
 	other, _ := withZones(t, Config{})
-	page, err := r.Names(t.Context(), dnscache.Query{Limit: 3})
+	page, err := Names(t.Context(), []*Resolver{r}, dnscache.Query{Limit: 3})
 	if err != nil || page.Next == "" {
 		t.Fatalf("got %+v, %v, want a page with a next one", page, err)
 	}
-	if _, err := other.Names(t.Context(), dnscache.Query{After: page.Next, Limit: 3}); !errors.Is(err, dnscache.ErrCursor) {
+	if _, err := Names(t.Context(), []*Resolver{other}, dnscache.Query{After: page.Next, Limit: 3}); !errors.Is(err, dnscache.ErrCursor) {
 		t.Errorf("got %v for the cursor of another resolver, want ErrCursor", err)
 	}
 }

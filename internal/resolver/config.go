@@ -238,7 +238,7 @@ func (c *Config) checkDurations() error {
 		{"stale_wait", c.StaleWait},
 	} {
 		if d.value < 0 {
-			return fmt.Errorf("%s is negative", d.name)
+			return fmt.Errorf("%s %s is not a positive duration", d.name, d.value)
 		}
 	}
 	if c.MinTTL > c.MaxTTL {
@@ -252,7 +252,7 @@ func (c *Config) checkRefresh() error {
 	case c.RefreshAlways && c.Refresh != 0:
 		return errors.New("refresh and refresh_always exclude each other")
 	case c.RefreshQueries < 0 || c.RefreshQueries > maxRefreshQueries:
-		return optionErrorf([]string{"refresh_queries"}, "refresh_queries %d is not in 1 to %d", c.RefreshQueries, maxRefreshQueries)
+		return optionErrorf([]string{"refresh_queries"}, "refresh_queries %d is not a number from 1 to %d", c.RefreshQueries, maxRefreshQueries)
 	case c.RefreshQueries > 0 && c.RefreshAlways:
 		return optionErrorf([]string{"refresh_queries", "refresh"}, "refresh_queries has no meaning where all names are refreshed")
 	case c.RefreshQueries > 0 && c.Refresh < 0:
@@ -284,15 +284,12 @@ func (c *Config) checkNumbers() error {
 		{"cache_size", c.CacheSize},
 		{"max_lookups", c.MaxLookups},
 	} {
-		switch {
-		case n.value < 1:
-			return fmt.Errorf("%s %d is not positive", n.name, n.value)
-		case n.value > maxNumber:
-			return fmt.Errorf("%s %d is more than %d", n.name, n.value, maxNumber)
+		if n.value < 1 || n.value > maxNumber {
+			return fmt.Errorf("%s %d is not a number from 1 to %d", n.name, n.value, maxNumber)
 		}
 	}
 	if c.NewNames < 0 || c.NewNames > maxNumber {
-		return optionErrorf([]string{"new_names"}, "new_names %d is not in 0 to %d", c.NewNames, maxNumber)
+		return optionErrorf([]string{"new_names"}, "new_names %d is not a number from 1 to %d", c.NewNames, maxNumber)
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/dnsclient"
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/testlab/leaktest"
 )
 
 // familyMatrix has what is known of a name after one more lookup, by the replies for
@@ -51,7 +52,7 @@ fail    fail    fails  46     46~    4      4~     6      6~
 
 // TestFamilyMatrix has all of familyMatrix, over the real resolver.
 func TestFamilyMatrix(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	lines := strings.Split(strings.TrimSpace(familyMatrix), "\n")
 	columns := strings.Fields(lines[0])[2:]
 	t.Run("columns", func(t *testing.T) {

@@ -108,18 +108,12 @@ func TestPreloadFileMemory(t *testing.T) {
 	text.Reset()
 	core, logs := observer.New(zap.WarnLevel)
 	log := zap.New(core)
-	heap := func() int64 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return int64(m.HeapAlloc)
-	}
 	config := Config{Nameservers: []string{"192.0.2.53"}, CacheSize: 1000, Logger: func() *zap.Logger { return log }}
 	without := newResolver(t, config)
 	config.Preload = []string{path}
-	before := heap()
+	before := testlab.Heap()
 	r := newResolver(t, config)
-	kept := heap() - before
+	kept := testlab.Heap() - before
 	if n := len(r.preloadFiles[0].names); n != 1000 || r.preloadFiles[0].names[999] != nameOf(999) {
 		t.Errorf("%d names are kept, want 1000", n)
 	}

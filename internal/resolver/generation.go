@@ -12,6 +12,10 @@ import (
 // before all of them are added, and after the end of the configuration: lookups that are
 // under way may be the first of their resolver.
 type Generation struct {
+	// UseStore makes a resolver save what it knows where the configuration says; see
+	// Resolver.UseStore.
+	UseStore func(*Resolver)
+
 	mu   sync.Mutex
 	list []*Resolver
 }
@@ -23,8 +27,8 @@ func (g *Generation) Add(r *Resolver) {
 	g.list = append(g.list, r)
 }
 
-// Resolvers returns the resolvers, in their order.
-func (g *Generation) Resolvers() []*Resolver {
+// resolvers returns the resolvers, in their order.
+func (g *Generation) resolvers() []*Resolver {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.Clone(g.list)
@@ -38,13 +42,13 @@ const StoragePrefix = "caddytarget/dns"
 // of these in one configuration, as a site for strangers may have one of its own, the names
 // of one do not get to the others: then the options of those of sites are a part of it.
 func (g *Generation) StorageKey(r *Resolver) string {
-	key := StoragePrefix + "/" + r.Identity()
-	all := g.Resolvers()
+	key := StoragePrefix + "/" + r.identity()
+	all := g.resolvers()
 	if len(all) > 0 && all[0] == r {
 		return key
 	}
 	for _, other := range all {
-		if other != r && other.Identity() == r.Identity() {
+		if other != r && other.identity() == r.identity() {
 			return key + "-" + r.ID()
 		}
 	}
@@ -67,16 +71,24 @@ func (g *Generation) Save(ctx context.Context) {
 	var saving sync.WaitGroup
 	defer saving.Wait()
 	begun := make(map[*Resolver]bool) // several sites may share one
-	for _, r := range g.Resolvers() {
+	for _, r := range g.resolvers() {
 		if !begun[r] {
 			begun[r] = true
-			saving.Go(func() { r.Save(ctx) })
+			saving.Go(func() { r.save(ctx) })
 		}
 	}
 }
 
+// useStores calls UseStore for each resolver.
+func (g *Generation) useStores() {
+	for _, r := range g.resolvers() {
+		g.UseStore(r)
+	}
+}
+
 // Lineage knows which resolvers the configuration that runs has, so that those of the next
-// one can take over what they know.
+// one can take over what they know. Those that several configurations share save where the
+// one that runs says.
 type Lineage struct {
 	mu             sync.Mutex
 	running, older *Generation
@@ -85,8 +97,9 @@ type Lineage struct {
 // Started makes a configuration the one that runs.
 func (l *Lineage) Started(g *Generation) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.running, l.older = g, l.running
+	l.mu.Unlock()
+	g.useStores() // those of the configuration before may be gone soon
 }
 
 // IsLast reports whether a configuration runs that no other one replaces or was replaced
@@ -99,14 +112,24 @@ func (l *Lineage) IsLast(g *Generation) bool {
 
 // Ended forgets a configuration.
 func (l *Lineage) Ended(g *Generation) {
+	if again := l.forget(g); again != nil {
+		again.useStores()
+	}
+}
+
+// forget forgets a configuration. It returns the one that runs again, if this one did not
+// start after all.
+func (l *Lineage) forget(g *Generation) (again *Generation) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.running == g {
-		l.running, l.older = l.older, nil // it did not start after all, or nothing runs now
+		l.running, l.older = l.older, nil
+		return l.running
 	}
 	if l.older == g {
 		l.older = nil
 	}
+	return nil
 }
 
 // Predecessor returns the resolver that a new one of a configuration replaces: for the
@@ -119,7 +142,7 @@ func (l *Lineage) Predecessor(g *Generation, r *Resolver) *Resolver {
 	if l.running == nil || l.running == g {
 		return nil
 	}
-	before, now := l.running.Resolvers(), g.Resolvers()
+	before, now := l.running.resolvers(), g.resolvers()
 	if len(before) == 0 {
 		return nil
 	}
@@ -132,7 +155,7 @@ func (l *Lineage) Predecessor(g *Generation, r *Resolver) *Resolver {
 	var best *Resolver
 	most := 0
 	for _, old := range before[1:] {
-		if n := r.Likeness(old); n > most && !slices.Contains(now, old) {
+		if n := r.likeness(old); n > most && !slices.Contains(now, old) {
 			best, most = old, n
 		}
 	}

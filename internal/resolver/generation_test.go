@@ -6,12 +6,13 @@ import (
 	"time"
 
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/testlab/leaktest"
 )
 
 // TestStorageKey: resolvers of one configuration with the same nameservers are saved apart,
 // all others by their nameservers alone. It is the same for a lookup that comes before Start.
 func TestStorageKey(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	server := testlab.NewNameserver(t)
 	server.Set("a.example", testlab.Reply{Addrs: []string{"192.0.2.1"}, TTL: 600})
 	var g Generation
@@ -40,14 +41,14 @@ func TestStorageKey(t *testing.T) {
 			t.Errorf("got the key %s before the start and %s after it", early[r], g.StorageKey(r))
 		}
 	}
-	base := "caddytarget/dns/" + first.Identity()
+	base := "caddytarget/dns/" + first.identity()
 	if got := g.StorageKey(first); got != base {
 		t.Errorf("the default one: got %s, want %s", got, base)
 	}
 	if a, b := g.StorageKey(a), g.StorageKey(b); a == b || !strings.HasPrefix(a, base+"-") || !strings.HasPrefix(b, base+"-") {
 		t.Errorf("two of sites: got %s and %s, want others that begin with %s-", a, b, base)
 	}
-	if got, want := g.StorageKey(alone), "caddytarget/dns/"+alone.Identity(); got != want {
+	if got, want := g.StorageKey(alone), "caddytarget/dns/"+alone.identity(); got != want {
 		t.Errorf("one with other zones: got %s, want %s", got, want)
 	}
 	if got := new(Generation).StorageKey(a); got != base {
@@ -55,7 +56,7 @@ func TestStorageKey(t *testing.T) {
 	}
 	for key, want := range map[string]bool{
 		base: true, g.StorageKey(a): true, StoragePrefix + "/1234567890": true,
-		base + "/a": false, "other/" + base: false, StoragePrefix: false, base + ".txt": false, StoragePrefix + "/../" + first.Identity(): false,
+		base + "/a": false, "other/" + base: false, StoragePrefix: false, base + ".txt": false, StoragePrefix + "/../" + first.identity(): false,
 	} {
 		if IsStorageKey(key) != want {
 			t.Errorf("%s: got %v, want %v", key, !want, want)
@@ -66,13 +67,15 @@ func TestStorageKey(t *testing.T) {
 // TestLineage: a resolver replaces the one that is most like it, and the default one the
 // default one.
 func TestLineage(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	server := testlab.NewNameserver(t)
 	of := func(timeout, deadline time.Duration) *Resolver {
 		return newResolver(t, Config{Nameservers: []string{server.Addr}, Timeout: timeout, Deadline: deadline})
 	}
+	storeOf := make(map[*Resolver]*Generation) // whose it is that a resolver uses
 	generation := func(all ...*Resolver) *Generation {
 		g := new(Generation)
+		g.UseStore = func(r *Resolver) { storeOf[r] = g }
 		for _, r := range all {
 			g.Add(r)
 		}
@@ -106,18 +109,19 @@ func TestLineage(t *testing.T) {
 			t.Errorf("got the predecessor %p, want %p", got, tc.want)
 		}
 	}
+	next.Add(a)
 	l.Started(next)
-	if l.IsLast(old) || l.IsLast(next) {
-		t.Error("one of two configurations is the last one")
+	if l.IsLast(old) || l.IsLast(next) || storeOf[a] != next || storeOf[b] != old {
+		t.Error("one of two configurations is the last one, or a resolver does not use the store of the last one that has it")
 	}
 	l.Ended(next) // it did not start after all
-	if !l.IsLast(old) {
-		t.Error("the configuration that runs again is not the last one")
+	if !l.IsLast(old) || storeOf[a] != old {
+		t.Error("the configuration that runs again is not the last one, or its store is not used")
 	}
 	l.Started(next)
 	l.Ended(old)
-	if !l.IsLast(next) {
-		t.Error("the configuration that runs is not the last one")
+	if !l.IsLast(next) || storeOf[a] != next {
+		t.Error("the configuration that runs is not the last one, or its store is not used")
 	}
 	l.Ended(next)
 	if l.IsLast(next) || l.Predecessor(next, likeA) != nil {
@@ -128,7 +132,7 @@ func TestLineage(t *testing.T) {
 // TestSaveOnce: a resolver that many sites share is saved once at the end, so that the end
 // takes no longer where other processes save to the same storage.
 func TestSaveOnce(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	server := testlab.NewNameserver(t)
 	server.Has("a.example", "192.0.2.1")
 	server.Has("b.example", "192.0.2.2")
@@ -137,7 +141,7 @@ func TestSaveOnce(t *testing.T) {
 	r, other := savedResolver(t, config, store), savedResolver(t, config, store)
 	mustLookup(t, r, "a.example")
 	mustLookup(t, other, "b.example")
-	other.Save(t.Context())
+	other.save(t.Context())
 	var g Generation
 	for range 10 {
 		g.Add(r)

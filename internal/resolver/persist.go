@@ -69,8 +69,8 @@ func (r *Resolver) remember() {
 		var before *snapshot.Saver // that of what is known already
 		if r.config.Predecessor != nil {
 			if old := r.config.Predecessor(r); old != nil {
-				r.Inherit(old)
-				if old.hasLoaded() && old.Identity() == r.Identity() {
+				r.inherit(old)
+				if old.hasLoaded() && old.identity() == r.identity() {
 					before = old.memory.saver
 				}
 			}
@@ -123,9 +123,9 @@ func (r *Resolver) UsePart(p Part) {
 	r.memory.part.Store(&p)
 }
 
-// Save saves what the resolver knows, at the end of the process. It waits until ctx ends
+// save saves what the resolver knows, at the end of the process. It waits until ctx ends
 // at most.
-func (r *Resolver) Save(ctx context.Context) {
+func (r *Resolver) save(ctx context.Context) {
 	if !r.config.persists() {
 		return
 	}
@@ -279,9 +279,9 @@ func (r *Resolver) take(servers []serverHash, records iter.Seq[dnscache.Record],
 	return n
 }
 
-// Inherit takes over what another resolver knows and this one does not: names, and how
+// inherit takes over what another resolver knows and this one does not: names, and how
 // the nameservers are that both ask.
-func (r *Resolver) Inherit(old *Resolver) {
+func (r *Resolver) inherit(old *Resolver) {
 	for suffix, z := range r.named() {
 		same := func(server dnsclient.Nameserver) bool { return r.hashOf(server) == old.hashOf(server) }
 		// that of the same zone comes first
@@ -318,8 +318,8 @@ func (s *searchList) all() iter.Seq[savedName] {
 	return slices.Values(names)
 }
 
-// Likeness returns how many settings two resolvers have in common.
-func (r *Resolver) Likeness(other *Resolver) (n int) {
+// likeness returns how many settings two resolvers have in common.
+func (r *Resolver) likeness(other *Resolver) (n int) {
 	a, b := r.config.settings(), other.config.settings()
 	for key, value := range a {
 		if string(b[key]) == string(value) {

@@ -17,6 +17,7 @@ import (
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/snapshot"
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/testlab/leaktest"
 )
 
 // memoryStore is a store in memory.
@@ -64,7 +65,7 @@ func savedResolver(t testing.TB, config Config, store snapshot.Store) *Resolver 
 
 // TestSaved: zones, services and what names are short for are as they were before.
 func TestSaved(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	root, zone := testlab.NewNameserver(t), testlab.NewNameserver(t)
 	conf := filepath.Join(t.TempDir(), "resolv.conf")
 	if err := os.WriteFile(conf, []byte("search a.test b.test\noptions timeout:1\n"), 0o600); err != nil {
@@ -88,7 +89,7 @@ func TestSaved(t *testing.T) {
 	}
 	first := savedResolver(t, config, store)
 	want := lookups(first)
-	first.Save(t.Context())
+	first.save(t.Context())
 	root.SetSilent(true)
 	zone.SetSilent(true)
 	second := savedResolver(t, config, store)
@@ -105,14 +106,14 @@ func TestSaved(t *testing.T) {
 	same, other := config, config
 	same.Tries, same.Timeout = 1, time.Second
 	other.Zones = nil
-	if first.Identity() != newResolver(t, same).Identity() || first.Identity() == newResolver(t, other).Identity() {
+	if first.identity() != newResolver(t, same).identity() || first.identity() == newResolver(t, other).identity() {
 		t.Error("the identity depends on how nameservers are asked, or not on which ones are")
 	}
 }
 
 // TestSavedByOthers: what another process saves is not lost.
 func TestSavedByOthers(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	config := Config{Nameservers: []string{s.Addr}, Refresh: -1}
 	store := new(memoryStore)
@@ -125,7 +126,7 @@ func TestSavedByOthers(t *testing.T) {
 		all = append(all, r)
 	}
 	for _, r := range all {
-		r.Save(t.Context())
+		r.save(t.Context())
 	}
 	s.SetSilent(true)
 	r := savedResolver(t, config, store)
@@ -137,7 +138,7 @@ func TestSavedByOthers(t *testing.T) {
 // TestSavedByOneThatEnded: names, services and what names are short for stay in the file
 // while another process goes on to save, until they are purged there.
 func TestSavedByOneThatEnded(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	conf := filepath.Join(t.TempDir(), "resolv.conf")
 	if err := os.WriteFile(conf, []byte("search a.test b.test\n"), 0o600); err != nil {
@@ -157,7 +158,7 @@ func TestSavedByOneThatEnded(t *testing.T) {
 	if _, err := ended.LookupService(t.Context(), "_http._tcp.example"); err != nil {
 		t.Fatal(err)
 	}
-	ended.Save(t.Context())
+	ended.save(t.Context())
 	mustLookup(t, other, "c.example")
 	asked := func(names ...string) (n int) {
 		t.Helper()
@@ -174,7 +175,7 @@ func TestSavedByOneThatEnded(t *testing.T) {
 	}
 	for range 3 {
 		mustLookup(t, other, "c.example") // something new
-		other.Save(t.Context())
+		other.save(t.Context())
 		if n := asked("web.b.test", "a.example", "b.example", "c.example", "_http._tcp.example"); n > 0 {
 			t.Fatalf("%d names are not in the file", n)
 		}
@@ -187,11 +188,11 @@ func TestSavedByOneThatEnded(t *testing.T) {
 	other.Purge(dnscache.Purge{Name: "a.example"})
 	other.Purge(dnscache.Purge{Addr: netip.MustParseAddr("192.0.2.2")})
 	other.Purge(dnscache.Purge{Name: "web"})
-	third.Save(t.Context())
+	third.save(t.Context())
 	for _, p := range []dnscache.Purge{{Name: "a.example"}, {Name: "b.example"}, {Name: "web"}} {
 		third.Purge(p)
 	}
-	other.Save(t.Context())
+	other.save(t.Context())
 	if _, ok := savedResolver(t, config, store).search.Load().recall("web", time.Hour); ok {
 		t.Error("what web was short for was purged, but is in the file")
 	}
@@ -223,7 +224,7 @@ func TestAgeOfOthers(t *testing.T) {
 
 // TestPersistence: it is known how many names were saved and loaded, and when.
 func TestPersistence(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	s.Has("a.example", "192.0.2.1")
 	s.Set("_http._tcp.example", testlab.Reply{SRV: []string{"1 2 80 a.example."}, TTL: 600})
@@ -237,7 +238,7 @@ func TestPersistence(t *testing.T) {
 	if _, err := r.LookupService(t.Context(), "_http._tcp.example"); err != nil {
 		t.Fatal(err)
 	}
-	r.Save(t.Context())
+	r.save(t.Context())
 	saved := r.Persistence().Saved
 	if saved.N != 2 || saved.Size != len(store.data) || time.Since(saved.At) > testlab.Timeout {
 		t.Errorf("saved %+v", saved)
@@ -292,7 +293,7 @@ func TestDamagedSnapshot(t *testing.T) {
 			t.Errorf("octet %d of %d: got no error", i, len(data))
 		}
 	}
-	if page, err := r.Names(t.Context(), dnscache.Query{Limit: 10}); err != nil || len(page.Names) > 0 {
+	if page, err := Names(t.Context(), []*Resolver{r}, dnscache.Query{Limit: 10}); err != nil || len(page.Names) > 0 {
 		t.Errorf("known: %v, %v; want nothing", page.Names, err)
 	}
 	if err := restore(data); err != nil {
@@ -328,12 +329,12 @@ func FuzzRestore(f *testing.F) {
 		}
 		fresh.Purge(dnscache.Purge{Suffix: "."})
 		if _, err := (saved{fresh}).Restore(parsed); err != nil {
-			if page, _ := fresh.Names(t.Context(), dnscache.Query{Limit: 10}); len(page.Names) > 0 {
+			if page, _ := Names(t.Context(), []*Resolver{fresh}, dnscache.Query{Limit: 10}); len(page.Names) > 0 {
 				t.Errorf("names %v of a section that cannot be read", page.Names)
 			}
 			return
 		}
-		page, err := fresh.Names(t.Context(), dnscache.Query{Limit: 1000})
+		page, err := Names(t.Context(), []*Resolver{fresh}, dnscache.Query{Limit: 1000})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -378,7 +379,7 @@ func TestInheritBounds(t *testing.T) {
 	config.Predecessor = func(*Resolver) *Resolver { return old }
 	r := newResolver(t, config)
 	wantLookup(t, r, "n19.example", "hit [192.0.2.1]") // the first reader waits
-	if n := r.cache.Len(); n != 20 {
+	if n := knownNames(r); n != 20 {
 		t.Errorf("%d names are known, want 20", n)
 	}
 }
@@ -426,7 +427,7 @@ func BenchmarkSnapshot(b *testing.B) {
 			b.StopTimer()
 			other := newResolver(b, config)
 			b.StartTimer()
-			other.Inherit(r)
+			other.inherit(r)
 		}
 	})
 }

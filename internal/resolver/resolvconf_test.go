@@ -12,6 +12,7 @@ import (
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/dnsclient"
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/testlab/leaktest"
 )
 
 // TestParseResolvConf has all that may stand in a resolv.conf(5) file. TestParseSearch
@@ -118,7 +119,7 @@ func ofSystem(t *testing.T, config Config, s *testlab.Nameserver, more string) (
 // TestUseVC: where nothing gets through by UDP, the option use-vc makes names
 // resolve.
 func TestUseVC(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	s.SetTCPOnly()
 	s.Has("a.example", "192.0.2.1")

@@ -17,6 +17,7 @@ import (
 
 	"caddytarget/internal/dnscache"
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/testlab/leaktest"
 )
 
 // TestFilesAreReadAgain checks that a changed hosts file and resolv.conf take
@@ -114,6 +115,14 @@ func mustLookup(t testing.TB, r *Resolver, name string) string {
 	return fmt.Sprint(a.From, " ", a.Addrs)
 }
 
+// knownNames returns how many names the cache of the zone of all other names has.
+func knownNames(r *Resolver) (n int) {
+	for _, inState := range r.cache.Stats().Names {
+		n += inState
+	}
+	return n
+}
+
 // wantLookup checks the addresses of a name and where they came from.
 func wantLookup(t testing.TB, r *Resolver, name, want string) {
 	t.Helper()
@@ -124,7 +133,7 @@ func wantLookup(t testing.TB, r *Resolver, name, want string) {
 
 // TestZones has the nameservers that are asked for a name.
 func TestZones(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	servers := map[string]*testlab.Nameserver{"192.0.2.1": testlab.NewNameserver(t), "192.0.2.2": testlab.NewNameserver(t), "192.0.2.3": testlab.NewNameserver(t)}
 	names := map[string]string{
 		"consul":             "192.0.2.2",
@@ -187,7 +196,7 @@ func TestZones(t *testing.T) {
 
 // TestZoneAlone: what happens in one zone disturbs no other.
 func TestZoneAlone(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	main, dead := testlab.NewNameserver(t), testlab.NewNameserver(t)
 	main.Has("a.example", "192.0.2.1")
 	dead.SetSilent(true)
@@ -279,7 +288,7 @@ func TestRoots(t *testing.T) {
 
 // TestPreload: names are known before they are looked up, each from its zone.
 func TestPreload(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	hosts := filepath.Join(t.TempDir(), "hosts")
 	if err := os.WriteFile(hosts, []byte("192.0.2.9 hosts.example\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -348,7 +357,7 @@ func TestAliasToOnion(t *testing.T) {
 
 // TestReopen: lookups of a closed resolver are those of another one, if there is one.
 func TestReopen(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	s.Has("known.example", "192.0.2.1")
 	s.Has("new.example", "192.0.2.2")

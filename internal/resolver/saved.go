@@ -64,9 +64,9 @@ func (r *Resolver) serversOf(z *zone) (all []serverHash) {
 	return all
 }
 
-// Identity returns a text that is equal for resolvers whose zones and nameservers are the
+// identity returns a text that is equal for resolvers whose zones and nameservers are the
 // same, however they are asked. It shows nothing of them.
-func (r *Resolver) Identity() string { return r.memory.identity }
+func (r *Resolver) identity() string { return r.memory.identity }
 
 func (r *Resolver) newIdentity() string {
 	sum := sha256.New()

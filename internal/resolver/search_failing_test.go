@@ -12,12 +12,13 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/testlab/leaktest"
 )
 
 // TestSearchPastFailures: external names resolve though a search domain, as a pod of
 // Kubernetes has them, fails.
 func TestSearchPastFailures(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	for _, fails := range []testlab.Reply{{Rcode: 2}, {Rcode: 4}, {Rcode: 5}, {Silent: true}, {Broken: true}} {
 		s := testlab.NewNameserver(t)
 		s.Set("api.partner.example.corp.example", fails)
@@ -35,7 +36,7 @@ func TestSearchPastFailures(t *testing.T) {
 // TestSearchStaysWhereItWas: a name that was found in one domain is not taken to be
 // another host, in a domain that comes later, because asking for it fails.
 func TestSearchStaysWhereItWas(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	for _, fails := range []testlab.Reply{{Rcode: 2}, {Rcode: 5}, {Silent: true}, {Broken: true}} {
 		s := testlab.NewNameserver(t)
 		clock := newSkippingClock()
@@ -69,7 +70,7 @@ func TestSearchStaysWhereItWas(t *testing.T) {
 // TestSearchSilentDomain: a domain for which nothing comes takes its part of the
 // time from a new name.
 func TestSearchSilentDomain(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	s.Set("web.example.a.test", testlab.Reply{Silent: true})
 	s.Has("web.example", "192.0.2.1")
@@ -84,7 +85,7 @@ func TestSearchSilentDomain(t *testing.T) {
 // TestSearchDeadDomain: a name that was found before does not wait for a domain that
 // failed the last time.
 func TestSearchDeadDomain(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	s.Set("web.example.a.test", testlab.Reply{Rcode: 2})
 	s.Set("web.example", testlab.Reply{Addrs: []string{"192.0.2.1"}, TTL: 3600})
@@ -112,7 +113,7 @@ func TestSearchDeadDomain(t *testing.T) {
 // TestSearchWaitsAtTheEnd: a domain that is only slow is still waited for when there
 // is nothing in the others.
 func TestSearchWaitsAtTheEnd(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	hold := make(chan struct{})
 	s.Set("web.a.test", testlab.Reply{Addrs: []string{"192.0.2.1"}, TTL: 60, Hold: hold})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"caddytarget/internal/testlab"
+	"caddytarget/internal/testlab/leaktest"
 )
 
 // TestParseSearch has what is read from resolv.conf, as glibc reads it.
@@ -109,7 +110,7 @@ func withResolvConf(t *testing.T, config Config, text string) (r *Resolver, chan
 
 // TestSearch has all of searchTests.
 func TestSearch(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	for _, test := range searchTests {
 		t.Run(test.name, func(t *testing.T) {
 			s := testlab.NewNameserver(t)
@@ -157,7 +158,7 @@ func TestSearch(t *testing.T) {
 // TestSearchDeadline: the deadline is for all that is tried, and each has its part of
 // it; but a complete name has all.
 func TestSearchDeadline(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	for _, name := range []string{"web.a.test", "web.b.test", "web", "web.example"} {
 		s.Set(name, testlab.Reply{Silent: true})
@@ -193,7 +194,7 @@ func isTimeout(err error) bool {
 
 // TestSearchZones: what a name is short for may be in a zone.
 func TestSearchZones(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	main, zone := testlab.NewNameserver(t), testlab.NewNameserver(t)
 	zone.Has("web.a.test", "192.0.2.2")
 	r, _ := searching(t, Config{
@@ -208,7 +209,7 @@ func TestSearchZones(t *testing.T) {
 // TestSearchRemembers: a name stays what it was found to be while that cannot
 // be found out again.
 func TestSearchRemembers(t *testing.T) {
-	checkLeaks(t)
+	leaktest.Check(t)
 	s := testlab.NewNameserver(t)
 	s.Set("web.b.test", testlab.Reply{Addrs: []string{"192.0.2.2"}, TTL: 60})
 	config := Config{

@@ -223,25 +223,8 @@ func splitHostPort(s string) (host string, port uint16, err error) {
 	if colon < 0 || colon < strings.LastIndexByte(s, ']') {
 		return s, 0, nil
 	}
-	port, err = ParsePort(s[colon+1:])
+	port, err = guard.ParsePort(s[colon+1:])
 	return s[:colon], port, err
-}
-
-// ParsePort parses a port from 1 to 65535. The error says what is wrong with it.
-func ParsePort(s string) (uint16, error) {
-	port, ok := guard.ParsePort(s)
-	switch {
-	case ok:
-		return port, nil
-	case s == "":
-		return 0, errors.New("no port after the colon")
-	}
-	for i := range len(s) {
-		if !isDigit(s[i]) {
-			return 0, fmt.Errorf("port %q is not a number", s)
-		}
-	}
-	return 0, fmt.Errorf("port %q is not in 1 to 65535", s)
 }
 
 // NormalizeHost returns the normal form of a host, with which it is checked, resolved, sent

@@ -13,6 +13,7 @@ package testlab
 import (
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"time"
 )
 
@@ -37,6 +38,15 @@ func Eventually(t T, what string, ok func() bool) {
 			t.Fatalf("still not after %s: %s", Timeout, what)
 		}
 	}
+}
+
+// Heap returns how many octets of the heap are in use.
+func Heap() int64 {
+	runtime.GC()
+	runtime.GC() // what pools keep outlives one
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // Listen listens on one TCP port of several addresses, on a free one if port is "".

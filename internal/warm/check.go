@@ -15,9 +15,9 @@ const (
 func Check(connections, targets int) error {
 	switch {
 	case connections < 1 || connections > maxConnections:
-		return fmt.Errorf("warm: %d connections are not from 1 to %d", connections, maxConnections)
+		return fmt.Errorf("warm: connections %d is not a number from 1 to %d", connections, maxConnections)
 	case targets < 0 || targets > maxTargets:
-		return fmt.Errorf("warm: %d targets are not from 1 to %d", targets, maxTargets)
+		return fmt.Errorf("warm: targets %d is not a number from 1 to %d", targets, maxTargets)
 	}
 	return nil
 }

@@ -285,7 +285,7 @@ func TestSettledConnections(t *testing.T) {
 // TestPace: dials begin one after the other, at the rate.
 func TestPace(t *testing.T) {
 	l := newLab(t, 1, 10)
-	const dials = 3 * Rate
+	const dials = 3 * rate
 	for range dials {
 		l.pace.wait(context.Background())
 	}
@@ -293,7 +293,7 @@ func TestPace(t *testing.T) {
 		t.Fatalf("%d of %d dials waited, want all but the first one", len(l.sleeps), dials)
 	}
 	for i, d := range l.sleeps {
-		if want := time.Duration(i+1) * time.Second / Rate; d != want {
+		if want := time.Duration(i+1) * time.Second / rate; d != want {
 			t.Fatalf("dial %d waits for %v, want %v", i+2, d, want)
 		}
 	}
@@ -301,7 +301,7 @@ func TestPace(t *testing.T) {
 	l.pass(time.Hour)
 	l.pace.wait(context.Background())
 	l.pace.wait(context.Background())
-	if !slices.Equal(l.sleeps, []time.Duration{time.Second / Rate}) {
+	if !slices.Equal(l.sleeps, []time.Duration{time.Second / rate}) {
 		t.Errorf("after a pause, dials wait for %v, want no wait and then one", l.sleeps)
 	}
 }
@@ -352,12 +352,12 @@ func TestWorkers(t *testing.T) {
 		found.Orders[0].Owner = hold
 		return found
 	}
-	for i := range 3 * Workers {
+	for i := range 3 * workers {
 		l.call(fmt.Sprint("n", i), 1, true)
 	}
 	l.pace.next = time.Time{}
 	l.Use(1, []*Site{l.site})
-	testlab.Eventually(t, "all workers dial", func() bool { return hold.underway() == Workers })
+	testlab.Eventually(t, "all workers dial", func() bool { return hold.underway() == workers })
 	l.Release(2) // another owner's
 	if l.halt == nil {
 		t.Error("another owner has ended it")
@@ -365,8 +365,8 @@ func TestWorkers(t *testing.T) {
 	l.Release(1)
 	close(hold.hold)
 	testlab.Eventually(t, "the dials have ended", func() bool { return hold.underway() == 0 })
-	if hold.most != Workers {
-		t.Errorf("%d dials at a time, want %d", hold.most, Workers)
+	if hold.most != workers {
+		t.Errorf("%d dials at a time, want %d", hold.most, workers)
 	}
 }
 

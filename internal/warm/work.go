@@ -9,11 +9,11 @@ import (
 )
 
 const (
-	// Rate is how many dials a second are begun at most, for all sites together.
-	Rate = 100
+	// rate is how many dials a second are begun at most, for all sites together.
+	rate = 100
 
-	// Workers is how many dials and lookups are under way at a time, at most.
-	Workers = 16
+	// workers is how many dials and lookups are under way at a time, at most.
+	workers = 16
 
 	roundInterval = 250 * time.Millisecond // between two looks at all targets
 	checkInterval = time.Second            // between two looks at one that lacks nothing
@@ -38,7 +38,7 @@ type job struct {
 func (l *List) run(ctx context.Context) {
 	var working sync.WaitGroup
 	defer working.Wait()
-	slots := make(chan struct{}, Workers)
+	slots := make(chan struct{}, workers)
 	for tidied := l.now(); ctx.Err() == nil; l.sleep(ctx, roundInterval) {
 		if now := l.now(); now.Sub(tidied) >= checkInterval {
 			tidied = now
@@ -213,7 +213,7 @@ func (p *pace) wait(ctx context.Context) {
 	if p.next.After(now) {
 		at = p.next
 	}
-	p.next = at.Add(time.Second / Rate)
+	p.next = at.Add(time.Second / rate)
 	p.mu.Unlock()
 	if at.After(now) {
 		p.list.sleep(ctx, at.Sub(now))

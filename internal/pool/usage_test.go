@@ -395,3 +395,36 @@ func TestUsagesOfFullPage(t *testing.T) {
 		t.Errorf("got %+v, %d, %v, want the key on the next page", page, next, err)
 	}
 }
+
+// checkIdle checks the state of a pool while no request is under way.
+func (p *Pool) checkIdle(t *testing.T) {
+	p.checkCounts(t)
+	open := 0
+	for i := range p.shards {
+		s := &p.shards[i]
+		s.mu.Lock()
+		listed := 0
+		for c := s.oldest; c != nil; c = c.next {
+			listed++
+		}
+		for _, d := range s.destinations {
+			if len(d.waiters)+len(d.dials) > 0 {
+				t.Errorf("%d requests wait and %d dials are under way, want none", len(d.waiters), len(d.dials))
+			}
+			for _, c := range d.conns {
+				if !c.idle && !c.retired || c.active != 0 {
+					t.Errorf("a connection that no request uses: idle %t, active %d, retired %t, want it idle or retired, and not active", c.idle, c.active, c.retired)
+				}
+			}
+			open += len(d.conns)
+			listed -= len(d.conns)
+		}
+		s.mu.Unlock()
+		if listed != 0 {
+			t.Errorf("%d connections more are in the list of idle ones than are open, want none", listed)
+		}
+	}
+	if p.Open() != open {
+		t.Errorf("Open returns %d, want %d, the connections of all destinations", p.Open(), open)
+	}
+}

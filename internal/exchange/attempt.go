@@ -63,7 +63,9 @@ func (a *Attempt) Refuse(req *http.Request) error {
 	if err := endOf(req.Context()); err != nil { // reverse_proxy tries again even then
 		if c != nil && c.State.Err == nil {
 			e := &failure.Error{Target: c.Host, Phase: failure.Connect, Err: err}
-			c.ranOut(err, e)
+			if c.hasRunOut(err) {
+				e.NotDialled(c.State.Timeout)
+			}
 			c.State.Err = e
 		}
 		if c != nil && errors.Is(err, context.DeadlineExceeded) {

@@ -213,7 +213,7 @@ func TestRefuse(t *testing.T) {
 	defer cancel()
 	a := newAttempt(t, new(Transport), r)
 	a.Call.State.Timeout = time.Minute
-	if err := a.Refuse(r.WithContext(ended)); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(a.Call.State.ErrorText(), "1m") {
+	if err := a.Refuse(r.WithContext(ended)); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(a.Call.State.ErrorText(), "within the timeout of 1m0s, before an address was dialled") {
 		t.Errorf("out of time: got %v, recorded as %s", err, a.Call.State.ErrorText())
 	}
 	r.Method = http.MethodConnect

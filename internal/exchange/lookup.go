@@ -56,9 +56,14 @@ func (c *Call) find(ctx context.Context, literal netip.Addr) (a addresses, err e
 
 // ranOut makes an error say that the request's timeout is over, if that ended its context.
 func (c *Call) ranOut(ended error, e *failure.Error) {
-	if errors.Is(ended, context.DeadlineExceeded) && c.State != nil && c.State.Timeout > 0 {
+	if c.hasRunOut(ended) {
 		e.RanOut(c.State.Timeout)
 	}
+}
+
+// hasRunOut reports whether it is the request's timeout that ended a context.
+func (c *Call) hasRunOut(ended error) bool {
+	return errors.Is(ended, context.DeadlineExceeded) && c.State != nil && c.State.Timeout > 0
 }
 
 // renew asks for the addresses of c again, for none of those that were known is

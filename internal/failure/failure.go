@@ -194,6 +194,12 @@ func (e *Error) RanOut(timeout time.Duration) {
 	e.text = phaseText[e.Phase] + "no answer within the timeout of " + timeout.String()
 }
 
+// NotDialled is RanOut for a request that was over before an address was dialled.
+func (e *Error) NotDialled(timeout time.Duration) {
+	e.RanOut(timeout)
+	e.text += ", before an address was dialled"
+}
+
 // OfLookup returns the error of the lookup of a target's name.
 func OfLookup(target string, err error) *Error {
 	e := &Error{Target: target, Phase: DNS, Err: err}

@@ -20,6 +20,8 @@ type Limits struct {
 
 	idle atomic.Int64 // idle connections
 
+	descriptors func() (used, limit int) // of the process; 0: not known
+
 	mu     sync.Mutex
 	open   int // open connections, with dials
 	groups map[string]*connGroup
@@ -45,7 +47,10 @@ func NewLimits(max int, domainOf func(host string) string) *Limits {
 	if max <= 0 {
 		max = math.MaxInt
 	}
-	return &Limits{max: max, wait: limitedWait, domainOf: domainOf, groups: make(map[string]*connGroup)}
+	return &Limits{
+		max: max, wait: limitedWait, domainOf: domainOf, groups: make(map[string]*connGroup),
+		descriptors: func() (used, limit int) { return descriptorsInUse(), DescriptorLimit() },
+	}
 }
 
 // acquire counts a connection that is about to be opened and returns its group, or nil if
@@ -88,6 +93,17 @@ func (l *Limits) release(name string) {
 	if g.open--; g.open == 0 {
 		delete(l.groups, name)
 	}
+}
+
+// excess returns how many connections are to be closed, if they are idle, because of other
+// uses of descriptors, above all those of clients: where seven eighths are in use, so many
+// that three quarters are.
+func (l *Limits) excess() int {
+	used, limit := l.descriptors()
+	if limit == 0 || used <= limit/8*7 {
+		return 0
+	}
+	return used - limit/4*3
 }
 
 // addPool adds a pool, whose idle connections acquire may close.

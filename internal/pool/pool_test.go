@@ -498,6 +498,50 @@ func TestLimitsOfIdle(t *testing.T) {
 	}
 }
 
+// TestDescriptors: where few descriptors are left, connections that are idle are closed, those
+// that were idle longest first.
+func TestDescriptors(t *testing.T) {
+	b := newBackend(t, echo)
+	var others atomic.Int64
+	limits := NewLimits(0, nil)
+	p := New(Config{}, health.New(), limits)
+	defer p.Close()
+	limits.descriptors = func() (used, limit int) { return p.Open() + int(others.Load()), 80 }
+	call := func(i int) {
+		t.Helper()
+		if _, err := get(t, p, b.order(fmt.Sprintf("n%d.test", i)), "/"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 20 {
+		call(i)
+	}
+	for _, step := range []struct {
+		others int64
+		want   int
+	}{{50, 20}, {51, 9}, {61, 9}, {62, 0}} {
+		others.Store(step.others)
+		p.sweep(time.Now())
+		if n := p.Open(); n != step.want {
+			t.Errorf("with %d descriptors of others, %d connections are open, want %d", step.others, n, step.want)
+		}
+		if step.want == 9 {
+			opened := b.Opened.Load()
+			for i := range 9 {
+				call(19 - i)
+			}
+			if n := b.Opened.Load() - opened; n != 0 {
+				t.Errorf("%d of the connections that were used last were closed, want none", n)
+			}
+		}
+	}
+	limits = NewLimits(0, nil)
+	limits.descriptors = func() (used, limit int) { return 100, 0 }
+	if n := limits.excess(); n != 0 {
+		t.Errorf("%d connections are to be closed where the limit is not known, want none", n)
+	}
+}
+
 // TestLimitsAtOnce: idle connections are closed for all that are opened at a time.
 func TestLimitsAtOnce(t *testing.T) {
 	b := newBackend(t, echo)

@@ -78,9 +78,12 @@ func (w *sweeper) stop(p *Pool) {
 }
 
 // sweep closes connections that have been idle for too long, whose address the target
-// no longer has, or that the backend has closed. It aborts those in use whose backend
+// no longer has, that the backend has closed, or whose descriptors clients need. It aborts those in use whose backend
 // has gone silent.
 func (p *Pool) sweep(now time.Time) {
+	if n := p.limits.excess(); n > 0 {
+		p.closeIdle(p.open.Load() - int64(n))
+	}
 	for i := range p.shards {
 		p.sweepShard(&p.shards[i], now)
 	}

@@ -26,7 +26,7 @@ func TestTimeoutEndsRetries(t *testing.T) {
 		_, _ = conn.Read(make([]byte, 1000))
 	}).Port
 	for _, interval := range []string{"lb_try_interval 10ms", "lb_try_interval 1h", ""} {
-		w.run(w.proxy("timeout 300ms", "lb_try_duration "+tries.String(), interval))
+		w.run(w.proxy("timeout 1s", "lb_try_duration "+tries.String(), interval))
 		for _, test := range []struct {
 			target string
 			status int

@@ -261,7 +261,8 @@ func (a *Attempt) End() {
 
 // IsLast reports whether an attempt that has failed is the last one because the request's
 // time is over, or will be before another attempt can begin. It keeps reverse_proxy from
-// trying again, which for a GET would go on for as long as lb_try_duration says.
+// trying again, which for a GET would go on for as long as lb_try_duration says, unless an
+// lb_retry_match looks at something else than the method.
 func (a *Attempt) IsLast(req *http.Request) bool {
 	deadline, ok := req.Context().Deadline()
 	if !ok || time.Until(deadline) > a.transport.Interval {

@@ -24,11 +24,15 @@ func (a *Attempt) watchBody(res *http.Response) {
 // Read implements io.Reader.
 func (b *responseBody) Read(p []byte) (n int, err error) {
 	n, err = b.responseBody.Read(p)
-	switch a, ended := (*Attempt)(b), endOf(b.Out.Context()); {
+	switch {
 	case err == nil:
+		return n, nil
 	case err == io.EOF:
 		failure.DropProxyStatus(*b.responseTrailer)
-	case ended == nil || errors.Is(ended, context.DeadlineExceeded):
+		return n, err
+	}
+	a, ended := (*Attempt)(b), endOf(b.Out.Context())
+	if ended == nil || errors.Is(ended, context.DeadlineExceeded) {
 		failed := &failure.Error{Target: a.Call.Host, Address: a.Address(), Phase: failure.Response, Err: err, Incomplete: true}
 		a.Call.ranOut(ended, failed)
 		a.Call.State.Err = failed

@@ -112,7 +112,13 @@ func (p *Pool) deliverError(d *destination, n *dial, err *Error) {
 		n.spare.Dialled(false)
 	}
 	for _, w := range slices.Clone(d.waiters) {
-		if w.dial != n || err.Err == ErrLimit && p.waitsForFree(d, w, err, n) {
+		switch {
+		case w.dial != n:
+			continue
+		case err.Err == ErrLimit && n.spare != nil: // a dial for a request may close what is idle
+			w.dial = nil
+			continue
+		case err.Err == ErrLimit && p.waitsForFree(d, w, err, n):
 			continue
 		}
 		p.removeWaiter(d, w)

@@ -97,6 +97,19 @@ func (t *dialWait) phase() Phase {
 	return t.waiter.dial.phase
 }
 
+// ended returns the error of a request whose context has ended. Where it waited since Limits
+// allow no other connection, its time ran out for that reason, and not for one of the address.
+func (t *dialWait) ended(ctx context.Context) *Error {
+	s := t.d.shard
+	s.mu.Lock()
+	limited := t.waiter.limited != nil && t.waiter.dial == nil
+	s.mu.Unlock()
+	if limited && ctx.Err() == context.DeadlineExceeded {
+		return &Error{Phase: Connect, Err: ErrLimit}
+	}
+	return &Error{Phase: t.phase(), Err: context.Cause(ctx)}
+}
+
 // expired is called when the timer fires. It returns the error with which the request
 // ends, or nil if it goes on waiting: because time is left for the phase, or because no
 // dial is assigned and it waits for a connection to become free.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -115,7 +116,7 @@ func (f *settingsConn) Close() error {
 // 20 kB for each connection that was closed meanwhile. A request stops the timer that does
 // so, before it fails since the connection is closed.
 func (c *conn) freeHTTP2() {
-	if res, err := c.h2.RoundTrip(&http.Request{Method: http.MethodGet}); err == nil {
+	if res, err := c.h2.RoundTrip(&http.Request{Method: http.MethodGet, URL: new(url.URL)}); err == nil {
 		_ = res.Body.Close()
 	}
 }

@@ -21,6 +21,7 @@ type Limits struct {
 	idle atomic.Int64 // idle connections
 
 	descriptors func() (used, limit int) // of the process; 0: not known
+	relieving   sync.Mutex               // held by relieve: what one pool closes counts for the next
 
 	mu     sync.Mutex
 	open   int // open connections, with dials
@@ -72,13 +73,15 @@ func (l *Limits) acquire(name string, mayClose bool) *connGroup {
 			l.mu.Unlock()
 			return g
 		}
+		// to close some of its own is of no use if it would still have more than its share
+		hopeless := !allowed && g.open-int(g.idle.Load()) >= max(1, (free+int(l.idle.Load()))/share)
 		pools := slices.Clone(l.pools)
 		l.mu.Unlock()
 		makeRoom := (*Pool).closeOldest
 		if !allowed {
 			makeRoom = func(p *Pool) bool { return p.closeOldestOf(g) }
 		}
-		if !mayClose || !allowed && g.idle.Load() == 0 || !slices.ContainsFunc(pools, makeRoom) {
+		if !mayClose || hopeless || !slices.ContainsFunc(pools, makeRoom) {
 			return nil
 		}
 	}
@@ -95,15 +98,15 @@ func (l *Limits) release(name string) {
 	}
 }
 
-// excess returns how many connections are to be closed, if they are idle, because of other
-// uses of descriptors, above all those of clients: where seven eighths are in use, so many
-// that three quarters are.
-func (l *Limits) excess() int {
+// relieve closes connections of a pool that are idle because of other uses of descriptors,
+// above all those of clients: where seven eighths are in use, so many that three quarters are.
+func (l *Limits) relieve(p *Pool) {
+	l.relieving.Lock()
+	defer l.relieving.Unlock()
 	used, limit := l.descriptors()
-	if limit == 0 || used <= limit/8*7 {
-		return 0
+	if limit > 0 && used > limit/8*7 {
+		p.closeIdle(p.open.Load() - int64(used-limit/4*3))
 	}
-	return used - limit/4*3
 }
 
 // addPool adds a pool, whose idle connections acquire may close.

@@ -347,18 +347,7 @@ func TestNegativeMaxPerKey(t *testing.T) {
 // together no more than the limit. Idle connections are closed for new ones.
 func TestLimits(t *testing.T) {
 	hold := make(chan struct{})
-	b := newBackend(t, func(c net.Conn, r *bufio.Reader) {
-		for {
-			req, err := http.ReadRequest(r)
-			if err != nil {
-				return
-			}
-			if req.URL.Path == "/hold" {
-				<-hold
-			}
-			_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
-		}
-	})
+	b := newBackend(t, holdOn(hold))
 	p := New(Config{}, health.New(), NewLimits(20, lastTwo))
 	defer p.Close()
 	var wg sync.WaitGroup
@@ -498,6 +487,112 @@ func TestLimitsOfIdle(t *testing.T) {
 	}
 }
 
+// TestLimitsOfBusy: a domain that would have more than its share without its idle connections,
+// too, keeps these.
+func TestLimitsOfBusy(t *testing.T) {
+	hold := make(chan struct{})
+	b := newBackend(t, holdOn(hold))
+	p := New(Config{}, health.New(), NewLimits(24, lastTwo))
+	defer p.Close()
+	var wg sync.WaitGroup
+	start := func(host, path string) {
+		open := p.Open()
+		wg.Go(func() {
+			if _, err := get(t, p, b.order(host), path); err != nil {
+				t.Errorf("%s: %v, want a response", host, err)
+			}
+		})
+		testlab.Eventually(t, "a connection is open", func() bool { return p.Open() == open+1 })
+	}
+	for i := range 3 {
+		start(fmt.Sprintf("busy%d.large.example", i), "/hold")
+	}
+	for i := range 2 {
+		if _, err := get(t, p, b.order(fmt.Sprintf("idle%d.large.example", i)), "/"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 9 { // a quarter of what is free or idle is 3 then
+		start(fmt.Sprintf("a.other%d", i), "/hold")
+	}
+	if _, err := get(t, p, b.order("new.large.example"), "/"); !errors.Is(err, ErrLimit) {
+		t.Errorf("another host: %v, want %v", err, ErrLimit)
+	}
+	if n := p.Open(); n != 14 {
+		t.Errorf("%d connections are open, want 14: none closed in vain", n)
+	}
+	close(hold)
+	wg.Wait()
+}
+
+// TestLimitsWaitElsewhere: a request that waits since Limits allow no other connection gets one
+// when there is room because connections to others have ended.
+func TestLimitsWaitElsewhere(t *testing.T) {
+	hold, holdOther := make(chan struct{}), make(chan struct{})
+	b, other := newBackend(t, holdOn(hold)), newBackend(t, func(_ net.Conn, r *bufio.Reader) {
+		_, _ = http.ReadRequest(r)
+		<-holdOther
+	})
+	limits := NewLimits(12, lastTwo) // of which one domain may have two
+	limits.wait = time.Hour
+	p := New(Config{}, health.New(), limits)
+	defer p.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := get(t, p, b.order("a.large.example"), "/hold"); err != nil {
+			t.Errorf("the first request: %v, want a response", err)
+		}
+	})
+	testlab.Eventually(t, "its connection is open", func() bool { return p.Open() == 1 })
+	wg.Go(func() {
+		if _, err := get(t, p, other.order("b.large.example"), "/"); err == nil {
+			t.Error("a response of a backend that sends none")
+		}
+	})
+	testlab.Eventually(t, "another host of the domain has the other one", func() bool { return p.Open() == 2 })
+	served := make(chan error, 1)
+	wg.Go(func() {
+		_, err := get(t, p, b.order("a.large.example"), "/")
+		served <- err
+	})
+	testlab.Eventually(t, "the next request waits", func() bool { return p.limitedWaiters() == 1 })
+	close(holdOther)
+	if err := <-served; err != nil {
+		t.Errorf("the next request: %v, want a response", err)
+	}
+	close(hold)
+	wg.Wait()
+}
+
+// holdOn serves requests, those for /hold when hold is closed.
+func holdOn(hold <-chan struct{}) func(net.Conn, *bufio.Reader) {
+	return func(c net.Conn, r *bufio.Reader) {
+		for {
+			req, err := http.ReadRequest(r)
+			if err != nil {
+				return
+			}
+			if req.URL.Path == "/hold" {
+				<-hold
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+		}
+	}
+}
+
+// limitedWaiters returns how many requests wait since Limits allow no other connection.
+func (p *Pool) limitedWaiters() (n int) {
+	for i := range p.shards {
+		s := &p.shards[i]
+		s.mu.Lock()
+		for _, d := range s.destinations {
+			n += d.limited
+		}
+		s.mu.Unlock()
+	}
+	return n
+}
+
 // TestDescriptors: where few descriptors are left, connections that are idle are closed, those
 // that were idle longest first.
 func TestDescriptors(t *testing.T) {
@@ -534,11 +629,6 @@ func TestDescriptors(t *testing.T) {
 				t.Errorf("%d of the connections that were used last were closed, want none", n)
 			}
 		}
-	}
-	limits = NewLimits(0, nil)
-	limits.descriptors = func() (used, limit int) { return 100, 0 }
-	if n := limits.excess(); n != 0 {
-		t.Errorf("%d connections are to be closed where the limit is not known, want none", n)
 	}
 }
 

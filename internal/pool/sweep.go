@@ -81,9 +81,7 @@ func (w *sweeper) stop(p *Pool) {
 // no longer has, that the backend has closed, or whose descriptors clients need. It aborts those in use whose backend
 // has gone silent.
 func (p *Pool) sweep(now time.Time) {
-	if n := p.limits.excess(); n > 0 {
-		p.closeIdle(p.open.Load() - int64(n))
-	}
+	p.limits.relieve(p)
 	for i := range p.shards {
 		p.sweepShard(&p.shards[i], now)
 	}

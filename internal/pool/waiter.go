@@ -16,7 +16,8 @@ type waiter struct {
 	dial  *dial       // that it was assigned; nil: it waits for a connection to become free
 	since time.Time   // when it began to wait; set if the order has a Timing
 
-	limited *time.Timer // ends its wait, since Limits allowed it no dial; nil: they did
+	limited      *time.Timer // calls checkLimited, since Limits allowed it no dial; nil: they did
+	limitedUntil time.Time   // how long it waits then
 }
 
 // answer is a connection or the reason why there is none.
@@ -126,7 +127,7 @@ func (p *Pool) awaitConn(ctx context.Context, d *destination, w *waiter) (*conn,
 				return p.giveUp(d, w, t.stillDialing())
 			}
 		case <-ctx.Done():
-			return p.giveUp(d, w, &Error{Phase: t.phase(), Err: context.Cause(ctx)})
+			return p.giveUp(d, w, t.ended(ctx))
 		}
 	}
 }
@@ -227,31 +228,70 @@ func (p *Pool) assignDials(d *destination) {
 	}
 }
 
+// limitedStep is how often one of the requests that wait since Limits allowed them no dial
+// begins another one: room may have come about elsewhere.
+const limitedStep = 100 * time.Millisecond
+
 // waitsForFree makes a waiter wait for a connection to become free, since Limits allowed it
-// no dial. It reports false if as many requests do so as there are connections, or
-// maxPerDial times as many over HTTP/2; shard.mu is held.
+// no dial: as long as Limits say, or as for a dial if there is another address to try. It
+// reports false if that time is over, or if as many requests wait so as there are connections,
+// or maxPerDial times as many over HTTP/2; shard.mu is held.
 func (p *Pool) waitsForFree(d *destination, w *waiter, err *Error, n *dial) bool {
-	if w.limited == nil {
-		most := len(d.conns)
-		if d.speaksHTTP2 {
-			most *= maxPerDial
-		}
-		if d.limited >= most {
-			return false
-		}
-		d.limited++
-		w.limited = time.AfterFunc(p.limits.wait, func() {
-			d.shard.mu.Lock()
-			defer d.shard.mu.Unlock()
-			if slices.Contains(d.waiters, w) {
-				p.removeWaiter(d, w)
-				w.ready <- answer{err: err, dial: n}
-				d.shard.dropUnused(d)
-			}
-		})
+	if w.limited != nil {
+		w.dial = nil
+		return time.Now().Before(w.limitedUntil)
 	}
-	w.dial = nil
+	most := len(d.conns)
+	if d.speaksHTTP2 {
+		most *= maxPerDial
+	}
+	if d.limited >= most {
+		return false
+	}
+	wait := p.limits.wait
+	if !w.order.Last {
+		wait = min(wait, failoverTimeout[Connect])
+	}
+	d.limited++
+	w.dial, w.limitedUntil = nil, time.Now().Add(wait)
+	w.limited = time.AfterFunc(min(wait, limitedStep), func() { p.checkLimited(d, w, answer{err: err, dial: n}) })
 	return true
+}
+
+// checkLimited ends a waiter to which Limits allowed no dial, with an answer, if its time is
+// over and no dial for it is under way. Before that, the first of these waiters begins one.
+func (p *Pool) checkLimited(d *destination, w *waiter, otherwise answer) {
+	d.shard.mu.Lock()
+	defer d.shard.mu.Unlock()
+	if !slices.Contains(d.waiters, w) {
+		return
+	}
+	left := time.Until(w.limitedUntil)
+	switch {
+	case w.dial != nil:
+	case left <= 0:
+		p.removeWaiter(d, w)
+		w.ready <- otherwise
+		d.shard.dropUnused(d)
+		return
+	case w == d.firstLimited():
+		p.assignDial(d, w)
+	}
+	if left <= 0 {
+		left = limitedStep
+	}
+	w.limited.Reset(min(left, limitedStep))
+}
+
+// firstLimited returns the first waiter to which Limits allowed no dial, or nil; shard.mu is
+// held.
+func (d *destination) firstLimited() *waiter {
+	for _, w := range d.waiters {
+		if w.limited != nil {
+			return w
+		}
+	}
+	return nil
 }
 
 // dialLimited begins a dial for one of the waiters to which Limits allowed none, after a
@@ -259,11 +299,8 @@ func (p *Pool) waitsForFree(d *destination, w *waiter, err *Error, n *dial) bool
 func (p *Pool) dialLimited(d *destination) {
 	d.shard.mu.Lock()
 	defer d.shard.mu.Unlock()
-	for _, w := range d.waiters {
-		if w.limited != nil && w.dial == nil {
-			p.assignDial(d, w)
-			return
-		}
+	if w := d.firstLimited(); w != nil {
+		p.assignDial(d, w)
 	}
 }
 

@@ -24,10 +24,10 @@ func (a *Attempt) watchBody(res *http.Response) {
 // Read implements io.Reader.
 func (b *responseBody) Read(p []byte) (n int, err error) {
 	n, err = b.responseBody.Read(p)
-	switch {
-	case err == nil:
+	switch err {
+	case nil:
 		return n, nil
-	case err == io.EOF:
+	case io.EOF:
 		failure.DropProxyStatus(*b.responseTrailer)
 		return n, err
 	}

@@ -424,7 +424,9 @@ func breakCases() (cases []wireCase) {
 		cases = append(cases, c)
 	}
 	return append(cases,
-		wireCase{name: "reset while a long body is sent", client: script{anyway(send(post(text(1_000_000)))), readResponse, readBody, hangUp}, backend: script{readHead, readSome(100_000), reset}},
+		wireCase{name: "reset while a long body is sent", client: script{anyway(send(post(text(1_000_000)))), readResponse, readBody, hangUp}, backend: script{readHead, readSome(100_000), reset},
+			// how much is left depends on the system's buffers: stock keeps the connection in any case
+			differs: bodyUnread, want: []string{"the client", "HTTP/1.1 502 Bad Gateway", "connection 1 of the backend", "POST / HTTP/1.1", "connection 2 of the backend", "another request", `body "after"`}},
 		wireCase{name: "reset, and then an answer", backend: script{take, reset}, second: respond(ok("again"))},
 		wireCase{name: "garbage, and then an answer", backend: respond("garbage\r\n\r\n"), second: respond(ok("again"))},
 		wireCase{name: "reset after a GET with a body, and then an answer", client: script{ask(request("GET /", "Content-Length: 5") + "hello")},
